@@ -1,0 +1,95 @@
+"""Writing what must survive: temporary name, fsync, rename, fsync of the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel
+
+_TEMPORARY = ".partial-"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path` so that a reader, now or after a crash, sees the old file or the new one, whole."""
+    with _renamed_into_place(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for UTF-8 text."""
+    write_bytes(path, text.encode())
+
+
+def write_model(path: Path, model: BaseModel) -> None:
+    """`write_bytes` for a pydantic model, as indented JSON."""
+    write_text(path, model.model_dump_json(indent=2) + "\n")
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file, then move it to `path` durably."""
+    with _renamed_into_place(path) as temporary:
+        write(temporary)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder, then move it to `path` durably, in place of an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(path)
+    temporary.mkdir()
+    try:
+        write(temporary)
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _fsync(Path(folder) / name)
+            _fsync(Path(folder))
+        if path.exists():
+            retired = _temporary_beside(path)
+            path.rename(retired)
+            temporary.rename(path)
+            shutil.rmtree(retired)
+        else:
+            temporary.rename(path)
+        _fsync(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed writer left under temporary names in `folder`."""
+    for leftover in folder.glob(f"{_TEMPORARY}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+@contextmanager
+def _renamed_into_place(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(path)
+    try:
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(path)
+        _fsync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.parent / f"{_TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,347 @@
+"""The plan: the whole experiment as its user writes it, validated, frozen and hashed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.digest import digest
+from schemas.errors import cross_field_error
+from schemas.section import Section
+
+DIGITS = "sklearn:digits"
+_NOT_THE_EXPERIMENT = {"workers", "checkpointing", "logging"}
+
+
+class DataPlan(Section):
+    """Where the images come from and what is done to each one once."""
+
+    path: str = Field(
+        DIGITS,
+        description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}.",
+    )
+    config_name: str | None = Field(None, description="The hub data set's configuration.")
+    split: str = "train"
+    image_column: str | None = Field(None, description="The column of images; found by itself if there is one.")
+    resolution: int = Field(8, ge=4, description="Side in pixels: shorter side resized, centre cropped.")
+    channels: Literal[1, 3] = Field(1, description="1: greyscale, 3: RGB (alpha is laid on white).")
+    random_flip: bool = Field(False, description="Mirror each image with probability 1/2, anew each step.")
+    max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
+
+
+class ModelPlan(Section):
+    """The dense network: diffusers' UNet2DModel, by its own argument names."""
+
+    family: Literal["pixel"] = "pixel"
+    block_out_channels: tuple[int, ...] = (64, 128)
+    layers_per_block: int = Field(2, ge=1)
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D")
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "UpBlock2D")
+    norm_num_groups: int = Field(8, ge=1)
+    norm_eps: float = 1e-6
+    attention_head_dim: int | None = None
+    downsample_padding: int = 0
+    flip_sin_to_cos: bool = False
+    freq_shift: int = 1
+    act_fn: str = "silu"
+    add_attention: bool = True
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _blocks_agree(self) -> Self:
+        levels = len(self.block_out_channels)
+        for field in ("down_block_types", "up_block_types"):
+            types = getattr(self, field)
+            if len(types) != levels:
+                raise cross_field_error(
+                    f"model.{field}",
+                    list(types),
+                    f"{levels} entries, one for each of model.block_out_channels",
+                    "Make the two lists equally long.",
+                )
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise cross_field_error(
+                    "model.block_out_channels",
+                    list(self.block_out_channels),
+                    f"multiples of model.norm_num_groups = {self.norm_num_groups}",
+                    "Change the widths or the number of norm groups.",
+                )
+        return self
+
+
+class DiffusionPlan(Section):
+    """The forward process (DDPM, arXiv 2006.11239): T timesteps and their betas."""
+
+    num_train_timesteps: int = Field(1000, ge=2, description="T.")
+    beta_schedule: Literal["linear", "scaled_linear"] = Field(
+        "linear", description="scaled_linear: linear in the square root, as LDM does."
+    )
+    beta_start: float = Field(1e-4, gt=0, lt=1)
+    beta_end: float = Field(0.02, gt=0, lt=1)
+
+
+class RegionPlan(Section):
+    """A half-open range of timesteps that one expert trains on, and how much of the network it gives up."""
+
+    train: tuple[int, int] = Field(description="[start, stop): the timesteps that the expert trains on.")
+    pruning_ratio: float = Field(
+        ge=0, lt=1, description="Target share of channels to remove in every prunable layer; 0 keeps the network dense."
+    )
+    name: str = Field("", description="Default: start-stop.", pattern=r"^[A-Za-z0-9._-]*$")
+    steps: int | None = Field(None, ge=1, description="Training steps of this region, if not training.steps.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name"):
+            train = values.get("train")
+            if isinstance(train, list | tuple) and len(train) == 2:
+                return {**values, "name": f"{train[0]}-{train[1]}"}
+        return values
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        start, stop = self.train
+        if not 0 <= start < stop:
+            raise cross_field_error(
+                "regions.train",
+                list(self.train),
+                "0 <= start < stop",
+                "Give the range as [start, stop], stop excluded.",
+            )
+        return self
+
+
+class DrawPlan(Section):
+    """How tickets are drawn: the dense model trains until its pruning mask stops changing (paper, section 4.1)."""
+
+    scope: Literal["per-region", "shared"] = Field(
+        "per-region", description="per-region: each region on its own timesteps; shared: one dense warm-up over all."
+    )
+    importance: Literal["magnitude", "taylor", "diff-pruning", "random"] = "magnitude"
+    importance_timesteps: int | None = Field(
+        None,
+        ge=1,
+        description="taylor and diff-pruning: timesteps, evenly spaced in the region, whose gradients add up; all if not set.",
+    )
+    diff_pruning_threshold: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="diff-pruning stops at the timestep whose loss falls under this share of the largest.",
+    )
+    interval_steps: int | None = Field(None, ge=1, description="Steps between two masks; an epoch if not set.")
+    queue_length: int = Field(5, ge=2, description="Masks that must agree.")
+    queue_stride: int = Field(1, ge=1, description="Every n-th mask stands in the queue.")
+    threshold: float = Field(0.1, gt=0, le=1, description="Largest share of mask bits in which two may differ.")
+    max_intervals: int = Field(100, ge=1, description="Masks after which a draw that has not converged stops.")
+    on_timeout: Literal["error", "take_last"] = "error"
+    weights: Literal["raw", "ema"] = Field("raw", description="The weights that are ranked and inherited.")
+
+    @model_validator(mode="after")
+    def _queue_can_fill(self) -> Self:
+        needed = (self.queue_length - 1) * self.queue_stride + 1
+        if self.max_intervals < needed:
+            raise cross_field_error(
+                "draw.max_intervals",
+                self.max_intervals,
+                f"at least {needed}, so that a queue of {self.queue_length} masks (every {self.queue_stride}.) can fill",
+                f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length.",
+            )
+        return self
+
+
+class TrainingPlan(Section):
+    """One region's training, and the dense training of its draw."""
+
+    steps: int = Field(1000, ge=1)
+    batch_size: int = Field(128, ge=1, description="Images a step, over all workers of a region.")
+    learning_rate: float = Field(2e-4, gt=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = Field(1e-8, gt=0)
+    gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: no clipping.")
+    ema_decay: float | None = Field(0.9999, ge=0, lt=1, description="null: no EMA.")
+    ema_warmup: bool = Field(False, description="Decay of min(ema_decay, (1+k)/(10+k)) at step k, for short runs.")
+    gradient_accumulation: int = Field(
+        1, ge=1, description="Passes that share one update; the batch is cut in as many."
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = Field(False, description="torch.compile the network.")
+    determinism: Literal["exact", "fast"] = Field(
+        "exact",
+        description="exact: a resumed run equals an uninterrupted one bit for bit; fast gives that up for speed on a GPU.",
+    )
+    cpu_threads: int = Field(
+        1, ge=1, description="Threads of a worker; part of the experiment, since it changes the bits on a CPU."
+    )
+
+    @model_validator(mode="after")
+    def _accumulation_divides(self) -> Self:
+        if self.batch_size % self.gradient_accumulation:
+            raise cross_field_error(
+                "training.gradient_accumulation",
+                self.gradient_accumulation,
+                f"a divisor of training.batch_size = {self.batch_size}",
+                "Change one of the two.",
+            )
+        return self
+
+
+class SamplingPlan(Section):
+    """How images are drawn from the ensemble, and how many at the end of the run."""
+
+    steps: int = Field(100, ge=1)
+    spacing: Literal["quadratic", "uniform"] = Field(
+        "quadratic",
+        description="quadratic: int(linspace(0, sqrt(0.8 T), steps)^2), the paper's; uniform: every T/steps.",
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
+    clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
+    num_images: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1)
+
+
+class CheckpointPlan(Section):
+    """How often a worker saves; changes nothing in the result."""
+
+    interval_steps: int = Field(1000, ge=1)
+    keep: int = Field(2, ge=1, description="Newest checkpoints that stay on disk.")
+
+
+class LoggingPlan(Section):
+    """How often a worker reports; changes nothing in the result."""
+
+    interval_steps: int = Field(50, ge=1)
+
+
+class WorkersPlan(Section):
+    """What a region asks of the cluster; changes nothing in the experiment."""
+
+    gpus: float | Literal["auto"] = Field(
+        "auto",
+        description="GPUs a region: a fraction shares a device, a whole number above 1 means DDP; auto: 1 if there is any.",
+    )
+    cpus: float = Field(1, gt=0, description="CPUs a worker.")
+    processes: int = Field(1, ge=1, description="DDP workers a region without GPUs.")
+    retries: int = Field(2, ge=0, description="Further attempts of a region after its first.")
+    wait_limit_s: float = Field(3600, gt=0, description="Longest wait for free resources.")
+    cache_dir: str | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
+
+    @field_validator("gpus")
+    @classmethod
+    def _fraction_or_whole(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and (value < 0 or (value > 1 and value != int(value))):
+            raise cross_field_error(
+                "workers.gpus",
+                value,
+                "a fraction up to 1 (shared device) or a whole number (DDP)",
+                "Use for example 0.5, 1 or 2.",
+            )
+        return value
+
+
+class Plan(Section):
+    """The whole experiment. `Plan.model_validate(dict)` raises pydantic's ValidationError, a ValueError."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(0, ge=0)
+    data: DataPlan = DataPlan()
+    model: ModelPlan = ModelPlan()
+    diffusion: DiffusionPlan = DiffusionPlan()
+    regions: tuple[RegionPlan, ...] = (
+        RegionPlan(train=(0, 260), pruning_ratio=0.3),
+        RegionPlan(train=(240, 460), pruning_ratio=0.6),
+        RegionPlan(train=(440, 1000), pruning_ratio=0.8),
+    )
+    draw: DrawPlan = DrawPlan()
+    training: TrainingPlan = TrainingPlan()
+    sampling: SamplingPlan = SamplingPlan()
+    checkpointing: CheckpointPlan = CheckpointPlan()
+    logging: LoggingPlan = LoggingPlan()
+    workers: WorkersPlan = WorkersPlan()
+
+    @model_validator(mode="after")
+    def _regions_cover_the_timesteps(self) -> Self:
+        check_regions(self.regions, self.diffusion.num_train_timesteps)
+        return self
+
+    @model_validator(mode="after")
+    def _sampling_fits(self) -> Self:
+        total = self.diffusion.num_train_timesteps
+        if self.sampling.steps > total:
+            raise cross_field_error(
+                "sampling.steps", self.sampling.steps, f"at most diffusion.num_train_timesteps = {total}", "Lower it."
+            )
+        return self
+
+    def routes(self) -> tuple[tuple[int, int], ...]:
+        """The timesteps [start, stop) that each region owns at sampling: up to where the next region starts."""
+        starts = [region.train[0] for region in self.regions]
+        return tuple(zip(starts, [*starts[1:], self.diffusion.num_train_timesteps], strict=True))
+
+    def region(self, name: str) -> RegionPlan:
+        """The region of that name; KeyError if there is none."""
+        return {region.name: region for region in self.regions}[name]
+
+    def steps_of(self, region: RegionPlan) -> int:
+        """Training steps of a region: its own, else the plan's."""
+        return region.steps or self.training.steps
+
+    def experiment(self) -> dict[str, Any]:
+        """What determines the result, as JSON values: all but workers, checkpointing and logging."""
+        return self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)
+
+    def experiment_digest(self) -> str:
+        """SHA-256 of `experiment()`."""
+        return digest(self.experiment())
+
+
+def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> None:
+    """Raise unless the regions, in order, cover [0, T) and only neighbours overlap."""
+    if not regions:
+        raise cross_field_error("regions", [], "at least one region", "Add one that trains [0, T).")
+    spans = [list(region.train) for region in regions]
+    names = [region.name for region in regions]
+    if len(set(names)) != len(names):
+        raise cross_field_error("regions.name", names, "different names", "Rename one of the regions.")
+    if spans[0][0] != 0:
+        raise cross_field_error(
+            "regions.0.train", spans[0], "a start of 0", "The first region must start at timestep 0."
+        )
+    if spans[-1][1] != num_train_timesteps:
+        raise cross_field_error(
+            f"regions.{len(spans) - 1}.train",
+            spans[-1],
+            f"a stop equal to diffusion.num_train_timesteps = {num_train_timesteps}",
+            "Change the last region's stop or T; they are the same number.",
+        )
+    for index in range(1, len(spans)):
+        _check_neighbours(spans, index)
+
+
+def _check_neighbours(spans: list[list[int]], index: int) -> None:
+    before, here = spans[index - 1], spans[index]
+    if here[0] > before[1]:
+        raise cross_field_error(
+            f"regions.{index}.train",
+            here,
+            f"a start of at most {before[1]}, since timesteps {before[1]} to {here[0] - 1} have no region",
+            "Close the hole.",
+        )
+    if here[0] <= before[0] or here[1] <= before[1]:
+        raise cross_field_error(
+            f"regions.{index}.train",
+            here,
+            f"a start above {before[0]} and a stop above {before[1]}",
+            "Order the regions by their timesteps; none may contain another.",
+        )
+    if index >= 2 and here[0] < spans[index - 2][1]:
+        raise cross_field_error(
+            f"regions.{index}.train",
+            here,
+            f"a start of at least {spans[index - 2][1]}, since only neighbours may overlap",
+            "Shrink the overlap.",
+        )
