@@ -1,1 +1,21 @@
-"""The router over the experts, and the pipeline around it. Imports neither ray nor the driver."""
+"""The ensemble: the experts and the router as one diffusers pipeline; needs neither ray nor the driver.
+
+Importing this package lets plain `DiffusionPipeline.from_pretrained(folder)` load an ensemble: diffusers takes
+components of other libraries only from modules that are imported already.
+"""
+
+from ebdiff_orchestrator.ensemble.images import sample_images, write_images
+from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
+from ebdiff_orchestrator.ensemble.router import TimestepRouter
+from ebdiff_orchestrator.ensemble.saving import save_ensemble
+from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
+
+__all__ = [
+    "EnsemblePipeline",
+    "ListDDIMScheduler",
+    "TimestepRouter",
+    "load_ensemble",
+    "sample_images",
+    "save_ensemble",
+    "write_images",
+]

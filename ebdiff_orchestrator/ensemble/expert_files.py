@@ -1,0 +1,81 @@
+"""One expert as a folder: config.json and diffusion_pytorch_model.safetensors; no pickle either way."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from schemas.errors import UserError, problem
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+_TRUSTED = ("diffusers", "region_workers")  # packages whose modules a config file may name
+
+
+def class_path(expert: nn.Module) -> str:
+    """What `expert`'s class is called in a router's config: `diffusers.UNet2DModel`, or its full module path."""
+    kind = type(expert)
+    module = kind.__module__
+    return f"diffusers.{kind.__name__}" if module.split(".")[0] == "diffusers" else f"{module}.{kind.__qualname__}"
+
+
+def write_expert(expert: nn.Module, folder: Path) -> None:
+    """Write config and weights into `folder` (not durable by itself). Raises `UserError` for a plain nn.Module."""
+    if not hasattr(expert, "save_pretrained"):
+        raise UserError(
+            problem(
+                "experts",
+                class_path(expert),
+                "a diffusers ModelMixin, which can be saved",
+                "Derive it from ModelMixin.",
+            )
+        )
+    cast(Any, expert).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+
+
+def read_expert(folder: Path, path: str) -> nn.Module:
+    """Rebuild the expert in `folder` from its config, on the CPU in float32, and load its weights strictly.
+
+    `path` is its `class_path`. Raises `UserError` when a file is missing or does not fit.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(problem("expert", folder, f"a folder with {name}", "Save the ensemble again."))
+    kind = _class_at(path)
+    expert = kind.from_config(kind.load_config(folder))
+    try:
+        expert.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            problem("expert", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
+        ) from error
+    return cast(nn.Module, expert.eval())
+
+
+def cast_to(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
+    """`module` in `dtype`, or as it is for None."""
+    return module if dtype is None else module.to(dtype)
+
+
+def _class_at(path: str) -> Any:
+    """The class of that path. A module outside diffusers and this project must have been imported by the caller:
+    a config file must not decide which code runs."""
+    module_name, _, class_name = path.rpartition(".")
+    if module_name.split(".")[0] in _TRUSTED:
+        module = importlib.import_module(module_name)
+    elif module_name in sys.modules:
+        module = sys.modules[module_name]
+    else:
+        raise UserError(
+            problem("expert_classes", path, "a class of an imported module", f"import {module_name} before loading.")
+        )
+    if not hasattr(module, class_name):
+        raise UserError(problem("expert_classes", path, f"a class in {module_name}", "Update the package."))
+    return getattr(module, class_name)

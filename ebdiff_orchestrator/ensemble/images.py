@@ -1,0 +1,106 @@
+"""Images from a pipeline, and images on disk."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
+from schemas.digest import seed_from
+from schemas.errors import RunFailed, UserError, problem
+
+GRID = "grid.png"
+GRID_IMAGES = 256
+CELL_PX = 48
+SEPARATOR_PX = 2
+
+_OWN_NAME = re.compile(r"\d{5,}\.png|" + re.escape(GRID))
+
+
+def sample_images(
+    pipeline: EnsemblePipeline,
+    count: int,
+    seed: int,
+    steps: int | None,
+    batch_size: int,
+    report: Callable[[int, int], None] | None = None,
+    first: int = 0,
+) -> np.ndarray:
+    """`count` images, uint8 [N, H, W, C]: the images `first`, `first` + 1, ... of that seed.
+
+    Image i's noise comes from (seed, i) on the CPU, so batch size, device and where a range begins change nothing
+    but rounding. `report(done, count)` after each batch. Raises `RunFailed` if the network gives a non-finite image.
+    """
+    if count < 1 or batch_size < 1:
+        raise UserError(problem("count, batch_size", (count, batch_size), "at least 1 each", "Raise them."))
+    batches = []
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        generators = [_generator(seed, first + index) for index in range(start, stop)]
+        images_NHWC = pipeline(
+            batch_size=stop - start,
+            generator=generators,
+            num_inference_steps=steps,
+            output_type="np",
+            show_progress=False,
+        ).images
+        if not np.isfinite(images_NHWC).all():
+            raise RunFailed(
+                f"Images {first + start} to {first + stop - 1} of seed {seed} are not finite: an expert has diverged, "
+                "or its precision is too low. Sample in float32, or look at the experts' losses."
+            )
+        batches.append((images_NHWC * 255).round().astype(np.uint8))
+        if report is not None:
+            report(stop, count)
+    return np.concatenate(batches)
+
+
+def write_images(images_NHWC: np.ndarray, out: Path) -> None:
+    """Write uint8 images [N, H, W, C] (C of 1 or 3) as 00000.png, 00001.png, ... and the first 256 as grid.png.
+
+    The folder appears whole or not at all; an older folder of images is replaced, any other refused (`UserError`).
+    """
+
+    def write(folder: Path) -> None:
+        for index, image_HWC in enumerate(images_NHWC):
+            _to_pil(image_HWC).save(folder / f"{index:05d}.png")
+        _to_pil(image_grid(images_NHWC[:GRID_IMAGES])).save(folder / GRID)
+
+    write_own_folder(out, write, _holds_images_only, "images written before")
+
+
+def image_grid(images_NHWC: np.ndarray) -> np.ndarray:
+    """The images, uint8, side by side in a near-square grid on white [height, width, C], row by row.
+
+    Small ones are enlarged by a whole factor (nearest neighbour) to cells of at least 48 px.
+    """
+    count, height, width, channels = images_NHWC.shape
+    factor = max(1, math.ceil(CELL_PX / min(height, width)))
+    cells = images_NHWC.repeat(factor, axis=1).repeat(factor, axis=2)
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    pitch_y, pitch_x = height * factor + SEPARATOR_PX, width * factor + SEPARATOR_PX
+    grid = np.full((rows * pitch_y - SEPARATOR_PX, columns * pitch_x - SEPARATOR_PX, channels), 255, np.uint8)
+    for index, cell in enumerate(cells):
+        top, left = index // columns * pitch_y, index % columns * pitch_x
+        grid[top : top + height * factor, left : left + width * factor] = cell
+    return grid
+
+
+def _generator(seed: int, index: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed_from(seed, "image", index))
+
+
+def _to_pil(image_HWC: np.ndarray) -> Image.Image:
+    return Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+
+
+def _holds_images_only(folder: Path) -> bool:
+    return all(_OWN_NAME.fullmatch(entry.name) for entry in folder.iterdir())

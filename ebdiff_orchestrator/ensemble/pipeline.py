@@ -1,0 +1,170 @@
+"""The ensemble as one diffusers pipeline, and how it is loaded."""
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.router import TimestepRouter
+from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
+from schemas.errors import UserError, problem
+
+MODEL_INDEX = "model_index.json"
+
+
+class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Images from an ensemble: `unet` is a `TimestepRouter`, `scheduler` any of diffusers' that steps by timestep.
+
+    Swap schedulers as in diffusers: `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`.
+    `pipe.to(device)` moves every expert at once.
+    """
+
+    model_cpu_offload_seq = "unet"
+
+    def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        num_inference_steps: int | None = None,
+        eta: float | None = None,
+        timesteps: Sequence[int] | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        show_progress: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw `batch_size` images: PIL images ("pil"), float32 [B, H, W, C] ("np") or [B, C, H, W] ("pt") in [0, 1].
+
+        With a list of generators, one an image, an image depends on its own generator alone. `num_inference_steps`
+        and `eta` default to the ensemble's. The timesteps stay on the host, the trajectory in float32 whatever the
+        experts' precision. Raises `UserError` (a ValueError) for options that the scheduler does not take.
+        """
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise UserError(
+                problem("generator", f"a list of {len(generator)}", f"{batch_size}, one an image", "Or pass just one.")
+            )
+        if output_type not in ("pil", "np", "pt"):
+            raise UserError(problem("output_type", output_type, "pil, np or pt", "Change it."))
+        self._set_timesteps(num_inference_steps, timesteps)
+        step_options = self._step_options(eta, generator)
+        shape_BCHW = (batch_size, self.unet.config.in_channels, *_height_width(self.unet.config.sample_size))
+        image = randn_tensor(shape_BCHW, generator=generator, device=self._execution_device, dtype=torch.float32)
+        image = image * self.scheduler.init_noise_sigma
+
+        steps = list(zip(self.scheduler.timesteps, self.scheduler.timesteps.tolist(), strict=True))
+        for timestep, value in self.progress_bar(steps) if show_progress else steps:
+            model_input = self.scheduler.scale_model_input(image, timestep)
+            noise = self.unet(model_input.to(self.unet.dtype), value).sample.float()
+            image = self.scheduler.step(noise, timestep, image, **step_options).prev_sample
+
+        images = self._as(output_type, (image / 2 + 0.5).clamp(0, 1))
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True) -> None:
+        """Write the ensemble as a folder that appears whole or not at all.
+
+        Its model_index.json names DDPMPipeline, which plain diffusers knows and which runs any scheduler.
+        """
+        if not safe_serialization:
+            raise UserError(problem("safe_serialization", False, "True", "Weights are saved as safetensors only."))
+        write_own_folder(Path(save_directory), self._write, is_ensemble, "an ensemble")
+
+    def _write(self, folder: Path) -> None:
+        self.unet.save_pretrained(folder / "unet")
+        self.scheduler.save_pretrained(folder / "scheduler")
+        index = {
+            "_class_name": "DDPMPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "scheduler": list(self.config.scheduler),
+            "unet": list(self.config.unet),
+        }
+        (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _set_timesteps(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> None:
+        if timesteps is not None:
+            if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
+                name = type(self.scheduler).__name__
+                raise UserError(
+                    problem("timesteps", "a list", f"None, since {name} takes no list", "Use ListDDIMScheduler.")
+                )
+            self.scheduler.set_timesteps(timesteps=list(timesteps))
+            return
+        count = num_inference_steps or self.scheduler.config.get("num_inference_steps")
+        if count is None:
+            raise UserError(
+                problem("num_inference_steps", None, "a number", "This scheduler's config has no default; pass one.")
+            )
+        self.scheduler.set_timesteps(count)
+
+    def _step_options(self, eta: float | None, generator: Generators) -> dict[str, Any]:
+        accepted = inspect.signature(self.scheduler.step).parameters
+        options: dict[str, Any] = {"generator": generator} if "generator" in accepted else {}
+        eta = self.scheduler.config.get("eta") if eta is None else eta
+        if "eta" in accepted:
+            return options if eta is None else {**options, "eta": eta}
+        if eta:
+            raise UserError(
+                problem("eta", eta, f"0, since {type(self.scheduler).__name__} takes none", "Use ListDDIMScheduler.")
+            )
+        return options
+
+    def _as(self, output_type: str, image_BCHW: torch.Tensor) -> Any:
+        if output_type == "pt":
+            return image_BCHW
+        image_BHWC = image_BCHW.cpu().permute(0, 2, 3, 1).numpy()
+        return self.numpy_to_pil(image_BHWC) if output_type == "pil" else image_BHWC
+
+
+def load_ensemble(
+    path: str | Path, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> EnsemblePipeline:
+    """The pipeline in an ensemble folder, or in a run directory's `ensemble/`; from local files alone.
+
+    Raises `UserError` if there is no ensemble there or a file of it is missing.
+    """
+    folder = next((each for each in (Path(path), Path(path) / "ensemble") if is_ensemble(each)), None)
+    if folder is None:
+        raise UserError(
+            problem(
+                "path",
+                path,
+                f"an ensemble (a folder with {MODEL_INDEX} and unet/) or a run directory with one in ensemble/",
+                "Check the path; an unfinished run has no ensemble yet: `ebdiff launch` goes on with it.",
+            )
+        )
+    router = TimestepRouter.from_pretrained(folder / "unet", torch_dtype=torch_dtype)
+    pipeline = EnsemblePipeline(router, _read_scheduler(folder))
+    return cast(EnsemblePipeline, pipeline if device is None else pipeline.to(device))
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether `folder` is an ensemble: a model index whose `unet` is a `TimestepRouter`."""
+    index = folder / MODEL_INDEX
+    return index.is_file() and TimestepRouter.__name__ in (json.loads(index.read_text()).get("unet") or [])
+
+
+def _read_scheduler(folder: Path) -> Any:
+    name = json.loads((folder / MODEL_INDEX).read_text())["scheduler"][1]
+    kind = ListDDIMScheduler if name == ListDDIMScheduler.__name__ else getattr(diffusers, name, None)
+    if kind is None:
+        raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))
+    return kind.from_pretrained(folder / "scheduler", local_files_only=True)
+
+
+def _height_width(sample_size: int | Sequence[int]) -> tuple[int, int]:
+    if isinstance(sample_size, int):
+        return sample_size, sample_size
+    height, width = sample_size
+    return height, width

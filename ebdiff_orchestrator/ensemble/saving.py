@@ -1,0 +1,52 @@
+"""Experts put together as an ensemble folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
+from ebdiff_orchestrator.ensemble.router import TimestepRouter
+from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
+from schemas.errors import UserError, problem
+from schemas.plan import DiffusionPlan, SamplingPlan
+
+
+def save_ensemble(
+    path: Path,
+    experts: Sequence[nn.Module],
+    routes: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    diffusion: DiffusionPlan,
+    sampling: SamplingPlan,
+) -> None:
+    """Write `experts`, which own `routes` and are called `names`, as one pipeline folder at `path`.
+
+    The folder appears whole or not at all, in place of an older ensemble. Raises `UserError` if the experts, routes
+    and timesteps do not fit together, or if `path` holds something else.
+    """
+    router = TimestepRouter(experts, routes, names)
+    covered = routes[-1][1]
+    if covered != diffusion.num_train_timesteps:
+        raise UserError(
+            problem(
+                "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
+            )
+        )
+    EnsemblePipeline(router, scheduler_of(diffusion, sampling)).save_pretrained(path)
+
+
+def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:
+    """The scheduler that samples as the plan says."""
+    return ListDDIMScheduler(
+        num_train_timesteps=diffusion.num_train_timesteps,
+        beta_start=diffusion.beta_start,
+        beta_end=diffusion.beta_end,
+        beta_schedule=diffusion.beta_schedule,
+        spacing=sampling.spacing,
+        eta=sampling.eta,
+        clip_sample=sampling.clip_sample,
+        num_inference_steps=sampling.steps,
+    )

@@ -1,0 +1,154 @@
+"""DDIM for any list of timesteps: the previous timestep is the list's next entry (arXiv 2010.02502, eq. 12)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+
+from ebdiff_orchestrator.ensemble.timesteps import check_timesteps, spaced_timesteps
+from schemas.errors import UserError, problem
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """DDIM over a list of timesteps: entry k steps to entry k + 1, the last one to the clean image (alpha_bar = 1).
+
+    diffusers' DDIMScheduler takes t - T // S as the previous timestep whatever its list says, which is wrong for
+    quadratic spacing. A repeated timestep is a step of no length: it changes nothing but rounding.
+    The network predicts the noise. `num_inference_steps` and `eta` are what a call that names none uses.
+    """
+
+    order = 1
+    init_noise_sigma = 1.0
+    _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012 - diffusers' own form
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        spacing: str = "quadratic",
+        eta: float = 0.0,
+        clip_sample: bool = False,
+        num_inference_steps: int | None = None,
+    ) -> None:
+        _check_eta(eta)
+        self.betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
+        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
+        self._alpha_bars: list[float] = self.alphas_cumprod.tolist()
+        self.num_inference_steps: int | None = None
+        self._list = list(range(num_train_timesteps))[::-1]
+        self.timesteps = torch.tensor(self._list)
+        self._next_index: int | None = None
+
+    def __len__(self) -> int:
+        """T, the number of timesteps trained on."""
+        return int(self.config.num_train_timesteps)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Start a trajectory over `timesteps`, or over `num_inference_steps` (default: the config's) spaced ones.
+
+        `.timesteps` is int64 [S], on the CPU unless `device` is given: there they cost no wait for the device.
+        """
+        if timesteps is not None:
+            self._list = check_timesteps(timesteps, len(self))
+        else:
+            count = num_inference_steps or self.config.num_inference_steps
+            if count is None:
+                raise UserError(
+                    problem("num_inference_steps", None, "a number", "The scheduler has no default; pass one.")
+                )
+            self._list = spaced_timesteps(self.config.spacing, count, len(self))
+        self.num_inference_steps = len(self._list)
+        self.timesteps = torch.tensor(self._list, device=device)
+        self._next_index = None
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: int | torch.Tensor,
+        sample: torch.Tensor,
+        eta: float | None = None,
+        generator: Generators = None,
+        return_dict: bool = True,
+    ) -> DDIMSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
+        """One step down the list: eq. 12 with x = `sample` and eps = `model_output`, both [B, C, H, W].
+
+        The first timestep after `set_timesteps` says where in the list to begin, the following ones must be the
+        entries after it: by value a repeated timestep is ambiguous. The only wait for the device is for that first
+        one, if it is a tensor there. Raises `UserError` for a timestep out of turn.
+        """
+        eta = self.config.eta if eta is None else eta
+        _check_eta(eta)
+        index = self._advance(timestep)
+        alpha_bar = self._alpha_bars[self._list[index]]
+        last = index + 1 == len(self._list)
+        alpha_bar_next = 1.0 if last else self._alpha_bars[self._list[index + 1]]
+        sigma = eta * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
+
+        x0 = (sample - math.sqrt(1 - alpha_bar) * model_output) / math.sqrt(alpha_bar)
+        if self.config.clip_sample:
+            x0 = x0.clamp(-1, 1)
+        direction = math.sqrt(max(0.0, 1 - alpha_bar_next - sigma**2)) * model_output
+        previous = math.sqrt(alpha_bar_next) * x0 + direction
+        if eta > 0:
+            noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
+            previous = previous + sigma * noise
+        return DDIMSchedulerOutput(prev_sample=previous, pred_original_sample=x0) if return_dict else (previous, x0)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:
+        """`sample` itself: DDIM scales no input."""
+        return sample
+
+    def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """q(x_t | x_0) of DDPM: `original_samples` and `noise` [B, ...] at `timesteps` [B]."""
+        alpha_bar = self.alphas_cumprod.to(original_samples.device)[timesteps.to(original_samples.device)]
+        alpha_bar = alpha_bar.reshape(-1, *[1] * (original_samples.ndim - 1))
+        noisy = alpha_bar.sqrt() * original_samples + (1 - alpha_bar).sqrt() * noise
+        return noisy.to(original_samples.dtype)
+
+    def _advance(self, timestep: int | torch.Tensor) -> int:
+        """The index in the list of this step; remembers the next."""
+        index = self._next_index
+        on_host = not isinstance(timestep, torch.Tensor) or timestep.device.type == "cpu"
+        if index is None:
+            index = self._list.index(int(timestep)) if int(timestep) in self._list else len(self._list)
+        if index >= len(self._list) or (on_host and int(timestep) != self._list[index]):
+            raise UserError(
+                problem(
+                    "timestep",
+                    timestep,
+                    f"entry {index} of the list of {len(self._list)}, in order",
+                    "Call set_timesteps before each trajectory and pass scheduler.timesteps one after another.",
+                )
+            )
+        self._next_index = index + 1
+        return index
+
+
+def _betas(total: int, start: float, end: float, schedule: str) -> torch.Tensor:
+    """The betas [T], float64."""
+    if schedule == "linear":
+        return torch.linspace(start, end, total, dtype=torch.float64)
+    if schedule == "scaled_linear":
+        return torch.linspace(math.sqrt(start), math.sqrt(end), total, dtype=torch.float64) ** 2
+    raise UserError(problem("beta_schedule", schedule, "linear or scaled_linear", "Change diffusion.beta_schedule."))
+
+
+def _check_eta(eta: float) -> None:
+    if not 0 <= eta <= 1:
+        raise UserError(problem("eta", eta, "0 (DDIM) to 1 (as noisy as DDPM)", "Change it."))
