@@ -14,7 +14,7 @@ class PlanError(UserError):
     """A plan that cannot run as written."""
 
 
-class RunFailed(RuntimeError):
+class RunFailed(RuntimeError):  # noqa: N818 - it names an outcome
     """A run that started and could not finish; exit code 1."""
 
 

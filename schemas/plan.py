@@ -124,7 +124,7 @@ class DrawPlan(Section):
     importance_timesteps: int | None = Field(
         None,
         ge=1,
-        description="taylor and diff-pruning: timesteps, evenly spaced in the region, whose gradients add up; all if not set.",
+        description="taylor and diff-pruning: timesteps of the region whose gradients add up; all if not set.",
     )
     diff_pruning_threshold: float = Field(
         0.05,
@@ -147,7 +147,7 @@ class DrawPlan(Section):
             raise cross_field_error(
                 "draw.max_intervals",
                 self.max_intervals,
-                f"at least {needed}, so that a queue of {self.queue_length} masks (every {self.queue_stride}.) can fill",
+                f"at least {needed}, so that a queue of {self.queue_length} masks can fill",
                 f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length.",
             )
         return self
@@ -172,7 +172,7 @@ class TrainingPlan(Section):
     compile: bool = Field(False, description="torch.compile the network.")
     determinism: Literal["exact", "fast"] = Field(
         "exact",
-        description="exact: a resumed run equals an uninterrupted one bit for bit; fast gives that up for speed on a GPU.",
+        description="exact: a resumed run equals an uninterrupted one, bit for bit; fast: not so on a GPU.",
     )
     cpu_threads: int = Field(
         1, ge=1, description="Threads of a worker; part of the experiment, since it changes the bits on a CPU."
@@ -222,7 +222,7 @@ class WorkersPlan(Section):
 
     gpus: float | Literal["auto"] = Field(
         "auto",
-        description="GPUs a region: a fraction shares a device, a whole number above 1 means DDP; auto: 1 if there is any.",
+        description="GPUs a region: a fraction shares a device, above 1 means DDP; auto: 1 if there is any.",
     )
     cpus: float = Field(1, gt=0, description="CPUs a worker.")
     processes: int = Field(1, ge=1, description="DDP workers a region without GPUs.")
@@ -291,8 +291,15 @@ class Plan(Section):
         return region.steps or self.training.steps
 
     def experiment(self) -> dict[str, Any]:
-        """What determines the result, as JSON values: all but workers, checkpointing and logging."""
-        return self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)
+        """What determines the result, as JSON values: all but workers, checkpointing and logging.
+
+        A limit on the draw decides only whether it fails, unless the plan takes the last mask at the limit; so a
+        draw that ran into it can go on with a higher one.
+        """
+        values = self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)
+        if self.draw.on_timeout == "error":
+            del values["draw"]["max_intervals"]
+        return values
 
     def experiment_digest(self) -> str:
         """SHA-256 of `experiment()`."""

@@ -1,0 +1,114 @@
+"""Finding and reading plans: presets by name, YAML files, and `key=value` changes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from schemas.errors import PlanError, from_validation_error
+from schemas.plan import Plan
+
+
+def presets() -> dict[str, str]:
+    """The name of every preset, and the first comment line of its file."""
+    folder = resources.files("ebdiff_orchestrator") / "presets"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
+    """The plan of a preset's name or a YAML file, with `key=value` changes (dotted keys, YAML values).
+
+    Raises PlanError that names each wrong field, its value, what was expected and what to do.
+    """
+    return plan_from_values(_read(plan), changes, title=plan)
+
+
+def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title: str = "plan") -> Plan:
+    """`load_plan` for values at hand."""
+    for change in changes:
+        _apply(values, change)
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        raise from_validation_error(error, f"The plan {title} cannot run as written") from None
+
+
+def plan_as_yaml(plan: Plan) -> str:
+    """The whole plan, defaults included, as YAML that `load_plan` reads."""
+    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _read(plan: str) -> dict[str, Any]:
+    path = Path(plan)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise PlanError(f"PLAN = {plan}: no such file. Give a YAML file, or a preset: {', '.join(presets())}.")
+        text = path.read_text()
+    elif plan in presets():
+        text = (resources.files("ebdiff_orchestrator") / "presets" / f"{plan}.yaml").read_text()
+    else:
+        raise PlanError(
+            f"PLAN = {plan}: neither a preset ({', '.join(presets())}) nor a file. Check the name or the path."
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PlanError(f"PLAN = {plan}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise PlanError(f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits` for one.")
+    return values
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise PlanError(f"--set {change}: expected key=value, for example --set training.steps=2000.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise PlanError(f"--set {change}: the value is not valid YAML. Quote it.") from None
+    if isinstance(value, str) and _is_exponent_number(value):
+        value = float(value)  # YAML 1.1 reads 2e-4 as text
+    *parents, last = key.split(".")
+    target: Any = values
+    for index, part in enumerate(parents):
+        target = _step_into(target, part, ".".join(parents[: index + 1]), change)
+    _assign(target, last, value, change)
+
+
+def _step_into(target: Any, part: str, path: str, change: str) -> Any:
+    if isinstance(target, list):
+        return target[_position(target, part, change)]
+    child = target.setdefault(part, {})
+    if child is None:
+        child = target[part] = {}
+    if not isinstance(child, dict | list):
+        raise PlanError(f"--set {change}: {path} is a single value, not a section. Check the key.")
+    return child
+
+
+def _assign(target: Any, last: str, value: Any, change: str) -> None:
+    if isinstance(target, list):
+        target[_position(target, last, change)] = value
+    else:
+        target[last] = value
+
+
+def _position(target: list[Any], part: str, change: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise PlanError(f"--set {change}: expected a position from 0 to {len(target) - 1} in place of {part}.")
+    return int(part)
+
+
+def _is_exponent_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "e" in text.lower()

@@ -1,0 +1,36 @@
+"""`python -m region_workers JOB.json`: one worker without Ray; under torchrun, one of several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from region_workers.failures import StopRequestedError
+from region_workers.run import run_job
+from schemas.job import WorkerJob
+
+
+def main() -> int:
+    """Run the job file given as the only argument; 0 when done, 130 when stopped as asked."""
+    if len(sys.argv) != 2:
+        print("usage: python -m region_workers JOB.json", file=sys.stderr)
+        return 2
+    job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        run_job(job)
+    except StopRequestedError:
+        return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

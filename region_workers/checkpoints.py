@@ -1,0 +1,97 @@
+"""Checkpoints of one stage: folders that are whole or absent, verified before they are trusted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from schemas.digest import file_digest
+from schemas.durable import remove_leftovers, write_folder
+from schemas.section import Section
+from schemas.tables import Row, read_metrics, write_metrics
+
+_STATE, _METRICS, _INFO = "state.safetensors", "metrics.parquet", "checkpoint.json"
+
+
+class CheckpointInfo(Section):
+    """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file."""
+
+    key: str
+    step: int
+    active_s: float
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, loaded."""
+
+    folder: Path
+    info: CheckpointInfo
+    tensors: dict[str, torch.Tensor]
+    metrics: list[Row]
+
+
+class Checkpoints:
+    """The checkpoints of one stage, newest last; only the newest `keep` stay."""
+
+    def __init__(self, folder: Path, key: str, keep: int) -> None:
+        self._folder, self._key, self._keep = folder, key, keep
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(
+        self,
+        step: int,
+        active_s: float,
+        tensors: dict[str, torch.Tensor],
+        metrics: list[Row],
+        write_more: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Write one checkpoint durably, then drop the oldest. `write_more` may add files of the stage's own."""
+
+        def write(folder: Path) -> None:
+            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _STATE)
+            write_metrics(folder / _METRICS, metrics)
+            if write_more is not None:
+                write_more(folder)
+            digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+            info = CheckpointInfo(key=self._key, step=step, active_s=active_s, sha256=digests)
+            (folder / _INFO).write_text(info.model_dump_json(indent=2))
+
+        write_folder(self._folder / f"step-{step:09d}", write)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old)
+
+    def newest_good(self) -> Checkpoint | None:
+        """The newest checkpoint of this stage's key that is whole; damaged ones are deleted."""
+        remove_leftovers(self._folder)
+        for folder in reversed(self._all()):
+            info = self._verified(folder)
+            if info is not None:
+                return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
+            shutil.rmtree(folder)
+        return None
+
+    def clear(self) -> None:
+        """Delete every checkpoint, once the stage's result is on disk."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"))
+
+    def _verified(self, folder: Path) -> CheckpointInfo | None:
+        info_file = folder / _INFO
+        if not info_file.is_file():
+            return None
+        try:
+            info = CheckpointInfo.model_validate_json(info_file.read_text())
+        except ValueError:
+            return None
+        files = {name: folder / name for name in info.sha256}
+        whole = all(path.is_file() and file_digest(path) == info.sha256[name] for name, path in files.items())
+        return info if whole and info.key == self._key else None

@@ -1,0 +1,68 @@
+"""The device of this process and its place among the workers of its region."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from schemas.job import Hardware
+from schemas.plan import TrainingPlan
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of a region's workers this one is, and on what it computes."""
+
+    device: torch.device
+    rank: int
+    size: int
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker writes the files."""
+        return self.rank == 0
+
+    def describe(self, training: TrainingPlan) -> Hardware:
+        """For the manifest."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return Hardware(device=name, world_size=self.size, cpu_threads=training.cpu_threads)
+
+    def barrier(self) -> None:
+        """Wait for the region's other workers."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, flag: bool) -> bool:
+        """What the leading worker says, on every worker."""
+        if self.size == 1:
+            return flag
+        decision = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(decision, src=0)
+        return bool(decision.item())
+
+
+def current_world() -> World:
+    """From the process group if there is one, else a world of one."""
+    joined = dist.is_available() and dist.is_initialized()
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    return World(device, dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1)
+
+
+def prepare_process(training: TrainingPlan) -> None:
+    """Set the threads, and in `determinism: exact` everything that makes equal inputs give equal bits."""
+    torch.set_num_threads(training.cpu_threads)
+    exact = training.determinism == "exact"
+    if exact:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(exact)
+    torch.backends.cudnn.deterministic = exact
+    torch.backends.cudnn.benchmark = not exact
+    torch.backends.cuda.matmul.allow_tf32 = not exact
+    torch.backends.cudnn.allow_tf32 = not exact

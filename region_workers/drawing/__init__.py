@@ -1,0 +1,1 @@
+"""Drawing tickets: train the dense model until its mask stops changing."""

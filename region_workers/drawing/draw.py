@@ -1,0 +1,260 @@
+"""The draw stage: train the dense model on a range of timesteps until every target's ticket has appeared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from region_workers.checkpoints import Checkpoint, Checkpoints
+from region_workers.device import World
+from region_workers.drawing.convergence import has_converged, queue_distances
+from region_workers.drawing.gradients import accumulate_importance_gradients
+from region_workers.failures import TicketNotDrawnError
+from region_workers.family import ModelFamily
+from region_workers.pruned_unet import extract_expert
+from region_workers.pruning.groups import ChannelGroup, find_groups
+from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.pruning.widths import realised_ratio
+from region_workers.randomness import StepRandomness
+from region_workers.recorder import Recorder, stop_requested
+from region_workers.results import publish
+from region_workers.trainer import Trainer
+from schemas.durable import write_folder, write_model
+from schemas.job import DrawStage, DrawTarget, WorkerJob
+from schemas.tables import Row, read_masks, write_masks, write_metrics
+from schemas.ticket import Ticket
+
+MASKS_FILE, TICKET_FILE, EXPERT_FOLDER, METRICS_FILE = "masks.arrow", "ticket.json", "expert", "metrics.parquet"
+
+
+class Draw:
+    """One draw stage in progress."""
+
+    def __init__(
+        self,
+        job: WorkerJob,
+        stage: DrawStage,
+        family: ModelFamily,
+        randomness: StepRandomness,
+        steps_per_epoch: int,
+        world: World,
+    ) -> None:
+        self._job, self._stage, self._plan, self._world = job, stage, job.draw_plan, world
+        self._family, self._randomness = family, randomness
+        self._folder = Path(job.run_dir) / stage.name
+        self._interval = self._plan.interval_steps or steps_per_epoch
+        dense = family.build_dense()
+        self._groups: tuple[ChannelGroup, ...] = find_groups(dense, family.example_inputs(torch.device("meta")))
+        self._trainer = Trainer(dense, family, randomness, stage.timesteps, job.training, world)
+        last_step = self._interval * self._plan.max_intervals
+        self._recorder = Recorder(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
+        self._checkpoints = Checkpoints(self._folder / "checkpoints", stage.key, job.checkpointing.keep)
+        self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in stage.targets}
+        self._mask_rows: list[Row] = []
+        self._tickets: dict[str, Ticket] = {}
+
+    def run(self) -> None:
+        """Go on from the last good checkpoint until every ticket is drawn, then publish the result.
+
+        Raises TicketNotDrawnError after `draw.max_intervals` masks, unless the plan says to take the last one.
+        """
+        self._restore(self._checkpoints.newest_good())
+        for target in self._stage.targets:
+            if target.pruning_ratio == 0:
+                self._take_dense(target)
+        while self._waiting():
+            self._check_intervals_left()
+            self._trainer.advance()
+            stop = self._recorder.after_step(self._trainer)
+            if self._trainer.step % self._interval == 0:
+                self._take_masks()
+            if stop:
+                self._save()
+                self._recorder.announce("stopped", self._trainer.step)
+                raise stop_requested(self._trainer.step)
+            if self._trainer.step % self._job.checkpointing.interval_steps == 0 and self._waiting():
+                self._save()
+        self._publish()
+
+    def _waiting(self) -> list[DrawTarget]:
+        return [target for target in self._stage.targets if target.region not in self._tickets]
+
+    def _take_masks(self) -> None:
+        """One mask for each target; a target whose masks agree gets its ticket."""
+        self._trainer.check_finite()
+        step, interval = self._trainer.step, self._trainer.step // self._interval
+        scores = self._scores(step)
+        for target in self._stage.targets:
+            if target.pruning_ratio == 0:
+                continue
+            mask = compute_mask(self._groups, scores, target.pruning_ratio).cpu()
+            self._masks[target.region].append(mask)
+            self._mask_rows.append(_mask_row(target, interval, step, mask))
+            if target.region in self._tickets:
+                continue
+            distances = queue_distances(self._masks[target.region], self._plan)
+            converged = has_converged(distances, self._plan)
+            late = self._plan.on_timeout == "take_last" and interval == self._plan.max_intervals
+            if converged or late:
+                self._take_ticket(target, mask, distances or (), interval, converged)
+        self._recorder.note(self._describe_distances())
+
+    def _scores(self, step: int) -> list[torch.Tensor]:
+        weights = self._ranked_weights()
+        gradients = None
+        if self._plan.importance in ("taylor", "diff-pruning"):
+            with self._trainer.using_weights(self._trainer.ema if self._plan.weights == "ema" else None):
+                gradients = accumulate_importance_gradients(
+                    self._trainer.network,
+                    self._family,
+                    self._randomness,
+                    self._stage.timesteps,
+                    self._plan,
+                    self._job.training.batch_size,
+                    step,
+                )
+        generator = self._randomness.generator(step, "random-importance")
+        return channel_scores(self._groups, weights, self._plan.importance, gradients, generator)
+
+    def _ranked_weights(self) -> dict[str, torch.Tensor]:
+        if self._plan.weights == "ema":
+            return self._trainer.final_weights()
+        return {name: parameter.detach() for name, parameter in self._trainer.parameters.items()}
+
+    def _take_ticket(
+        self, target: DrawTarget, mask: torch.Tensor, distances: tuple[float, ...], interval: int, converged: bool
+    ) -> None:
+        ticket = Ticket(
+            region=target.region,
+            pruning_ratio=target.pruning_ratio,
+            realised_ratio=realised_ratio(self._groups, target.pruning_ratio),
+            importance=self._plan.importance,
+            weights=self._plan.weights,
+            interval=interval,
+            step=self._trainer.step,
+            distances=distances,
+            converged=converged,
+            kept_channels=kept_channels(self._groups, mask),
+        )
+        self._write_ticket(ticket)
+
+    def _take_dense(self, target: DrawTarget) -> None:
+        """A region that is not pruned needs no mask: its expert is the dense network as it was built."""
+        if target.region in self._tickets:
+            return
+        ticket = Ticket(
+            region=target.region,
+            pruning_ratio=0.0,
+            realised_ratio=0.0,
+            importance=self._plan.importance,
+            weights=self._plan.weights,
+            interval=0,
+            step=0,
+            distances=(),
+            converged=True,
+            kept_channels={},
+        )
+        self._write_ticket(ticket)
+
+    def _write_ticket(self, ticket: Ticket) -> None:
+        """The ticket and the expert with the weights that the dense model has now."""
+        self._tickets[ticket.region] = ticket
+        if not self._world.leads:
+            return
+        with self._trainer.using_weights(self._trainer.ema if self._plan.weights == "ema" else None):
+            expert = extract_expert(self._trainer.network, ticket.kept_channels)
+
+        def write(folder: Path) -> None:
+            write_model(folder / TICKET_FILE, ticket)
+            expert.save_pretrained(folder / EXPERT_FOLDER)
+
+        write_folder(self._folder / ticket.region, write)
+
+    def _check_intervals_left(self) -> None:
+        if self._trainer.step < self._interval * self._plan.max_intervals:
+            return
+        self._save()
+        names = ", ".join(target.region for target in self._waiting())
+        raise TicketNotDrawnError(
+            f"No ticket for region {names} after draw.max_intervals = {self._plan.max_intervals} masks "
+            f"(one every {self._interval} steps): {self._describe_distances()}, threshold {self._plan.threshold}. "
+            "Raise draw.max_intervals and launch again (the draw goes on where it stopped), or, in a new run, raise "
+            "draw.threshold or draw.interval_steps, or set draw.on_timeout=take_last."
+        )
+
+    def _describe_distances(self) -> str:
+        parts = []
+        for target in self._stage.targets:
+            if target.region in self._tickets:
+                ticket = self._tickets[target.region]
+                parts.append(f"ticket {target.region} at step {ticket.step}")
+                continue
+            masks = self._masks[target.region]
+            distances = queue_distances(masks, self._plan)
+            if distances is None:
+                parts.append(f"{len(masks)} masks, queue of {self._plan.queue_length} filling")
+            else:
+                parts.append(f"largest mask distance {max(distances):.3f}")
+        return "; ".join(parts)
+
+    def _save(self) -> None:
+        self._trainer.check_finite()
+        if self._world.leads:
+            self._checkpoints.save(
+                self._trainer.step,
+                self._recorder.active_s,
+                self._trainer.state_tensors(),
+                self._recorder.metrics,
+                lambda folder: write_masks(folder / MASKS_FILE, self._mask_rows),
+            )
+        self._world.barrier()
+
+    def _restore(self, checkpoint: Checkpoint | None) -> None:
+        """Masks and tickets follow from the checkpoint; tickets drawn after it are drawn again."""
+        if checkpoint is None:
+            self._recorder.begin(0, [], 0.0)
+            return
+        self._trainer.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
+        self._mask_rows = read_masks(checkpoint.folder / MASKS_FILE)
+        for row in self._mask_rows:
+            self._masks[str(row["region"])].append(_mask_of(row))
+        for target in self._stage.targets:
+            path = self._folder / target.region / TICKET_FILE
+            if path.is_file():
+                ticket = Ticket.model_validate_json(path.read_text())
+                if ticket.step <= checkpoint.info.step:
+                    self._tickets[target.region] = ticket
+        self._recorder.begin(checkpoint.info.step, checkpoint.metrics, checkpoint.info.active_s)
+
+    def _publish(self) -> None:
+        self._trainer.check_finite()
+        if self._world.leads:
+            write_masks(self._folder / MASKS_FILE, self._mask_rows)
+            write_metrics(self._folder / METRICS_FILE, self._recorder.metrics)
+            files = [self._folder / MASKS_FILE, self._folder / METRICS_FILE]
+            for target in self._stage.targets:
+                files += [path for path in (self._folder / target.region).rglob("*") if path.is_file()]
+            metrics = {f"{region}.drawn_at_step": float(t.step) for region, t in self._tickets.items()}
+            publish(self._job, self._recorder, self._world, self._trainer.step, files, metrics)
+            self._checkpoints.clear()
+        self._world.barrier()
+
+
+def _mask_row(target: DrawTarget, interval: int, step: int, mask: torch.Tensor) -> Row:
+    return {
+        "region": target.region,
+        "interval": interval,
+        "step": step,
+        "bits": mask.numel(),
+        "mask": np.packbits(mask.numpy()).tobytes(),
+    }
+
+
+def _mask_of(row: Row) -> torch.Tensor:
+    packed, bits = row["mask"], row["bits"]
+    assert isinstance(packed, bytes)
+    assert isinstance(bits, int)
+    return torch.from_numpy(np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=bits).astype(bool))

@@ -1,0 +1,60 @@
+"""What the loop needs of a model family: its dense network, one batch, the loss of one step."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from region_workers.data.batches import BatchSource
+from region_workers.data.store import ImageStore
+from region_workers.dense import build_dense
+from region_workers.diffusion import add_noise, alphas_cumprod, epsilon_loss
+from schemas.job import WorkerJob
+
+
+class ModelFamily(Protocol):
+    """The seam for what is denoised and by which network."""
+
+    def build_dense(self) -> nn.Module:
+        """The unpruned network, freshly initialised from torch's default generator, on the CPU."""
+
+    def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Arguments of one forward pass, batch of one; enough to trace the network."""
+
+    def batch(self, step: int, rows: slice) -> torch.Tensor:
+        """The clean samples of rows of step's global batch, on the device."""
+
+    def loss(
+        self, network: nn.Module, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """The scalar loss of one forward pass."""
+
+
+class PixelFamily:
+    """Images in [-1, 1], denoised by diffusers' UNet2DModel."""
+
+    def __init__(self, job: WorkerJob, store: ImageStore, device: torch.device, data_seed: int) -> None:
+        self._job = job
+        self._alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
+        self._batches = BatchSource(store, device, job.training.batch_size, job.data.random_flip, data_seed)
+
+    def build_dense(self) -> nn.Module:
+        return build_dense(self._job.model, self._job.data)
+
+    def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        side = self._job.data.resolution
+        return {
+            "sample": torch.zeros(1, self._job.data.channels, side, side, device=device),
+            "timestep": torch.ones(1, dtype=torch.long, device=device),
+        }
+
+    def batch(self, step: int, rows: slice) -> torch.Tensor:
+        return self._batches.batch(step, rows)
+
+    def loss(
+        self, network: nn.Module, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        noisy_BCHW = add_noise(clean, noise, timesteps, self._alphas_cumprod)
+        return epsilon_loss(network(noisy_BCHW, timesteps, return_dict=False)[0], noise)

@@ -1,0 +1,99 @@
+"""What a stage tells the outside while it runs: the progress file and the rows of metrics."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from region_workers.device import World
+from region_workers.failures import StopRequestedError
+from region_workers.trainer import Trainer
+from schemas.durable import write_model
+from schemas.job import PROGRESS_FILE, STOP_FILE, Progress, WorkerJob
+from schemas.tables import Row
+
+_HEARTBEAT_S = 1.0
+
+
+class Recorder:
+    """Progress and metrics of one stage on one worker; only the leading worker writes."""
+
+    def __init__(
+        self, job: WorkerJob, stage: str, key: str, total_steps: int | None, world: World, learning_rate: float
+    ) -> None:
+        self._folder = Path(job.run_dir) / stage
+        self._stop_file = Path(job.run_dir) / STOP_FILE
+        self._interval = job.logging.interval_steps
+        self._world, self._learning_rate = world, learning_rate
+        self.stage, self.key = stage, key
+        self.metrics: list[Row] = []
+        self.started_at = time.time()
+        self._progress = Progress(stage=stage, total_steps=total_steps, stage_started_at=self.started_at)
+        self._earlier_s = 0.0
+        self._heartbeat_at = 0.0
+        self._first_step = 0
+        self._row_at, self._row_step = time.perf_counter(), 0
+
+    @property
+    def active_s(self) -> float:
+        """Seconds of work on this stage: this attempt's, and what an earlier one had saved."""
+        return self._earlier_s + time.time() - self.started_at
+
+    def begin(self, step: int, metrics: list[Row], earlier_s: float) -> None:
+        """Start, or go on from a checkpoint made after `step` updates."""
+        self.metrics, self._earlier_s = list(metrics), earlier_s
+        self._first_step = self._row_step = step
+        self._row_at = time.perf_counter()
+        self.announce("running", step)
+
+    def after_step(self, trainer: Trainer) -> bool:
+        """Note one finished step; whether the run was asked to stop. Waits for the device at the log interval only."""
+        at_interval = trainer.step % self._interval == 0
+        if at_interval:
+            self._add_row(trainer)
+        now = time.time()
+        if now - self._heartbeat_at >= _HEARTBEAT_S:
+            self.announce("running", trainer.step)
+            stop = self._stop_file.exists()
+        else:
+            stop = False
+        if self._world.size > 1:  # only where all workers meet anyway may they ask each other
+            return self._world.agree(self._stop_file.exists()) if at_interval else False
+        return stop
+
+    def note(self, text: str) -> None:
+        """A few words beside the numbers (the distances of a draw, say)."""
+        self._progress = self._progress.model_copy(update={"note": text})
+
+    def announce(self, state: str, step: int) -> None:
+        """Rewrite the progress file."""
+        self._heartbeat_at = time.time()
+        elapsed = max(self._heartbeat_at - self.started_at, 1e-9)
+        rate = (step - self._first_step) / elapsed
+        self._progress = self._progress.model_copy(
+            update={"state": state, "step": step, "steps_per_s": rate or None, "updated_at": self._heartbeat_at}
+        )
+        if self._world.leads:
+            write_model(self._folder / PROGRESS_FILE, self._progress)
+
+    def _add_row(self, trainer: Trainer) -> None:
+        loss, gradient_norm = trainer.read_metrics()
+        now = time.perf_counter()
+        rate = (trainer.step - self._row_step) / max(now - self._row_at, 1e-9)
+        self._row_at, self._row_step = now, trainer.step
+        self.metrics.append(
+            {
+                "step": trainer.step,
+                "loss": loss,
+                "gradient_norm": gradient_norm,
+                "learning_rate": self._learning_rate,
+                "steps_per_s": rate,
+                "unix_time_s": time.time(),
+            }
+        )
+        self._progress = self._progress.model_copy(update={"loss": loss})
+
+
+def stop_requested(step: int) -> StopRequestedError:
+    """The exception that ends a stage which saved itself after `step` updates."""
+    return StopRequestedError(f"stopped after step {step}, as asked; the state is saved")

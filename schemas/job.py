@@ -1,0 +1,117 @@
+"""What the driver hands to a worker, and what a worker leaves in its stage's folder for the driver."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, ModelPlan, TrainingPlan
+from schemas.section import Section
+
+RESULT_FILE = "result.json"
+PROGRESS_FILE = "progress.json"
+FAILURE_FILE = "failure.json"
+STOP_FILE = "stop-requested"
+
+
+class DrawTarget(Section):
+    """One ticket to be drawn."""
+
+    region: str
+    pruning_ratio: float
+
+
+class DrawStage(Section):
+    """Train the dense model on [start, stop) until every target's ticket has appeared."""
+
+    name: str
+    key: str
+    timesteps: tuple[int, int]
+    targets: tuple[DrawTarget, ...]
+
+
+class TrainStage(Section):
+    """Train one region's expert from its ticket, found in the folder of the stage `draw`."""
+
+    name: str
+    key: str
+    region: str
+    timesteps: tuple[int, int]
+    steps: int
+    draw: str
+
+
+class WorkerJob(Section):
+    """All that one worker needs: a draw, a training, or both after one another."""
+
+    name: str
+    run_dir: str
+    cache_dir: str
+    store_digest: str
+    seed: int
+    data: DataPlan
+    model: ModelPlan
+    diffusion: DiffusionPlan
+    draw_plan: DrawPlan
+    training: TrainingPlan
+    checkpointing: CheckpointPlan
+    logging: LoggingPlan
+    draw: DrawStage | None
+    train: TrainStage | None
+
+    def stages(self) -> tuple[str, ...]:
+        """The names of the stages this job completes, in order."""
+        return tuple(stage.name for stage in (self.draw, self.train) if stage is not None)
+
+
+class Artifact(Section):
+    """A file of a run: path relative to the run directory, and what it must hold."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Hardware(Section):
+    """The device a stage ran on."""
+
+    device: str
+    world_size: int
+    cpu_threads: int
+
+
+class StageResult(Section):
+    """Written last by a finished stage."""
+
+    stage: str
+    key: str
+    started_at: float
+    finished_at: float
+    active_s: float
+    steps: int
+    artifacts: tuple[Artifact, ...]
+    hardware: Hardware
+    metrics: dict[str, float]
+
+
+class Progress(Section):
+    """Where a job stands; rewritten every second or so."""
+
+    stage: str
+    state: Literal["starting", "running", "stopped", "done"] = "running"
+    step: int = 0
+    total_steps: int | None = None
+    loss: float | None = None
+    steps_per_s: float | None = None
+    note: str = ""
+    stage_started_at: float = 0.0
+    updated_at: float = 0.0
+
+
+class Failure(Section):
+    """Why a job broke off, for people; the traceback is for `--debug`."""
+
+    stage: str
+    message: str
+    retryable: bool
+    traceback: str
+    at: float
