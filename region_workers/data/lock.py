@@ -1,0 +1,96 @@
+"""A lock that makes one process build while the others wait and see how far it is."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas.errors import RunFailedError
+
+Report = Callable[[int, int], None]
+
+_POLL_S = 0.2
+_NOTE_INTERVAL_S = 1.0
+_log = logging.getLogger(__name__)
+
+
+@contextmanager
+def build_lock(path: Path, report: Report, stall_limit_s: float) -> Iterator[Report]:
+    """Hold the lock file at `path`; yields a report that the waiting processes can read.
+
+    While another process holds it, its progress (done, total) goes to `report`. The kernel frees the lock of a killed
+    holder. Raises RunFailedError when the holder has shown no progress for `stall_limit_s` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _wait(descriptor, path, report, stall_limit_s)
+        yield _noting(descriptor, report)
+    finally:
+        os.close(descriptor)  # frees the lock
+
+
+def _wait(descriptor: int, path: Path, report: Report, stall_limit_s: float) -> None:
+    last_note, since = _read(descriptor), time.monotonic()
+    told = False
+    while not _try_lock(descriptor):
+        note = _read(descriptor)
+        if note != last_note:
+            last_note, since = note, time.monotonic()
+            _pass_on(note, report)
+        if not told:
+            _log.info("waiting for the image store that %s is building", _holder(note))
+            told = True
+        if time.monotonic() - since > stall_limit_s:
+            raise RunFailedError(
+                f"waited {stall_limit_s:g} s for {_holder(note)} to build the image store, without any progress. "
+                f"Look at that process; once it has ended, its lock {path} is free."
+            )
+        time.sleep(_POLL_S)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _noting(descriptor: int, report: Report) -> Report:
+    last_s = 0.0
+
+    def note(done: int, total: int) -> None:
+        nonlocal last_s
+        report(done, total)
+        if time.monotonic() - last_s > _NOTE_INTERVAL_S:
+            last_s = time.monotonic()
+            _write(descriptor, done, total)
+
+    _write(descriptor, 0, 0)
+    return note
+
+
+def _write(descriptor: int, done: int, total: int) -> None:
+    # Padded to one width, so that a newer note always covers the older one.
+    note = f"{os.getpid()} {socket.gethostname()} {done} {total}".ljust(160)
+    os.pwrite(descriptor, note.encode(), 0)
+
+
+def _read(descriptor: int) -> list[str]:
+    return os.pread(descriptor, 160, 0).decode(errors="replace").split()
+
+
+def _pass_on(note: list[str], report: Report) -> None:
+    if len(note) == 4 and note[2].isdigit() and note[3].isdigit() and int(note[2]):
+        report(int(note[2]), int(note[3]))
+
+
+def _holder(note: list[str]) -> str:
+    return f"process {note[0]} on {note[1]}" if len(note) == 4 else "another process"

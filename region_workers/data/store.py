@@ -1,0 +1,176 @@
+"""The image store: every image decoded once, memory-mapped, shared by all workers of a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from pydantic import ValidationError
+
+from region_workers.data.build import INFO, PIXELS, build_store, unreadable_error
+from region_workers.data.decode import TRANSFORM_VERSION
+from region_workers.data.lock import Report, build_lock
+from region_workers.data.sources import Source, open_source
+from schemas.digest import digest
+from schemas.durable import write_folder
+from schemas.errors import RunFailedError, plan_error
+from schemas.plan import DataPlan
+from schemas.store import StoreInfo
+
+_STALL_LIMIT_S = 1800.0
+_CHUNK_IMAGES_BYTES = 16 << 20
+_log = logging.getLogger(__name__)
+
+
+class ImageStore:
+    """Decoded images: `images` uint8 [N, H, W, C] and the `digest` of their content (SHA-256, hex)."""
+
+    def __init__(self, folder: Path, info: StoreInfo, images: np.memmap[Any, np.dtype[np.uint8]]) -> None:
+        self.folder = folder
+        self.info = info
+        self.images = images
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The store in `folder`, without reading its pixels. Raises RunFailedError if it is missing or not whole."""
+        try:
+            info = StoreInfo.model_validate_json((folder / INFO).read_bytes())
+            size_bytes = (folder / PIXELS).stat().st_size
+            if size_bytes != info.pixels_bytes:
+                raise ValueError(f"{PIXELS} has {size_bytes} bytes, not the {info.pixels_bytes} of {INFO}")
+            images = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
+            if images.shape != info.shape or images.dtype != np.uint8:
+                raise ValueError(f"{PIXELS} holds {images.dtype} {images.shape}, not uint8 {info.shape} as {INFO} says")
+        except (OSError, ValueError, ValidationError) as error:
+            raise RunFailedError(f"{folder} is no whole image store: {error}. Delete it; it is built anew.") from error
+        return cls(folder, info, images)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the pixels in order, then of the shape."""
+        return self.info.digest
+
+    @property
+    def unreadable(self) -> int:
+        """How many images of the source were left out as unreadable."""
+        return len(self.info.unreadable_names)
+
+    def __len__(self) -> int:
+        return self.info.shape[0]
+
+    def verify(self) -> None:
+        """Read every pixel and raise RunFailedError unless their digest is the recorded one."""
+        sha = hashlib.sha256()
+        rows = max(1, _CHUNK_IMAGES_BYTES // max(1, self.images[:1].nbytes))
+        for start in range(0, len(self), rows):
+            sha.update(np.ascontiguousarray(self.images[start : start + rows]).data)
+        sha.update(str(self.info.shape).encode())
+        if sha.hexdigest() != self.digest:
+            raise RunFailedError(
+                f"the pixels in {self.folder} have changed since they were written. Delete the folder."
+            )
+
+
+def default_cache_dir() -> Path:
+    """Where decoded images are kept: the environment's EBDIFF_CACHE, else ~/.cache/ebdiff."""
+    return Path(os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()
+
+
+def ensure_store(
+    plan: DataPlan,
+    cache_dir: Path,
+    report: Callable[[int, int], None] | None = None,
+    stall_limit_s: float = _STALL_LIMIT_S,
+) -> ImageStore:
+    """The store of the plan's images, built now if there is none; built once though several processes ask at a time.
+
+    `report(done, total)` counts images while this process, or the one that it waits for, builds; a total of 0 means
+    that it is not known. Raises PlanError for a source that cannot be read or is empty, RunFailedError for too many
+    unreadable images, for a builder without progress in `stall_limit_s` seconds and for a full disk.
+    """
+    source = open_source(plan, cache_dir)
+    identity = source.identity()
+    key = store_key(identity, plan)
+    folder = cache_dir / "images" / key[:16]
+    store = _opened(folder, key)
+    if store is None:
+        store = _build_locked(source, identity, key, plan, folder, report or _silent, stall_limit_s)
+    if store.unreadable > plan.max_unreadable * (len(store) + store.unreadable):
+        # Built under a higher limit than this plan's.
+        raise unreadable_error(list(store.info.unreadable_names), len(store) + store.unreadable, plan)
+    return store
+
+
+def store_key(identity: dict[str, Any], plan: DataPlan) -> str:
+    """SHA-256 (hex) of what determines a store: the source's identity and what is done to each image."""
+    transform = {
+        "version": TRANSFORM_VERSION,
+        "resolution": plan.resolution,
+        "channels": plan.channels,
+        "image_column": plan.image_column,
+        "split": plan.split,
+        "config_name": plan.config_name,
+    }
+    return digest({"source": identity, "transform": transform})
+
+
+def _build_locked(
+    source: Source,
+    identity: dict[str, Any],
+    key: str,
+    plan: DataPlan,
+    folder: Path,
+    report: Report,
+    stall_limit_s: float,
+) -> ImageStore:
+    _make_folder(folder.parent)
+    with build_lock(folder.parent / f"{folder.name}.lock", report, stall_limit_s) as noted_report:
+        store = _opened(folder, key)
+        if store is None:
+            # Only the lock's holder builds this key, so temporary folders of its name are a killed builder's.
+            for leftover in folder.parent.glob(f".partial-*-{folder.name}"):
+                shutil.rmtree(leftover)
+            _check_space(source, plan, folder.parent)
+            write_folder(folder, lambda temporary: build_store(temporary, source, plan, key, identity, noted_report))
+            store = ImageStore.open(folder)
+            _log.info("decoded %d images of %s (%d unreadable)", len(store), plan.path, store.unreadable)
+    return store
+
+
+def _opened(folder: Path, key: str) -> ImageStore | None:
+    if not folder.exists():
+        return None
+    try:
+        store = ImageStore.open(folder)
+    except RunFailedError as error:
+        _log.warning("%s", error)
+        return None
+    return store if store.info.key == key else None
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = f"It cannot be made ({error.strerror}): set it, or EBDIFF_CACHE, to a folder of yours."
+        raise plan_error("workers.cache_dir", path.parent, "a folder that can be written", remedy) from error
+
+
+def _check_space(source: Source, plan: DataPlan, folder: Path) -> None:
+    needed_bytes = (source.count() or 0) * plan.resolution**2 * plan.channels
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise RunFailedError(
+            f"the decoded images of {plan.path} need {needed_bytes / 1e9:.1f} GB and {folder} has "
+            f"{free_bytes / 1e9:.1f} GB free. Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
+        )
+
+
+def _silent(done: int, total: int) -> None:
+    """Report nothing."""
