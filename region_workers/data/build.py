@@ -17,7 +17,7 @@ from region_workers.data.decode import Payload, Pixels, UnreadableImageError, de
 from region_workers.data.lock import Report
 from region_workers.data.sources import Source
 from schemas.durable import write_model
-from schemas.errors import RunFailedError, plan_error
+from schemas.errors import RunFailed, plan_error
 from schemas.plan import DataPlan
 from schemas.store import StoreInfo
 
@@ -46,7 +46,7 @@ def build_store(
 ) -> None:
     """Fill `folder` with the pixels of every readable image, in order, and with what they are.
 
-    Raises PlanError if there are no images and RunFailedError if more than the plan's share of them is unreadable.
+    Raises PlanError if there are no images and RunFailed if more than the plan's share of them is unreadable.
     """
     total = source.count()
     progress = _Progress()
@@ -81,11 +81,11 @@ def build_store(
     write_model(folder / INFO, info)
 
 
-def unreadable_error(names: list[str], total: int, plan: DataPlan) -> RunFailedError:
+def unreadable_error(names: list[str], total: int, plan: DataPlan) -> RunFailed:
     """The error that names the first unreadable images."""
     first = "; ".join(names[:_NAMES_SHOWN])
     more = f"; and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
-    return RunFailedError(
+    return RunFailed(
         f"{len(names)} of {total} images of {plan.path} are unreadable, above data.max_unreadable = "
         f"{plan.max_unreadable}: {first}{more}. Repair or remove them, or raise data.max_unreadable."
     )

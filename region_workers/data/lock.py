@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from schemas.errors import RunFailedError
+from schemas.errors import RunFailed
 
 Report = Callable[[int, int], None]
 
@@ -25,7 +25,7 @@ def build_lock(path: Path, report: Report, stall_limit_s: float) -> Iterator[Rep
     """Hold the lock file at `path`; yields a report that the waiting processes can read.
 
     While another process holds it, its progress (done, total) goes to `report`. The kernel frees the lock of a killed
-    holder. Raises RunFailedError when the holder has shown no progress for `stall_limit_s` seconds.
+    holder. Raises RunFailed when the holder has shown no progress for `stall_limit_s` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -48,7 +48,7 @@ def _wait(descriptor: int, path: Path, report: Report, stall_limit_s: float) -> 
             _log.info("waiting for the image store that %s is building", _holder(note))
             told = True
         if time.monotonic() - since > stall_limit_s:
-            raise RunFailedError(
+            raise RunFailed(
                 f"waited {stall_limit_s:g} s for {_holder(note)} to build the image store, without any progress. "
                 f"Look at that process; once it has ended, its lock {path} is free."
             )

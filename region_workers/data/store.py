@@ -19,7 +19,7 @@ from region_workers.data.lock import Report, build_lock
 from region_workers.data.sources import Source, open_source
 from schemas.digest import digest
 from schemas.durable import write_folder
-from schemas.errors import RunFailedError, plan_error
+from schemas.errors import RunFailed, plan_error
 from schemas.plan import DataPlan
 from schemas.store import StoreInfo
 
@@ -38,7 +38,7 @@ class ImageStore:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The store in `folder`, without reading its pixels. Raises RunFailedError if it is missing or not whole."""
+        """The store in `folder`, without reading its pixels. Raises RunFailed if it is missing or not whole."""
         try:
             info = StoreInfo.model_validate_json((folder / INFO).read_bytes())
             size_bytes = (folder / PIXELS).stat().st_size
@@ -48,7 +48,7 @@ class ImageStore:
             if images.shape != info.shape or images.dtype != np.uint8:
                 raise ValueError(f"{PIXELS} holds {images.dtype} {images.shape}, not uint8 {info.shape} as {INFO} says")
         except (OSError, ValueError, ValidationError) as error:
-            raise RunFailedError(f"{folder} is no whole image store: {error}. Delete it; it is built anew.") from error
+            raise RunFailed(f"{folder} is no whole image store: {error}. Delete it; it is built anew.") from error
         return cls(folder, info, images)
 
     @property
@@ -65,16 +65,14 @@ class ImageStore:
         return self.info.shape[0]
 
     def verify(self) -> None:
-        """Read every pixel and raise RunFailedError unless their digest is the recorded one."""
+        """Read every pixel and raise RunFailed unless their digest is the recorded one."""
         sha = hashlib.sha256()
         rows = max(1, _CHUNK_IMAGES_BYTES // max(1, self.images[:1].nbytes))
         for start in range(0, len(self), rows):
             sha.update(np.ascontiguousarray(self.images[start : start + rows]).data)
         sha.update(str(self.info.shape).encode())
         if sha.hexdigest() != self.digest:
-            raise RunFailedError(
-                f"the pixels in {self.folder} have changed since they were written. Delete the folder."
-            )
+            raise RunFailed(f"the pixels in {self.folder} have changed since they were written. Delete the folder.")
 
 
 def default_cache_dir() -> Path:
@@ -91,7 +89,7 @@ def ensure_store(
     """The store of the plan's images, built now if there is none; built once though several processes ask at a time.
 
     `report(done, total)` counts images while this process, or the one that it waits for, builds; a total of 0 means
-    that it is not known. Raises PlanError for a source that cannot be read or is empty, RunFailedError for too many
+    that it is not known. Raises PlanError for a source that cannot be read or is empty, RunFailed for too many
     unreadable images, for a builder without progress in `stall_limit_s` seconds and for a full disk.
     """
     source = open_source(plan, cache_dir)
@@ -148,7 +146,7 @@ def _opened(folder: Path, key: str) -> ImageStore | None:
         return None
     try:
         store = ImageStore.open(folder)
-    except RunFailedError as error:
+    except RunFailed as error:
         _log.warning("%s", error)
         return None
     return store if store.info.key == key else None
@@ -166,7 +164,7 @@ def _check_space(source: Source, plan: DataPlan, folder: Path) -> None:
     needed_bytes = (source.count() or 0) * plan.resolution**2 * plan.channels
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
-        raise RunFailedError(
+        raise RunFailed(
             f"the decoded images of {plan.path} need {needed_bytes / 1e9:.1f} GB and {folder} has "
             f"{free_bytes / 1e9:.1f} GB free. Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
         )
