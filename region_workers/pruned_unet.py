@@ -25,7 +25,7 @@ def _takes_the_dense_arguments(init: Callable[..., None]) -> Callable[..., None]
     return init
 
 
-class PrunedUNet2DModel(UNet2DModel):
+class PrunedUNet2DModel(UNet2DModel):  # type: ignore[misc]  # diffusers is untyped
     """A `UNet2DModel` narrowed to its kept channels.
 
     Its arguments and config are UNet2DModel's, which describe the dense network, and `kept_channels`: by layer,
@@ -34,7 +34,7 @@ class PrunedUNet2DModel(UNet2DModel):
     the dense weights.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     @_takes_the_dense_arguments
     def __init__(self, *args: Any, kept_channels: KeptConfig | None = None, **kwargs: Any) -> None:
         device = torch.empty(0).device
@@ -50,7 +50,7 @@ class PrunedUNet2DModel(UNet2DModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """diffusers' `from_pretrained`, from safetensors only; ValueError if a weight is missing, unknown or misshapen."""
+        """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen."""
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs = {"use_safetensors": True, "low_cpu_mem_usage": False, **kwargs}
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -82,15 +82,17 @@ def extract_expert(dense: UNet2DModel, kept: Mapping[str, KeptChannels]) -> Prun
     config = {name: value for name, value in dense.config.items() if not name.startswith("_")}
     config["kept_channels"] = {name: channels.model_dump(mode="json") for name, channels in kept.items()} or None
     with torch.device("meta"):
-        expert = PrunedUNet2DModel(**config)
+        expert: PrunedUNet2DModel = PrunedUNet2DModel(**config)
     expert.load_state_dict(_inherited(dense, kept), strict=True, assign=True)
     for name, buffer in dense.named_buffers():  # also those that no state dict holds
         owner, _, own_name = name.rpartition(".")
         setattr(expert.get_submodule(owner), own_name, buffer.clone())
     for own, inherited in zip(expert.parameters(), dense.parameters(), strict=True):
         own.requires_grad_(inherited.requires_grad)
-    _prove(expert.eval())
-    return expert.train(dense.training)
+    expert.eval()
+    _prove(expert)
+    expert.train(dense.training)
+    return expert
 
 
 def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, Tensor]:

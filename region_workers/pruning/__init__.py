@@ -1,0 +1,1 @@
+"""Structural pruning: which channels go together, how they rank, which stay, and the narrower network."""

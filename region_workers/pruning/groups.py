@@ -1,0 +1,182 @@
+"""Channel groups: the channels of coupled layers that can only be pruned together."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+Kind = Literal["out", "embedding", "norm", "in"]
+_KIND_ORDER: dict[Kind, int] = {"out": 0, "embedding": 1, "norm": 2, "in": 3}
+_ROOT_TYPES = (nn.Conv2d, nn.Linear)
+_HEADED = {"to_q", "to_k", "to_v"}
+_TracedItem = tuple[nn.Module, bool, list[int], list[int]]  # module, is an output, its indices, the group's
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One dimension of one layer that a group runs through: channel c of the group is at `indices[c]`.
+
+    `kind`: "out" and "in" (a convolution's or linear layer's outputs and inputs), "norm" (a GroupNorm's channels) or
+    "embedding" (an embedding table's columns).
+    `layer_size` is the dense layer's size in that dimension; a concatenation gives it several groups.
+    """
+
+    layer: str
+    kind: Kind
+    indices: slice | Tensor
+    layer_size: int
+
+    def positions(self) -> Tensor:
+        """`indices` as a 1-D LongTensor."""
+        return torch.arange(self.layer_size)[self.indices]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroup:
+    """Coupled channels: channel c is pruned in every member or in none.
+
+    `root` names the first layer whose outputs they are, `size` is their number. `norm_groups` is the number of equal,
+    contiguous chunks that must stay equally wide: those of the GroupNorms that see the channels, or the heads of an
+    attention; 0 where there is neither.
+    """
+
+    root: str
+    size: int
+    norm_groups: int
+    members: tuple[Member, ...]
+
+
+def find_groups(
+    model: nn.Module, example_inputs: Mapping[str, Tensor], protected: Collection[str] = ("conv_out",)
+) -> tuple[ChannelGroup, ...]:
+    """The groups of `model` by torch-pruning's dependency graph, ordered as the model names its modules.
+
+    The graph is traced on a meta copy: no weights are copied, computed with or changed, and the shapes of
+    `example_inputs` (forward's keyword arguments, on any device) are all that matters. Groups that hold the outputs of
+    a `protected` layer are left out. ValueError if a protected layer is missing or a layer cannot be pruned.
+    """
+    twin = _meta_copy(model)
+    names = {module: name for name, module in twin.named_modules()}
+    order = {name: position for position, name in enumerate(names.values())}
+    ignored = [_module_named(twin, name) for name in protected]
+    groups = [_group(item, names, order, twin) for item in _traced_groups(twin, example_inputs, ignored)]
+    return tuple(sorted(groups, key=lambda group: order[group.root]))
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta", dtype=torch.float32))
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo).eval()
+
+
+def _traced_groups(
+    twin: nn.Module, example_inputs: Mapping[str, Tensor], ignored: list[nn.Module]
+) -> list[list[_TracedItem]]:
+    import torch_pruning  # here, so that an expert can be rebuilt and loaded without it
+
+    inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
+    with torch.enable_grad():
+        # Fresh containers: torch-pruning fills its default arguments.
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            twin, example_inputs=inputs, unwrapped_parameters=[], customized_pruners={}, verbose=False
+        )
+    return [
+        [
+            (item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler), item.idxs, item.root_idxs)
+            for item in group.items
+        ]
+        for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=list(_ROOT_TYPES))
+    ]
+
+
+def _group(
+    items: list[_TracedItem],
+    names: Mapping[nn.Module, str],
+    order: Mapping[str, int],
+    twin: nn.Module,
+) -> ChannelGroup:
+    size = len(items[0][2])
+    members: dict[tuple[int, int, tuple[int, ...]], Member] = {}
+    for module, is_output, indices, root_indices in items:
+        if isinstance(module, nn.Parameter):
+            raise ValueError("A parameter outside a layer takes part in pruning: expected layers only.")
+        layer = names.get(module)
+        if layer is None or not any(True for _ in module.parameters(recurse=False)):
+            continue  # torch-pruning's own nodes for additions, reshapes and concatenations
+        kind, layer_size = _dimension(layer, module, is_output)
+        for positions in _occurrences(layer, size, indices, root_indices):
+            key = (order[layer], _KIND_ORDER[kind], positions)
+            members[key] = Member(layer, kind, _compact(positions), layer_size)
+    ordered = tuple(members[key] for key in sorted(members))
+    root = next(member.layer for member in ordered if member.kind == "out")
+    return ChannelGroup(root, size, _chunks(root, size, ordered, twin), ordered)
+
+
+def _dimension(layer: str, module: nn.Module, is_output: bool) -> tuple[Kind, int]:
+    if isinstance(module, nn.GroupNorm):
+        return "norm", module.num_channels
+    if isinstance(module, nn.Embedding):
+        return "embedding", module.embedding_dim
+    if isinstance(module, nn.Linear):
+        return ("out", module.out_features) if is_output else ("in", module.in_features)
+    if isinstance(module, nn.Conv2d) and module.groups == 1:
+        return ("out", module.out_channels) if is_output else ("in", module.in_channels)
+    raise ValueError(
+        f"{layer} = {module}: expected Conv2d (one group), Linear, GroupNorm or Embedding where channels are pruned. "
+        "Protect the layer, or teach region_workers.pruning about its kind."
+    )
+
+
+def _occurrences(layer: str, size: int, indices: list[int], root_indices: list[int]) -> list[tuple[int, ...]]:
+    """Positions of the group's channels in the layer, once for each time that the layer sees the group."""
+    seen: defaultdict[int, list[int]] = defaultdict(list)
+    for index, root_index in zip(indices, root_indices, strict=True):
+        seen[root_index].append(index)
+    times = {len(seen[channel]) for channel in range(size)}
+    if len(seen) != size or len(times) != 1 or times == {0}:
+        raise ValueError(f"{layer}: its channels do not map one to one onto a group of {size}; it cannot be pruned.")
+    return [tuple(seen[channel][time] for channel in range(size)) for time in range(times.pop())]
+
+
+def _compact(positions: tuple[int, ...]) -> slice | Tensor:
+    start, stop = positions[0], positions[-1] + 1
+    return slice(start, stop) if positions == tuple(range(start, stop)) else torch.tensor(positions)
+
+
+def _chunks(root: str, size: int, members: Iterable[Member], twin: nn.Module) -> int:
+    counts = {_chunks_of(member, twin) for member in members} - {0}
+    if not counts:
+        return 0
+    chunks = math.lcm(*counts)
+    if size % chunks:
+        raise ValueError(f"{root}: {size} channels cannot be split evenly into {chunks} norm groups; widen the layer.")
+    return chunks
+
+
+def _chunks_of(member: Member, twin: nn.Module) -> int:
+    layer = twin.get_submodule(member.layer)
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_groups
+    parent, _, own_name = member.layer.rpartition(".")
+    attention = twin.get_submodule(parent)
+    if isinstance(attention, Attention) and member.kind == "out" and own_name in _HEADED:
+        return int(attention.heads) if attention.heads > 1 else 0
+    return 0
+
+
+def _module_named(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"protected = {name}: expected a layer of the model. Check the name.") from None

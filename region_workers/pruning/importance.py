@@ -1,0 +1,81 @@
+"""Importance: one score for each prunable channel; the lowest go first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from region_workers.pruning.groups import ChannelGroup, Member
+
+Importance = Literal["magnitude", "taylor", "diff-pruning", "random"]
+_SCORED = ("out", "in")  # torch-pruning's choice: norms and embeddings follow, they have no say
+
+
+@torch.no_grad()
+def channel_scores(
+    groups: Sequence[ChannelGroup],
+    parameters: Mapping[str, Tensor],
+    importance: Importance,
+    gradients: Mapping[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """One 1-D float tensor (channels,) for each group, on the parameters' device.
+
+    `parameters` (and for taylor and diff-pruning `gradients`) are tensors by the model's parameter names. A weight's
+    contribution is w² for magnitude and |w·gradient| for taylor and diff-pruning, which differ only in how the
+    gradients were accumulated; a channel's score is their sum over its part of a convolution or linear layer,
+    averaged over the group's layers (torch-pruning's group importances with reduction "mean" and no normalizer).
+    random draws from `generator`, on its device. ValueError if what an importance needs is missing.
+    """
+    if importance == "random":
+        if generator is None:
+            raise ValueError("generator = None: expected a torch.Generator for random importance. Pass a seeded one.")
+        return [torch.rand(group.size, generator=generator, device=generator.device) for group in groups]
+    if importance != "magnitude" and gradients is None:
+        raise ValueError(f"gradients = None: expected one for each weight for {importance} importance.")
+    sums = _SideSums(parameters, None if importance == "magnitude" else gradients)
+    return [_group_score(group, sums) for group in groups]
+
+
+def _group_score(group: ChannelGroup, sums: _SideSums) -> Tensor:
+    scores = [score for member in group.members if (score := sums.of(member)) is not None]
+    assert scores, f"{group.root}: no convolution or linear layer to score"
+    total = scores[0].clone()
+    for score in scores[1:]:
+        total += score
+    return total / len(scores)
+
+
+class _SideSums:
+    """Each weight's contributions, summed over its output side and over its input side, computed once a weight."""
+
+    def __init__(self, parameters: Mapping[str, Tensor], gradients: Mapping[str, Tensor] | None) -> None:
+        self._parameters = parameters
+        self._gradients = gradients
+        self._sums: dict[str, dict[str, Tensor]] = {}
+
+    def of(self, member: Member) -> Tensor | None:
+        """The scores (channels,) of the group's channels in this layer; None if the layer has no say."""
+        if member.kind not in _SCORED:
+            return None
+        name = f"{member.layer}.weight"
+        if name not in self._sums:
+            self._sums[name] = _side_sums(self._contributions(name))
+        return self._sums[name][member.kind][member.indices]
+
+    def _contributions(self, name: str) -> Tensor:
+        weight = self._parameters[name].detach().float()
+        if self._gradients is None:
+            return weight.square()
+        return (weight * self._gradients[name].detach().float()).abs_()
+
+
+def _side_sums(contributions: Tensor) -> dict[str, Tensor]:
+    outputs, inputs = contributions.shape[:2]
+    return {
+        "out": contributions.reshape(outputs, -1).sum(1),
+        "in": contributions.sum(0).reshape(inputs, -1).sum(1),
+    }

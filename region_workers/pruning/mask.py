@@ -1,0 +1,68 @@
+"""The mask: one bit for each prunable channel, True where it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from region_workers.pruning.groups import ChannelGroup
+from region_workers.pruning.widths import removed_channels
+from schemas.ticket import KeptChannels
+
+
+def prunable_bits(groups: Sequence[ChannelGroup]) -> int:
+    """The length of the groups' masks: the sum of the groups' sizes."""
+    return sum(group.size for group in groups)
+
+
+@torch.no_grad()
+def compute_mask(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], ratio: float) -> Tensor:
+    """The mask (prunable_bits,) that drops the lowest scores, evenly within each norm group; groups in order.
+
+    Of equal scores the channel of the lower index stays. The mask is on the scores' device and nothing waits for it.
+    """
+    return torch.cat([_group_mask(group, score, ratio) for group, score in zip(groups, scores, strict=True)])
+
+
+def _group_mask(group: ChannelGroup, scores: Tensor, ratio: float) -> Tensor:
+    chunks = group.norm_groups or 1
+    kept = (group.size - removed_channels(group.size, group.norm_groups, ratio)) // chunks
+    best_first = scores.view(chunks, -1).argsort(dim=1, descending=True, stable=True)
+    mask = torch.zeros(chunks, group.size // chunks, dtype=torch.bool, device=scores.device)
+    return mask.scatter_(1, best_first[:, :kept], True).view(-1)
+
+
+def mask_distance(a: Tensor, b: Tensor) -> float:
+    """The share of bits in which two masks of equal length differ: the normalised Hamming distance (paper, 4.1)."""
+    assert a.shape == b.shape, f"masks of {tuple(a.shape)} and {tuple(b.shape)} bits"
+    return (a != b).float().mean().item() if a.numel() else 0.0
+
+
+def kept_channels(groups: Sequence[ChannelGroup], mask: Tensor) -> dict[str, KeptChannels]:
+    """The mask as kept channels of each layer (full module name), sorted, as indices into the dense layer.
+
+    A norm's channels and an embedding's columns are its outputs. A side that keeps everything is None, a layer whose
+    two sides do is left out.
+    """
+    assert mask.shape == (prunable_bits(groups),), f"a mask of {tuple(mask.shape)} bits for {prunable_bits(groups)}"
+    sides: dict[tuple[str, bool], Tensor] = {}
+    for group, bits in zip(groups, torch.split(mask.cpu(), [group.size for group in groups]), strict=True):
+        for member in group.members:
+            side = sides.setdefault(
+                (member.layer, member.kind != "in"), torch.ones(member.layer_size, dtype=torch.bool)
+            )
+            side[member.indices] = bits
+    layers: dict[str, KeptChannels] = {}
+    for layer in dict.fromkeys(layer for layer, _ in sides):
+        kept = KeptChannels(outputs=_indices(sides.get((layer, True))), inputs=_indices(sides.get((layer, False))))
+        if kept != KeptChannels():
+            layers[layer] = kept
+    return layers
+
+
+def _indices(side: Tensor | None) -> tuple[int, ...] | None:
+    if side is None or bool(side.all()):
+        return None
+    return tuple(side.nonzero().flatten().tolist())
