@@ -44,13 +44,14 @@ def sample_images(
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
         generators = [_generator(seed, first + index) for index in range(start, stop)]
-        images_NHWC = pipeline(
+        (images_NHWC,) = pipeline(
             batch_size=stop - start,
             generator=generators,
             num_inference_steps=steps,
             output_type="np",
+            return_dict=False,
             show_progress=False,
-        ).images
+        )
         if not np.isfinite(images_NHWC).all():
             raise RunFailed(
                 f"Images {first + start} to {first + stop - 1} of seed {seed} are not finite: an expert has diverged, "

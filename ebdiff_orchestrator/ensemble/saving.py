@@ -40,7 +40,7 @@ def save_ensemble(
 
 def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:
     """The scheduler that samples as the plan says."""
-    return ListDDIMScheduler(
+    scheduler: ListDDIMScheduler = ListDDIMScheduler(
         num_train_timesteps=diffusion.num_train_timesteps,
         beta_start=diffusion.beta_start,
         beta_end=diffusion.beta_end,
@@ -50,3 +50,4 @@ def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMSc
         clip_sample=sampling.clip_sample,
         num_inference_steps=sampling.steps,
     )
+    return scheduler

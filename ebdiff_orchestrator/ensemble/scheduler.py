@@ -42,9 +42,10 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         num_inference_steps: int | None = None,
     ) -> None:
         _check_eta(eta)
-        self.betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
-        self.alphas_cumprod = torch.cumprod(1 - self.betas, dim=0)
-        self._alpha_bars: list[float] = self.alphas_cumprod.tolist()
+        betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
+        alpha_bars = torch.cumprod(1 - betas, dim=0)
+        self._alpha_bars: list[float] = alpha_bars.tolist()
+        self.betas, self.alphas_cumprod = betas.float(), alpha_bars.float()
         self.num_inference_steps: int | None = None
         self._list = list(range(num_train_timesteps))[::-1]
         self.timesteps = torch.tensor(self._list)
@@ -70,7 +71,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             count = num_inference_steps or self.config.num_inference_steps
             if count is None:
                 raise UserError(
-                    problem("num_inference_steps", None, "a number", "The scheduler has no default; pass one.")
+                    problem("num_inference_steps", None, "a number", "The config has no default; pass one.")
                 )
             self._list = spaced_timesteps(self.config.spacing, count, len(self))
         self.num_inference_steps = len(self._list)

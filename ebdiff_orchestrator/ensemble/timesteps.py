@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -34,6 +35,6 @@ def check_timesteps(timesteps: Sequence[int], total: int) -> list[int]:
     listed = [int(timestep) for timestep in timesteps]
     if not listed or listed[0] >= total or listed[-1] < 0:
         raise UserError(problem("timesteps", listed, f"values from {total - 1} down to 0", "Change the list."))
-    if any(later > earlier for earlier, later in zip(listed, listed[1:], strict=False)):
+    if any(later > earlier for earlier, later in itertools.pairwise(listed)):
         raise UserError(problem("timesteps", listed, "values that never rise", "Sort the list, largest first."))
     return listed
