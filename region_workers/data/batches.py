@@ -39,7 +39,7 @@ class BatchSource:
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._permutation = epoch, self._permute(epoch)
-        return self._permutation[position * self.batch_size : (position + 1) * self.batch_size]
+        return self._permutation[position * self.batch_size : (position + 1) * self.batch_size].copy()
 
     def flips(self, step: int) -> npt.NDArray[np.bool_]:
         """Which images of the global batch of `step` are mirrored: bool [batch_size]."""

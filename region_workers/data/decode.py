@@ -43,18 +43,17 @@ class UnreadableImageError(ValueError):
 def decode(payload: Payload, resolution: int, channels: int) -> Pixels:
     """The image as uint8 [resolution, resolution, channels].
 
-    Turned as its EXIF orientation says; alpha laid on white; 16-bit greyscale scaled to 8 bits; the shorter side
-    resized to `resolution` pixels with Pillow's antialiased Lanczos filter unless it fits already; cut from the centre.
+    Turned as its EXIF orientation says; alpha laid on white; 16-bit greyscale scaled to 8 bits; the square at its
+    centre resized to `resolution` pixels with Pillow's antialiased Lanczos filter, unless it fits already.
     Raises UnreadableImageError.
     """
     try:
         with _open(payload) as image:
             upright = ImageOps.exif_transpose(image)
             coloured = _to_channels(upright, channels)
-            fitted = _fit(coloured, resolution)
-            return np.asarray(fitted, dtype=np.uint8).reshape(resolution, resolution, channels)
     except _UNREADABLE as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+    return np.asarray(_fit(coloured, resolution), dtype=np.uint8).reshape(resolution, resolution, channels)
 
 
 def _open(payload: Payload) -> Image.Image:
@@ -92,11 +91,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _fit(image: Image.Image, resolution: int) -> Image.Image:
-    if min(image.size) != resolution:
-        scale = resolution / min(image.size)
-        width, height = (max(resolution, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    if image.size == (resolution, resolution):
-        return image
-    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
-    return image.crop((left, top, left + resolution, top + resolution))
+    # Cut first: resizing all of a very long image would need memory without bound.
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+    return square if side == resolution else square.resize((resolution, resolution), Image.Resampling.LANCZOS)

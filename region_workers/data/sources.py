@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from region_workers.data.columns import image_column
 from region_workers.data.decode import Payload
 from region_workers.data.hub import HubSource
+from region_workers.data.splits import check_not_split, files_of_split
 from schemas.digest import digest
 from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
@@ -43,13 +44,9 @@ class Source(Protocol):
 
 def open_source(plan: DataPlan, cache_dir: Path) -> Source:
     """The source that `plan.path` names; a relative path is relative to the current directory. Raises PlanError."""
-    if plan.path == DIGITS:
-        return DigitsSource()
     path = Path(plan.path).expanduser()
-    if path.is_file():
-        return _file_source(path, plan)
-    if path.is_dir():
-        return _folder_source(path, plan)
+    if plan.path == DIGITS or path.exists():
+        return _local_source(path, plan)
     if _HUB_NAME.fullmatch(plan.path) and path.suffix.lower() not in {".parquet", *_IMAGE_SUFFIXES}:
         return HubSource(plan, cache_dir)
     raise plan_error("data.path", plan.path, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
@@ -117,6 +114,16 @@ class FolderSource:
             yield file.relative_to(self._root).as_posix(), file
 
 
+def _local_source(path: Path, plan: DataPlan) -> Source:
+    if plan.config_name is not None:
+        remedy = "Only data sets on the hub have configurations: leave it out."
+        raise plan_error("data.config_name", plan.config_name, f"null for {plan.path}", remedy)
+    if plan.path != DIGITS and path.is_dir():
+        return _folder_source(path, plan)
+    check_not_split(plan)
+    return DigitsSource() if plan.path == DIGITS else _file_source(path, plan)
+
+
 def _file_source(path: Path, plan: DataPlan) -> Source:
     if path.suffix.lower() in _IMAGE_SUFFIXES:
         raise plan_error("data.path", plan.path, _EXPECTED, "This is one image: give the folder that holds it.")
@@ -126,9 +133,10 @@ def _file_source(path: Path, plan: DataPlan) -> Source:
 def _folder_source(root: Path, plan: DataPlan) -> Source:
     # Hidden files are none of the user's images: macOS leaves "._name.jpg" beside them, caches their own folders.
     files = [path for path in _visible_files(root) if path.suffix.lower() in {".parquet", *_IMAGE_SUFFIXES}]
-    tables = [path for path in files if path.suffix.lower() == ".parquet"]
     if not files:
         raise plan_error("data.path", plan.path, _EXPECTED, "The folder holds neither images nor Parquet files.")
+    files = files_of_split(root, files, plan)
+    tables = [path for path in files if path.suffix.lower() == ".parquet"]
     if not tables:
         return FolderSource(root, files)
     if len(tables) < len(files):

@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import ValidationError
 
-from region_workers.data.build import INFO, PIXELS, build_store, unreadable_error
+from region_workers.data.build import INFO, PIXELS, build_store, check_unreadable
 from region_workers.data.decode import TRANSFORM_VERSION
 from region_workers.data.lock import Report, build_lock
 from region_workers.data.sources import Source, open_source
@@ -99,9 +99,9 @@ def ensure_store(
     store = _opened(folder, key)
     if store is None:
         store = _build_locked(source, identity, key, plan, folder, report or _silent, stall_limit_s)
-    if store.unreadable > plan.max_unreadable * (len(store) + store.unreadable):
-        # Built under a higher limit than this plan's.
-        raise unreadable_error(list(store.info.unreadable_names), len(store) + store.unreadable, plan)
+    # It may have been built under a higher limit than this plan's.
+    total = len(store) + store.unreadable
+    check_unreadable(list(store.info.unreadable_names), total, total, plan)
     return store
 
 
