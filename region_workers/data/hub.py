@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,8 @@ def _newest_revision(plan: DataPlan, cache_dir: Path) -> str:
         if remembered.is_file() and not _is_missing(error):
             return remembered.read_text().strip()
         raise _unreachable(plan, error) from error
-    if not remembered.is_file() or remembered.read_text().strip() != revision:
+    # A read-only cache that others filled is still of use; a revision not remembered there costs only the hub's answer.
+    if os.access(cache_dir, os.W_OK) and not (remembered.is_file() and remembered.read_text().strip() == revision):
         write_text(remembered, revision + "\n")
     return revision
 

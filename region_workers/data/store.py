@@ -19,7 +19,7 @@ from region_workers.data.lock import Report, build_lock
 from region_workers.data.sources import Source, open_source
 from schemas.digest import digest
 from schemas.durable import write_folder
-from schemas.errors import RunFailed, plan_error
+from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
 from schemas.store import StoreInfo
 
@@ -92,6 +92,7 @@ def ensure_store(
     that it is not known. Raises PlanError for a source that cannot be read or is empty, RunFailed for too many
     unreadable images, for a builder without progress in `stall_limit_s` seconds and for a full disk.
     """
+    _make_folder(cache_dir / "images")
     source = open_source(plan, cache_dir)
     identity = source.identity()
     key = store_key(identity, plan)
@@ -127,7 +128,8 @@ def _build_locked(
     report: Report,
     stall_limit_s: float,
 ) -> ImageStore:
-    _make_folder(folder.parent)
+    if not os.access(folder.parent, os.W_OK):
+        raise _cache_error(folder.parent, "it is not writable")
     with build_lock(folder.parent / f"{folder.name}.lock", report, stall_limit_s) as noted_report:
         store = _opened(folder, key)
         if store is None:
@@ -156,8 +158,12 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        remedy = f"It cannot be made ({error.strerror}): set it, or EBDIFF_CACHE, to a folder of yours."
-        raise plan_error("workers.cache_dir", path.parent, "a folder that can be written", remedy) from error
+        raise _cache_error(path, str(error)) from error
+
+
+def _cache_error(path: Path, reason: str) -> PlanError:
+    remedy = f"No image store can be built ({reason}): set it, or EBDIFF_CACHE, to a folder of yours."
+    return plan_error("workers.cache_dir", path.parent, "a folder that can be written", remedy)
 
 
 def _check_space(source: Source, plan: DataPlan, folder: Path) -> None:

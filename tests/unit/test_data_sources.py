@@ -1,0 +1,189 @@
+"""What `data.path` may name, and how the image column and the split are found."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import region_workers.data.hub as hub
+from region_workers.data.sources import open_source
+from region_workers.data.store import ensure_store
+from schemas.errors import PlanError
+from schemas.plan import DataPlan
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def png(grey: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (8, 8), grey).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_parquet(path: Path, greys: list[int], columns: tuple[str, ...] = ("image",)) -> Path:
+    rows = [{"bytes": png(grey), "path": f"{grey}.png"} for grey in greys]
+    table = {name: pa.array(rows, STRUCT) for name in columns} | {"label": pa.array([0] * len(greys))}
+    pq.write_table(pa.table(table), path, row_group_size=3)
+    return path
+
+
+def greys_of(plan: DataPlan, cache: Path) -> list[int]:
+    return [int(image[0, 0, 0]) for image in ensure_store(plan, cache).images]
+
+
+def test_the_digits_need_no_file(tmp_path: Path) -> None:
+    store = ensure_store(DataPlan(), tmp_path)
+    assert store.images.shape == (1797, 8, 8, 1)
+    assert store.images.max() == 255
+    assert store.images[0, 0, :4, 0].tolist() == [0, 0, 80, 207]  # 0, 0, 5, 13 of 16
+
+
+def test_the_digits_are_resized(tmp_path: Path) -> None:
+    assert ensure_store(DataPlan(resolution=16, channels=3), tmp_path).images.shape == (1797, 16, 16, 3)
+
+
+def test_a_parquet_struct_without_metadata_is_read_in_order(tmp_path: Path) -> None:
+    greys = list(range(0, 250, 3))
+    path = write_parquet(tmp_path / "images.parquet", greys)
+    assert greys_of(DataPlan(path=str(path)), tmp_path) == greys
+
+
+def test_a_binary_column_is_a_column_of_images(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"png": pa.array([png(5), png(6)])}), tmp_path / "images.parquet")
+    assert greys_of(DataPlan(path=str(tmp_path / "images.parquet")), tmp_path) == [5, 6]
+
+
+def test_a_folder_of_parquet_files_is_read_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_parquet(folder / "b.parquet", [3, 4])
+    write_parquet(folder / "a.parquet", [1, 2])
+    assert greys_of(DataPlan(path=str(folder)), tmp_path) == [1, 2, 3, 4]
+
+
+def test_a_folder_of_images_is_read_recursively_without_hidden_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, grey in {"b/2.png": 2, "a/1.PNG": 1, "c.png": 3, "._c.png": 9, ".cache/x.png": 9}.items():
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(png(grey))
+    (tmp_path / "data" / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    assert greys_of(DataPlan(path="data"), tmp_path / "cache") == [1, 2, 3]
+
+
+def test_two_candidate_columns_are_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "pairs.parquet", [1, 2], ("photo", "mask"))
+    with pytest.raises(PlanError, match=r"data\.image_column.*photo, mask"):
+        ensure_store(DataPlan(path=str(path)), tmp_path)
+    assert greys_of(DataPlan(path=str(path), image_column="mask"), tmp_path) == [1, 2]
+
+
+def test_a_column_marked_as_images_is_preferred(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "pairs.parquet", [1, 2], ("photo", "mask"))
+    mark = b'{"info": {"features": {"photo": {"_type": "Image"}}}}'
+    table = pq.read_table(path).replace_schema_metadata({b"huggingface": mark})
+    pq.write_table(table, path)
+    assert open_source(DataPlan(path=str(path)), tmp_path).identity()["column"] == "photo"
+
+
+def test_a_table_without_images_says_what_it_has(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "labels.parquet")
+    with pytest.raises(PlanError, match=r"label \(int64\)"):
+        ensure_store(DataPlan(path=str(tmp_path / "labels.parquet")), tmp_path)
+
+
+def test_an_unknown_column_is_refused_with_the_candidates(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "images.parquet", [1])
+    with pytest.raises(PlanError, match=r"img: expected .*one of: image"):
+        ensure_store(DataPlan(path=str(path), image_column="img"), tmp_path)
+
+
+def test_only_the_files_of_the_split_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write_parquet(folder / "train-00000-of-00001.parquet", [1, 2])
+    write_parquet(folder / "test-00000-of-00001.parquet", [3])
+    assert greys_of(DataPlan(path=str(folder)), tmp_path) == [1, 2]
+    assert greys_of(DataPlan(path=str(folder), split="test"), tmp_path) == [3]
+    with pytest.raises(PlanError, match=r"data\.split = validation"):
+        ensure_store(DataPlan(path=str(folder), split="validation"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"path": "./missing"}, r"data\.path = ./missing.*There is nothing at"),
+        ({"path": "missing.parquet"}, r"data\.path = missing\.parquet"),
+        ({"path": "notes.txt"}, r"does not read as Parquet"),
+        ({"path": "one.png"}, r"This is one image"),
+        ({"path": "empty"}, r"neither images nor Parquet"),
+        ({"split": "test"}, r"data\.split = test"),
+        ({"config_name": "plain"}, r"data\.config_name = plain"),
+    ],
+)
+def test_bad_paths_say_what_to_do(
+    values: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no table")
+    (tmp_path / "one.png").write_bytes(png(1))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PlanError, match=message):
+        ensure_store(DataPlan(**values), tmp_path / "cache")
+
+
+def test_an_empty_table_is_refused(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "images.parquet", [])
+    with pytest.raises(PlanError, match="The data set is empty"):
+        ensure_store(DataPlan(path=str(path)), tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_a_bad_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _no_network)
+    with pytest.raises(PlanError, match=r"data\.path = some/images: .*no network"):
+        ensure_store(DataPlan(path="some/images"), tmp_path)
+
+
+def test_a_hub_data_set_is_streamed_and_found_again_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    path = write_parquet(tmp_path / "images.parquet", [7, 8, 9])
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: _Info)
+    # The rows come from a file here; everything after load_dataset is what a hub data set goes through.
+    stream = datasets.load_dataset(
+        "parquet", data_files=str(path), split="train", streaming=True, cache_dir=str(tmp_path / "datasets")
+    )
+    monkeypatch.setattr(hub, "_load", lambda *_: stream)
+    plan = DataPlan(path="some/images")
+    assert greys_of(plan, tmp_path) == [7, 8, 9]
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _no_network)
+    monkeypatch.setattr(hub, "_load", _no_network)
+    assert greys_of(plan, tmp_path) == [7, 8, 9]
+
+
+def test_a_changed_source_has_another_identity(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "images.parquet", [1, 2])
+    plan = DataPlan(path=str(path))
+    before = open_source(plan, tmp_path).identity()
+    assert open_source(plan, tmp_path).identity() == before
+    os.utime(path, ns=(0, 0))
+    assert open_source(plan, tmp_path).identity() != before
+
+
+class _Info:
+    sha = "0123456789abcdef"
+
+
+def _no_network(*_: Any, **__: Any) -> Any:
+    raise ConnectionError("no network")
