@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,9 @@ def write_expert(expert: nn.Module, folder: Path) -> None:
             )
         )
     cast(Any, expert).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+    config = json.loads((folder / CONFIG).read_text())
+    config.pop("_name_or_path", None)  # where diffusers found the weights: a path of this machine
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def read_expert(folder: Path, path: str) -> nn.Module:

@@ -101,7 +101,8 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
                 )
             self.scheduler.set_timesteps(timesteps=list(timesteps))
             return
-        count = num_inference_steps or self.scheduler.config.get("num_inference_steps")
+        default = self.scheduler.config.get("num_inference_steps")
+        count = default if num_inference_steps is None else num_inference_steps
         if count is None:
             raise UserError(
                 problem("num_inference_steps", None, "a number", "This scheduler's config has no default; pass one.")

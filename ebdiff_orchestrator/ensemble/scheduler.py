@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -29,7 +29,6 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     init_noise_sigma = 1.0
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012 - diffusers' own form
 
-    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -42,6 +41,18 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         num_inference_steps: int | None = None,
     ) -> None:
         _check_eta(eta)
+        # Not by diffusers' decorator: with it, from_config of another scheduler would put its own defaults
+        # (clip_sample=True) in place of those values that equal ours.
+        self.register_to_config(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            beta_schedule=beta_schedule,
+            spacing=spacing,
+            eta=eta,
+            clip_sample=clip_sample,
+            num_inference_steps=num_inference_steps,
+        )
         betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
         alpha_bars = torch.cumprod(1 - betas, dim=0)
         self._alpha_bars: list[float] = alpha_bars.tolist()
@@ -68,7 +79,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if timesteps is not None:
             self._list = check_timesteps(timesteps, len(self))
         else:
-            count = num_inference_steps or self.config.num_inference_steps
+            count = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
             if count is None:
                 raise UserError(
                     problem("num_inference_steps", None, "a number", "The config has no default; pass one.")

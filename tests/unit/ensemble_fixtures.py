@@ -1,0 +1,72 @@
+"""Tiny experts, constant experts and ensembles for the tests of the ensemble."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from torch import nn
+
+from ebdiff_orchestrator.ensemble import TimestepRouter, save_ensemble
+from schemas.plan import DiffusionPlan, SamplingPlan
+
+ROUTES = [(0, 260), (260, 440), (440, 1000)]
+NAMES = ["0-260", "240-460", "440-1000"]
+
+
+def tiny_unet(width: int = 8, seed: int = 0, **options: Any) -> UNet2DModel:
+    """A one-level UNet on 8x8 greyscale images, in eval mode."""
+    torch.manual_seed(seed)
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, **options}
+    return UNet2DModel(
+        block_out_channels=(width,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        add_attention=False,
+        **shape,
+    ).eval()
+
+
+def tiny_experts(**options: Any) -> list[UNet2DModel]:
+    """Three experts of different widths and weights."""
+    return [tiny_unet(width, seed, **options) for seed, width in enumerate((8, 4, 12))]
+
+
+class Marker(nn.Module):
+    """An expert that answers with its own number plus what it was called with, and counts its calls."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+        self.calls: list[int] = []
+        self.config = SimpleNamespace()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, return_dict: bool = True, **conditioning: Any
+    ) -> tuple[torch.Tensor]:
+        assert not return_dict
+        self.calls.append(len(sample))
+        extra = sum(tensor for tensor in conditioning.values()) if conditioning else torch.zeros(len(sample))
+        value = self.number * 1e6 + timestep.float() + extra
+        return (value.reshape(-1, 1, 1, 1).expand_as(sample),)
+
+
+def markers() -> tuple[list[Marker], TimestepRouter]:
+    """Three marker experts and their router."""
+    experts = [Marker(number) for number in range(3)]
+    for expert in experts:
+        expert.config = {"sample_size": 2, "in_channels": 1, "out_channels": 1}  # type: ignore[assignment]
+    return experts, TimestepRouter(experts, ROUTES, NAMES)
+
+
+def saved_ensemble(path: Path, sampling: SamplingPlan | None = None, **options: Any) -> list[UNet2DModel]:
+    """Save an ensemble of tiny experts at `path`; returns the experts."""
+    experts = tiny_experts(**options)
+    save_ensemble(path, experts, ROUTES, NAMES, DiffusionPlan(), sampling or SamplingPlan(steps=6))
+    return experts

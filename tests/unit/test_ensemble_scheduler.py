@@ -1,0 +1,217 @@
+"""DDIM over any list of timesteps: the closed form, diffusers where it agrees, the reference's loop elsewhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from ebdiff_orchestrator.ensemble import ListDDIMScheduler
+from schemas.errors import UserError
+
+Model = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+def alpha_bars(total: int = 1000, schedule: str = "linear", start: float = 1e-4, end: float = 0.02) -> np.ndarray:
+    if schedule == "linear":
+        return np.cumprod(1 - np.linspace(start, end, total))
+    return np.cumprod(1 - np.linspace(start**0.5, end**0.5, total) ** 2)
+
+
+def some_model(x: torch.Tensor, t: int) -> torch.Tensor:
+    """A bounded function of image and timestep that keeps a trajectory in range."""
+    return 0.9 * torch.tanh(x) + 0.1 * math.cos(t / 100)
+
+
+def trajectory(scheduler: ListDDIMScheduler | DDIMScheduler, model: Model, x: torch.Tensor, **options: object) -> list:
+    images = []
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(model(x, int(timestep)), timestep, x, **options).prev_sample
+        images.append(x)
+    return images
+
+
+def reference_loop(seq: list[int], model: Model, x: torch.Tensor, eta: float, noises: torch.Tensor) -> torch.Tensor:
+    """generalized_steps of the DDIM reference code: seq ascending, seq_next = [-1] + seq[:-1], alpha_bar(-1) = 1."""
+    bars = np.concatenate([[1.0], alpha_bars()])
+    seq_next = [-1, *seq[:-1]]
+    for index, (i, j) in enumerate(zip(reversed(seq), reversed(seq_next), strict=True)):
+        at, at_next = float(bars[i + 1]), float(bars[j + 1])
+        et = model(x, i)
+        x0 = (x - et * (1 - at) ** 0.5) / at**0.5
+        c1 = eta * ((1 - at / at_next) * (1 - at_next) / (1 - at)) ** 0.5
+        c2 = ((1 - at_next) - c1**2) ** 0.5
+        x = at_next**0.5 * x0 + c1 * noises[index] + c2 * et
+    return x
+
+
+def test_quadratic_spacing_is_the_papers() -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(100)
+    listed = scheduler.timesteps.tolist()
+    assert listed == [int(root**2) for root in np.linspace(0, np.sqrt(800), 100)][::-1]
+    assert (listed[0], listed[-5:], len(listed)) == (800, [1, 0, 0, 0, 0], 100)
+    assert scheduler.timesteps.device.type == "cpu"
+    assert scheduler.timesteps.dtype == torch.int64
+
+
+@pytest.mark.parametrize("steps", [10, 30, 1000])
+def test_uniform_spacing_is_diffusers_leading(steps: int) -> None:
+    ours, theirs = ListDDIMScheduler(spacing="uniform"), DDIMScheduler()
+    ours.set_timesteps(steps)
+    theirs.set_timesteps(steps)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear"])
+@pytest.mark.parametrize("clip", [False, True])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_uniform_trajectories_equal_diffusers(schedule: str, clip: bool, eta: float) -> None:
+    ours = ListDDIMScheduler(beta_schedule=schedule, spacing="uniform", clip_sample=clip)
+    theirs = DDIMScheduler(beta_schedule=schedule, clip_sample=clip)
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    images = []
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(20)
+        generator = torch.Generator().manual_seed(2)
+        images.append(trajectory(scheduler, some_model, x, eta=eta, generator=generator))
+    for our_image, their_image in zip(*images, strict=True):
+        assert torch.allclose(our_image, their_image, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_quadratic_trajectories_follow_the_reference_loop(eta: float) -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(50)
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    noise_generator = torch.Generator().manual_seed(2)
+    noises = torch.stack([torch.randn(x.shape, generator=noise_generator, dtype=x.dtype) for _ in range(50)])
+    expected = reference_loop(scheduler.timesteps.tolist()[::-1], some_model, x, eta, noises)
+    ours = trajectory(scheduler, some_model, x, eta=eta, generator=torch.Generator().manual_seed(2))[-1]
+    assert torch.allclose(ours, expected, atol=1e-10)
+
+
+def test_diffusers_ddim_goes_wrong_on_the_quadratic_list() -> None:
+    ours, theirs = ListDDIMScheduler(), DDIMScheduler(clip_sample=False)
+    ours.set_timesteps(20)
+    theirs.set_timesteps(20)
+    theirs.timesteps = ours.timesteps
+    x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    difference = trajectory(ours, some_model, x)[-1] - trajectory(theirs, some_model, x)[-1]
+    assert difference.abs().max() > 0.05
+
+
+def test_one_step_is_equation_12() -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(timesteps=[700, 123])
+    x, eps = torch.randn(2, 1, 2, 2, 2, dtype=torch.float64)
+    bars = alpha_bars()
+    result = scheduler.step(eps, 700, x)
+    x0 = (x - math.sqrt(1 - bars[700]) * eps) / math.sqrt(bars[700])
+    assert torch.allclose(result.pred_original_sample, x0)
+    assert torch.allclose(result.prev_sample, math.sqrt(bars[123]) * x0 + math.sqrt(1 - bars[123]) * eps)
+
+
+def test_a_perfect_model_gives_the_image_back_whatever_the_list() -> None:
+    image, noise = torch.randn(2, 3, 1, 4, 4, dtype=torch.float64)
+    bars = alpha_bars()
+    for listed in ([999, 500, 499, 3], [800, 0, 0], [7]):
+        scheduler = ListDDIMScheduler()
+        scheduler.set_timesteps(timesteps=listed)
+        x = math.sqrt(bars[listed[0]]) * image + math.sqrt(1 - bars[listed[0]]) * noise
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(noise, timestep, x).prev_sample
+        assert torch.allclose(x, image)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_a_repeated_timestep_changes_nothing(eta: float) -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(timesteps=[40, 40, 0])
+    x, eps = torch.randn(2, 1, 1, 4, 4)
+    assert torch.allclose(scheduler.step(eps, 40, x, eta=eta).prev_sample, x, atol=1e-6)
+    assert not torch.allclose(scheduler.step(eps, 40, x, eta=eta).prev_sample, x, atol=1e-2)
+
+
+def test_the_first_timestep_says_where_in_the_list_to_begin() -> None:
+    x, eps = torch.randn(2, 1, 1, 4, 4)
+    whole, tail = ListDDIMScheduler(), ListDDIMScheduler()
+    whole.set_timesteps(timesteps=[900, 500, 100])
+    tail.set_timesteps(timesteps=[500, 100])
+    assert torch.equal(whole.step(eps, 500, x).prev_sample, tail.step(eps, 500, x).prev_sample)
+
+
+def test_a_timestep_out_of_turn_is_an_error() -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(timesteps=[900, 500])
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(UserError, match="timestep = 450"):
+        scheduler.step(x, 450, x)
+    scheduler.step(x, 900, x)
+    with pytest.raises(UserError, match="timestep = 900"):
+        scheduler.step(x, 900, x)
+    scheduler.step(x, 500, x)
+    with pytest.raises(UserError, match="set_timesteps"):
+        scheduler.step(x, 500, x)
+
+
+def test_a_step_reads_nothing_from_the_device() -> None:
+    scheduler = ListDDIMScheduler(clip_sample=True)
+    scheduler.set_timesteps(3)
+    x = torch.zeros(2, 1, 4, 4, device="meta")
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(x, timestep, x, eta=1.0).prev_sample
+    assert x.device.type == "meta"
+
+
+def test_the_configs_eta_and_steps_are_the_defaults() -> None:
+    scheduler = ListDDIMScheduler(eta=1.0, num_inference_steps=7)
+    scheduler.set_timesteps()
+    assert len(scheduler.timesteps) == 7
+    x, eps = torch.randn(2, 1, 1, 4, 4)
+    first = scheduler.timesteps[0]
+    noisy = scheduler.step(eps, first, x, generator=torch.Generator().manual_seed(0)).prev_sample
+    scheduler.set_timesteps()
+    assert not torch.allclose(noisy, scheduler.step(eps, first, x, eta=0.0).prev_sample, atol=1e-3)
+
+
+def test_add_noise_is_the_forward_process() -> None:
+    image, noise = torch.randn(2, 2, 1, 4, 4)
+    noisy = ListDDIMScheduler().add_noise(image, noise, torch.tensor([0, 600]))
+    expected = DDIMScheduler().add_noise(image, noise, torch.tensor([0, 600]))
+    assert torch.allclose(noisy, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"timesteps": [1000]}, "timesteps"),
+        ({"timesteps": [5, -1]}, "timesteps"),
+        ({"timesteps": [5, 6]}, "timesteps"),
+        ({"timesteps": []}, "timesteps"),
+        ({}, "num_inference_steps"),
+        ({"num_inference_steps": -1}, "num_inference_steps"),
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+    ],
+)
+def test_a_list_that_cannot_be_walked_is_refused(options: dict[str, object], field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        ListDDIMScheduler().set_timesteps(**options)
+
+
+def test_more_uniform_steps_than_timesteps_are_refused() -> None:
+    with pytest.raises(UserError, match="at most 100"):
+        ListDDIMScheduler(num_train_timesteps=100, spacing="uniform").set_timesteps(101)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"beta_schedule": "cosine"}, "beta_schedule"), ({"eta": 2.0}, "eta"), ({"eta": -0.1}, "eta")],
+)
+def test_unknown_settings_are_refused(options: dict[str, object], field: str) -> None:
+    with pytest.raises(UserError, match=field):
+        ListDDIMScheduler(**options)
