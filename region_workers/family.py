@@ -41,7 +41,8 @@ class PixelFamily:
         self._batches = BatchSource(store, device, job.training.batch_size, job.data.random_flip, data_seed)
 
     def build_dense(self) -> nn.Module:
-        return build_dense(self._job.model, self._job.data)
+        network: nn.Module = build_dense(self._job.model, self._job.data)
+        return network
 
     def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         side = self._job.data.resolution

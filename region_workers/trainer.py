@@ -43,7 +43,7 @@ class Trainer:
     ) -> None:
         self.network = network.to(world.device).train()
         if training.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         self.step = 0
         self._family, self._randomness, self._timesteps = family, randomness, timesteps
         self._training, self._world = training, world

@@ -11,7 +11,13 @@ from schemas.errors import cross_field_error
 from schemas.section import Section
 
 DIGITS = "sklearn:digits"
-_NOT_THE_EXPERIMENT = {"workers", "checkpointing", "logging"}
+_NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
+    "name": True,
+    "workers": True,
+    "checkpointing": True,
+    "logging": True,
+    "data": {"path"},
+}
 
 
 class DataPlan(Section):
@@ -291,12 +297,12 @@ class Plan(Section):
         return region.steps or self.training.steps
 
     def experiment(self) -> dict[str, Any]:
-        """What determines the result, as JSON values: all but workers, checkpointing and logging.
+        """What determines the result, as JSON values: all but the name, workers, checkpointing and logging.
 
-        A limit on the draw decides only whether it fails, unless the plan takes the last mask at the limit; so a
+        The images are known by their digest, kept in the manifest, not by where they lie. A limit on the draw decides only whether it fails, unless the plan takes the last mask at the limit; so a
         draw that ran into it can go on with a higher one.
         """
-        values = self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)
+        values = self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)  # type: ignore[arg-type]
         if self.draw.on_timeout == "error":
             del values["draw"]["max_intervals"]
         return values

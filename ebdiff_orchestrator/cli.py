@@ -1,0 +1,221 @@
+"""The command line: `ebdiff launch | resume | status | plan | sample | presets`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ebdiff_orchestrator.interrupts import RunStopped
+from ebdiff_orchestrator.view import Lines, LiveTable, View
+from schemas.errors import RunFailed, UserError
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train a diffusion model as a few small timestep experts, side by side, and get one diffusers pipeline.",
+)
+
+PlanArgument = Annotated[
+    str, typer.Argument(metavar="PLAN", help="A preset's name (see `ebdiff presets`) or a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change a field of the plan, as in training.steps=2000 or regions.0.pruning_ratio=0.5; repeatable.",
+    ),
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray."
+    ),
+]
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Options before the command."""
+    _debug.append(debug)
+
+
+@app.command()
+def launch(
+    plan: PlanArgument,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives; default: runs/NAME.")
+    ] = None,
+    changes: SetOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
+    from ebdiff_orchestrator.driver import launch as launch_plan
+    from ebdiff_orchestrator.plans import load_plan
+
+    launch_plan(load_plan(plan, changes or ()), run_dir, address=address, view=_view())
+
+
+@app.command()
+def resume(run_dir: RunArgument, address: AddressOption = None) -> None:
+    """Go on with an unfinished run from its last good checkpoints."""
+    from ebdiff_orchestrator.driver import resume as resume_run
+
+    resume_run(run_dir, address=address, view=_view())
+
+
+@app.command()
+def status(
+    run_dir: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest and the workers' progress as JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing until the run is finished or Ctrl-C.")] = False,
+) -> None:
+    """Show what a run has done and what it is doing."""
+    from ebdiff_orchestrator.status import read_status
+
+    read_status(run_dir)
+    if as_json:
+        while True:
+            current = read_status(run_dir)
+            print(json.dumps(current.as_json(), indent=None if watch else 2), flush=True)
+            if not watch or current.manifest.finished():
+                return
+            time.sleep(2)
+    console = Console()
+    if not watch or not console.is_terminal:
+        console.print(read_status(run_dir).as_table())
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            current = read_status(run_dir)
+            live.update(current.as_table(), refresh=True)
+            if current.manifest.finished():
+                return
+            time.sleep(1)
+
+
+@app.command()
+def plan(
+    plan: PlanArgument,
+    changes: SetOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Parameters and multiply-accumulates as plain integers.")
+    ] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="The whole plan, defaults included, ready to edit.")] = False,
+) -> None:
+    """Show what would run, and check it; nothing is trained."""
+    from ebdiff_orchestrator.planning import look_ahead
+    from ebdiff_orchestrator.plans import load_plan, plan_as_yaml
+
+    loaded = load_plan(plan, changes or ())
+    outlook = look_ahead(loaded)
+    if as_json:
+        print(json.dumps(outlook.as_json(), indent=2))
+    elif as_yaml:
+        print(plan_as_yaml(loaded), end="")
+    else:
+        from ebdiff_orchestrator.status import outlook_table
+
+        Console().print(outlook_table(outlook))
+
+
+@app.command()
+def sample(
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or an ensemble's folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the PNGs and grid.png.")],
+    count: Annotated[int, typer.Option("-n", "--num-images", min=1)] = 64,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, help="Sampling steps; default: the ensemble's.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
+) -> None:
+    """Draw images from a finished ensemble."""
+    import torch
+
+    from ebdiff_orchestrator.ensemble.images import sample_images, write_images
+    from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = load_ensemble(run_dir, device=device)
+    console = Console(stderr=True)
+    with console.status("sampling ...") as shown:
+        images = sample_images(
+            pipeline, count, seed, steps, batch_size, lambda done, total: shown.update(f"{done} of {total} images")
+        )
+    write_images(images, out)
+    print(f"{count} images and grid.png in {out}")
+
+
+@app.command()
+def presets() -> None:
+    """List the plans that come with the package."""
+    from ebdiff_orchestrator.plans import presets as all_presets
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("what it trains")
+    for name, description in all_presets().items():
+        table.add_row(name, description)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 1 failed run, 2 bad input, 130 interrupted."""
+    sys.exit(_guarded())
+
+
+_debug: list[bool] = []
+
+
+def _guarded() -> int:
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        return _fail(error, EXIT_BAD_INPUT)
+    except RunFailed as error:
+        return _fail(error, EXIT_FAILED)
+    except RunStopped as error:
+        return _fail(error, EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the last place; click's usage errors know how to show themselves
+        show = getattr(error, "show", None)
+        if show is None:
+            return _fail(error, EXIT_FAILED, unexpected=True)
+        show()
+        return int(getattr(error, "exit_code", EXIT_BAD_INPUT))
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: Exception, code: int, unexpected: bool = False) -> int:
+    if any(_debug):
+        traceback.print_exception(error)
+    else:
+        kind = f"{type(error).__name__}: " if unexpected else ""
+        hint = " (--debug before the command shows where)" if unexpected else ""
+        print(f"ebdiff: {kind}{error}{hint}", file=sys.stderr)
+    return code
+
+
+def _view() -> View:
+    console = Console()
+    return LiveTable(console) if console.is_terminal else Lines(console)

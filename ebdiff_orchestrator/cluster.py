@@ -1,0 +1,179 @@
+"""The only place that imports ray: connecting, asking what is free, and running one job on its own trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from schemas.errors import UserError
+from schemas.job import WorkerJob
+from schemas.plan import WorkersPlan
+
+_EMBEDDED_ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_worker_niceness": "0",  # a busy desktop would starve workers at Ray's default of 15
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AUTH_MODE": "token",
+}
+_WORKER_ENV = {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks for: `processes` workers of `cpus` CPUs and `gpus` GPUs each."""
+
+    processes: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return each if self.processes == 1 else f"{self.processes} workers of {each}"
+
+
+class Cluster:
+    """A connection to Ray, made by `connect`."""
+
+    def __init__(self, embedded: bool, request: Request) -> None:
+        self.embedded = embedded
+        self.request = request
+        self._starting: set[str] = set()
+
+    def free_slots(self) -> int:
+        """How many more jobs fit now, those that were started but have not yet taken their place counted out."""
+        import ray
+
+        free = ray.available_resources()
+        slots = free.get("CPU", 0.0) / (self.request.cpus * self.request.processes)
+        if self.request.gpus:
+            slots = min(slots, free.get("GPU", 0.0) / (self.request.gpus * self.request.processes))
+        return max(0, int(slots + 1e-6) - len(self._starting))
+
+    def describe_free(self) -> str:
+        """For people: what of the requested kinds is free, of how much."""
+        import ray
+
+        free, total = ray.available_resources(), ray.cluster_resources()
+        kinds = ["CPU", "GPU"] if self.request.gpus else ["CPU"]
+        return ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in kinds)
+
+    def start(self, job: WorkerJob, attempt: int) -> Future[None]:
+        """Run the job on a TorchTrainer of its own; the future ends as the trainer's `fit()` does."""
+        future: Future[None] = Future()
+        self._starting.add(job.name)
+        Thread(target=self._fit, args=(job, attempt, future), name=f"fit {job.name}", daemon=True).start()
+        return future
+
+    def has_started(self, job_name: str) -> None:
+        """Note that a job was seen at work, so that what it holds shows in Ray's own count."""
+        self._starting.discard(job_name)
+
+    def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function on one worker's share of the cluster and wait for it."""
+        import ray
+
+        task = ray.remote(num_cpus=self.request.cpus, num_gpus=min(self.request.gpus, 1.0), max_retries=0)(function)
+        return ray.get(task.remote(*arguments))
+
+    def _fit(self, job: WorkerJob, attempt: int, future: Future[None]) -> None:
+        try:
+            _trainer(job, attempt, self.request).fit()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        finally:
+            self._starting.discard(job.name)
+
+
+def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
+    """What a job asks for under this plan: `gpus: auto` is one GPU if the cluster has any."""
+    gpus = (1.0 if gpus_in_cluster else 0.0) if workers.gpus == "auto" else float(workers.gpus)
+    if gpus > 1:
+        return Request(processes=int(gpus), cpus=workers.cpus, gpus=1.0)
+    return Request(processes=1 if gpus else workers.processes, cpus=workers.cpus, gpus=gpus)
+
+
+@contextmanager
+def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iterator[Cluster]:
+    """Join the cluster at `address` or in RAY_ADDRESS (set under `ray job submit`), else start an embedded one.
+
+    The embedded Ray listens on this machine only, has no dashboard, and has room for all `jobs` at once.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    _quiet()
+    os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    if not address:
+        os.environ.update({name: os.environ.get(name, value) for name, value in _EMBEDDED_ENV.items()})
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    try:
+        _init(workers, jobs, address)
+    except ConnectionError as error:
+        raise UserError(f"Ray at {address}: cannot connect ({error}). Check RAY_ADDRESS and that it is up.") from None
+    try:
+        gpus = ray.cluster_resources().get("GPU", 0.0)
+        yield Cluster(embedded=not address, request=request_of(workers, gpus))
+    finally:
+        ray.shutdown()
+
+
+def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
+    import ray
+
+    options: dict[str, Any] = {
+        "log_to_driver": False,  # workers report through their run's files
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": _WORKER_ENV},
+    }
+    if address:
+        ray.init(address=address, **options)
+        return
+    processes = request_of(workers, 0.0).processes
+    cpus = max(os.cpu_count() or 1, int(jobs * processes * workers.cpus + 0.999))
+    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+
+
+def _trainer(job: WorkerJob, attempt: int, request: Request) -> Any:
+    """A trainer under a name of its own: our checkpoints are the truth, so Ray's must never be resumed."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {})
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=request.processes, use_gpu=request.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{job.name.replace(' ', '-')}-{attempt}-{secrets.token_hex(4)}",
+            storage_path=str(Path(job.run_dir) / ".ray"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def _work(config: dict[str, str]) -> None:
+    """Runs on the worker; the job itself knows nothing of ray."""
+    from region_workers.failures import StopRequestedError
+    from region_workers.run import run_job
+
+    try:
+        run_job(WorkerJob.model_validate_json(config["job"]))
+    except StopRequestedError:
+        return
+
+
+def _quiet() -> None:
+    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,0 +1,43 @@
+"""Ctrl-C and SIGTERM, noted rather than raised, so that the driver can stop its workers in order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+
+class RunStopped(RuntimeError):  # noqa: N818 - it names an outcome
+    """The run was interrupted; everything needed to go on is saved."""
+
+
+class Interrupts:
+    """Counts SIGINT and SIGTERM while it is entered; outside the main thread it does nothing."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        """Whether the user asked to stop."""
+        return self._count > 0
+
+    @property
+    def insisted(self) -> bool:
+        """Whether the user asked again."""
+        return self._count > 1
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._count += 1

@@ -1,0 +1,133 @@
+"""A run is its directory: opening one, its manifest, its lock, and verifying what it holds."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ebdiff_orchestrator.stages import stage_names
+from schemas.digest import file_digest
+from schemas.durable import write_model
+from schemas.errors import UserError
+from schemas.job import Artifact
+from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest, StageRecord
+from schemas.plan import Plan
+
+_SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
+_LOCK_FILE = ".driver-lock"
+
+
+class RunDirectory:
+    """The directory of one run. Only its driver writes the manifest."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    @property
+    def manifest_file(self) -> Path:
+        """Where the manifest is, or will be."""
+        return self.path / MANIFEST_FILE
+
+    def exists(self) -> bool:
+        """Whether there is a run in this directory."""
+        return self.manifest_file.is_file()
+
+    def read(self) -> Manifest:
+        """The manifest. UserError if the directory holds no run, or one this version cannot read."""
+        if not self.exists():
+            raise UserError(f"DIR = {self.path}: no run here (no {MANIFEST_FILE}). Check the path, or launch a plan.")
+        try:
+            return Manifest.model_validate_json(self.manifest_file.read_text())
+        except ValueError as error:
+            raise UserError(
+                f"DIR = {self.path}: {MANIFEST_FILE} is not one of version {MANIFEST_VERSION} ({error}). "
+                "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
+            ) from None
+
+    def write(self, manifest: Manifest) -> Manifest:
+        """Write the manifest durably; returns it as written."""
+        stamped = manifest.model_copy(update={"updated_at": time.time()})
+        write_model(self.manifest_file, stamped)
+        return stamped
+
+    def begin(self, plan: Plan) -> Manifest:
+        """The manifest of this plan's run: a new one, or the one at hand if it is of the same experiment.
+
+        Workers, checkpointing and logging may differ, and take effect. UserError, showing what differs, otherwise.
+        """
+        if not self.exists():
+            return self.write(_new_manifest(plan))
+        manifest = self.read()
+        if manifest.experiment_digest != plan.experiment_digest():
+            raise UserError(_refusal(self.path, manifest.plan, plan))
+        return self.write(manifest.model_copy(update={"plan": plan}))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run, so that no second driver works on it. UserError if another one does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / _LOCK_FILE).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"DIR = {self.path}: another launch or resume is working on this run. "
+                    f"Watch it with `ebdiff status {self.path} --watch`, or give another --run-dir."
+                ) from None
+            yield
+
+    def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
+        """The artifacts that are missing or whose bytes are not those recorded."""
+        return [item.path for item in artifacts if not self._is_whole(item)]
+
+    def _is_whole(self, item: Artifact) -> bool:
+        path = self.path / item.path
+        return path.is_file() and path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """The fields in which two experiments differ, a line each: `field: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}.{index}")]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def _refusal(path: Path, old: Plan, new: Plan) -> str:
+    lines = "\n".join(f"  - {line}" for line in differences(old.experiment(), new.experiment()))
+    return (
+        f"DIR = {path}: holds a run of a different experiment. What differs (there -> asked for):\n{lines}\n"
+        f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"
+    )
+
+
+def _new_manifest(plan: Plan) -> Manifest:
+    now = time.time()
+    return Manifest(
+        created_at=now,
+        updated_at=now,
+        plan=plan,
+        experiment_digest=plan.experiment_digest(),
+        software={"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}},
+        stages={name: StageRecord(name=name) for name in stage_names(plan)},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

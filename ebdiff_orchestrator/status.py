@@ -1,0 +1,92 @@
+"""What `ebdiff status` and `ebdiff plan` show."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.view import progress_table
+from schemas.job import PROGRESS_FILE, Progress
+from schemas.manifest import Manifest, StageRecord
+
+_FRESH_S = 60.0
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The manifest, and what each stage's worker last said."""
+
+    manifest: Manifest
+    progress: dict[str, Progress]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `ebdiff status --json`."""
+        return {
+            "finished": self.manifest.finished(),
+            "manifest": self.manifest.model_dump(mode="json"),
+            "progress": {name: progress.model_dump(mode="json") for name, progress in self.progress.items()},
+        }
+
+    def as_table(self) -> Group:
+        """One row a stage, and one a worker that is heard of."""
+        table = Table(title=f"run {self.manifest.plan.name}", show_edge=False, pad_edge=False, title_justify="left")
+        for heading in ("stage", "status", "attempts", "began", "seconds", "steps", "note"):
+            table.add_column(heading)
+        for record in self.manifest.stages.values():
+            table.add_row(*_cells(record))
+        heard = {n: p for n, p in self.progress.items() if time.time() - p.updated_at < _FRESH_S}
+        running = {n: p for n, p in heard.items() if p.state == "running"}
+        return Group(table, progress_table(running)) if running else Group(table)
+
+
+def read_status(run_dir: Path) -> RunStatus:
+    """The status of the run in `run_dir`; UserError if there is none."""
+    directory = RunDirectory(run_dir)
+    manifest = directory.read()
+    progress = {}
+    for name in manifest.stages:
+        path = directory.path / name / PROGRESS_FILE
+        if path.is_file():
+            progress[name] = Progress.model_validate_json(path.read_text())
+    return RunStatus(manifest, progress)
+
+
+def outlook_table(outlook: Outlook) -> Table:
+    """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
+    table = Table(title=f"plan {outlook.plan.name}", show_edge=False, pad_edge=False, title_justify="left")
+    for heading in ("network", "trains", "owns", "target", "realised", "params (M)", "MACs (G)", "steps"):
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+    table.add_row("dense", "", "", "", "", *_costs(outlook.dense), "")
+    for region in outlook.regions:
+        table.add_row(
+            region.region.name,
+            _span(region.region.train),
+            _span(region.route),
+            f"{region.region.pruning_ratio:.0%}",
+            f"{region.realised_ratio:.1%}",
+            *_costs(region.costs),
+            str(region.steps),
+        )
+    table.add_row("weighted", "", "", "", "", *_costs(outlook.weighted), "")
+    return table
+
+
+def _span(timesteps: tuple[int, int]) -> str:
+    return f"{timesteps[0]}..{timesteps[1] - 1}"
+
+
+def _costs(costs: Any) -> tuple[str, str]:
+    return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}"
+
+
+def _cells(record: StageRecord) -> tuple[str, ...]:
+    began = time.strftime("%H:%M:%S", time.localtime(record.started_at)) if record.started_at else ""
+    seconds = f"{record.active_s:.0f}" if record.status == "done" else ""
+    return record.name, record.status, str(record.attempts), began, seconds, str(record.steps or ""), record.error or ""
