@@ -41,12 +41,13 @@ def channel_scores(
 
 
 def _group_score(group: ChannelGroup, sums: _SideSums) -> Tensor:
-    scores = [score for member in group.members if (score := sums.of(member)) is not None]
-    assert scores, f"{group.root}: no convolution or linear layer to score"
-    total = scores[0].clone()
-    for score in scores[1:]:
-        total += score
-    return total / len(scores)
+    scored = [member for member in group.members if member.kind in _SCORED]
+    assert scored, f"{group.root}: no convolution or linear layer to score"
+    total = sums.of(scored[0]).clone()
+    for member in scored[1:]:
+        total += sums.of(member)
+    # A concatenation may show a layer the same group twice: that is one side of one layer.
+    return total / len({(member.layer, member.kind) for member in scored})
 
 
 class _SideSums:
@@ -57,10 +58,8 @@ class _SideSums:
         self._gradients = gradients
         self._sums: dict[str, dict[str, Tensor]] = {}
 
-    def of(self, member: Member) -> Tensor | None:
-        """The scores (channels,) of the group's channels in this layer; None if the layer has no say."""
-        if member.kind not in _SCORED:
-            return None
+    def of(self, member: Member) -> Tensor:
+        """The sums (channels,) of the group's channels in this layer."""
         name = f"{member.layer}.weight"
         if name not in self._sums:
             self._sums[name] = _side_sums(self._contributions(name))
