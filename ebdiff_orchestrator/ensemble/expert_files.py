@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -56,7 +57,7 @@ def read_expert(folder: Path, path: str) -> nn.Module:
     expert = kind.from_config(kind.load_config(folder))
     try:
         expert.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise UserError(
             problem("expert", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
         ) from error

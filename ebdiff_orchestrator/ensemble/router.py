@@ -105,6 +105,13 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         router = cls(experts, config["routes"], config["names"])
         return cast(Self, cast_to(router, dtype).eval())
 
+    @classmethod
+    def from_config(cls, *args: Any, **kwargs: Any) -> Self:
+        """Always a `UserError`: a router's config does not hold its experts. diffusers' device_map asks for this."""
+        raise UserError(
+            problem(cls.__name__, "its config", "a saved folder", "Use from_pretrained, and load without device_map.")
+        )
+
     def _run(
         self, owner: int, sample: torch.Tensor, timesteps: torch.Tensor, positional: Any, conditioning: Any
     ) -> torch.Tensor:

@@ -58,7 +58,7 @@ def test_an_image_depends_on_its_own_generator_alone(eta: float) -> None:
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
-def test_the_scheduler_and_the_router_get_numbers_from_the_host() -> None:
+def test_the_router_gets_whole_numbers_from_the_host() -> None:
     made = pipeline()
     seen = []
     made.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
@@ -193,7 +193,7 @@ def test_an_ensemble_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> N
     assert (tmp_path / "ensemble" / "model_index.json").exists()
 
 
-def test_routes_that_end_before_the_last_timestep_are_not_saved(tmp_path: Path) -> None:
+def test_routes_that_do_not_end_with_the_timesteps_are_not_saved(tmp_path: Path) -> None:
     from ebdiff_orchestrator.ensemble import save_ensemble
     from schemas.plan import DiffusionPlan
 

@@ -180,6 +180,14 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
         TimestepRouter.from_pretrained(tmp_path / "unet")
 
 
+def test_a_truncated_weights_file_is_named(tmp_path: Path) -> None:
+    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
+    weights = tmp_path / "unet" / "440-1000" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="440-1000"):
+        TimestepRouter.from_pretrained(tmp_path / "unet")
+
+
 def test_saving_over_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(UserError, match="new or empty folder"):
