@@ -52,7 +52,7 @@ class PrunedUNet2DModel(UNet2DModel):  # type: ignore[misc]  # diffusers is unty
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen."""
         wants_report = kwargs.pop("output_loading_info", False)
-        kwargs = {"use_safetensors": True, "low_cpu_mem_usage": False, **kwargs}
+        kwargs = {"low_cpu_mem_usage": False, **kwargs, "use_safetensors": True}
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         problems = {what: names for what, names in report.items() if names}
         if problems:
@@ -77,7 +77,8 @@ def _initialise(model: nn.Module) -> None:
 def extract_expert(dense: UNet2DModel, kept: Mapping[str, KeptChannels]) -> PrunedUNet2DModel:
     """The expert: `dense` narrowed to `kept`, with copies of its weights there, on its device and in its mode.
 
-    `dense` is left alone. The expert has passed one small forward pass. ValueError as `slim`.
+    `dense` is left alone. The expert's weights are contiguous, and it has passed one small forward pass. ValueError as
+    for `slim`.
     """
     config = {name: value for name, value in dense.config.items() if not name.startswith("_")}
     config["kept_channels"] = {name: channels.model_dump(mode="json") for name, channels in kept.items()} or None
@@ -101,7 +102,11 @@ def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, 
         for name, channels in kept.items()
         for tensor_name, tensor in narrowed_tensors(name, dense.get_submodule(name), channels).items()
     }
-    return {name: narrowed[name] if name in narrowed else old.clone() for name, old in dense.state_dict().items()}
+    return {
+        # Contiguous like a loaded expert's, so that a resumed run computes in the same order.
+        name: narrowed[name] if name in narrowed else old.clone(memory_format=torch.contiguous_format)
+        for name, old in dense.state_dict().items()
+    }
 
 
 def _prove(expert: PrunedUNet2DModel) -> None:

@@ -37,7 +37,7 @@ def _group_mask(group: ChannelGroup, scores: Tensor, ratio: float) -> Tensor:
 def mask_distance(a: Tensor, b: Tensor) -> float:
     """The share of bits in which two masks of equal length differ: the normalised Hamming distance (paper, 4.1)."""
     assert a.shape == b.shape, f"masks of {tuple(a.shape)} and {tuple(b.shape)} bits"
-    return (a != b).float().mean().item() if a.numel() else 0.0
+    return int((a != b).sum()) / a.numel() if a.numel() else 0.0
 
 
 def kept_channels(groups: Sequence[ChannelGroup], mask: Tensor) -> dict[str, KeptChannels]:
