@@ -31,6 +31,8 @@ def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
 
 def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title: str = "plan") -> Plan:
     """`load_plan` for values at hand."""
+    if any(change.startswith("regions.") for change in changes):
+        values.setdefault("regions", Plan().model_dump(mode="json")["regions"])
     for change in changes:
         _apply(values, change)
     try:

@@ -1,0 +1,76 @@
+"""Shared by all tests: a plan small enough to run in seconds, and workers as processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebdiff_orchestrator.plans import plan_from_values
+from ebdiff_orchestrator.stages import outline_jobs, worker_job
+from region_workers.data.store import ensure_store
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "model": {"block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 4, "dropout": 0.1},
+    "data": {"random_flip": True},
+    "draw": {"interval_steps": 2, "max_intervals": 30, "threshold": 0.5},
+    "training": {"steps": 12, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.99},
+    "sampling": {"steps": 4, "num_images": 4},
+    "checkpointing": {"interval_steps": 3},
+    "logging": {"interval_steps": 2},
+}
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images, shared by all tests of a session; also what the CLI uses."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["EBDIFF_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_plan() -> Callable[..., Plan]:
+    """The tiny plan, with `key=value` changes."""
+
+    def make(*changes: str) -> Plan:
+        import copy
+
+        return plan_from_values(copy.deepcopy(TINY), changes)
+
+    return make
+
+
+@pytest.fixture
+def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
+    """The worker jobs of a plan in a run directory."""
+
+    def make(plan: Plan, run_dir: Path) -> list[WorkerJob]:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        digest = ensure_store(plan.data, cache_dir).digest
+        return [worker_job(plan, outline, run_dir, cache_dir, digest) for outline in outline_jobs(plan, digest)]
+
+    return make
+
+
+def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:
+    """One worker in a process of its own, as `python -m region_workers` (or under `launcher`)."""
+    job_file = Path(job.run_dir) / f"{job.name.replace(' ', '-')}.json"
+    job_file.write_text(job.model_dump_json())
+    command = [*(launcher or (sys.executable,)), "-m", "region_workers", str(job_file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_worker(job: WorkerJob, *launcher: str) -> None:
+    """`start_worker`, and wait until it has done its work."""
+    process = start_worker(job, *launcher)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output

@@ -1,0 +1,122 @@
+"""A worker killed by SIGKILL goes on to the same bits as one that was never interrupted."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import run_worker, start_worker
+
+from schemas.digest import file_digest
+from schemas.job import STOP_FILE, WorkerJob
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
+
+_MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/0-260/ticket.json"
+_DRAWN = "draw/0-260/0-260/expert/diffusion_pytorch_model.safetensors"
+_TRAINED = "train/0-260/expert/diffusion_pytorch_model.safetensors"
+
+
+def _kill_when(job: WorkerJob, ready: Callable[[], bool]) -> None:
+    process = start_worker(job)
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the worker never came to the point where it should be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+
+
+def _results(run_dir: Path) -> dict[str, str]:
+    return {name: file_digest(run_dir / name) for name in (_MASKS, _TICKET, _DRAWN, _TRAINED)}
+
+
+def _checkpoint_of(run_dir: Path, stage: str) -> Callable[[], bool]:
+    return lambda: any((run_dir / stage / "checkpoints").glob("step-*"))
+
+
+@pytest.fixture
+def plan(tiny_plan: MakePlan) -> Plan:
+    return tiny_plan("training.steps=40", "draw.threshold=0.01", "draw.max_intervals=40", "draw.on_timeout=take_last")
+
+
+def test_a_worker_killed_in_its_draw_and_again_in_its_training_ends_in_the_same_bits(
+    plan: Plan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_worker(make_jobs(plan, whole)[0])
+
+    job = make_jobs(plan, broken)[0]
+    _kill_when(job, _checkpoint_of(broken, "draw/0-260"))
+    assert not (broken / "draw/0-260/result.json").exists()
+    _kill_when(job, _checkpoint_of(broken, "train/0-260"))
+    assert not (broken / "train/0-260/result.json").exists()
+    run_worker(job)
+
+    assert _results(broken) == _results(whole)
+
+
+def test_a_truncated_newest_checkpoint_is_refused_and_the_one_before_it_gives_the_same_bits(
+    plan: Plan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run_worker(make_jobs(plan, whole)[0])
+
+    job = make_jobs(plan, broken)[0]
+    _kill_when(job, lambda: len(list((broken / "train/0-260/checkpoints").glob("step-*"))) >= 2)
+    newest = sorted((broken / "train/0-260/checkpoints").glob("step-*"))[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    run_worker(job)
+
+    assert _results(broken) == _results(whole)
+
+
+def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
+    plan: Plan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    slow = plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 400})})
+    run_worker(make_jobs(slow, whole)[0])
+
+    job = make_jobs(slow, stopped)[0]
+    process = start_worker(job)
+    while not (stopped / "train/0-260/progress.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    (stopped / STOP_FILE).touch()
+    assert process.wait(timeout=60) == 130
+    assert _checkpoint_of(stopped, "train/0-260")()
+    assert not (stopped / "train/0-260/result.json").exists()
+    (stopped / STOP_FILE).unlink()
+    run_worker(job)
+
+    assert _results(stopped) == _results(whole)
+
+
+def test_two_workers_of_one_region_share_the_batch_and_agree_with_one_worker(
+    plan: Plan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    import sys
+
+    from safetensors.torch import load_file
+
+    # Without dropout, which differs by worker, only the order of the gradient's sums is another.
+    even = plan.model_copy(update={"model": plan.model.model_copy(update={"dropout": 0.0})})
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_worker(make_jobs(even, one)[0])
+    run_worker(
+        make_jobs(even, two)[0], sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    )
+
+    single, double = load_file(one / _DRAWN), load_file(two / _DRAWN)
+    assert single.keys() == double.keys()
+    assert (one / _TICKET).read_text() == (two / _TICKET).read_text()
+    for name, tensor in single.items():
+        assert (tensor - double[name]).abs().max() < 1e-3, name

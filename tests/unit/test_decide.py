@@ -1,0 +1,67 @@
+"""Decisions of the driver: what starts, what waits, what is given up."""
+
+from __future__ import annotations
+
+from ebdiff_orchestrator.decide import Situation, may_retry, next_jobs
+from ebdiff_orchestrator.stages import outline_jobs
+from schemas.plan import Plan
+
+JOBS = outline_jobs(Plan(), "store")
+COSTS = {"region 0-260": 3.4, "region 240-460": 1.5, "region 440-1000": 0.4}
+
+
+def _situation(
+    done: tuple[str, ...] = (),
+    running: tuple[str, ...] = (),
+    failed: tuple[str, ...] = (),
+    free_slots: int = 9,
+    waited_s: float = 0.0,
+) -> Situation:
+    return Situation(frozenset(done), frozenset(running), frozenset(failed), free_slots, waited_s)
+
+
+def test_all_regions_start_at_once_when_there_is_room_the_longest_first() -> None:
+    decision = next_jobs(JOBS, COSTS, _situation(), wait_limit_s=60)
+    assert decision.start == ("region 0-260", "region 240-460", "region 440-1000")
+    assert not decision.waiting
+
+
+def test_with_room_for_one_the_others_wait() -> None:
+    decision = next_jobs(JOBS, COSTS, _situation(free_slots=1), wait_limit_s=60)
+    assert decision.start == ("region 0-260",)
+    assert decision.waiting == ("region 240-460", "region 440-1000")
+
+
+def test_a_failed_region_does_not_keep_the_others_from_starting() -> None:
+    decision = next_jobs(JOBS, COSTS, _situation(failed=("region 0-260",)), wait_limit_s=60)
+    assert decision.start == ("region 240-460", "region 440-1000")
+
+
+def test_a_wait_is_given_up_after_its_limit_but_not_while_own_jobs_hold_the_resources() -> None:
+    late = _situation(free_slots=0, waited_s=61)
+    assert set(next_jobs(JOBS, COSTS, late, wait_limit_s=60).give_up) == set(COSTS)
+    busy = _situation(free_slots=0, waited_s=61, running=("region 0-260",))
+    assert not next_jobs(JOBS, COSTS, busy, wait_limit_s=60).give_up
+
+
+def test_everything_done_or_failed_is_the_end() -> None:
+    done = tuple(stage for job in JOBS[:2] for stage in job.stages)
+    assert next_jobs(JOBS, COSTS, _situation(done=done, failed=("region 440-1000",)), wait_limit_s=60).finished
+    assert not next_jobs(JOBS, COSTS, _situation(done=done), wait_limit_s=60).finished
+
+
+def test_trainings_wait_for_a_shared_draw_and_are_given_up_when_it_fails() -> None:
+    plan = Plan.model_validate({"draw": {"scope": "shared"}})
+    jobs = outline_jobs(plan, "store")
+    costs = {job.name: 1.0 for job in jobs}
+    assert next_jobs(jobs, costs, _situation(), wait_limit_s=60).start == ("shared draw",)
+    assert len(next_jobs(jobs, costs, _situation(done=("draw/shared",)), wait_limit_s=60).start) == 3
+    broken = next_jobs(jobs, costs, _situation(failed=("shared draw",)), wait_limit_s=60)
+    assert len(broken.give_up) == 3
+    assert not broken.start
+
+
+def test_retries_have_a_budget_and_are_not_spent_on_what_cannot_help() -> None:
+    assert may_retry(attempts=2, retries=2, retryable=True)
+    assert not may_retry(attempts=3, retries=2, retryable=True)
+    assert not may_retry(attempts=1, retries=2, retryable=False)

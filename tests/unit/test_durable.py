@@ -1,0 +1,50 @@
+"""Durable writing: a reader sees the old bytes or the new ones, never half of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from schemas.durable import remove_leftovers, write_folder, write_text
+
+
+def test_a_writer_that_breaks_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+    from schemas.durable import write_file
+
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def break_off(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_file(path, break_off)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "a").write_text("1")
+        assert not (tmp_path / "folder").exists()
+        (folder / "b").write_text("2")
+
+    write_folder(tmp_path / "folder", write)
+    assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["a", "b"]
+
+
+def test_a_folder_that_replaces_an_older_one_leaves_nothing_of_it(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", lambda folder: (folder / "old").write_text("1") and None)
+    write_folder(tmp_path / "folder", lambda folder: (folder / "new").write_text("2") and None)
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".partial-abc-step-1").mkdir()
+    (tmp_path / ".partial-def-file").write_text("half")
+    (tmp_path / "kept").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]

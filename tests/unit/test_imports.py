@@ -1,0 +1,74 @@
+"""Who may import whom: ebdiff_orchestrator -> region_workers -> schemas, and ray in one module only."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = {
+    "schemas": {"schemas"},
+    "region_workers": {"schemas", "region_workers"},
+    "ebdiff_orchestrator": {"schemas", "region_workers", "ebdiff_orchestrator"},
+}
+
+
+def _imports(file: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            yield node.module or ""
+
+
+def _files(package: str) -> list[Path]:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    return files
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_follow_the_arrows(package: str) -> None:
+    for file in _files(package):
+        ours = {name.split(".")[0] for name in _imports(file)} & set(ALLOWED)
+        assert ours <= ALLOWED[package], f"{file.relative_to(ROOT)} imports {ours - ALLOWED[package]}"
+
+
+@pytest.mark.parametrize(("package", "banned"), [("schemas", {"torch", "ray"}), ("region_workers", {"ray"})])
+def test_lower_layers_do_without(package: str, banned: set[str]) -> None:
+    for file in _files(package):
+        assert not {name.split(".")[0] for name in _imports(file)} & banned, file
+
+
+def test_only_the_cluster_module_imports_ray() -> None:
+    users = {
+        file.name for file in _files("ebdiff_orchestrator") if any(n.split(".")[0] == "ray" for n in _imports(file))
+    }
+    assert users == {"cluster.py"}
+
+
+def test_the_ensemble_imports_neither_the_driver_nor_ray() -> None:
+    for file in (ROOT / "ebdiff_orchestrator" / "ensemble").glob("*.py"):
+        ours = {name for name in _imports(file) if name.startswith("ebdiff_orchestrator")}
+        assert all(name.startswith("ebdiff_orchestrator.ensemble") for name in ours), file
+
+
+@pytest.mark.parametrize(
+    ("statement", "banned"),
+    [
+        ("import ebdiff_orchestrator", ["ray", "torch"]),
+        ("from ebdiff_orchestrator import load_ensemble", ["ray", "torch_pruning"]),
+        ("import region_workers.run", ["ray"]),
+        ("import schemas.plan, schemas.tables, schemas.manifest, schemas.job", ["ray", "torch"]),
+    ],
+)
+def test_importing_stays_light(statement: str, banned: list[str]) -> None:
+    code = f"{statement}; import sys; print([name for name in {banned} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,123 @@
+"""Plans refuse what cannot run, and say the field, the value, what was expected and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from pydantic import ValidationError
+
+from ebdiff_orchestrator.planning import check_data_fits, look_ahead
+from ebdiff_orchestrator.plans import load_plan, plan_as_yaml, plan_from_values, presets
+from schemas.errors import PlanError
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+
+def _regions(*spans: tuple[int, int]) -> dict[str, object]:
+    return {"regions": [{"train": list(span), "pruning_ratio": 0.5} for span in spans]}
+
+
+def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it() -> None:
+    assert Plan().routes() == ((0, 240), (240, 440), (440, 1000))
+
+
+@pytest.mark.parametrize(
+    ("values", "field", "says"),
+    [
+        (_regions((0, 200), (300, 1000)), "regions.1.train", "timesteps 200 to 299 have no region"),
+        (_regions((0, 600), (300, 800), (500, 1000)), "regions.2.train", "only neighbours may overlap"),
+        (_regions((10, 1000)), "regions.0.train", "a start of 0"),
+        (_regions((0, 900)), "regions.0.train", "diffusion.num_train_timesteps = 1000"),
+        ({"regions": []}, "regions", "at least one region"),
+        (_regions((0, 600), (0, 1000)), "regions.1.train", "a start above 0"),
+        ({"draw": {"max_intervals": 4}}, "draw.max_intervals", "at least 5"),
+        ({"draw": {"max_intervals": 8, "queue_stride": 2}}, "draw.max_intervals", "at least 9"),
+        ({"sampling": {"steps": 2000}}, "sampling.steps", "at most diffusion.num_train_timesteps = 1000"),
+        ({"training": {"batch_size": 10, "gradient_accumulation": 3}}, "training.gradient_accumulation", "a divisor"),
+        ({"workers": {"gpus": 1.5}}, "workers.gpus", "a whole number"),
+        ({"model": {"block_out_channels": [60, 120]}}, "model.block_out_channels", "multiples of"),
+        ({"training": {"stepz": 3}}, "training.stepz", "Check the spelling"),
+        ({"training": {"steps": "many"}}, "training.steps", "valid integer"),
+    ],
+)
+def test_a_plan_that_cannot_run_is_refused_with_field_and_expectation(
+    values: dict[str, object], field: str, says: str
+) -> None:
+    with pytest.raises(PlanError) as caught:
+        plan_from_values(dict(values))
+    assert field in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_every_mistake_of_a_plan_is_named_at_once() -> None:
+    with pytest.raises(PlanError) as caught:
+        plan_from_values({"training": {"steps": 0, "learning_rate": -1}, "seed": -5})
+    for field in ("training.steps", "training.learning_rate", "seed"):
+        assert field in str(caught.value)
+
+
+def test_a_plan_cannot_be_changed_once_made() -> None:
+    with pytest.raises(ValidationError):
+        Plan().seed = 3  # type: ignore[misc]
+
+
+def test_workers_and_logging_are_no_part_of_the_experiment_but_the_seed_is(tiny_plan: MakePlan) -> None:
+    plan = tiny_plan()
+    assert tiny_plan("workers.gpus=2", "logging.interval_steps=7", "name=other").experiment_digest() == (
+        plan.experiment_digest()
+    )
+    assert tiny_plan("seed=1").experiment_digest() != plan.experiment_digest()
+
+
+def test_a_draw_may_go_on_with_a_higher_limit_unless_the_limit_decides_its_result(tiny_plan: MakePlan) -> None:
+    assert tiny_plan("draw.max_intervals=50").experiment_digest() == tiny_plan().experiment_digest()
+    last = "draw.on_timeout=take_last"
+    assert tiny_plan(last, "draw.max_intervals=50").experiment_digest() != tiny_plan(last).experiment_digest()
+
+
+def test_every_preset_loads_counts_and_survives_a_round_trip_through_yaml(tmp_path: object) -> None:
+    from pathlib import Path
+
+    assert {"digits", "cifar10"} <= set(presets())
+    for name in presets():
+        plan = load_plan(name)
+        assert len(look_ahead(plan).regions) == 3
+        file = Path(str(tmp_path)) / f"{name}.yaml"
+        file.write_text(plan_as_yaml(plan))
+        assert load_plan(str(file)) == plan
+
+
+def test_changes_reach_lists_and_numbers_with_exponents() -> None:
+    plan = load_plan("digits", ["regions.1.pruning_ratio=0.5", "training.learning_rate=2e-4", "training.steps=7"])
+    assert plan.regions[1].pruning_ratio == 0.5
+    assert plan.training.learning_rate == 2e-4
+    assert plan.training.steps == 7
+
+
+@pytest.mark.parametrize("change", ["training.steps", "regions.9.pruning_ratio=0.5", "seed.x=1", "=3"])
+def test_a_change_that_cannot_be_made_is_refused_with_itself_in_the_message(change: str) -> None:
+    with pytest.raises(PlanError, match="--set"):
+        load_plan("digits", [change])
+
+
+def test_an_unknown_preset_lists_those_there_are() -> None:
+    with pytest.raises(PlanError, match="cifar10, digits"):
+        load_plan("nosuch")
+
+
+@pytest.mark.parametrize("ratio", ["0.001", "0.999"])
+def test_a_ratio_that_removes_nothing_or_everything_is_refused_before_anything_starts(
+    tiny_plan: MakePlan, ratio: str
+) -> None:
+    with pytest.raises(PlanError, match=r"regions\.0\.pruning_ratio"):
+        look_ahead(tiny_plan(f"regions.0.pruning_ratio={ratio}"))
+
+
+def test_a_batch_larger_than_the_data_set_or_not_shared_evenly_is_refused(tiny_plan: MakePlan) -> None:
+    with pytest.raises(PlanError, match="at most the data set's 7 images"):
+        check_data_fits(tiny_plan(), images=7, world_size=1)
+    with pytest.raises(PlanError, match="a multiple of 3"):
+        check_data_fits(tiny_plan(), images=100, world_size=3)
+    check_data_fits(tiny_plan(), images=8, world_size=2)

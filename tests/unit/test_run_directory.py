@@ -1,0 +1,63 @@
+"""The run directory: the same experiment goes on, another one is refused, two drivers are kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ebdiff_orchestrator.run_directory import RunDirectory, differences
+from region_workers.results import artifact
+from schemas.errors import UserError
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+
+def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.begin(tiny_plan())
+    with pytest.raises(UserError, match=r"training.learning_rate: 0.001 -> 0.5") as caught:
+        directory.begin(tiny_plan("training.learning_rate=0.5"))
+    assert "--run-dir" in str(caught.value)
+
+
+def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    created = directory.begin(tiny_plan()).created_at
+    directory.begin(tiny_plan("workers.gpus=0.5", "logging.interval_steps=9"))
+    manifest = directory.read()
+    assert manifest.created_at == created
+    assert manifest.plan.workers.gpus == 0.5
+
+
+def test_a_second_driver_is_kept_out(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path).held(), pytest.raises(UserError, match="another launch"), RunDirectory(tmp_path).held():
+        pytest.fail("two drivers held one run")
+    with RunDirectory(tmp_path).held():
+        pass
+
+
+def test_changed_missing_and_truncated_files_are_found(tmp_path: Path) -> None:
+    names = ["whole", "changed", "missing", "short"]
+    for name in names:
+        (tmp_path / name).write_text("some bytes")
+    recorded = tuple(artifact(tmp_path, tmp_path / name) for name in names)
+    (tmp_path / "changed").write_text("some bytez")
+    (tmp_path / "missing").unlink()
+    (tmp_path / "short").write_text("some")
+    assert RunDirectory(tmp_path).damaged(recorded) == ["changed", "missing", "short"]
+
+
+def test_a_directory_without_a_run_and_a_foreign_manifest_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run here"):
+        RunDirectory(tmp_path).read()
+    (tmp_path / "manifest.json").write_text('{"version": 99}')
+    with pytest.raises(UserError, match="not one of version 1"):
+        RunDirectory(tmp_path).read()
+
+
+def test_differences_name_nested_fields_and_list_positions() -> None:
+    old, new = {"a": {"b": 1}, "c": [1, 2]}, {"a": {"b": 2}, "c": [1, 3]}
+    assert differences(old, new) == ["a.b: 1 -> 2", "c.1: 2 -> 3"]

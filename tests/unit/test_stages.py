@@ -1,0 +1,39 @@
+"""Stage keys: equal for equal inputs, different for whatever changes the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ebdiff_orchestrator.stages import outline_jobs
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+
+def _keys(plan: Plan, store: str = "store") -> list[str]:
+    return [stage.key for job in outline_jobs(plan, store) for stage in (job.draw, job.train) if stage]
+
+
+def test_workers_checkpoints_and_more_steps_leave_every_key_as_it_is(tiny_plan: MakePlan) -> None:
+    changed = tiny_plan("workers.cpus=4", "checkpointing.interval_steps=9", "training.steps=99", "sampling.steps=2")
+    assert _keys(changed) == _keys(tiny_plan())
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["seed=1", "training.learning_rate=0.5", "model.dropout=0.3", "draw.threshold=0.2", "data.random_flip=false"],
+)
+def test_what_changes_the_result_changes_every_key(tiny_plan: MakePlan, change: str) -> None:
+    assert not set(_keys(tiny_plan(change))) & set(_keys(tiny_plan()))
+
+
+def test_other_images_change_every_key(tiny_plan: MakePlan) -> None:
+    assert not set(_keys(tiny_plan(), "a")) & set(_keys(tiny_plan(), "b"))
+
+
+def test_another_ratio_in_one_region_leaves_the_other_regions_keys(tiny_plan: MakePlan) -> None:
+    before, after = _keys(tiny_plan()), _keys(tiny_plan("regions.2.pruning_ratio=0.7"))
+    assert before[:4] == after[:4]
+    assert not set(before[4:]) & set(after[4:])
