@@ -299,10 +299,11 @@ class Plan(Section):
     def experiment(self) -> dict[str, Any]:
         """What determines the result, as JSON values: all but the name, workers, checkpointing and logging.
 
-        The images are known by their digest, kept in the manifest, not by where they lie. A limit on the draw decides only whether it fails, unless the plan takes the last mask at the limit; so a
-        draw that ran into it can go on with a higher one.
+        The images are known by their digest, kept in the manifest, not by where they lie. A limit on the draw
+        decides only whether it fails, unless the plan takes the last mask at the limit; so a draw that ran into it
+        can go on with a higher one.
         """
-        values = self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)  # type: ignore[arg-type]
+        values = self.model_dump(mode="json", exclude=_NOT_THE_EXPERIMENT)
         if self.draw.on_timeout == "error":
             del values["draw"]["max_intervals"]
         return values

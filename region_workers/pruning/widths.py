@@ -29,7 +29,11 @@ def realised_ratio(groups: Sequence[ChannelGroup], ratio: float) -> float:
 
 
 def check_ratio(groups: Sequence[ChannelGroup], ratio: float, field: str) -> None:
-    """Raise `PlanError`, naming `field`, if a ratio above 0 removes nothing or empties a layer."""
+    """Raise `PlanError`, naming `field`, if a ratio above 0 removes nothing or empties a layer.
+
+    Removing nothing from the convolutions counts as nothing, though the time embedding, under no norm, always gives
+    up a channel.
+    """
     if not 0 <= ratio < 1:
         raise plan_error(field, ratio, "0 <= ratio < 1", "Change it.")
     removed = {group.root: removed_channels(group.size, group.norm_groups, ratio) for group in groups}
@@ -41,10 +45,12 @@ def check_ratio(groups: Sequence[ChannelGroup], ratio: float, field: str) -> Non
                 f"a ratio that leaves a channel in every layer; it removes all {group.size} of {group.root}",
                 "Lower the ratio or raise model.block_out_channels.",
             )
-    if ratio > 0 and not any(removed.values()):
+    normed = [group for group in groups if group.norm_groups] or list(groups)
+    if ratio > 0 and not any(removed[group.root] for group in normed):
+        smallest = min((group.norm_groups or 1) / group.size for group in normed)
         raise plan_error(
             field,
             ratio,
-            "a ratio that removes a channel somewhere; a layer under GroupNorm gives up one of each norm group or none",
+            f"about {smallest:.3g} or more, so that a layer under GroupNorm can give up one channel of each norm group",
             "Raise the ratio, raise model.block_out_channels, lower model.norm_num_groups, or set 0 to keep it dense.",
         )
