@@ -47,8 +47,15 @@ def test_the_realised_ratio_counts_channels() -> None:
 def test_a_ratio_that_removes_nothing_is_refused_with_its_field() -> None:
     with pytest.raises(PlanError, match=r"regions\.0\.pruning_ratio = 0\.2: .*lower model.norm_num_groups"):
         check_ratio([group(128, 32)], 0.2, "regions.0.pruning_ratio")
-    check_ratio([group(128, 32), group(512, 0)], 0.2, "regions.0.pruning_ratio")
+    check_ratio([group(128, 32), group(256, 32, "mid_block.conv")], 0.25, "regions.0.pruning_ratio")
     check_ratio([group(128, 32)], 0.0, "regions.0.pruning_ratio")
+
+
+def test_a_ratio_that_removes_channels_from_the_time_embedding_alone_is_refused() -> None:
+    groups = [group(128, 32), group(512, 0, "time_embedding.linear_1")]
+    with pytest.raises(PlanError, match=r"about 0\.25 or more"):
+        check_ratio(groups, 0.2, "regions.0.pruning_ratio")
+    check_ratio(groups, 0.25, "regions.0.pruning_ratio")
 
 
 def test_a_ratio_that_empties_a_layer_is_refused_with_the_layers_name() -> None:
