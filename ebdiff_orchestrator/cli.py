@@ -193,7 +193,7 @@ def _guarded() -> int:
     except RunStopped as error:
         return _fail(error, EXIT_INTERRUPTED)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except typer.Abort:
         return EXIT_INTERRUPTED
@@ -206,7 +206,7 @@ def _guarded() -> int:
     return code if isinstance(code, int) else 0
 
 
-def _fail(error: Exception, code: int, unexpected: bool = False) -> int:
+def _fail(error: BaseException, code: int, unexpected: bool = False) -> int:
     if any(_debug):
         traceback.print_exception(error)
     else:

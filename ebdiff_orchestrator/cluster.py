@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -23,7 +24,11 @@ _EMBEDDED_ENV = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_AUTH_MODE": "token",
 }
-_WORKER_ENV = {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+_WORKER_ENV = {
+    "OMP_WAIT_POLICY": "passive",  # idle threads that spin slow the neighbours on shared cores
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
 def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iterator[Cluster]:
     """Join the cluster at `address` or in RAY_ADDRESS (set under `ray job submit`), else start an embedded one.
 
-    The embedded Ray listens on this machine only, has no dashboard, and has room for all `jobs` at once.
+    The embedded Ray asks for a token made for this run, has no dashboard, and has room for all `jobs` at once.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     _quiet()
@@ -139,8 +144,10 @@ def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
         ray.init(address=address, **options)
         return
     processes = request_of(workers, 0.0).processes
-    cpus = max(os.cpu_count() or 1, int(jobs * processes * workers.cpus + 0.999))
-    ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **options)
+    cpus = max(os.cpu_count() or 1, math.ceil(jobs * processes * workers.cpus))
+    # A job is a controller, workers and helpers: on few cores Ray would warn that so many processes start at once.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, 8 * jobs * processes)))
+    ray.init(num_cpus=cpus, include_dashboard=False, **options)
 
 
 def _trainer(job: WorkerJob, attempt: int, request: Request) -> Any:

@@ -1,0 +1,208 @@
+"""The loop over jobs: carries out what `decide` says, watches the workers, and collects what they leave."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from ebdiff_orchestrator.cluster import Cluster
+from ebdiff_orchestrator.decide import Decision, Situation, may_retry, next_jobs
+from ebdiff_orchestrator.interrupts import Interrupts, RunStopped
+from ebdiff_orchestrator.ledger import Ledger
+from ebdiff_orchestrator.stages import JobOutline, worker_job
+from ebdiff_orchestrator.view import View
+from schemas.errors import RunFailed
+from schemas.job import FAILURE_FILE, PROGRESS_FILE, STOP_FILE, Failure, Progress
+
+_POLL_S = 0.5
+_STOP_LIMIT_S = 120.0
+
+
+@dataclass
+class _Attempt:
+    """One job under way."""
+
+    outline: JobOutline
+    future: Future[None]
+    started_at: float
+    seen: bool = False
+
+
+@dataclass
+class _Budget:
+    """A job's attempts in this launch, and why it has failed for good."""
+
+    attempts: int = 0
+    failed: str | None = None
+
+
+class JobLoop:
+    """The jobs of one launch."""
+
+    def __init__(
+        self,
+        jobs: tuple[JobOutline, ...],
+        expected_macs: Mapping[str, float],
+        ledger: Ledger,
+        cluster: Cluster,
+        view: View,
+        cache_dir: Path,
+    ) -> None:
+        self._jobs = {job.name: job for job in jobs}
+        self._expected_macs = expected_macs
+        self._ledger, self._cluster, self._view, self._cache_dir = ledger, cluster, view, cache_dir
+        self._workers = ledger.plan.workers
+        self._running: dict[str, _Attempt] = {}
+        self._budgets = {job.name: _Budget() for job in jobs}
+        self._waiting_since: float | None = None
+
+    def run(self, interrupts: Interrupts) -> None:
+        """Start, watch and collect until no job is open.
+
+        Raises RunStopped when interrupted, and RunFailed if jobs failed for good, after the others are done.
+        """
+        while True:
+            if interrupts.requested:
+                self._stop(interrupts)
+            decision = next_jobs(self._outlines(), self._expected_macs, self._situation(), self._workers.wait_limit_s)
+            for name, reason in decision.give_up.items():
+                self._give_up(name, reason)
+            for name in decision.start:
+                self._start(name)
+            self._note_waiting(decision)
+            if decision.finished and not self._running:
+                break
+            time.sleep(_POLL_S)
+            self._watch()
+            self._ledger.take_results(self._outlines())
+            self._collect()
+        self._raise_if_failed()
+
+    def _outlines(self) -> tuple[JobOutline, ...]:
+        return tuple(self._jobs.values())
+
+    def _situation(self) -> Situation:
+        failed = frozenset(name for name, budget in self._budgets.items() if budget.failed)
+        waited = time.time() - self._waiting_since if self._waiting_since else 0.0
+        done = self._ledger.done_stages()
+        return Situation(done, frozenset(self._running), failed, self._cluster.free_slots(), waited)
+
+    def _start(self, name: str) -> None:
+        outline, budget = self._jobs[name], self._budgets[name]
+        budget.attempts += 1
+        number = self._ledger.begin_attempt(outline)
+        store_digest = self._ledger.manifest.store_digest
+        assert store_digest is not None
+        job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, self._cache_dir, store_digest)
+        started_at = time.time()
+        self._running[name] = _Attempt(outline, self._cluster.start(job, number), started_at)
+        self._view.line(f"{name}: started (attempt {budget.attempts}).")
+
+    def _watch(self) -> None:
+        """Read what the workers say of themselves."""
+        for name, attempt in self._running.items():
+            progress = self._progress_of(attempt)
+            if progress is None:
+                self._check_started(name, attempt)
+                continue
+            if not attempt.seen:
+                attempt.seen = True
+                self._cluster.has_started(name)
+            self._ledger.see_running(progress)
+            self._view.job(name, progress)
+
+    def _progress_of(self, attempt: _Attempt) -> Progress | None:
+        """The newest progress of this attempt; an earlier attempt's file does not count."""
+        newest: Progress | None = None
+        for stage in attempt.outline.stages:
+            path = self._ledger.directory.path / stage / PROGRESS_FILE
+            if path.is_file():
+                progress = Progress.model_validate_json(path.read_text())
+                if progress.stage_started_at >= attempt.started_at:
+                    newest = progress
+        return newest
+
+    def _check_started(self, name: str, attempt: _Attempt) -> None:
+        limit = self._workers.wait_limit_s
+        if time.time() - attempt.started_at > limit:
+            raise RunFailed(
+                f"{name} was given to Ray but no worker has begun within workers.wait_limit_s = {limit:.0f} s. "
+                f"See what holds the cluster with `ray status`, then: {self._how_to_go_on()}"
+            )
+
+    def _collect(self) -> None:
+        """See which attempts have ended, and whether what failed may be tried again."""
+        for name in [name for name, attempt in self._running.items() if attempt.future.done()]:
+            attempt = self._running.pop(name)
+            self._ledger.take_results((attempt.outline,))
+            if self._ledger.all_done((attempt.outline,)):
+                continue
+            failure = self._failure_of(attempt)
+            budget = self._budgets[name]
+            if may_retry(budget.attempts, self._workers.retries, failure.retryable):
+                self._view.line(f"{name}: {failure.message} Trying again.")
+                self._ledger.mark(failure.stage, "pending", failure.message)
+            else:
+                self._give_up(name, failure.message)
+
+    def _failure_of(self, attempt: _Attempt) -> Failure:
+        for stage in attempt.outline.stages:
+            path = self._ledger.directory.path / stage / FAILURE_FILE
+            if path.is_file():
+                return Failure.model_validate_json(path.read_text())
+        error = attempt.future.exception()
+        message = f"The worker was lost ({type(error).__name__})." if error else "The worker ended without a result."
+        stage = self._ledger.first_open(attempt.outline)
+        return Failure(stage=stage, message=message, retryable=True, traceback=str(error or ""), at=time.time())
+
+    def _give_up(self, name: str, reason: str) -> None:
+        self._budgets[name].failed = reason
+        self._ledger.mark(self._ledger.first_open(self._jobs[name]), "failed", reason)
+        self._view.line(f"{name}: failed. {reason}")
+
+    def _note_waiting(self, decision: Decision) -> None:
+        if not decision.waiting or decision.start or self._running:
+            self._waiting_since = None
+        elif self._waiting_since is None:
+            self._waiting_since = time.time()
+        if decision.waiting:
+            waited = f", {time.time() - self._waiting_since:.0f} s so far" if self._waiting_since else ""
+            self._view.waiting(
+                f"{', '.join(decision.waiting)}: waiting for {self._cluster.request} each; "
+                f"free: {self._cluster.describe_free()} (at most {self._workers.wait_limit_s:.0f} s{waited})."
+            )
+
+    def _stop(self, interrupts: Interrupts) -> None:
+        """Ask the workers to save and stop, and wait for those at work; a second interrupt does not wait."""
+        self._view.line("Stopping: the workers save their state (Ctrl-C again: at once) ...")
+        (self._ledger.directory.path / STOP_FILE).touch()
+        deadline = time.monotonic() + _STOP_LIMIT_S
+        at_work = [attempt for attempt in self._running.values() if attempt.seen]
+        while not all(attempt.future.done() for attempt in at_work):
+            if interrupts.insisted or time.monotonic() > deadline:
+                self._view.line("Not waiting any longer; the last checkpoints stay.")
+                break
+            time.sleep(_POLL_S)
+        self._ledger.take_results(self._outlines())
+        for name, record in self._ledger.manifest.stages.items():
+            if record.status == "running":
+                self._ledger.mark(name, "pending", "stopped")
+        raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
+
+    def _raise_if_failed(self) -> None:
+        failed = {name: budget.failed for name, budget in self._budgets.items() if budget.failed}
+        if failed:
+            lines = "\n".join(f"  - {name}: {reason}" for name, reason in failed.items())
+            raise RunFailed(
+                f"{len(failed)} of {len(self._jobs)} jobs failed; what the others completed is saved:\n{lines}\n"
+                f"When the cause is gone: {self._how_to_go_on()}"
+            )
+
+    def _how_to_go_on(self) -> str:
+        path = self._ledger.directory.path
+        relative = os.path.relpath(path)
+        return f"ebdiff resume {relative if len(relative) < len(str(path)) else path}"

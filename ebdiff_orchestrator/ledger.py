@@ -1,0 +1,140 @@
+"""The manifest in memory and on disk: every change of a stage goes through here and is durable when it returns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.stages import JobOutline
+from region_workers.results import finished_result
+from schemas.errors import UserError
+from schemas.job import FAILURE_FILE, RESULT_FILE, Artifact, Progress, StageResult
+from schemas.manifest import Manifest, StageRecord, Status
+from schemas.plan import Plan
+
+Say = Callable[[str], None]
+
+
+class Ledger:
+    """What is known of a run. Only the driver holds one."""
+
+    def __init__(self, directory: RunDirectory, manifest: Manifest, say: Say) -> None:
+        self.directory, self.manifest, self._say = directory, manifest, say
+
+    @property
+    def plan(self) -> Plan:
+        """The run's plan."""
+        return self.manifest.plan
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage is finished."""
+        return self.manifest.stage(stage).status == "done"
+
+    def all_done(self, jobs: tuple[JobOutline, ...]) -> bool:
+        """Whether every stage of every job is finished."""
+        return all(self.is_done(stage) for job in jobs for stage in job.stages)
+
+    def done_stages(self) -> frozenset[str]:
+        """The names of the finished stages."""
+        return frozenset(name for name in self.manifest.stages if self.is_done(name))
+
+    def first_open(self, job: JobOutline) -> str:
+        """The first stage of a job that is not finished."""
+        return next(stage for stage in job.stages if not self.is_done(stage))
+
+    def artifacts(self, stage: str, folder: str) -> tuple[Artifact, ...]:
+        """The recorded files of a stage in one of its folders."""
+        start = f"{stage}/{folder}/"
+        return tuple(item for item in self.manifest.stage(stage).artifacts if item.path.startswith(start))
+
+    def distrust_damaged(self) -> None:
+        """Stages whose files are not what was recorded are open again; so are failed and interrupted ones."""
+        for record in list(self.manifest.stages.values()):
+            if record.status == "done":
+                damaged = self.directory.damaged(record.artifacts)
+                if not damaged:
+                    continue
+                self._say(f"{record.name}: {damaged[0]} is missing or damaged; the stage is done again.")
+                (self.directory.path / record.name / RESULT_FILE).unlink(missing_ok=True)
+            if record.status != "pending":
+                self._put(record, status="pending")
+
+    def know_images(self, store_digest: str) -> None:
+        """Record the images of the run; UserError if it began with others."""
+        known = self.manifest.store_digest
+        if known is not None and known != store_digest:
+            raise UserError(
+                f"data.path = {self.plan.data.path}: its images are not those that the run in {self.directory.path} "
+                "began with. Restore them, or give another --run-dir."
+            )
+        self.manifest = self.directory.write(self.manifest.model_copy(update={"store_digest": store_digest}))
+
+    def begin_attempt(self, job: JobOutline) -> int:
+        """Count an attempt for each open stage of the job; a number that no earlier attempt of this job had."""
+        for stage in (job.draw, job.train):
+            if stage is not None and not self.is_done(stage.name):
+                (self.directory.path / stage.name / FAILURE_FILE).unlink(missing_ok=True)
+                record = self.manifest.stage(stage.name)
+                self._put(record, key=stage.key, attempts=record.attempts + 1, error=None)
+        return sum(self.manifest.stage(stage).attempts for stage in job.stages)
+
+    def see_running(self, progress: Progress) -> None:
+        """A worker was seen at work on a stage."""
+        record = self.manifest.stage(progress.stage)
+        if record.status == "pending":
+            self._put(record, status="running", started_at=record.started_at or progress.stage_started_at)
+
+    def take_results(self, jobs: tuple[JobOutline, ...]) -> None:
+        """Enter the stages that workers have finished, once their files are verified."""
+        for job in jobs:
+            for stage in (job.draw, job.train):
+                if stage is None or self.is_done(stage.name):
+                    continue
+                result = finished_result(self.directory.path, stage.name, stage.key)
+                if result is None or (stage is job.train and result.steps != job.train.steps):
+                    continue
+                if not self.directory.damaged(result.artifacts):
+                    self._enter(result)
+                    self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps).")
+
+    def mark(self, stage: str, status: Status, error: str | None) -> None:
+        """Set a stage's status and what is to be said of it."""
+        self._put(self.manifest.stage(stage), status=status, error=error)
+
+    def finish_here(self, name: str, key: str, act: Callable[[], tuple[Artifact, ...]]) -> None:
+        """Do a stage of the driver's own, unless it is done under this key."""
+        record = self.manifest.stage(name)
+        if record.status == "done" and record.key == key:
+            return
+        started = time.time()
+        self._put(record, key=key, status="running", attempts=record.attempts + 1, started_at=started)
+        artifacts = act()
+        finished = time.time()
+        self._put(
+            self.manifest.stage(name),
+            status="done",
+            finished_at=finished,
+            active_s=finished - started,
+            artifacts=artifacts,
+            error=None,
+        )
+
+    def _enter(self, result: StageResult) -> None:
+        record = self.manifest.stage(result.stage)
+        self._put(
+            record,
+            key=result.key,
+            status="done",
+            started_at=record.started_at or result.started_at,
+            finished_at=result.finished_at,
+            active_s=result.active_s,
+            steps=result.steps,
+            artifacts=result.artifacts,
+            hardware=result.hardware,
+            metrics=result.metrics,
+            error=None,
+        )
+
+    def _put(self, record: StageRecord, **update: object) -> None:
+        self.manifest = self.directory.write(self.manifest.with_stage(record.model_copy(update=update)))

@@ -1,0 +1,173 @@
+"""Every region fails alone: retries, lost workers, and a run that ends with what completed saved.
+
+The driver is the real one and the workers are real processes; only Ray, which the region workers never see, is
+replaced by a cluster that starts them directly.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from conftest import start_worker
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.cluster import Request
+from schemas.errors import RunFailed
+from schemas.job import WorkerJob
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+
+class ProcessCluster:
+    """Starts each job as a process on this machine; `sabotage(job, attempt, process)` may do it harm."""
+
+    embedded = True
+    request = Request(processes=1, cpus=1.0, gpus=0.0)
+
+    def __init__(self, slots: int, sabotage: Callable[[WorkerJob, int, subprocess.Popen[str]], None]) -> None:
+        self.slots, self.sabotage = slots, sabotage
+        self.running = self.most_running = 0
+        self.attempts: dict[str, int] = {}
+
+    def free_slots(self) -> int:
+        return self.slots - self.running
+
+    def describe_free(self) -> str:
+        return f"{self.free_slots()} of {self.slots} CPU"
+
+    def has_started(self, job_name: str) -> None:
+        return
+
+    def start(self, job: WorkerJob, attempt: int) -> Future[None]:
+        future: Future[None] = Future()
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
+        Thread(target=self._run, args=(job, future), daemon=True).start()
+        return future
+
+    def _run(self, job: WorkerJob, future: Future[None]) -> None:
+        process = start_worker(job)
+        self.sabotage(job, self.attempts[job.name], process)
+        process.communicate()
+        self.running -= 1
+        if process.returncode == 0:
+            future.set_result(None)
+        else:
+            future.set_exception(RuntimeError(f"exit code {process.returncode}"))
+
+
+@pytest.fixture
+def use_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Callable[[ProcessCluster], None]:
+    def use(cluster: ProcessCluster) -> None:
+        @contextmanager
+        def connect(*_: Any) -> Iterator[ProcessCluster]:
+            yield cluster
+
+        monkeypatch.setattr(driver, "connect", connect)
+
+    return use
+
+
+def _nothing(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+    return
+
+
+def _manifest(run_dir: Path) -> Manifest:
+    return Manifest.model_validate_json((run_dir / "manifest.json").read_text())
+
+
+def test_a_lost_worker_is_started_again_and_the_run_finishes(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    def kill_once(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+        if job.name == "region 240-460" and attempt == 1:
+            process.send_signal(signal.SIGKILL)
+
+    use_cluster(cluster := ProcessCluster(3, kill_once))
+    handle = driver.launch(tiny_plan(), tmp_path / "run")
+    assert handle.manifest.finished()
+    assert cluster.attempts == {"region 0-260": 1, "region 240-460": 2, "region 440-1000": 1}
+    assert handle.manifest.stage("draw/240-460").attempts == 2
+    assert set(handle.tickets) == {"0-260", "240-460", "440-1000"}
+    assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
+
+
+def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    def always_kill(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+        if job.name == "region 0-260":
+            process.send_signal(signal.SIGKILL)
+
+    use_cluster(cluster := ProcessCluster(3, always_kill))
+    with pytest.raises(RunFailed, match=r"region 0-260: .*\n.*ebdiff resume"):
+        driver.launch(tiny_plan("workers.retries=1"), tmp_path / "run")
+    assert cluster.attempts["region 0-260"] == 2
+    manifest = _manifest(tmp_path / "run")
+    assert manifest.stage("draw/0-260").status == "failed"
+    assert manifest.stage("train/440-1000").status == "done"
+    assert manifest.stage("ensemble").status == "pending"
+
+    use_cluster(again := ProcessCluster(3, _nothing))
+    assert driver.resume(tmp_path / "run").manifest.finished()
+    assert again.attempts == {"region 0-260": 1}
+
+
+def test_regions_wait_for_room_and_never_exceed_it(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(cluster := ProcessCluster(1, _nothing))
+    assert driver.launch(tiny_plan("training.steps=4"), tmp_path / "run").manifest.finished()
+    assert cluster.most_running == 1
+
+
+def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_higher_limit(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(cluster := ProcessCluster(3, _nothing))
+    with pytest.raises(RunFailed, match=r"largest mask distance 0\.\d+, threshold 0.0001\. Raise draw.max_intervals"):
+        driver.launch(tiny_plan("draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run")
+    assert set(cluster.attempts.values()) == {1}
+    saved = {path.name for path in (tmp_path / "run/draw/0-260/checkpoints").iterdir()}
+    assert "step-000000012" in saved
+
+    with pytest.raises(RunFailed, match=r"draw\.max_intervals = 8"):
+        driver.launch(tiny_plan("draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run")
+
+
+def test_a_damaged_expert_is_found_and_made_again(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(ProcessCluster(3, _nothing))
+    run_dir = tmp_path / "run"
+    driver.launch(tiny_plan(), run_dir)
+    expert = run_dir / "train/0-260/expert/diffusion_pytorch_model.safetensors"
+    whole = expert.read_bytes()
+    expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    use_cluster(again := ProcessCluster(3, _nothing))
+    driver.launch(tiny_plan(), run_dir)
+    assert again.attempts == {"region 0-260": 1}
+    assert expert.read_bytes() == whole
+
+
+def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(cluster := ProcessCluster(3, _nothing))
+    handle = driver.launch(tiny_plan("draw.scope=shared", "training.steps=4"), tmp_path / "run")
+    assert set(cluster.attempts) == {"shared draw", "region 0-260", "region 240-460", "region 440-1000"}
+    assert handle.manifest.finished()
+    kept = {name: len(t.kept_channels["conv_in"].outputs or ()) for name, t in handle.tickets.items()}
+    assert kept["0-260"] > kept["240-460"] > kept["440-1000"]

@@ -1,0 +1,186 @@
+"""The main job through the command line, with a real Ray: to the end, killed, interrupted, and asked again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import TINY
+from PIL import Image
+
+from schemas.digest import file_digest
+from schemas.manifest import Manifest
+
+REGIONS = ("0-260", "240-460", "440-1000")
+ROOT = Path(__file__).resolve().parents[2]
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
+LONG_ENOUGH_TO_BE_KILLED = {
+    **TINY,
+    "training": {**TINY["training"], "steps": 400},
+    "draw": {"interval_steps": 10, "threshold": 0.01, "max_intervals": 20, "on_timeout": "take_last"},
+    "checkpointing": {"interval_steps": 20},
+}
+
+
+def ebdiff(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """The installed command, as a user calls it."""
+    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def start_ebdiff(*arguments: str | Path) -> subprocess.Popen[str]:
+    """The installed command in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        _command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    return [str(Path(sys.executable).parent / "ebdiff"), *map(str, arguments)]
+
+
+def _manifest(run_dir: Path) -> Manifest:
+    return Manifest.model_validate_json((run_dir / "manifest.json").read_text())
+
+
+def _experts(run_dir: Path) -> dict[str, str]:
+    files = {name: run_dir / f"train/{name}/expert/diffusion_pytorch_model.safetensors" for name in REGIONS}
+    return {name: file_digest(file) for name, file in files.items()}
+
+
+def _wait_until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 240
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the run never came to the awaited point"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plan") / "long.yaml"
+    path.write_text(yaml.safe_dump(LONG_ENOUGH_TO_BE_KILLED))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, plan_file: Path) -> Path:
+    run_dir = tmp_path_factory.mktemp("runs") / "whole"
+    result = ebdiff("launch", plan_file, "--run-dir", run_dir)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return run_dir
+
+
+@pytest.mark.slow
+def test_three_regions_train_at_the_same_time_to_an_ensemble_that_samples(finished_run: Path) -> None:
+    manifest = _manifest(finished_run)
+    assert manifest.finished()
+    records = [manifest.stage(f"train/{name}") for name in REGIONS]
+    latest_start = max(record.started_at or 0.0 for record in records)
+    earliest_end = min(record.finished_at or 0.0 for record in records)
+    assert latest_start < earliest_end, "the regions' trainings do not overlap"
+    assert np.asarray(Image.open(finished_run / "samples" / "grid.png")).std() > 0
+    for artifacts in (record.artifacts for record in manifest.stages.values()):
+        assert artifacts
+        assert all(file_digest(finished_run / a.path) == a.sha256 for a in artifacts)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_left_as_it_is_and_says_so(finished_run: Path, plan_file: Path) -> None:
+    before = (finished_run / "manifest.json").stat().st_size
+    result = ebdiff("launch", plan_file, "--run-dir", finished_run, timeout=60)
+    assert result.returncode == 0
+    assert "finished; nothing to do" in result.stdout
+    assert (finished_run / "manifest.json").stat().st_size == before
+
+
+@pytest.mark.slow
+def test_a_different_experiment_is_refused_with_what_differs(finished_run: Path, plan_file: Path) -> None:
+    result = ebdiff("launch", plan_file, "--run-dir", finished_run, "--set", "seed=5", timeout=60)
+    assert result.returncode == 2
+    assert "seed: 0 -> 5" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_status_and_sample_work_on_a_finished_run_without_ray(finished_run: Path, tmp_path: Path) -> None:
+    status = json.loads(ebdiff("status", finished_run, "--json").stdout)
+    assert status["finished"] is True
+    assert status["manifest"]["stages"]["draw/0-260"]["status"] == "done"
+    out = tmp_path / "images"
+    result = ebdiff("sample", finished_run, "-n", "5", "--steps", "3", "--out", out, "--seed", "7")
+    assert result.returncode == 0, result.stderr
+    assert sorted(p.name for p in out.iterdir()) == [f"{i:05d}.png" for i in range(5)] + ["grid.png"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_its_draws_and_interrupted_in_its_training_ends_in_the_same_bits(
+    finished_run: Path, plan_file: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "broken"
+    killed = start_ebdiff("launch", plan_file, "--run-dir", run_dir)
+    _wait_until(killed, lambda: any(run_dir.glob("draw/*/checkpoints/step-*")))
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not _manifest(run_dir).finished()
+
+    interrupted = start_ebdiff("launch", plan_file, "--run-dir", run_dir)
+    _wait_until(interrupted, lambda: any(run_dir.glob("train/*/checkpoints/step-*")))
+    os.killpg(interrupted.pid, signal.SIGINT)
+    output, _ = interrupted.communicate(timeout=180)
+    assert interrupted.returncode == 130, output
+    assert "ebdiff resume" in output
+    assert not _manifest(run_dir).finished()
+
+    resumed = ebdiff("resume", run_dir)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert _experts(run_dir) == _experts(finished_run)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.is_file(), reason="needs ../shared/data/cifar10-train.parquet")
+def test_the_paper_s_cifar10_job_finishes_when_shrunk(cache_dir: Path, tmp_path: Path) -> None:
+    changes = [
+        f"data.path={CIFAR10}",
+        "training.batch_size=4",
+        "training.steps=3",
+        "draw.interval_steps=1",
+        "sampling.num_images=2",
+        "sampling.steps=5",
+    ]
+    options = [part for change in changes for part in ("--set", change)]
+    result = ebdiff("launch", "cifar10", "--run-dir", tmp_path / "run", *options)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert np.asarray(Image.open(tmp_path / "run" / "samples" / "00001.png")).shape == (32, 32, 3)
+
+
+def test_bad_input_exits_with_2_and_one_line_without_a_traceback(tmp_path: Path) -> None:
+    for arguments in (
+        ["launch", "nosuch"],
+        ["launch", "digits", "--set", "training.batch_size=99999", "--run-dir", str(tmp_path / "a")],
+        ["resume", str(tmp_path)],
+        ["status", str(tmp_path)],
+        ["sample", str(tmp_path), "--out", str(tmp_path / "out")],
+        ["launch"],
+        ["frobnicate"],
+    ):
+        result = ebdiff(*arguments, timeout=120)
+        assert result.returncode == 2, (arguments, result.stdout, result.stderr)
+        assert "Traceback" not in result.stderr
+        assert result.stderr.strip()
+
+
+def test_plan_json_has_the_paper_s_numbers() -> None:
+    outlook = json.loads(ebdiff("plan", "cifar10", "--json").stdout)
+    assert outlook["dense"] == {"params": 35746307, "macs": 6064135040}
+    assert [region["route"] for region in outlook["regions"]] == [[0, 240], [240, 440], [440, 1000]]
+    assert outlook["weighted"]["macs"] == pytest.approx(1.32e9, rel=0.01)
+    assert all(isinstance(region["params"], int) for region in outlook["regions"])

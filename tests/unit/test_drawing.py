@@ -1,0 +1,104 @@
+"""Drawing: when the queue agrees, and what each importance and option gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_worker
+
+from region_workers.drawing.convergence import has_converged, queue_distances
+from region_workers.drawing.draw import TICKET_FILE
+from region_workers.drawing.gradients import importance_timesteps
+from region_workers.pruned_unet import PrunedUNet2DModel
+from schemas.job import WorkerJob
+from schemas.plan import DrawPlan, Plan
+from schemas.tables import read_masks
+from schemas.ticket import Ticket
+
+MakePlan = Callable[..., Plan]
+MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
+
+
+def _masks(*flipped: int) -> list[torch.Tensor]:
+    """Masks of 20 bits, each with that many bits off from all-ones."""
+    masks = []
+    for count in flipped:
+        mask = torch.ones(20, dtype=torch.bool)
+        mask[:count] = False
+        masks.append(mask)
+    return masks
+
+
+def test_nothing_is_drawn_until_the_queue_is_full() -> None:
+    plan = DrawPlan()
+    assert queue_distances(_masks(0, 0, 0, 0), plan) is None
+    assert not has_converged(None, plan)
+    assert has_converged(queue_distances(_masks(0, 0, 0, 0, 0), plan), plan)
+
+
+def test_the_newest_mask_must_be_near_each_of_the_others_the_threshold_included() -> None:
+    plan = DrawPlan(threshold=0.1)
+    assert queue_distances(_masks(9, 2, 1, 1, 1, 0), plan) == (0.05, 0.05, 0.05, 0.1)
+    assert has_converged(queue_distances(_masks(9, 2, 1, 1, 1, 0), plan), plan)
+    assert not has_converged(queue_distances(_masks(3, 1, 1, 1, 0), plan), plan)
+
+
+def test_a_stride_puts_every_nth_mask_in_the_queue() -> None:
+    plan = DrawPlan(queue_length=3, queue_stride=2)
+    assert queue_distances(_masks(4, 9, 2, 9, 0), plan) == (0.1, 0.2)
+    assert queue_distances(_masks(9, 2, 9, 0), plan) is None
+
+
+def test_importance_timesteps_are_spread_over_the_region() -> None:
+    assert importance_timesteps((240, 460), 4) == [240, 295, 350, 405]
+    assert importance_timesteps((0, 3), None) == [0, 1, 2]
+    assert importance_timesteps((0, 3), 9) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "diff-pruning", "random"])
+def test_each_importance_draws_a_ticket_and_an_expert_with_the_dense_weights(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, importance: str
+) -> None:
+    plan = tiny_plan(
+        f"draw.importance={importance}", "draw.importance_timesteps=3", "draw.threshold=1.0", "training.steps=1"
+    )
+    run_worker(make_jobs(plan, tmp_path)[0])
+    folder = tmp_path / "draw/0-260/0-260"
+    ticket = Ticket.model_validate_json((folder / TICKET_FILE).read_text())
+    assert (ticket.interval, ticket.step, ticket.importance) == (5, 10, importance)
+    assert len(ticket.distances) == 4
+    assert len(read_masks(tmp_path / "draw/0-260/masks.arrow")) == 5
+    expert = PrunedUNet2DModel.from_pretrained(folder / "expert")
+    kept = ticket.kept_channels["conv_in"].outputs
+    assert kept is not None
+    assert expert.conv_in.out_channels == len(kept) == 12
+
+
+def test_a_region_without_pruning_gets_the_dense_network_at_once(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    plan = tiny_plan("training.steps=2").model_dump(mode="json")
+    plan["regions"] = [{"train": [0, 1000], "pruning_ratio": 0.0}]
+    job = make_jobs(Plan.model_validate(plan), tmp_path)[0]
+    run_worker(job)
+    ticket = Ticket.model_validate_json((tmp_path / "draw/0-1000/0-1000" / TICKET_FILE).read_text())
+    assert (ticket.step, ticket.kept_channels) == (0, {})
+    assert (tmp_path / "train/0-1000/expert/config.json").is_file()
+
+
+def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    experts = {}
+    for weights in ("raw", "ema"):
+        plan = tiny_plan(
+            f"draw.weights={weights}", "draw.threshold=1.0", "training.steps=1", "training.ema_decay=0.999"
+        )
+        run_worker(make_jobs(plan, tmp_path / weights)[0])
+        experts[weights] = PrunedUNet2DModel.from_pretrained(tmp_path / weights / "draw/0-260/0-260/expert")
+    raw, ema = (experts[name].conv_out.weight for name in ("raw", "ema"))
+    assert raw.shape == ema.shape
+    assert not torch.equal(raw, ema)
