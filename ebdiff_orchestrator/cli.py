@@ -192,9 +192,6 @@ def _guarded() -> int:
         return _fail(error, EXIT_FAILED)
     except RunStopped as error:
         return _fail(error, EXIT_INTERRUPTED)
-    except KeyboardInterrupt:
-        print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except typer.Abort:
         return EXIT_INTERRUPTED
     except Exception as error:  # noqa: BLE001 - the last place; click's usage errors know how to show themselves
@@ -203,10 +200,12 @@ def _guarded() -> int:
             return _fail(error, EXIT_FAILED, unexpected=True)
         show()
         return int(getattr(error, "exit_code", EXIT_BAD_INPUT))
+    if code == EXIT_INTERRUPTED:  # typer's word for a Ctrl-C outside the job loop
+        print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
     return code if isinstance(code, int) else 0
 
 
-def _fail(error: BaseException, code: int, unexpected: bool = False) -> int:
+def _fail(error: Exception, code: int, unexpected: bool = False) -> int:
     if any(_debug):
         traceback.print_exception(error)
     else:

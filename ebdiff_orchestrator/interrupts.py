@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Self
 
 
-class RunStopped(KeyboardInterrupt):
+class RunStopped(RuntimeError):  # noqa: N818 - it names an outcome
     """The run was interrupted; everything needed to go on is saved."""
 
 
