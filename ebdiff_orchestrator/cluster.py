@@ -18,6 +18,7 @@ from schemas.errors import UserError
 from schemas.job import WorkerJob
 from schemas.plan import WorkersPlan
 
+RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 _EMBEDDED_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
     "RAY_worker_niceness": "0",  # a busy desktop would starve workers at Ray's default of 15
@@ -107,17 +108,23 @@ def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
     return Request(processes=1 if gpus else workers.processes, cpus=workers.cpus, gpus=gpus)
 
 
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to join: the one named, else RAY_ADDRESS; None for an embedded Ray."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
 @contextmanager
 def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iterator[Cluster]:
     """Join the cluster at `address` or in RAY_ADDRESS (set under `ray job submit`), else start an embedded one.
 
     The embedded Ray asks for a token made for this run, has no dashboard, and has room for all `jobs` at once.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(address)
     _quiet()
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     if not address:
-        os.environ.update({name: os.environ.get(name, value) for name, value in _EMBEDDED_ENV.items()})
+        for name, value in (_EMBEDDED_ENV | _WORKER_ENV).items():  # workers inherit it; a runtime_env starts slower
+            os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
@@ -138,10 +145,9 @@ def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
     options: dict[str, Any] = {
         "log_to_driver": False,  # workers report through their run's files
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": _WORKER_ENV},
     }
     if address:
-        ray.init(address=address, **options)
+        ray.init(address=address, runtime_env={"env_vars": _WORKER_ENV}, **options)
         return
     processes = request_of(workers, 0.0).processes
     cpus = max(os.cpu_count() or 1, math.ceil(jobs * processes * workers.cpus))
@@ -164,7 +170,7 @@ def _trainer(job: WorkerJob, attempt: int, request: Request) -> Any:
         ),
         run_config=RunConfig(
             name=f"{job.name.replace(' ', '-')}-{attempt}-{secrets.token_hex(4)}",
-            storage_path=str(Path(job.run_dir) / ".ray"),
+            storage_path=str(Path(job.run_dir) / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=0),
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster import connect, request_of
+from ebdiff_orchestrator.cluster import cluster_address, connect, request_of
 from ebdiff_orchestrator.finishing import assemble, sample
 from ebdiff_orchestrator.handle import RunHandle
 from ebdiff_orchestrator.interrupts import Interrupts
@@ -26,7 +26,7 @@ from ebdiff_orchestrator.view import Silent, View
 from region_workers.data.store import default_cache_dir, ensure_store
 from region_workers.drawing.draw import EXPERT_FOLDER
 from schemas.digest import digest
-from schemas.job import STOP_FILE, Artifact
+from schemas.job import STOP_FILE, Artifact, Progress
 from schemas.plan import Plan
 
 RunOnce = Callable[..., tuple[Artifact, ...]]
@@ -75,16 +75,16 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
     jobs = outline_jobs(plan, store.digest)
     ledger.take_results(jobs)
     if ledger.all_done(jobs):
-        _finish(ledger, view, _in_this_process)
+        _finish(ledger, view, _in_this_process(view))
         return
-    view.line("Starting Ray ...")
+    view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
     with connect(plan.workers, len(jobs), address) as cluster:
         check_data_fits(plan, len(store), cluster.request.processes)
         view.line(f"{len(jobs)} jobs, {cluster.request} each; free: {cluster.describe_free()}.")
         macs = {job.name: _expected_macs(job, outlook) for job in jobs}
         with Interrupts() as interrupts:
             JobLoop(jobs, macs, ledger, cluster, view, cache_dir).run(interrupts)
-        _finish(ledger, view, _in_this_process if cluster.embedded else cluster.run_once)
+        _finish(ledger, view, _in_this_process(view) if cluster.embedded else cluster.run_once)
 
 
 def _finish(ledger: Ledger, view: View, run_once: RunOnce) -> None:
@@ -100,8 +100,14 @@ def _finish(ledger: Ledger, view: View, run_once: RunOnce) -> None:
     ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, run_dir))
 
 
-def _in_this_process(function: RunOnce, *arguments: object) -> tuple[Artifact, ...]:
-    return function(*arguments)
+def _in_this_process(view: View) -> RunOnce:
+    def report(done: int, total: int) -> None:
+        view.job("sampling", Progress(stage=SAMPLE, step=done, total_steps=total))
+
+    def run(function: RunOnce, *arguments: object) -> tuple[Artifact, ...]:
+        return function(*arguments, report) if function is sample else function(*arguments)
+
+    return run
 
 
 def _expected_macs(job: JobOutline, outlook: Outlook) -> float:

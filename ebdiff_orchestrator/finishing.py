@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,8 +14,7 @@ from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
 from region_workers.drawing.draw import EXPERT_FOLDER
 from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.results import artifact
-from schemas.durable import write_model
-from schemas.job import PROGRESS_FILE, Artifact, Progress
+from schemas.job import Artifact
 from schemas.plan import Plan
 
 
@@ -28,20 +27,17 @@ def assemble(plan: Plan, run_dir: Path) -> tuple[Artifact, ...]:
     return _artifacts(run_dir, run_dir / ASSEMBLE)
 
 
-def sample(plan: Plan, run_dir: Path) -> tuple[Artifact, ...]:
+def sample(plan: Plan, run_dir: Path, report: Callable[[int, int], None] | None = None) -> tuple[Artifact, ...]:
     """Write the plan's images and their grid to `run_dir/samples`; the files. On the GPU where there is one."""
-    torch.set_num_threads(max(plan.training.cpu_threads, torch.get_num_threads()))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = load_ensemble(run_dir / ASSEMBLE, device=device)
-    started_at = time.time()
-    progress_file = run_dir / f".{SAMPLE}-{PROGRESS_FILE}"
-
-    def report(done: int, total: int) -> None:
-        progress = Progress(stage=SAMPLE, step=done, total_steps=total, stage_started_at=started_at)
-        write_model(progress_file, progress.model_copy(update={"updated_at": time.time()}))
-
+    sampling = plan.sampling
     images = sample_images(
-        pipeline, plan.sampling.num_images, plan.seed, plan.sampling.steps, plan.sampling.batch_size, report
+        load_ensemble(run_dir / ASSEMBLE, device=device),
+        sampling.num_images,
+        plan.seed,
+        sampling.steps,
+        sampling.batch_size,
+        report,
     )
     write_images(images, run_dir / SAMPLE)
     return _artifacts(run_dir, run_dir / SAMPLE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster import Cluster
+from ebdiff_orchestrator.cluster import RAY_FOLDER, Cluster
 from ebdiff_orchestrator.decide import Decision, Situation, may_retry, next_jobs
 from ebdiff_orchestrator.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.ledger import Ledger
@@ -80,6 +81,7 @@ class JobLoop:
             self._watch()
             self._ledger.take_results(self._outlines())
             self._collect()
+        shutil.rmtree(self._ledger.directory.path / RAY_FOLDER, ignore_errors=True)
         self._raise_if_failed()
 
     def _outlines(self) -> tuple[JobOutline, ...]:

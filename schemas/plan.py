@@ -11,6 +11,7 @@ from schemas.errors import cross_field_error
 from schemas.section import Section
 
 DIGITS = "sklearn:digits"
+_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # names become folders
 _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "name": True,
     "workers": True,
@@ -95,7 +96,7 @@ class RegionPlan(Section):
     pruning_ratio: float = Field(
         ge=0, lt=1, description="Target share of channels to remove in every prunable layer; 0 keeps the network dense."
     )
-    name: str = Field("", description="Default: start-stop.", pattern=r"^[A-Za-z0-9._-]*$")
+    name: str = Field(description="Default: start-stop.", pattern=_NAME)
     steps: int | None = Field(None, ge=1, description="Training steps of this region, if not training.steps.")
 
     @model_validator(mode="before")
@@ -252,7 +253,7 @@ class WorkersPlan(Section):
 class Plan(Section):
     """The whole experiment. `Plan.model_validate(dict)` raises pydantic's ValidationError, a ValueError."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field("run", pattern=_NAME, description="Names the run directory, if none is given.")
     seed: int = Field(0, ge=0)
     data: DataPlan = DataPlan()
     model: ModelPlan = ModelPlan()
