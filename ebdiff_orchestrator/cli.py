@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -88,25 +89,24 @@ def status(
     """Show what a run has done and what it is doing."""
     from ebdiff_orchestrator.status import read_status
 
-    read_status(run_dir)
-    if as_json:
-        while True:
-            current = read_status(run_dir)
-            print(json.dumps(current.as_json(), indent=None if watch else 2), flush=True)
-            if not watch or current.manifest.finished():
-                return
-            time.sleep(2)
     console = Console()
-    if not watch or not console.is_terminal:
-        console.print(read_status(run_dir).as_table())
+    if not watch:
+        current = read_status(run_dir)
+        print(json.dumps(current.as_json(), indent=2)) if as_json else console.print(current.as_table())
         return
-    with Live(console=console, auto_refresh=False) as live:
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    with live or nullcontext():
         while True:
             current = read_status(run_dir)
-            live.update(current.as_table(), refresh=True)
+            if live is not None:
+                live.update(current.as_table(), refresh=True)
+            elif as_json:
+                print(json.dumps(current.as_json()), flush=True)
+            else:
+                console.print(current.as_table())
             if current.manifest.finished():
                 return
-            time.sleep(1)
+            time.sleep(1 if live is not None else 10)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from schemas.errors import UserError
+from schemas.errors import UserError, plan_error
 from schemas.job import WorkerJob
 from schemas.plan import WorkersPlan
 
@@ -52,6 +52,14 @@ class Cluster:
         self.embedded = embedded
         self.request = request
         self._starting: set[str] = set()
+        self._started: set[str] = set()
+
+    def capacity(self) -> int:
+        """How many jobs the cluster holds at once, by what its nodes have; a worker must fit on one node."""
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(workers_on_node(self.request, node) for node in nodes) // self.request.processes
 
     def free_slots(self) -> int:
         """How many more jobs fit now, those that were started but have not yet taken their place counted out."""
@@ -61,7 +69,7 @@ class Cluster:
         slots = free.get("CPU", 0.0) / (self.request.cpus * self.request.processes)
         if self.request.gpus:
             slots = min(slots, free.get("GPU", 0.0) / (self.request.gpus * self.request.processes))
-        return max(0, int(slots + 1e-6) - len(self._starting))
+        return max(0, min(int(slots + 1e-6) - len(self._starting), self.capacity() - len(self._started)))
 
     def describe_free(self) -> str:
         """For people: what of the requested kinds is free, of how much."""
@@ -71,11 +79,12 @@ class Cluster:
         kinds = ["CPU", "GPU"] if self.request.gpus else ["CPU"]
         return ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in kinds)
 
-    def start(self, job: WorkerJob, attempt: int) -> Future[None]:
+    def start(self, job: WorkerJob) -> Future[None]:
         """Run the job on a TorchTrainer of its own; the future ends as the trainer's `fit()` does."""
         future: Future[None] = Future()
         self._starting.add(job.name)
-        Thread(target=self._fit, args=(job, attempt, future), name=f"fit {job.name}", daemon=True).start()
+        self._started.add(job.name)
+        Thread(target=self._fit, args=(job, future), name=f"fit {job.name}", daemon=True).start()
         return future
 
     def has_started(self, job_name: str) -> None:
@@ -89,15 +98,25 @@ class Cluster:
         task = ray.remote(num_cpus=self.request.cpus, num_gpus=min(self.request.gpus, 1.0), max_retries=0)(function)
         return ray.get(task.remote(*arguments))
 
-    def _fit(self, job: WorkerJob, attempt: int, future: Future[None]) -> None:
+    def _fit(self, job: WorkerJob, future: Future[None]) -> None:
         try:
-            _trainer(job, attempt, self.request).fit()
+            _trainer(job, self.request).fit()
         except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
             future.set_exception(error)
         else:
             future.set_result(None)
         finally:
             self._starting.discard(job.name)
+            self._started.discard(job.name)
+
+
+def workers_on_node(request: Request, resources: Mapping[str, float]) -> int:
+    """How many workers of the request one node holds; a fraction of a GPU cannot be put together from two."""
+    fit = int(resources.get("CPU", 0.0) / request.cpus + 1e-6)
+    if request.gpus:
+        a_gpu = int(1 / request.gpus + 1e-6)
+        fit = min(fit, int(resources.get("GPU", 0.0)) * a_gpu)
+    return fit
 
 
 def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
@@ -133,8 +152,12 @@ def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iter
     except ConnectionError as error:
         raise UserError(f"Ray at {address}: cannot connect ({error}). Check RAY_ADDRESS and that it is up.") from None
     try:
-        gpus = ray.cluster_resources().get("GPU", 0.0)
-        yield Cluster(embedded=not address, request=request_of(workers, gpus))
+        request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
+        cluster = Cluster(embedded=not address, request=request)
+        if cluster.embedded and not cluster.capacity():
+            free = cluster.describe_free()
+            raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")
+        yield cluster
     finally:
         ray.shutdown()
 
@@ -156,7 +179,7 @@ def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
     ray.init(num_cpus=cpus, include_dashboard=False, **options)
 
 
-def _trainer(job: WorkerJob, attempt: int, request: Request) -> Any:
+def _trainer(job: WorkerJob, request: Request) -> Any:
     """A trainer under a name of its own: our checkpoints are the truth, so Ray's must never be resumed."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -169,7 +192,7 @@ def _trainer(job: WorkerJob, attempt: int, request: Request) -> Any:
             num_workers=request.processes, use_gpu=request.gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=f"{job.name.replace(' ', '-')}-{attempt}-{secrets.token_hex(4)}",
+            name=f"{job.name.replace(' ', '-')}-{job.attempt}-{secrets.token_hex(4)}",
             storage_path=str(Path(job.run_dir) / RAY_FOLDER),
             failure_config=FailureConfig(max_failures=0),
         ),

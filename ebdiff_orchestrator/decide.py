@@ -38,7 +38,8 @@ def next_jobs(
     which counts only while no job of this run holds resources that it will give back.
     """
     open_jobs = [job for job in jobs if not _is_over(job, situation)]
-    dead = {job.name: f"needs {', '.join(job.after)}, which failed" for job in open_jobs if _is_cut_off(job, situation)}
+    lost = {stage for job in jobs if job.name in situation.failed for stage in job.stages} - situation.done_stages
+    dead = {job.name: f"needs {', '.join(job.after)}, which failed" for job in open_jobs if lost & set(job.after)}
     idle = [job for job in open_jobs if job.name not in situation.running and job.name not in dead]
     ready = sorted(
         (job for job in idle if set(job.after) <= situation.done_stages),
@@ -59,9 +60,3 @@ def may_retry(attempts: int, retries: int, retryable: bool) -> bool:
 
 def _is_over(job: JobOutline, situation: Situation) -> bool:
     return job.name in situation.failed or set(job.stages) <= situation.done_stages
-
-
-def _is_cut_off(job: JobOutline, situation: Situation) -> bool:
-    """Whether a stage this job needs will never be done, since its job failed."""
-    failed_kinds = {f"draw/{name.removesuffix(' draw')}" for name in situation.failed if name.endswith(" draw")}
-    return bool(set(job.after) & failed_kinds)

@@ -24,9 +24,8 @@ from ebdiff_orchestrator.stages import (
 )
 from ebdiff_orchestrator.view import Silent, View
 from region_workers.data.store import default_cache_dir, ensure_store
-from region_workers.drawing.draw import EXPERT_FOLDER
 from schemas.digest import digest
-from schemas.job import STOP_FILE, Artifact, Progress
+from schemas.job import EXPERT_FOLDER, STOP_FILE, Artifact, Progress
 from schemas.plan import Plan
 
 RunOnce = Callable[..., tuple[Artifact, ...]]
@@ -44,13 +43,14 @@ def launch(
     directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / plan.name)
     view = view or Silent()
     plan = _with_absolute_path(plan)
-    outlook = look_ahead(plan)
+    outlook = None if directory.exists() else look_ahead(plan)  # a plan that cannot run leaves no directory
     with directory.held():
         ledger = Ledger(directory, directory.begin(plan), view.line)
         ledger.distrust_damaged()
         if ledger.manifest.finished():
             view.line(f"The run in {directory.path} is finished; nothing to do.")
         else:
+            outlook = outlook or look_ahead(plan)
             (directory.path / STOP_FILE).unlink(missing_ok=True)
             with view:
                 _carry_out(ledger, outlook, view, address)
@@ -66,7 +66,7 @@ def resume(run_dir: str | Path, *, address: str | None = None, view: View | None
 
 def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None) -> None:
     plan = ledger.plan
-    cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser().resolve()
+    cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser()
     store = ensure_store(plan.data, cache_dir, view.images)
     if store.unreadable:
         view.line(f"{store.unreadable} unreadable images were left out: {', '.join(store.info.unreadable_names[:5])}.")
@@ -83,7 +83,7 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
         view.line(f"{len(jobs)} jobs, {cluster.request} each; free: {cluster.describe_free()}.")
         macs = {job.name: _expected_macs(job, outlook) for job in jobs}
         with Interrupts() as interrupts:
-            JobLoop(jobs, macs, ledger, cluster, view, cache_dir).run(interrupts)
+            JobLoop(jobs, macs, ledger, cluster, view).run(interrupts)
         _finish(ledger, view, _in_this_process(view) if cluster.embedded else cluster.run_once)
 
 

@@ -11,10 +11,9 @@ from ebdiff_orchestrator.ensemble.images import sample_images, write_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
-from region_workers.drawing.draw import EXPERT_FOLDER
 from region_workers.pruned_unet import PrunedUNet2DModel
-from region_workers.results import artifact
-from schemas.job import Artifact
+from region_workers.results import artifact, files_in
+from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.plan import Plan
 
 
@@ -29,7 +28,8 @@ def assemble(plan: Plan, run_dir: Path) -> tuple[Artifact, ...]:
 
 def sample(plan: Plan, run_dir: Path, report: Callable[[int, int], None] | None = None) -> tuple[Artifact, ...]:
     """Write the plan's images and their grid to `run_dir/samples`; the files. On the GPU where there is one."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    use_gpu = torch.cuda.is_available() and plan.workers.gpus != 0
+    device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
     images = sample_images(
         load_ensemble(run_dir / ASSEMBLE, device=device),
@@ -44,4 +44,4 @@ def sample(plan: Plan, run_dir: Path, report: Callable[[int, int], None] | None 
 
 
 def _artifacts(run_dir: Path, folder: Path) -> tuple[Artifact, ...]:
-    return tuple(artifact(run_dir, path) for path in sorted(folder.rglob("*")) if path.is_file())
+    return tuple(artifact(run_dir, path) for path in files_in(folder))

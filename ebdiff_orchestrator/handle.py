@@ -8,7 +8,7 @@ from pathlib import Path
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import ASSEMBLE, draw_folder
-from region_workers.drawing.draw import TICKET_FILE
+from schemas.job import TICKET_FILE
 from schemas.manifest import Manifest
 from schemas.ticket import Ticket
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from ebdiff_orchestrator.cluster import RAY_FOLDER, Cluster
 from ebdiff_orchestrator.decide import Decision, Situation, may_retry, next_jobs
@@ -20,6 +21,7 @@ from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, STOP_FILE, Failure, Progress
 
 _POLL_S = 0.5
+_Model = TypeVar("_Model", Progress, Failure)
 _STOP_LIMIT_S = 120.0
 
 
@@ -28,6 +30,7 @@ class _Attempt:
     """One job under way."""
 
     outline: JobOutline
+    number: int
     future: Future[None]
     started_at: float
     seen: bool = False
@@ -51,11 +54,10 @@ class JobLoop:
         ledger: Ledger,
         cluster: Cluster,
         view: View,
-        cache_dir: Path,
     ) -> None:
         self._jobs = {job.name: job for job in jobs}
         self._expected_macs = expected_macs
-        self._ledger, self._cluster, self._view, self._cache_dir = ledger, cluster, view, cache_dir
+        self._ledger, self._cluster, self._view = ledger, cluster, view
         self._workers = ledger.plan.workers
         self._running: dict[str, _Attempt] = {}
         self._budgets = {job.name: _Budget() for job in jobs}
@@ -99,14 +101,14 @@ class JobLoop:
         number = self._ledger.begin_attempt(outline)
         store_digest = self._ledger.manifest.store_digest
         assert store_digest is not None
-        job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, self._cache_dir, store_digest)
-        started_at = time.time()
-        self._running[name] = _Attempt(outline, self._cluster.start(job, number), started_at)
+        use_gpu = self._cluster.request.gpus > 0
+        job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, store_digest, number, use_gpu)
+        self._running[name] = _Attempt(outline, number, self._cluster.start(job), time.time())
         self._view.line(f"{name}: started (attempt {budget.attempts}).")
 
     def _watch(self) -> None:
         """Read what the workers say of themselves."""
-        for name, attempt in self._running.items():
+        for name, attempt in list(self._running.items()):
             progress = self._progress_of(attempt)
             if progress is None:
                 self._check_started(name, attempt)
@@ -114,27 +116,21 @@ class JobLoop:
             if not attempt.seen:
                 attempt.seen = True
                 self._cluster.has_started(name)
-            self._ledger.see_running(progress)
+            self._ledger.see_running(attempt.outline, progress)
             self._view.job(name, progress)
 
     def _progress_of(self, attempt: _Attempt) -> Progress | None:
-        """The newest progress of this attempt; an earlier attempt's file does not count."""
-        newest: Progress | None = None
-        for stage in attempt.outline.stages:
-            path = self._ledger.directory.path / stage / PROGRESS_FILE
-            if path.is_file():
-                progress = Progress.model_validate_json(path.read_text())
-                if progress.stage_started_at >= attempt.started_at:
-                    newest = progress
-        return newest
+        """What this attempt last said, of its latest stage."""
+        said = [_read(Progress, self._file(stage, PROGRESS_FILE)) for stage in attempt.outline.stages]
+        return next((p for p in reversed(said) if p is not None and p.attempt == attempt.number), None)
 
     def _check_started(self, name: str, attempt: _Attempt) -> None:
+        """Give up a job that Ray has not placed in time; the others go on."""
         limit = self._workers.wait_limit_s
-        if time.time() - attempt.started_at > limit:
-            raise RunFailed(
-                f"{name} was given to Ray but no worker has begun within workers.wait_limit_s = {limit:.0f} s. "
-                f"See what holds the cluster with `ray status`, then: {self._how_to_go_on()}"
-            )
+        if time.time() - attempt.started_at > limit and not attempt.future.done():
+            del self._running[name]
+            late = f"Given to Ray, but no worker began within workers.wait_limit_s = {limit:.0f} s; see `ray status`."
+            self._give_up(name, late)
 
     def _collect(self) -> None:
         """See which attempts have ended, and whether what failed may be tried again."""
@@ -152,14 +148,26 @@ class JobLoop:
                 self._give_up(name, failure.message)
 
     def _failure_of(self, attempt: _Attempt) -> Failure:
+        """What this attempt wrote of its failure, else what Ray says of the worker's end."""
         for stage in attempt.outline.stages:
-            path = self._ledger.directory.path / stage / FAILURE_FILE
-            if path.is_file():
-                return Failure.model_validate_json(path.read_text())
+            path = self._file(stage, FAILURE_FILE)
+            failure = _read(Failure, path)
+            if failure is not None and failure.attempt == attempt.number:
+                return failure.model_copy(update={"message": f"{failure.message} (traceback: {path})"})
         error = attempt.future.exception()
-        message = f"The worker was lost ({type(error).__name__})." if error else "The worker ended without a result."
-        stage = self._ledger.first_open(attempt.outline)
-        return Failure(stage=stage, message=message, retryable=True, traceback=str(error or ""), at=time.time())
+        last_line = (str(error).strip().splitlines() or [""])[-1][:300]
+        message = f"The worker was lost ({type(error).__name__}: {last_line})." if error else "It left no result."
+        return Failure(
+            stage=self._ledger.first_open(attempt.outline),
+            attempt=attempt.number,
+            message=message,
+            retryable=True,
+            traceback=str(error or ""),
+            at=time.time(),
+        )
+
+    def _file(self, stage: str, name: str) -> Path:
+        return self._ledger.directory.path / stage / name
 
     def _give_up(self, name: str, reason: str) -> None:
         self._budgets[name].failed = reason
@@ -208,3 +216,11 @@ class JobLoop:
         path = self._ledger.directory.path
         relative = os.path.relpath(path)
         return f"ebdiff resume {relative if len(relative) < len(str(path)) else path}"
+
+
+def _read(model: type[_Model], path: Path) -> _Model | None:
+    """A small file that another process replaces as it goes; None if it is not there, or not there yet."""
+    try:
+        return model.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import JobOutline
 from region_workers.results import finished_result
 from schemas.errors import UserError
-from schemas.job import FAILURE_FILE, RESULT_FILE, Artifact, Progress, StageResult
+from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
 from schemas.manifest import Manifest, StageRecord, Status
 from schemas.plan import Plan
 
@@ -55,8 +56,7 @@ class Ledger:
                 damaged = self.directory.damaged(record.artifacts)
                 if not damaged:
                     continue
-                self._say(f"{record.name}: {damaged[0]} is missing or damaged; the stage is done again.")
-                (self.directory.path / record.name / RESULT_FILE).unlink(missing_ok=True)
+                self._forget(record.name, damaged[0])
             if record.status != "pending":
                 self._put(record, status="pending")
 
@@ -71,19 +71,20 @@ class Ledger:
         self.manifest = self.directory.write(self.manifest.model_copy(update={"store_digest": store_digest}))
 
     def begin_attempt(self, job: JobOutline) -> int:
-        """Count an attempt for each open stage of the job; a number that no earlier attempt of this job had."""
-        for stage in (job.draw, job.train):
-            if stage is not None and not self.is_done(stage.name):
-                (self.directory.path / stage.name / FAILURE_FILE).unlink(missing_ok=True)
-                record = self.manifest.stage(stage.name)
-                self._put(record, key=stage.key, attempts=record.attempts + 1, error=None)
-        return sum(self.manifest.stage(stage).attempts for stage in job.stages)
+        """Count an attempt for the job's first open stage; a number that no earlier attempt of the run had."""
+        number = self.manifest.attempts + 1
+        self.manifest = self.manifest.model_copy(update={"attempts": number})
+        record = self.manifest.stage(self.first_open(job))
+        self._put(record, attempts=record.attempts + 1, error=None)
+        return number
 
-    def see_running(self, progress: Progress) -> None:
+    def see_running(self, job: JobOutline, progress: Progress) -> None:
         """A worker was seen at work on a stage."""
         record = self.manifest.stage(progress.stage)
-        if record.status == "pending":
-            self._put(record, status="running", started_at=record.started_at or progress.stage_started_at)
+        if record.status == "pending" and progress.state != "starting":
+            attempts = max(record.attempts, 1) if progress.stage == self.first_open(job) else record.attempts + 1
+            started = record.started_at or progress.stage_started_at
+            self._put(record, status="running", started_at=started, attempts=attempts)
 
     def take_results(self, jobs: tuple[JobOutline, ...]) -> None:
         """Enter the stages that workers have finished, once their files are verified."""
@@ -94,7 +95,10 @@ class Ledger:
                 result = finished_result(self.directory.path, stage.name, stage.key)
                 if result is None or (stage is job.train and result.steps != job.train.steps):
                     continue
-                if not self.directory.damaged(result.artifacts):
+                damaged = self.directory.damaged(result.artifacts)
+                if damaged:
+                    self._forget(stage.name, damaged[0])
+                else:
                     self._enter(result)
                     self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps).")
 
@@ -103,13 +107,18 @@ class Ledger:
         self._put(self.manifest.stage(stage), status=status, error=error)
 
     def finish_here(self, name: str, key: str, act: Callable[[], tuple[Artifact, ...]]) -> None:
-        """Do a stage of the driver's own, unless it is done under this key."""
+        """Do a stage of the driver's own, from an empty folder, unless it is done under this key."""
         record = self.manifest.stage(name)
         if record.status == "done" and record.key == key:
             return
         started = time.time()
         self._put(record, key=key, status="running", attempts=record.attempts + 1, started_at=started)
-        artifacts = act()
+        shutil.rmtree(self.directory.path / name, ignore_errors=True)
+        try:
+            artifacts = act()
+        except BaseException as error:
+            self.mark(name, "pending" if isinstance(error, KeyboardInterrupt) else "failed", str(error) or "stopped")
+            raise
         finished = time.time()
         self._put(
             self.manifest.stage(name),
@@ -119,6 +128,10 @@ class Ledger:
             artifacts=artifacts,
             error=None,
         )
+
+    def _forget(self, stage: str, damaged: str) -> None:
+        self._say(f"{stage}: {damaged} is missing or damaged; the stage is done again.")
+        (self.directory.path / stage / RESULT_FILE).unlink(missing_ok=True)
 
     def _enter(self, result: StageResult) -> None:
         record = self.manifest.stage(result.stage)

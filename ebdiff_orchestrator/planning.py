@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from region_workers.costs import Costs, dense_costs, region_costs
-from region_workers.dense import build_dense
-from region_workers.pruning.groups import find_groups
+from region_workers.dense import build_dense, example_inputs
+from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.widths import check_ratio, realised_ratio
 from schemas.errors import plan_error
-from schemas.plan import Plan, RegionPlan
+from schemas.plan import Plan
+from schemas.regions import RegionPlan
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
         )
 
 
-def _groups(plan: Plan) -> Any:
-    side, channels = plan.data.resolution, plan.data.channels
+def _groups(plan: Plan) -> tuple[ChannelGroup, ...]:
+    side = plan.data.resolution
     levels = len(plan.model.block_out_channels)
     smallest = 2 ** (levels - 1)
     if side % smallest:
@@ -116,11 +117,7 @@ def _groups(plan: Plan) -> Any:
         raise plan_error(
             "model", "the network", "arguments that diffusers' UNet2DModel accepts", f"It says: {error}"
         ) from None
-    inputs = {
-        "sample": torch.zeros(1, channels, side, side, device="meta"),
-        "timestep": torch.ones(1, dtype=torch.long, device="meta"),
-    }
-    return find_groups(dense, inputs)
+    return find_groups(dense, example_inputs(plan.data))
 
 
 def _weighted(plan: Plan, regions: tuple[RegionOutlook, ...]) -> Costs:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.stages import stage_names
-from schemas.digest import file_digest
+from region_workers.results import is_whole
 from schemas.durable import write_model
 from schemas.errors import UserError
 from schemas.job import Artifact
@@ -59,14 +59,15 @@ class RunDirectory:
     def begin(self, plan: Plan) -> Manifest:
         """The manifest of this plan's run: a new one, or the one at hand if it is of the same experiment.
 
-        Workers, checkpointing and logging may differ, and take effect. UserError, showing what differs, otherwise.
+        Workers, checkpointing and logging may differ, and take effect. A run in which no job has begun yet gives way.
+        UserError, showing what differs, otherwise.
         """
-        if not self.exists():
+        if not self.exists() or not self.read().attempts:
             return self.write(_new_manifest(plan))
         manifest = self.read()
         if manifest.experiment_digest != plan.experiment_digest():
             raise UserError(_refusal(self.path, manifest.plan, plan))
-        return self.write(manifest.model_copy(update={"plan": plan}))
+        return self.write(manifest.model_copy(update={"plan": plan, "software": _software()}))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -84,11 +85,7 @@ class RunDirectory:
 
     def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
         """The artifacts that are missing or whose bytes are not those recorded."""
-        return [item.path for item in artifacts if not self._is_whole(item)]
-
-    def _is_whole(self, item: Artifact) -> bool:
-        path = self.path / item.path
-        return path.is_file() and path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
+        return [item.path for item in artifacts if not is_whole(self.path, item)]
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -121,9 +118,13 @@ def _new_manifest(plan: Plan) -> Manifest:
         updated_at=now,
         plan=plan,
         experiment_digest=plan.experiment_digest(),
-        software={"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}},
+        software=_software(),
         stages={name: StageRecord(name=name) for name in stage_names(plan)},
     )
+
+
+def _software() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}}
 
 
 def _version(package: str) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from schemas.digest import digest
-from schemas.job import DrawStage, DrawTarget, TrainStage, WorkerJob
-from schemas.plan import Plan, RegionPlan
+from schemas.job import TICKETS_FOLDER, DrawStage, DrawTarget, TrainStage, WorkerJob
+from schemas.plan import Plan
+from schemas.regions import RegionPlan
 
 ASSEMBLE, SAMPLE = "ensemble", "samples"
 _SHARED = "draw/shared"
@@ -56,15 +57,19 @@ def train_stage_name(region: RegionPlan) -> str:
 def draw_folder(plan: Plan, region: RegionPlan) -> str:
     """Where a region's ticket lies in the run directory."""
     stage = _SHARED if plan.draw.scope == "shared" else f"draw/{region.name}"
-    return f"{stage}/{region.name}"
+    return f"{stage}/{TICKETS_FOLDER}/{region.name}"
 
 
-def worker_job(plan: Plan, outline: JobOutline, run_dir: Path, cache_dir: Path, store_digest: str) -> WorkerJob:
+def worker_job(
+    plan: Plan, outline: JobOutline, run_dir: Path, store_digest: str, attempt: int = 1, use_gpu: bool = True
+) -> WorkerJob:
     """The outline with everything a worker needs."""
     return WorkerJob(
         name=outline.name,
+        attempt=attempt,
         run_dir=str(run_dir),
-        cache_dir=str(cache_dir),
+        cache_dir=plan.workers.cache_dir,
+        use_gpu=use_gpu,
         store_digest=store_digest,
         seed=plan.seed,
         data=plan.data,

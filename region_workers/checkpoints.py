@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from region_workers.device import World
 from schemas.digest import file_digest
 from schemas.durable import remove_leftovers, write_folder
 from schemas.section import Section
@@ -52,7 +53,12 @@ class Checkpoints:
         metrics: list[Row],
         write_more: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write one checkpoint durably, then drop the oldest. `write_more` may add files of the stage's own."""
+        """Write one checkpoint durably, then drop the oldest. `write_more` may add files of the stage's own.
+
+        A step that has a good checkpoint already keeps it: the same step has the same state.
+        """
+        if self._verified(self._path(step)) is not None:
+            return
 
         def write(folder: Path) -> None:
             save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _STATE)
@@ -63,19 +69,33 @@ class Checkpoints:
             info = CheckpointInfo(key=self._key, step=step, active_s=active_s, sha256=digests)
             (folder / _INFO).write_text(info.model_dump_json(indent=2))
 
-        write_folder(self._folder / f"step-{step:09d}", write)
+        write_folder(self._path(step), write)
         for old in self._all()[: -self._keep]:
             shutil.rmtree(old)
 
-    def newest_good(self) -> Checkpoint | None:
-        """The newest checkpoint of this stage's key that is whole; damaged ones are deleted."""
+    def newest_good(self, world: World) -> Checkpoint | None:
+        """The newest checkpoint of this stage's key that is whole: the leading worker's choice, on every worker.
+
+        Damaged ones, and what a killed writer left, are deleted.
+        """
+        step = world.from_leader(self._newest_good_step() if world.leads else -1)
+        return None if step < 0 else self._load(self._path(step))
+
+    def _newest_good_step(self) -> int:
         remove_leftovers(self._folder)
         for folder in reversed(self._all()):
             info = self._verified(folder)
             if info is not None:
-                return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
+                return info.step
             shutil.rmtree(folder)
-        return None
+        return -1
+
+    def _load(self, folder: Path) -> Checkpoint:
+        info = CheckpointInfo.model_validate_json((folder / _INFO).read_text())
+        return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:09d}"
 
     def clear(self) -> None:
         """Delete every checkpoint, once the stage's result is on disk."""

@@ -35,19 +35,21 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def agree(self, flag: bool) -> bool:
-        """What the leading worker says, on every worker."""
-        if self.size == 1:
-            return flag
-        decision = torch.tensor([int(flag)], device=self.device)
-        dist.broadcast(decision, src=0)
-        return bool(decision.item())
+    def from_leader(self, value: int) -> int:
+        """The leading worker's value, on every worker."""
+        return int(self.tensor_from_leader(torch.tensor([value], device=self.device)))
+
+    def tensor_from_leader(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The leading worker's tensor, on every worker; overwrites the others'."""
+        if self.size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
 
 
-def current_world() -> World:
+def current_world(use_gpu: bool) -> World:
     """From the process group if there is one, else a world of one."""
     joined = dist.is_available() and dist.is_initialized()
-    if torch.cuda.is_available():
+    if use_gpu and torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
@@ -62,6 +64,8 @@ def prepare_process(training: TrainingPlan) -> None:
     if exact:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(exact)
+    # Every tensor here is written before it is read; filling them first would only cost time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.deterministic = exact
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cuda.matmul.allow_tf32 = not exact

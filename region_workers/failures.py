@@ -15,6 +15,10 @@ class TicketNotDrawnError(RunFailed):
     """The mask was still changing when `draw.max_intervals` was reached."""
 
 
+class StageHeldError(RuntimeError):
+    """Another worker, perhaps one left over from before a crash, still holds the stage."""
+
+
 class StopRequestedError(Exception):
     """The run was asked to stop; the state is saved."""
 
@@ -31,4 +35,6 @@ def message_for_people(error: BaseException) -> str:
             "The device ran out of memory. Lower training.batch_size, raise training.gradient_accumulation, "
             "use training.precision=bf16, or give each region more of the device (workers.gpus)."
         )
-    return str(error) or type(error).__name__
+    if isinstance(error, RunFailed | UserError | StageHeldError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

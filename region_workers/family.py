@@ -9,13 +9,17 @@ from torch import nn
 
 from region_workers.data.batches import BatchSource
 from region_workers.data.store import ImageStore
-from region_workers.dense import build_dense
+from region_workers.dense import build_dense, example_inputs
 from region_workers.diffusion import add_noise, alphas_cumprod, epsilon_loss
 from schemas.job import WorkerJob
 
 
 class ModelFamily(Protocol):
     """The seam for what is denoised and by which network."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the data."""
 
     def build_dense(self) -> nn.Module:
         """The unpruned network, freshly initialised from torch's default generator, on the CPU."""
@@ -40,16 +44,16 @@ class PixelFamily:
         self._alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
         self._batches = BatchSource(store, device, job.training.batch_size, job.data.random_flip, data_seed)
 
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._batches.steps_per_epoch
+
     def build_dense(self) -> nn.Module:
         network: nn.Module = build_dense(self._job.model, self._job.data)
         return network
 
     def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        side = self._job.data.resolution
-        return {
-            "sample": torch.zeros(1, self._job.data.channels, side, side, device=device),
-            "timestep": torch.ones(1, dtype=torch.long, device=device),
-        }
+        return example_inputs(self._job.data, device)
 
     def batch(self, step: int, rows: slice) -> torch.Tensor:
         return self._batches.batch(step, rows)

@@ -8,11 +8,18 @@ from pathlib import Path
 from region_workers.device import World
 from region_workers.failures import StopRequestedError
 from region_workers.trainer import Trainer
-from schemas.durable import write_model
-from schemas.job import PROGRESS_FILE, STOP_FILE, Progress, WorkerJob
+from schemas.durable import replace_model
+from schemas.job import PROGRESS_FILE, STOP_FILE, Progress, ProgressState, WorkerJob
 from schemas.tables import Row
 
 _HEARTBEAT_S = 1.0
+
+
+def announce_start(job: WorkerJob, stage: str) -> None:
+    """Say that a worker has taken the job and is getting ready."""
+    now = time.time()
+    progress = Progress(stage=stage, attempt=job.attempt, state="starting", stage_started_at=now, updated_at=now)
+    replace_model(Path(job.run_dir) / stage / PROGRESS_FILE, progress)
 
 
 class Recorder:
@@ -28,7 +35,9 @@ class Recorder:
         self.stage, self.key = stage, key
         self.metrics: list[Row] = []
         self.started_at = time.time()
-        self._progress = Progress(stage=stage, total_steps=total_steps, stage_started_at=self.started_at)
+        self._progress = Progress(
+            stage=stage, attempt=job.attempt, total_steps=total_steps, stage_started_at=self.started_at
+        )
         self._earlier_s = 0.0
         self._heartbeat_at = 0.0
         self._first_step = 0
@@ -51,21 +60,28 @@ class Recorder:
         at_interval = trainer.step % self._interval == 0
         if at_interval:
             self._add_row(trainer)
-        now = time.time()
-        if now - self._heartbeat_at >= _HEARTBEAT_S:
-            self.announce("running", trainer.step)
-            stop = self._stop_file.exists()
-        else:
-            stop = False
-        if self._world.size > 1:  # only where all workers meet anyway may they ask each other
-            return self._world.agree(self._stop_file.exists()) if at_interval else False
-        return stop
+        beat = self.heartbeat(trainer.step)
+        if self._world.size == 1:
+            return beat and self.stop_requested()
+        # Several workers must agree, which they do where they wait for each other anyway.
+        return at_interval and bool(self._world.from_leader(int(self.stop_requested())))
+
+    def heartbeat(self, step: int) -> bool:
+        """Say that the worker is alive, at most once a second; whether it was time to."""
+        if time.time() - self._heartbeat_at < _HEARTBEAT_S:
+            return False
+        self.announce("running", step)
+        return True
+
+    def stop_requested(self) -> bool:
+        """Whether the driver asks the workers to stop."""
+        return self._stop_file.exists()
 
     def note(self, text: str) -> None:
         """A few words beside the numbers (the distances of a draw, say)."""
         self._progress = self._progress.model_copy(update={"note": text})
 
-    def announce(self, state: str, step: int) -> None:
+    def announce(self, state: ProgressState, step: int) -> None:
         """Rewrite the progress file."""
         self._heartbeat_at = time.time()
         elapsed = max(self._heartbeat_at - self.started_at, 1e-9)
@@ -74,7 +90,7 @@ class Recorder:
             update={"state": state, "step": step, "steps_per_s": rate or None, "updated_at": self._heartbeat_at}
         )
         if self._world.leads:
-            write_model(self._folder / PROGRESS_FILE, self._progress)
+            replace_model(self._folder / PROGRESS_FILE, self._progress)
 
     def _add_row(self, trainer: Trainer) -> None:
         loss, gradient_norm = trainer.read_metrics()
@@ -94,6 +110,6 @@ class Recorder:
         self._progress = self._progress.model_copy(update={"loss": loss})
 
 
-def stop_requested(step: int) -> StopRequestedError:
+def stopped_at(step: int) -> StopRequestedError:
     """The exception that ends a stage which saved itself after `step` updates."""
     return StopRequestedError(f"stopped after step {step}, as asked; the state is saved")

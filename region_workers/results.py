@@ -17,21 +17,39 @@ def artifact(run_dir: Path, path: Path) -> Artifact:
     return Artifact(path=path.relative_to(run_dir).as_posix(), size_bytes=path.stat().st_size, sha256=file_digest(path))
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Every file below `folder`."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def finished_result(run_dir: Path, stage: str, key: str) -> StageResult | None:
-    """The result that a stage of this key left, if it finished."""
+    """The result that a stage of this key left, if it finished and its inputs are still those it was made from."""
     path = run_dir / stage / RESULT_FILE
-    if not path.is_file():
+    try:
+        result = StageResult.model_validate_json(path.read_text())
+    except (OSError, ValueError):
         return None
-    result = StageResult.model_validate_json(path.read_text())
-    return result if result.key == key else None
+    if result.key != key:
+        return None
+    return result if all(is_whole(run_dir, item) for item in result.inputs) else None
+
+
+def is_whole(run_dir: Path, item: Artifact) -> bool:
+    """Whether a recorded file is there with the recorded bytes."""
+    path = run_dir / item.path
+    return path.is_file() and path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
 
 
 def publish(
-    job: WorkerJob, recorder: Recorder, world: World, steps: int, files: list[Path], metrics: dict[str, float]
+    job: WorkerJob,
+    recorder: Recorder,
+    world: World,
+    steps: int,
+    files: list[Path],
+    metrics: dict[str, float],
+    inputs: tuple[Artifact, ...] = (),
 ) -> None:
-    """Write the stage's result; `files` must be on disk already."""
-    if not world.leads:
-        return
+    """Write the stage's result; `files` must be on disk already. For the leading worker."""
     run_dir = Path(job.run_dir)
     result = StageResult(
         stage=recorder.stage,
@@ -40,6 +58,7 @@ def publish(
         finished_at=time.time(),
         active_s=recorder.active_s,
         steps=steps,
+        inputs=inputs,
         artifacts=tuple(artifact(run_dir, path) for path in sorted(files)),
         hardware=world.describe(job.training),
         metrics=metrics,

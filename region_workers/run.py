@@ -11,16 +11,17 @@ from pathlib import Path
 
 import torch
 
-from region_workers.data.store import ImageStore, ensure_store
+from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
 from region_workers.device import World, current_world, prepare_process
 from region_workers.drawing.draw import Draw
-from region_workers.failures import StopRequestedError, is_retryable, message_for_people
+from region_workers.failures import StageHeldError, StopRequestedError, is_retryable, message_for_people
 from region_workers.family import PixelFamily
 from region_workers.randomness import StepRandomness
+from region_workers.recorder import announce_start
 from region_workers.results import finished_result
 from region_workers.training import train
 from schemas.digest import seed_from
-from schemas.durable import write_model
+from schemas.durable import remove_leftovers, write_model
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
 
@@ -32,20 +33,25 @@ def run_job(job: WorkerJob) -> None:
 
     A failure is written beside the stage before it is raised, so that the driver can tell people about it.
     """
-    prepare_process(job.training)
-    world = current_world()
-    stage: DrawStage | TrainStage | None = None
+    stage = job.stages()[0]
     try:
+        prepare_process(job.training)
+        world = current_world(job.use_gpu)
+        open_stages = [s for s in (job.draw, job.train) if s is not None and not _is_finished(job, s, world)]
+        if not open_stages:
+            return
+        stage = open_stages[0].name
+        if world.leads:
+            announce_start(job, stage)
         store = _open_store(job, world)
-        for stage in (job.draw, job.train):
-            if stage is not None and not _is_finished(job, stage):
-                with _only_worker(job, stage.name, world):
-                    _run_stage(job, stage, store, world)
+        for open_stage in open_stages:
+            stage = open_stage.name
+            with _only_worker(job, stage, world):
+                _run_stage(job, open_stage, store, world)
     except StopRequestedError:
         raise
     except BaseException as error:
-        if world.leads:
-            _write_failure(job, stage.name if stage else job.stages()[0], error)
+        _write_failure(job, stage, error)
         raise
 
 
@@ -57,16 +63,19 @@ def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: ImageStore,
         train(job, stage, family, randomness, world)
         return
     torch.manual_seed(seed_from(job.seed, "initial weights"))  # every region draws from the same start
-    Draw(job, stage, family, randomness, len(store) // job.training.batch_size, world).run()
+    Draw(job, stage, family, randomness, world).run()
 
 
-def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage) -> bool:
-    result = finished_result(Path(job.run_dir), stage.name, stage.key)
-    return result is not None and (isinstance(stage, DrawStage) or result.steps == stage.steps)
+def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) -> bool:
+    """The leading worker's answer: whether the stage left a result of this key, and of as many steps as asked."""
+    result = finished_result(Path(job.run_dir), stage.name, stage.key) if world.leads else None
+    finished = result is not None and (isinstance(stage, DrawStage) or result.steps == stage.steps)
+    return bool(world.from_leader(int(finished)))
 
 
 def _open_store(job: WorkerJob, world: World) -> ImageStore:
-    store = ensure_store(job.data, Path(job.cache_dir))
+    cache_dir = Path(job.cache_dir) if job.cache_dir else default_cache_dir()
+    store = ensure_store(job.data, cache_dir.expanduser())
     if store.digest != job.store_digest:
         raise RunFailed(
             f"The images of data.path = {job.data.path} are not those the run began with "
@@ -92,20 +101,26 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise RunFailed(
+                    raise StageHeldError(
                         f"Stage {stage} is still held by another worker after {_LOCK_WAIT_S:.0f} s. "
                         "Make sure that no other launch or resume of this run is going on."
                     ) from None
                 time.sleep(0.5)
+        remove_leftovers(path.parent)
         yield
 
 
 def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
+    """Any worker of the region may be the first to fail, and its failure is the one that explains the others'."""
+    path = Path(job.run_dir) / stage / FAILURE_FILE
+    if path.is_file() and Failure.model_validate_json(path.read_text()).attempt == job.attempt:
+        return
     failure = Failure(
         stage=stage,
+        attempt=job.attempt,
         message=message_for_people(error),
         retryable=is_retryable(error),
         traceback="".join(traceback.format_exception(error)),
         at=time.time(),
     )
-    write_model(Path(job.run_dir) / stage / FAILURE_FILE, failure)
+    write_model(path, failure)

@@ -40,6 +40,7 @@ class Trainer:
         timesteps: tuple[int, int],
         training: TrainingPlan,
         world: World,
+        keep_ema: bool = True,
     ) -> None:
         self.network = network.to(world.device).train()
         if training.channels_last:
@@ -48,7 +49,8 @@ class Trainer:
         self._family, self._randomness, self._timesteps = family, randomness, timesteps
         self._training, self._world = training, world
         self.parameters = dict(self.network.named_parameters())
-        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if training.ema_decay else None
+        keep_ema = keep_ema and training.ema_decay is not None
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if keep_ema else None
         self.optimizer = torch.optim.Adam(
             self.parameters.values(),
             lr=training.learning_rate,
@@ -56,7 +58,9 @@ class Trainer:
             eps=training.adam_eps,
             fused=True,
         )
-        self._replica = self._wrapped()
+        self._replicas = self._distributed()
+        module = self._replicas or self.network
+        self._forward: nn.Module = torch.compile(module) if training.compile else module  # type: ignore[assignment]
         self._blocked = torch.zeros((), device=world.device)
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self._loss_sum = torch.zeros((), device=world.device)
@@ -174,11 +178,11 @@ class Trainer:
     ) -> torch.Tensor:
         if self._training.channels_last:
             clean = clean.contiguous(memory_format=torch.channels_last)
-        if isinstance(self._replica, DistributedDataParallel):
-            self._replica.require_backward_grad_sync = last  # reduce once an update, after the last pass
+        if self._replicas is not None:
+            self._replicas.require_backward_grad_sync = last  # reduce once an update, after the last pass
         bf16 = self._training.precision == "bf16"
         with torch.autocast(self._world.device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = self._family.loss(self._replica, clean, timesteps, noise) / passes
+            loss = self._family.loss(self._forward, clean, timesteps, noise) / passes
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -196,9 +200,8 @@ class Trainer:
             state[moment] = value.copy_(tensors[f"{moment}.{name}"])
         return state
 
-    def _wrapped(self) -> nn.Module:
-        module: nn.Module = self.network
-        if self._world.size > 1:
-            ids = [self._world.device.index] if self._world.device.type == "cuda" else None
-            module = DistributedDataParallel(module, device_ids=ids)
-        return torch.compile(module) if self._training.compile else module  # type: ignore[return-value]
+    def _distributed(self) -> DistributedDataParallel | None:
+        if self._world.size == 1:
+            return None
+        ids = [self._world.device.index] if self._world.device.type == "cuda" else None
+        return DistributedDataParallel(self.network, device_ids=ids)

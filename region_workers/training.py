@@ -8,29 +8,31 @@ from safetensors.torch import save_file
 
 from region_workers.checkpoints import Checkpoints
 from region_workers.device import World
-from region_workers.drawing.draw import EXPERT_FOLDER, METRICS_FILE
 from region_workers.family import ModelFamily
 from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.randomness import StepRandomness
-from region_workers.recorder import Recorder, stop_requested
-from region_workers.results import publish
+from region_workers.recorder import Recorder, stopped_at
+from region_workers.results import artifact, files_in, publish
 from region_workers.trainer import Trainer
+from schemas.digest import digest
 from schemas.durable import write_folder
-from schemas.job import TrainStage, WorkerJob
-from schemas.tables import write_metrics
+from schemas.job import EXPERT_FOLDER, METRICS_FILE, TICKET_FILE, TICKETS_FOLDER, WEIGHTS_FILE, TrainStage, WorkerJob
+from schemas.tables import Row, write_metrics
 
 
 def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: StepRandomness, world: World) -> None:
     """Train to `stage.steps` updates from the last good checkpoint, then publish the expert (EMA weights)."""
     run_dir = Path(job.run_dir)
     folder = run_dir / stage.name
-    expert = PrunedUNet2DModel.from_pretrained(
-        run_dir / stage.draw / stage.region / EXPERT_FOLDER, low_cpu_mem_usage=False
-    )
+    ticket = run_dir / stage.draw / TICKETS_FOLDER / stage.region
+    inputs = tuple(artifact(run_dir, path) for path in (ticket / TICKET_FILE, ticket / EXPERT_FOLDER / WEIGHTS_FILE))
+    expert = PrunedUNet2DModel.from_pretrained(ticket / EXPERT_FOLDER, low_cpu_mem_usage=False)
     trainer = Trainer(expert, family, randomness, stage.timesteps, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
-    checkpoints = Checkpoints(folder / "checkpoints", stage.key, job.checkpointing.keep)
-    checkpoint = checkpoints.newest_good()
+    # The state of a training belongs to the very ticket it began with.
+    state_key = digest([stage.key, *(item.sha256 for item in inputs)])
+    checkpoints = Checkpoints(folder / "checkpoints", state_key, job.checkpointing.keep)
+    checkpoint = checkpoints.newest_good(world)
     if checkpoint is None:
         recorder.begin(0, [], 0.0)
     else:
@@ -48,16 +50,19 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
             world.barrier()
         if stop and trainer.step < stage.steps:
             recorder.announce("stopped", trainer.step)
-            raise stop_requested(trainer.step)
+            raise stopped_at(trainer.step)
 
     if world.leads:
         _write_expert(folder, expert, trainer)
         write_metrics(folder / METRICS_FILE, recorder.metrics)
-    files = [path for path in (folder / EXPERT_FOLDER).rglob("*") if path.is_file()] + [folder / METRICS_FILE]
-    last_loss = recorder.metrics[-1]["loss"] if recorder.metrics else None
-    metrics = {"loss": last_loss} if isinstance(last_loss, float) else {}
-    publish(job, recorder, world, trainer.step, files, metrics)
+        files = [*files_in(folder / EXPERT_FOLDER), folder / METRICS_FILE]
+        publish(job, recorder, world, trainer.step, files, _last_loss(recorder.metrics), inputs)
     world.barrier()
+
+
+def _last_loss(metrics: list[Row]) -> dict[str, float]:
+    loss = metrics[-1]["loss"] if metrics else None
+    return {"loss": loss} if isinstance(loss, float) else {}
 
 
 def _write_expert(folder: Path, expert: PrunedUNet2DModel, trainer: Trainer) -> None:
@@ -66,6 +71,6 @@ def _write_expert(folder: Path, expert: PrunedUNet2DModel, trainer: Trainer) -> 
     def write(temporary: Path) -> None:
         expert.save_config(temporary)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.final_weights().items()}
-        save_file(weights, temporary / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
 
     write_folder(folder / EXPERT_FOLDER, write)

@@ -30,6 +30,14 @@ def write_model(path: Path, model: BaseModel) -> None:
     write_text(path, model.model_dump_json(indent=2) + "\n")
 
 
+def replace_model(path: Path, model: BaseModel) -> None:
+    """Put a model at `path` in one move, but without waiting for the disk: for what a crash may lose."""
+    temporary = _temporary_beside(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.write_text(model.model_dump_json())
+    temporary.replace(path)
+
+
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file, then move it to `path` durably."""
     with _renamed_into_place(path) as temporary:

@@ -11,6 +11,14 @@ RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stop-requested"
+MASKS_FILE = "masks.arrow"
+METRICS_FILE = "metrics.parquet"
+TICKETS_FOLDER = "tickets"
+TICKET_FILE = "ticket.json"
+EXPERT_FOLDER = "expert"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
+
+ProgressState = Literal["starting", "running", "stopped", "done"]
 
 
 class DrawTarget(Section):
@@ -44,8 +52,10 @@ class WorkerJob(Section):
     """All that one worker needs: a draw, a training, or both after one another."""
 
     name: str
+    attempt: int
     run_dir: str
-    cache_dir: str
+    cache_dir: str | None = None
+    use_gpu: bool = True
     store_digest: str
     seed: int
     data: DataPlan
@@ -88,16 +98,18 @@ class StageResult(Section):
     finished_at: float
     active_s: float
     steps: int
+    inputs: tuple[Artifact, ...] = ()
     artifacts: tuple[Artifact, ...]
     hardware: Hardware
     metrics: dict[str, float]
 
 
 class Progress(Section):
-    """Where a job stands; rewritten every second or so."""
+    """Where a job stands; rewritten every second or so. `attempt` is that of the job."""
 
     stage: str
-    state: Literal["starting", "running", "stopped", "done"] = "running"
+    attempt: int = 0
+    state: ProgressState = "running"
     step: int = 0
     total_steps: int | None = None
     loss: float | None = None
@@ -108,9 +120,10 @@ class Progress(Section):
 
 
 class Failure(Section):
-    """Why a job broke off, for people; the traceback is for `--debug`."""
+    """Why a job broke off, for people, and the traceback for those who want to know more."""
 
     stage: str
+    attempt: int
     message: str
     retryable: bool
     traceback: str

@@ -42,6 +42,7 @@ class Manifest(Section):
     plan: Plan
     experiment_digest: str
     store_digest: str | None = None
+    attempts: int = Field(0, description="Jobs started so far, in all launches; numbers the next one.")
     software: dict[str, str]
     stages: dict[str, StageRecord]
 

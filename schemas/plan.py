@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from schemas.digest import digest
 from schemas.errors import cross_field_error
+from schemas.regions import NAME, RegionPlan, check_regions
 from schemas.section import Section
 
 DIGITS = "sklearn:digits"
-_NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # names become folders
 _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "name": True,
     "workers": True,
@@ -46,7 +46,7 @@ class ModelPlan(Section):
     down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D")
     up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "UpBlock2D")
     norm_num_groups: int = Field(8, ge=1)
-    norm_eps: float = 1e-6
+    norm_eps: float = Field(1e-6, gt=0)
     attention_head_dim: int | None = None
     downsample_padding: int = 0
     flip_sin_to_cos: bool = False
@@ -88,35 +88,11 @@ class DiffusionPlan(Section):
     beta_start: float = Field(1e-4, gt=0, lt=1)
     beta_end: float = Field(0.02, gt=0, lt=1)
 
-
-class RegionPlan(Section):
-    """A half-open range of timesteps that one expert trains on, and how much of the network it gives up."""
-
-    train: tuple[int, int] = Field(description="[start, stop): the timesteps that the expert trains on.")
-    pruning_ratio: float = Field(
-        ge=0, lt=1, description="Target share of channels to remove in every prunable layer; 0 keeps the network dense."
-    )
-    name: str = Field(description="Default: start-stop.", pattern=_NAME)
-    steps: int | None = Field(None, ge=1, description="Training steps of this region, if not training.steps.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_name(cls, values: Any) -> Any:
-        if isinstance(values, dict) and not values.get("name"):
-            train = values.get("train")
-            if isinstance(train, list | tuple) and len(train) == 2:
-                return {**values, "name": f"{train[0]}-{train[1]}"}
-        return values
-
     @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        start, stop = self.train
-        if not 0 <= start < stop:
+    def _betas_rise(self) -> Self:
+        if self.beta_start > self.beta_end:
             raise cross_field_error(
-                "regions.train",
-                list(self.train),
-                "0 <= start < stop",
-                "Give the range as [start, stop], stop excluded.",
+                "diffusion.beta_start", self.beta_start, f"at most diffusion.beta_end = {self.beta_end}", "Swap them."
             )
         return self
 
@@ -166,7 +142,7 @@ class TrainingPlan(Section):
     steps: int = Field(1000, ge=1)
     batch_size: int = Field(128, ge=1, description="Images a step, over all workers of a region.")
     learning_rate: float = Field(2e-4, gt=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: no clipping.")
     ema_decay: float | None = Field(0.9999, ge=0, lt=1, description="null: no EMA.")
@@ -253,7 +229,7 @@ class WorkersPlan(Section):
 class Plan(Section):
     """The whole experiment. `Plan.model_validate(dict)` raises pydantic's ValidationError, a ValueError."""
 
-    name: str = Field("run", pattern=_NAME, description="Names the run directory, if none is given.")
+    name: str = Field("run", pattern=NAME, description="Names the run directory, if none is given.")
     seed: int = Field(0, ge=0)
     data: DataPlan = DataPlan()
     model: ModelPlan = ModelPlan()
@@ -273,6 +249,14 @@ class Plan(Section):
     @model_validator(mode="after")
     def _regions_cover_the_timesteps(self) -> Self:
         check_regions(self.regions, self.diffusion.num_train_timesteps)
+        return self
+
+    @model_validator(mode="after")
+    def _weights_exist(self) -> Self:
+        if self.draw.weights == "ema" and self.training.ema_decay is None:
+            raise cross_field_error(
+                "draw.weights", "ema", "raw, since training.ema_decay is null", "Set training.ema_decay, or rank raw."
+            )
         return self
 
     @model_validator(mode="after")
@@ -312,51 +296,3 @@ class Plan(Section):
     def experiment_digest(self) -> str:
         """SHA-256 of `experiment()`."""
         return digest(self.experiment())
-
-
-def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> None:
-    """Raise unless the regions, in order, cover [0, T) and only neighbours overlap."""
-    if not regions:
-        raise cross_field_error("regions", [], "at least one region", "Add one that trains [0, T).")
-    spans = [list(region.train) for region in regions]
-    names = [region.name for region in regions]
-    if len(set(names)) != len(names):
-        raise cross_field_error("regions.name", names, "different names", "Rename one of the regions.")
-    if spans[0][0] != 0:
-        raise cross_field_error(
-            "regions.0.train", spans[0], "a start of 0", "The first region must start at timestep 0."
-        )
-    if spans[-1][1] != num_train_timesteps:
-        raise cross_field_error(
-            f"regions.{len(spans) - 1}.train",
-            spans[-1],
-            f"a stop equal to diffusion.num_train_timesteps = {num_train_timesteps}",
-            "Change the last region's stop or T; they are the same number.",
-        )
-    for index in range(1, len(spans)):
-        _check_neighbours(spans, index)
-
-
-def _check_neighbours(spans: list[list[int]], index: int) -> None:
-    before, here = spans[index - 1], spans[index]
-    if here[0] > before[1]:
-        raise cross_field_error(
-            f"regions.{index}.train",
-            here,
-            f"a start of at most {before[1]}, since timesteps {before[1]} to {here[0] - 1} have no region",
-            "Close the hole.",
-        )
-    if here[0] <= before[0] or here[1] <= before[1]:
-        raise cross_field_error(
-            f"regions.{index}.train",
-            here,
-            f"a start above {before[0]} and a stop above {before[1]}",
-            "Order the regions by their timesteps; none may contain another.",
-        )
-    if index >= 2 and here[0] < spans[index - 2][1]:
-        raise cross_field_error(
-            f"regions.{index}.train",
-            here,
-            f"a start of at least {spans[index - 2][1]}, since only neighbours may overlap",
-            "Shrink the overlap.",
-        )

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Decoded images, shared by all tests of a session; also what the CLI uses."""
+    """Decoded images, shared by all tests of a session, workers and the CLI included."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["EBDIFF_CACHE"] = str(folder)
     return folder
@@ -56,7 +56,7 @@ def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
     def make(plan: Plan, run_dir: Path) -> list[WorkerJob]:
         run_dir.mkdir(parents=True, exist_ok=True)
         digest = ensure_store(plan.data, cache_dir).digest
-        return [worker_job(plan, outline, run_dir, cache_dir, digest) for outline in outline_jobs(plan, digest)]
+        return [worker_job(plan, outline, run_dir, digest) for outline in outline_jobs(plan, digest)]
 
     return make
 

@@ -11,7 +11,7 @@ from region_workers.checkpoints import Checkpoint, Checkpoints
 from region_workers.device import World
 from region_workers.drawing.convergence import has_converged, queue_distances
 from region_workers.drawing.gradients import accumulate_importance_gradients
-from region_workers.failures import TicketNotDrawnError
+from region_workers.failures import StopRequestedError, TicketNotDrawnError
 from region_workers.family import ModelFamily
 from region_workers.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
@@ -19,15 +19,22 @@ from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.widths import realised_ratio
 from region_workers.randomness import StepRandomness
-from region_workers.recorder import Recorder, stop_requested
-from region_workers.results import publish
+from region_workers.recorder import Recorder, stopped_at
+from region_workers.results import files_in, publish
 from region_workers.trainer import Trainer
 from schemas.durable import write_folder, write_model
-from schemas.job import DrawStage, DrawTarget, WorkerJob
+from schemas.job import (
+    EXPERT_FOLDER,
+    MASKS_FILE,
+    METRICS_FILE,
+    TICKET_FILE,
+    TICKETS_FOLDER,
+    DrawStage,
+    DrawTarget,
+    WorkerJob,
+)
 from schemas.tables import Row, read_masks, write_masks, write_metrics
 from schemas.ticket import Ticket
-
-MASKS_FILE, TICKET_FILE, EXPERT_FOLDER, METRICS_FILE = "masks.arrow", "ticket.json", "expert", "metrics.parquet"
 
 
 class Draw:
@@ -39,16 +46,16 @@ class Draw:
         stage: DrawStage,
         family: ModelFamily,
         randomness: StepRandomness,
-        steps_per_epoch: int,
         world: World,
     ) -> None:
         self._job, self._stage, self._plan, self._world = job, stage, job.draw_plan, world
         self._family, self._randomness = family, randomness
         self._folder = Path(job.run_dir) / stage.name
-        self._interval = self._plan.interval_steps or steps_per_epoch
+        self._interval = self._plan.interval_steps or family.steps_per_epoch
         dense = family.build_dense()
         self._groups: tuple[ChannelGroup, ...] = find_groups(dense, family.example_inputs(torch.device("meta")))
-        self._trainer = Trainer(dense, family, randomness, stage.timesteps, job.training, world)
+        keep_ema = self._plan.weights == "ema"
+        self._trainer = Trainer(dense, family, randomness, stage.timesteps, job.training, world, keep_ema)
         last_step = self._interval * self._plan.max_intervals
         self._recorder = Recorder(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
         self._checkpoints = Checkpoints(self._folder / "checkpoints", stage.key, job.checkpointing.keep)
@@ -61,36 +68,47 @@ class Draw:
 
         Raises TicketNotDrawnError after `draw.max_intervals` masks, unless the plan says to take the last one.
         """
-        self._restore(self._checkpoints.newest_good())
+        self._restore(self._checkpoints.newest_good(self._world))
         for target in self._stage.targets:
-            if target.pruning_ratio == 0:
+            if target.pruning_ratio == 0 and target.region not in self._tickets:
                 self._take_dense(target)
+        try:
+            self._train_until_drawn()
+        except StopRequestedError:
+            self._save()
+            self._recorder.announce("stopped", self._trainer.step)
+            raise
+        self._publish()
+
+    def _train_until_drawn(self) -> None:
+        self._take_due_masks()  # those that a stop left out
         while self._waiting():
             self._check_intervals_left()
             self._trainer.advance()
-            stop = self._recorder.after_step(self._trainer)
-            if self._trainer.step % self._interval == 0:
-                self._take_masks()
-            if stop:
-                self._save()
-                self._recorder.announce("stopped", self._trainer.step)
-                raise stop_requested(self._trainer.step)
+            if self._recorder.after_step(self._trainer):
+                raise stopped_at(self._trainer.step)
+            self._take_due_masks()
             if self._trainer.step % self._job.checkpointing.interval_steps == 0 and self._waiting():
                 self._save()
-        self._publish()
+
+    def _take_due_masks(self) -> None:
+        """Take the masks of an interval that ends here, unless they are taken."""
+        step = self._trainer.step
+        if step and step % self._interval == 0 and not (self._mask_rows and self._mask_rows[-1]["step"] == step):
+            self._take_masks()
 
     def _waiting(self) -> list[DrawTarget]:
         return [target for target in self._stage.targets if target.region not in self._tickets]
 
     def _take_masks(self) -> None:
-        """One mask for each target; a target whose masks agree gets its ticket."""
+        """One mask for each target, the leading worker's; a target whose masks agree gets its ticket."""
         self._trainer.check_finite()
         step, interval = self._trainer.step, self._trainer.step // self._interval
         scores = self._scores(step)
         for target in self._stage.targets:
             if target.pruning_ratio == 0:
                 continue
-            mask = compute_mask(self._groups, scores, target.pruning_ratio).cpu()
+            mask = self._world.tensor_from_leader(compute_mask(self._groups, scores, target.pruning_ratio)).cpu()
             self._masks[target.region].append(mask)
             self._mask_rows.append(_mask_row(target, interval, step, mask))
             if target.region in self._tickets:
@@ -106,18 +124,25 @@ class Draw:
         weights = self._ranked_weights()
         gradients = None
         if self._plan.importance in ("taylor", "diff-pruning"):
-            with self._trainer.using_weights(self._trainer.ema if self._plan.weights == "ema" else None):
+            with self._trainer.using_weights(self._trainer.ema):
                 gradients = accumulate_importance_gradients(
                     self._trainer.network,
                     self._family,
                     self._randomness,
                     self._stage.timesteps,
                     self._plan,
-                    self._job.training.batch_size,
+                    self._job.training,
                     step,
+                    self._stay_alive,
                 )
         generator = self._randomness.generator(step, "random-importance")
         return channel_scores(self._groups, weights, self._plan.importance, gradients, generator)
+
+    def _stay_alive(self) -> None:
+        """Between two passes of a long mask: say that the worker is alive, and stop if asked to."""
+        if self._recorder.heartbeat(self._trainer.step) and self._world.size == 1 and self._recorder.stop_requested():
+            self._trainer.network.zero_grad(set_to_none=True)
+            raise stopped_at(self._trainer.step)
 
     def _ranked_weights(self) -> dict[str, torch.Tensor]:
         if self._plan.weights == "ema":
@@ -143,8 +168,6 @@ class Draw:
 
     def _take_dense(self, target: DrawTarget) -> None:
         """A region that is not pruned needs no mask: its expert is the dense network as it was built."""
-        if target.region in self._tickets:
-            return
         ticket = Ticket(
             region=target.region,
             pruning_ratio=0.0,
@@ -171,7 +194,7 @@ class Draw:
             write_model(folder / TICKET_FILE, ticket)
             expert.save_pretrained(folder / EXPERT_FOLDER)
 
-        write_folder(self._folder / ticket.region, write)
+        write_folder(self._folder / TICKETS_FOLDER / ticket.region, write)
 
     def _check_intervals_left(self) -> None:
         if self._trainer.step < self._interval * self._plan.max_intervals:
@@ -222,7 +245,7 @@ class Draw:
         for row in self._mask_rows:
             self._masks[str(row["region"])].append(_mask_of(row))
         for target in self._stage.targets:
-            path = self._folder / target.region / TICKET_FILE
+            path = self._folder / TICKETS_FOLDER / target.region / TICKET_FILE
             if path.is_file():
                 ticket = Ticket.model_validate_json(path.read_text())
                 if ticket.step <= checkpoint.info.step:
@@ -234,9 +257,11 @@ class Draw:
         if self._world.leads:
             write_masks(self._folder / MASKS_FILE, self._mask_rows)
             write_metrics(self._folder / METRICS_FILE, self._recorder.metrics)
-            files = [self._folder / MASKS_FILE, self._folder / METRICS_FILE]
-            for target in self._stage.targets:
-                files += [path for path in (self._folder / target.region).rglob("*") if path.is_file()]
+            files = [
+                self._folder / MASKS_FILE,
+                self._folder / METRICS_FILE,
+                *files_in(self._folder / TICKETS_FOLDER),
+            ]
             metrics = {f"{region}.drawn_at_step": float(t.step) for region, t in self._tickets.items()}
             publish(self._job, self._recorder, self._world, self._trainer.step, files, metrics)
             self._checkpoints.clear()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import product
+
 import torch
 from torch import nn
 
 from region_workers.family import ModelFamily
 from region_workers.randomness import StepRandomness
-from schemas.plan import DrawPlan
+from schemas.plan import DrawPlan, TrainingPlan
 
 
 def importance_timesteps(timesteps: tuple[int, int], count: int | None) -> list[int]:
@@ -25,23 +28,30 @@ def accumulate_importance_gradients(
     randomness: StepRandomness,
     timesteps: tuple[int, int],
     plan: DrawPlan,
-    batch_size: int,
+    training: TrainingPlan,
     step: int,
+    between_passes: Callable[[], None],
 ) -> dict[str, torch.Tensor]:
     """The summed gradient of the loss on this step's batch, by parameter name; the network's own stay empty.
 
-    With diff-pruning (NeurIPS 2023, arXiv 2305.10924) the sum ends at the first timestep whose loss is under
-    `plan.diff_pruning_threshold` of the largest loss so far.
+    The batch is cut in `training.gradient_accumulation` passes, as in training; `between_passes` is called before each.
+    With diff-pruning (NeurIPS 2023, arXiv 2305.10924) the sum ends at the first timestep whose loss, on its first
+    pass, is under `plan.diff_pruning_threshold` of the largest so far.
     """
     network.zero_grad(set_to_none=True)
-    clean = family.batch(step, slice(0, batch_size))
+    passes = training.gradient_accumulation
+    share = training.batch_size // passes
     largest = 0.0
-    for timestep in importance_timesteps(timesteps, plan.importance_timesteps):
+    for timestep, index in product(importance_timesteps(timesteps, plan.importance_timesteps), range(passes)):
+        between_passes()
         randomness.seed_network(step, rank=0)
-        generator = randomness.generator(step, f"importance-{timestep}")
+        clean = family.batch(step, slice(index * share, (index + 1) * share))
+        generator = randomness.generator(step, f"importance-{timestep}-{index}")
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        loss = family.loss(network, clean, torch.full((batch_size,), timestep, device=clean.device), noise)
-        if plan.importance == "diff-pruning":
+        bf16 = training.precision == "bf16"
+        with torch.autocast(clean.device.type, dtype=torch.bfloat16, enabled=bf16):
+            loss = family.loss(network, clean, torch.full((share,), timestep, device=clean.device), noise) / passes
+        if plan.importance == "diff-pruning" and index == 0:
             value = float(loss.detach())
             largest = max(largest, value)
             if value < plan.diff_pruning_threshold * largest:

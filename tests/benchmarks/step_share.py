@@ -78,7 +78,7 @@ def random_images(preset: str, folder: Path, changes: list[str]) -> tuple[Worker
     plan = load_plan(preset, [f"data.path={folder / 'images'}", *changes])
     store = ensure_store(plan.data, folder / "cache")
     outline = outline_jobs(plan, store.digest)[0]
-    return worker_job(plan, outline, folder / "run", folder / "cache", store.digest), store
+    return worker_job(plan, outline, folder / "run", store.digest), store
 
 
 def measure(job: WorkerJob, store: ImageStore, steps: int) -> dict[str, float]:

@@ -16,14 +16,16 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import start_worker
+from conftest import run_worker, start_worker
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.cluster import Request
-from schemas.errors import RunFailed
+from region_workers.results import finished_result
+from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
 from schemas.plan import Plan
+from schemas.tables import read_masks
 
 MakePlan = Callable[..., Plan]
 
@@ -48,7 +50,7 @@ class ProcessCluster:
     def has_started(self, job_name: str) -> None:
         return
 
-    def start(self, job: WorkerJob, attempt: int) -> Future[None]:
+    def start(self, job: WorkerJob) -> Future[None]:
         future: Future[None] = Future()
         self.running += 1
         self.most_running = max(self.most_running, self.running)
@@ -59,12 +61,12 @@ class ProcessCluster:
     def _run(self, job: WorkerJob, future: Future[None]) -> None:
         process = start_worker(job)
         self.sabotage(job, self.attempts[job.name], process)
-        process.communicate()
+        output, _ = process.communicate()
         self.running -= 1
         if process.returncode == 0:
             future.set_result(None)
         else:
-            future.set_exception(RuntimeError(f"exit code {process.returncode}"))
+            future.set_exception(RuntimeError(f"exit code {process.returncode}: {output}"))
 
 
 @pytest.fixture
@@ -144,6 +146,74 @@ def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_
 
     with pytest.raises(RunFailed, match=r"draw\.max_intervals = 8"):
         driver.launch(tiny_plan("draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run")
+    masks = read_masks(next((tmp_path / "run/draw/0-260/checkpoints").glob("step-000000016")) / "masks.arrow")
+    assert [row["interval"] for row in masks] == list(range(1, 9))
+    first_step = min(int(p.name[5:]) for p in (tmp_path / "run/draw/0-260/checkpoints").iterdir())
+    assert first_step > 3, "the draw began anew"
+
+
+def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_checkpoint(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(cluster := ProcessCluster(3, _nothing))
+    plan = tiny_plan("training.learning_rate=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1")
+    with pytest.raises(RunFailed, match=r"of step \d+ .* is not finite"):
+        driver.launch(plan, tmp_path / "run")
+    assert set(cluster.attempts.values()) == {1}
+    assert _manifest(tmp_path / "run").stage("draw/0-260").status == "failed"
+    assert any((tmp_path / "run/draw/0-260/checkpoints").glob("step-*"))
+
+
+def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
+    tiny_plan: MakePlan,
+    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
+    use_cluster: Callable[[ProcessCluster], None],
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    for job in make_jobs(tiny_plan(), run_dir):
+        run_worker(job)
+    (run_dir / "train/0-260/expert/config.json").unlink()
+
+    use_cluster(cluster := ProcessCluster(3, _nothing))
+    handle = driver.launch(tiny_plan(), run_dir)
+    assert cluster.attempts == {"region 0-260": 1}
+    assert handle.manifest.finished()
+    assert (run_dir / "train/0-260/expert/config.json").is_file()
+
+
+def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(ProcessCluster(3, _nothing))
+    with pytest.raises(PlanError, match=r"training\.batch_size"):
+        driver.launch(tiny_plan("training.batch_size=99999"), tmp_path / "run")
+    assert driver.launch(tiny_plan("training.steps=2"), tmp_path / "run").manifest.finished()
+
+
+def test_a_damaged_ensemble_is_assembled_again(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    use_cluster(ProcessCluster(3, _nothing))
+    run_dir = tmp_path / "run"
+    driver.launch(tiny_plan("training.steps=2"), run_dir)
+    (run_dir / "ensemble/model_index.json").write_text("{")
+    (run_dir / "samples/00000.png").unlink()
+    handle = driver.launch(tiny_plan("training.steps=2"), run_dir)
+    assert handle.manifest.finished()
+    assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
+
+
+def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
+    tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
+) -> None:
+    job = make_jobs(tiny_plan("training.steps=2"), tmp_path)[0]
+    run_worker(job)
+    assert job.train is not None
+    assert finished_result(tmp_path, job.train.name, job.train.key) is not None
+    ticket = tmp_path / "draw/0-260/tickets/0-260/ticket.json"
+    ticket.write_text(ticket.read_text().replace('"interval": ', '"interval": 1'))
+    assert finished_result(tmp_path, job.train.name, job.train.key) is None
 
 
 def test_a_damaged_expert_is_found_and_made_again(

@@ -17,8 +17,8 @@ from schemas.plan import Plan
 MakePlan = Callable[..., Plan]
 MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 
-_MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/0-260/ticket.json"
-_DRAWN = "draw/0-260/0-260/expert/diffusion_pytorch_model.safetensors"
+_MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/tickets/0-260/ticket.json"
+_DRAWN = "draw/0-260/tickets/0-260/expert/diffusion_pytorch_model.safetensors"
 _TRAINED = "train/0-260/expert/diffusion_pytorch_model.safetensors"
 
 

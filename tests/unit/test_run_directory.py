@@ -10,14 +10,26 @@ import pytest
 from ebdiff_orchestrator.run_directory import RunDirectory, differences
 from region_workers.results import artifact
 from schemas.errors import UserError
+from schemas.manifest import Manifest
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
 
 
-def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakePlan, tmp_path: Path) -> None:
+def _begun(directory: RunDirectory, plan: Plan) -> Manifest:
+    """A run in which a job has started."""
+    return directory.write(directory.begin(plan).model_copy(update={"attempts": 1}))
+
+
+def test_a_run_in_which_nothing_began_gives_way_to_another_experiment(tiny_plan: MakePlan, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     directory.begin(tiny_plan())
+    assert directory.begin(tiny_plan("seed=4")).plan.seed == 4
+
+
+def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    _begun(directory, tiny_plan())
     with pytest.raises(UserError, match=r"training.learning_rate: 0.001 -> 0.5") as caught:
         directory.begin(tiny_plan("training.learning_rate=0.5"))
     assert "--run-dir" in str(caught.value)
@@ -25,7 +37,7 @@ def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakeP
 
 def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePlan, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    created = directory.begin(tiny_plan()).created_at
+    created = _begun(directory, tiny_plan()).created_at
     directory.begin(tiny_plan("workers.gpus=0.5", "logging.interval_steps=9"))
     manifest = directory.read()
     assert manifest.created_at == created

@@ -1,0 +1,92 @@
+"""Regions of timesteps: what one expert trains on, and the rules that a plan's regions must keep together."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from schemas.errors import cross_field_error
+from schemas.section import Section
+
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # names become folders
+
+
+class RegionPlan(Section):
+    """A half-open range of timesteps that one expert trains on, and how much of the network it gives up."""
+
+    train: tuple[int, int] = Field(description="[start, stop): the timesteps that the expert trains on.")
+    pruning_ratio: float = Field(
+        ge=0, lt=1, description="Target share of channels to remove in every prunable layer; 0 keeps the network dense."
+    )
+    name: str = Field("", description="Default: start-stop.", pattern=NAME)
+    steps: int | None = Field(None, ge=1, description="Training steps of this region, if not training.steps.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_name(cls, values: Any) -> Any:
+        if isinstance(values, dict) and not values.get("name"):
+            train = values.get("train")
+            if isinstance(train, list | tuple) and len(train) == 2:
+                return {**values, "name": f"{train[0]}-{train[1]}"}
+        return values
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        start, stop = self.train
+        if not 0 <= start < stop:
+            raise cross_field_error(
+                "regions.train",
+                list(self.train),
+                "0 <= start < stop",
+                "Give the range as [start, stop], stop excluded.",
+            )
+        return self
+
+
+def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> None:
+    """Raise unless the regions, in order, cover [0, T) and only neighbours overlap."""
+    if not regions:
+        raise cross_field_error("regions", [], "at least one region", "Add one that trains [0, T).")
+    spans = [list(region.train) for region in regions]
+    names = [region.name for region in regions]
+    if len(set(names)) != len(names):
+        raise cross_field_error("regions.name", names, "different names", "Rename one of the regions.")
+    if spans[0][0] != 0:
+        raise cross_field_error(
+            "regions.0.train", spans[0], "a start of 0", "The first region must start at timestep 0."
+        )
+    if spans[-1][1] != num_train_timesteps:
+        raise cross_field_error(
+            f"regions.{len(spans) - 1}.train",
+            spans[-1],
+            f"a stop equal to diffusion.num_train_timesteps = {num_train_timesteps}",
+            "Change the last region's stop or T; they are the same number.",
+        )
+    for index in range(1, len(spans)):
+        _check_neighbours(spans, index)
+
+
+def _check_neighbours(spans: list[list[int]], index: int) -> None:
+    before, here = spans[index - 1], spans[index]
+    if here[0] > before[1]:
+        raise cross_field_error(
+            f"regions.{index}.train",
+            here,
+            f"a start of at most {before[1]}, since timesteps {before[1]} to {here[0] - 1} have no region",
+            "Close the hole.",
+        )
+    if here[0] <= before[0] or here[1] <= before[1]:
+        raise cross_field_error(
+            f"regions.{index}.train",
+            here,
+            f"a start above {before[0]} and a stop above {before[1]}",
+            "Order the regions by their timesteps; none may contain another.",
+        )
+    if index >= 2 and here[0] < spans[index - 2][1]:
+        raise cross_field_error(
+            f"regions.{index}.train",
+            here,
+            f"a start of at least {spans[index - 2][1]}, since only neighbours may overlap",
+            "Shrink the overlap.",
+        )
