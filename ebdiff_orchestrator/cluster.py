@@ -136,30 +136,40 @@ def cluster_address(address: str | None) -> str | None:
 def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iterator[Cluster]:
     """Join the cluster at `address` or in RAY_ADDRESS (set under `ray job submit`), else start an embedded one.
 
+    A program that is connected to Ray already stays so.
+
     The embedded Ray asks for a token made for this run, has no dashboard, and has room for all `jobs` at once.
     """
-    address = cluster_address(address)
     _quiet()
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
+    address = cluster_address(address)
     if not address:
         for name, value in (_EMBEDDED_ENV | _WORKER_ENV).items():  # workers inherit it; a runtime_env starts slower
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
+    if ray.is_initialized():  # a program that has its own connection keeps it
+        yield _cluster(workers, embedded=False)
+        return
     try:
         _init(workers, jobs, address)
     except ConnectionError as error:
         raise UserError(f"Ray at {address}: cannot connect ({error}). Check RAY_ADDRESS and that it is up.") from None
     try:
-        request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
-        cluster = Cluster(embedded=not address, request=request)
-        if cluster.embedded and not cluster.capacity():
-            free = cluster.describe_free()
-            raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")
-        yield cluster
+        yield _cluster(workers, embedded=not address)
     finally:
         ray.shutdown()
+
+
+def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:
+    import ray
+
+    cluster = Cluster(embedded, request_of(workers, ray.cluster_resources().get("GPU", 0.0)))
+    if embedded and not cluster.capacity():
+        free = cluster.describe_free()
+        raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")
+    return cluster
 
 
 def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:

@@ -29,6 +29,9 @@ TINY: dict[str, Any] = {
 }
 
 
+ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
+
+
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decoded images, shared by all tests of a session, workers and the CLI included."""

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import run_worker, start_worker
+from conftest import ONE_REGION, run_worker, start_worker
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.cluster import Request
@@ -139,16 +139,16 @@ def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_
 ) -> None:
     use_cluster(cluster := ProcessCluster(3, _nothing))
     with pytest.raises(RunFailed, match=r"largest mask distance 0\.\d+, threshold 0.0001\. Raise draw.max_intervals"):
-        driver.launch(tiny_plan("draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run")
+        driver.launch(tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run")
     assert set(cluster.attempts.values()) == {1}
-    saved = {path.name for path in (tmp_path / "run/draw/0-260/checkpoints").iterdir()}
+    saved = {path.name for path in (tmp_path / "run/draw/all/checkpoints").iterdir()}
     assert "step-000000012" in saved
 
     with pytest.raises(RunFailed, match=r"draw\.max_intervals = 8"):
-        driver.launch(tiny_plan("draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run")
-    masks = read_masks(next((tmp_path / "run/draw/0-260/checkpoints").glob("step-000000016")) / "masks.arrow")
+        driver.launch(tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run")
+    masks = read_masks(next((tmp_path / "run/draw/all/checkpoints").glob("step-000000016")) / "masks.arrow")
     assert [row["interval"] for row in masks] == list(range(1, 9))
-    first_step = min(int(p.name[5:]) for p in (tmp_path / "run/draw/0-260/checkpoints").iterdir())
+    first_step = min(int(p.name[5:]) for p in (tmp_path / "run/draw/all/checkpoints").iterdir())
     assert first_step > 3, "the draw began anew"
 
 
@@ -156,12 +156,14 @@ def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_c
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
     use_cluster(cluster := ProcessCluster(3, _nothing))
-    plan = tiny_plan("training.learning_rate=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1")
+    plan = tiny_plan(
+        ONE_REGION, "training.learning_rate=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1"
+    )
     with pytest.raises(RunFailed, match=r"of step \d+ .* is not finite"):
         driver.launch(plan, tmp_path / "run")
     assert set(cluster.attempts.values()) == {1}
-    assert _manifest(tmp_path / "run").stage("draw/0-260").status == "failed"
-    assert any((tmp_path / "run/draw/0-260/checkpoints").glob("step-*"))
+    assert _manifest(tmp_path / "run").stage("draw/all").status == "failed"
+    assert any((tmp_path / "run/draw/all/checkpoints").glob("step-*"))
 
 
 def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
@@ -171,15 +173,15 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
-    for job in make_jobs(tiny_plan(), run_dir):
+    for job in make_jobs(tiny_plan(ONE_REGION), run_dir):
         run_worker(job)
-    (run_dir / "train/0-260/expert/config.json").unlink()
+    (run_dir / "train/all/expert/config.json").unlink()
 
     use_cluster(cluster := ProcessCluster(3, _nothing))
-    handle = driver.launch(tiny_plan(), run_dir)
-    assert cluster.attempts == {"region 0-260": 1}
+    handle = driver.launch(tiny_plan(ONE_REGION), run_dir)
+    assert cluster.attempts == {"region all": 1}
     assert handle.manifest.finished()
-    assert (run_dir / "train/0-260/expert/config.json").is_file()
+    assert (run_dir / "train/all/expert/config.json").is_file()
 
 
 def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(
@@ -187,8 +189,8 @@ def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one
 ) -> None:
     use_cluster(ProcessCluster(3, _nothing))
     with pytest.raises(PlanError, match=r"training\.batch_size"):
-        driver.launch(tiny_plan("training.batch_size=99999"), tmp_path / "run")
-    assert driver.launch(tiny_plan("training.steps=2"), tmp_path / "run").manifest.finished()
+        driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run")
+    assert driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run").manifest.finished()
 
 
 def test_a_damaged_ensemble_is_assembled_again(
@@ -196,10 +198,10 @@ def test_a_damaged_ensemble_is_assembled_again(
 ) -> None:
     use_cluster(ProcessCluster(3, _nothing))
     run_dir = tmp_path / "run"
-    driver.launch(tiny_plan("training.steps=2"), run_dir)
+    driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir)
     (run_dir / "ensemble/model_index.json").write_text("{")
     (run_dir / "samples/00000.png").unlink()
-    handle = driver.launch(tiny_plan("training.steps=2"), run_dir)
+    handle = driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir)
     assert handle.manifest.finished()
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
 
@@ -221,14 +223,14 @@ def test_a_damaged_expert_is_found_and_made_again(
 ) -> None:
     use_cluster(ProcessCluster(3, _nothing))
     run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(), run_dir)
-    expert = run_dir / "train/0-260/expert/diffusion_pytorch_model.safetensors"
+    driver.launch(tiny_plan(ONE_REGION), run_dir)
+    expert = run_dir / "train/all/expert/diffusion_pytorch_model.safetensors"
     whole = expert.read_bytes()
     expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
     use_cluster(again := ProcessCluster(3, _nothing))
-    driver.launch(tiny_plan(), run_dir)
-    assert again.attempts == {"region 0-260": 1}
+    driver.launch(tiny_plan(ONE_REGION), run_dir)
+    assert again.attempts == {"region all": 1}
     assert expert.read_bytes() == whole
 
 

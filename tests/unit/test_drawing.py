@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_worker
 
 from region_workers.drawing.convergence import has_converged, queue_distances
 from region_workers.drawing.gradients import importance_timesteps
 from region_workers.pruned_unet import PrunedUNet2DModel
+from region_workers.run import run_job
 from schemas.job import TICKET_FILE, WorkerJob
 from schemas.plan import DrawPlan, Plan
 from schemas.tables import read_masks
@@ -64,7 +64,7 @@ def test_each_importance_draws_a_ticket_and_an_expert_with_the_dense_weights(
     plan = tiny_plan(
         f"draw.importance={importance}", "draw.importance_timesteps=3", "draw.threshold=1.0", "training.steps=1"
     )
-    run_worker(make_jobs(plan, tmp_path)[0])
+    run_job(make_jobs(plan, tmp_path)[0])
     folder = tmp_path / "draw/0-260/tickets/0-260"
     ticket = Ticket.model_validate_json((folder / TICKET_FILE).read_text())
     assert (ticket.interval, ticket.step, ticket.importance) == (5, 10, importance)
@@ -82,7 +82,7 @@ def test_a_region_without_pruning_gets_the_dense_network_at_once(
     plan = tiny_plan("training.steps=2").model_dump(mode="json")
     plan["regions"] = [{"train": [0, 1000], "pruning_ratio": 0.0}]
     job = make_jobs(Plan.model_validate(plan), tmp_path)[0]
-    run_worker(job)
+    run_job(job)
     ticket = Ticket.model_validate_json((tmp_path / "draw/0-1000/tickets/0-1000" / TICKET_FILE).read_text())
     assert (ticket.step, ticket.kept_channels) == (0, {})
     assert (tmp_path / "train/0-1000/expert/config.json").is_file()
@@ -96,7 +96,7 @@ def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(
         plan = tiny_plan(
             f"draw.weights={weights}", "draw.threshold=1.0", "training.steps=1", "training.ema_decay=0.999"
         )
-        run_worker(make_jobs(plan, tmp_path / weights)[0])
+        run_job(make_jobs(plan, tmp_path / weights)[0])
         experts[weights] = PrunedUNet2DModel.from_pretrained(tmp_path / weights / "draw/0-260/tickets/0-260/expert")
     raw, ema = (experts[name].conv_out.weight for name in ("raw", "ema"))
     assert raw.shape == ema.shape
