@@ -105,6 +105,7 @@ class JobLoop:
         job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, store_digest, number, use_gpu)
         self._running[name] = _Attempt(outline, number, self._cluster.start(job), time.time())
         self._view.line(f"{name}: started (attempt {budget.attempts}).")
+        self._view.job(name, Progress(stage=self._ledger.first_open(outline), state="starting"))
 
     def _watch(self) -> None:
         """Read what the workers say of themselves."""

@@ -75,7 +75,8 @@ class Lines(Silent):
         self._sometimes("images", f"decoding images: {done} of {total or '?'}")
 
     def job(self, name: str, progress: Progress) -> None:
-        self._sometimes(name, f"{name}: {_in_words(progress)}")
+        if progress.state != "starting":
+            self._sometimes(name, f"{name}: {_in_words(progress)}")
 
     def _sometimes(self, topic: str, text: str) -> None:
         now = time.monotonic()
@@ -129,6 +130,8 @@ def progress_table(jobs: dict[str, Progress], caption: str = "") -> Table:
 
 
 def _cells(progress: Progress) -> tuple[str, str, str, str]:
+    if progress.state == "starting":
+        return "", "", "", "starting"
     total = f"/{progress.total_steps}" if progress.total_steps and not _is_draw(progress) else ""
     loss = "" if progress.loss is None else f"{progress.loss:.4g}"
     rate = "" if progress.steps_per_s is None else f"{progress.steps_per_s:.2f}"

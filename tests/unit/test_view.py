@@ -47,6 +47,16 @@ def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(mon
     assert _text(console).count("region 0-260") == 5
 
 
+def test_a_job_that_is_starting_has_a_row_but_no_line() -> None:
+    starting = Progress(stage="draw/0-260", state="starting")
+    console = Console(file=io.StringIO(), width=120)
+    console.print(progress_table({"region 0-260": starting}))
+    assert "starting" in _text(console)
+    lines = Lines(console := Console(file=io.StringIO(), width=120))
+    lines.job("region 0-260", starting)
+    assert not _text(console)
+
+
 def test_lines_are_not_cut_or_marked_up() -> None:
     lines = Lines(console := Console(file=io.StringIO(), width=40))
     lines.line("[0, 260) " + "x" * 100)
