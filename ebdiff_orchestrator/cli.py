@@ -156,7 +156,12 @@ def sample(
     console = Console(stderr=True)
     with console.status("sampling ...") as shown:
         images = sample_images(
-            pipeline, count, seed, steps, batch_size, lambda done, total: shown.update(f"{done} of {total} images")
+            pipeline,
+            count,
+            seed,
+            steps,
+            batch_size,
+            lambda done, total: shown.update(f"sampling: step {done} of {total}"),
         )
     write_images(images, out)
     print(f"{count} images and grid.png in {out}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,8 +102,11 @@ def _finish(ledger: Ledger, view: View, run_once: RunOnce) -> None:
 
 
 def _in_this_process(view: View) -> RunOnce:
+    began = time.monotonic()
+
     def report(done: int, total: int) -> None:
-        view.job("sampling", Progress(stage=SAMPLE, step=done, total_steps=total))
+        rate = done / max(time.monotonic() - began, 1e-9)
+        view.job("sampling", Progress(stage=SAMPLE, step=done, total_steps=total, steps_per_s=rate))
 
     def run(function: RunOnce, *arguments: object) -> tuple[Artifact, ...]:
         return function(*arguments, report) if function is sample else function(*arguments)

@@ -57,7 +57,7 @@ class Recorder:
 
     def after_step(self, trainer: Trainer) -> bool:
         """Note one finished step; whether the run was asked to stop. Waits for the device at the log interval only."""
-        at_interval = trainer.step % self._interval == 0
+        at_interval = trainer.step % self._interval == 0 or trainer.step == self._progress.total_steps
         if at_interval:
             self._add_row(trainer)
         beat = self.heartbeat(trainer.step)

@@ -36,10 +36,12 @@ def sample_images(
     """`count` images, uint8 [N, H, W, C]: the images `first`, `first` + 1, ... of that seed.
 
     Image i's noise comes from (seed, i) on the CPU, so batch size, device and where a range begins change nothing
-    but rounding. `report(done, count)` after each batch. Raises `RunFailed` if the network gives a non-finite image.
+    but rounding. `report(done, total)` counts denoising steps over all batches. Raises `RunFailed` if the network
+    gives a non-finite image.
     """
     if count < 1 or batch_size < 1:
         raise UserError(problem("count, batch_size", (count, batch_size), "at least 1 each", "Raise them."))
+    counter = _StepCounter(math.ceil(count / batch_size), report)
     batches = []
     for start in range(0, count, batch_size):
         stop = min(start + batch_size, count)
@@ -51,6 +53,7 @@ def sample_images(
             output_type="np",
             return_dict=False,
             show_progress=False,
+            on_step=lambda: counter.count(len(pipeline.scheduler.timesteps)),
         )
         if not np.isfinite(images_NHWC).all():
             raise RunFailed(
@@ -58,9 +61,19 @@ def sample_images(
                 "or its precision is too low. Sample in float32, or look at the experts' losses."
             )
         batches.append((images_NHWC * 255).round().astype(np.uint8))
-        if report is not None:
-            report(stop, count)
     return np.concatenate(batches)
+
+
+class _StepCounter:
+    """Counts denoising steps over batches of equally many."""
+
+    def __init__(self, batches: int, report: Callable[[int, int], None] | None) -> None:
+        self._batches, self._report, self._done = batches, report, 0
+
+    def count(self, steps_a_batch: int) -> None:
+        self._done += 1
+        if self._report is not None:
+            self._report(self._done, self._batches * steps_a_batch)
 
 
 def write_images(images_NHWC: np.ndarray, out: Path) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,12 +43,14 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
         show_progress: bool = True,
+        on_step: Callable[[], None] | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw `batch_size` images: PIL images ("pil"), float32 [B, H, W, C] ("np") or [B, C, H, W] ("pt") in [0, 1].
 
         With a list of generators, one an image, an image depends on its own generator alone. `num_inference_steps`
         and `eta` default to the ensemble's. The timesteps stay on the host, the trajectory in float32 whatever the
-        experts' precision. Raises `UserError` (a ValueError) for options that the scheduler does not take.
+        experts' precision. `on_step` is called after each step. Raises `UserError` (a ValueError) for options that the
+        scheduler does not take.
         """
         if isinstance(generator, list) and len(generator) != batch_size:
             raise UserError(
@@ -67,6 +69,8 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
             model_input = self.scheduler.scale_model_input(image, timestep)
             noise = self.unet(model_input.to(self.unet.dtype), value).sample.float()
             image = self.scheduler.step(noise, timestep, image, **step_options).prev_sample
+            if on_step is not None:
+                on_step()
 
         images = self._as(output_type, (image / 2 + 0.5).clamp(0, 1))
         self.maybe_free_model_hooks()

@@ -14,7 +14,7 @@ from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.run import run_job
 from schemas.job import TICKET_FILE, WorkerJob
 from schemas.plan import DrawPlan, Plan
-from schemas.tables import read_masks
+from schemas.tables import read_masks, read_metrics
 from schemas.ticket import Ticket
 
 MakePlan = Callable[..., Plan]
@@ -79,13 +79,15 @@ def test_each_importance_draws_a_ticket_and_an_expert_with_the_dense_weights(
 def test_a_region_without_pruning_gets_the_dense_network_at_once(
     tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
 ) -> None:
-    plan = tiny_plan("training.steps=2").model_dump(mode="json")
+    plan = tiny_plan("training.steps=3").model_dump(mode="json")
     plan["regions"] = [{"train": [0, 1000], "pruning_ratio": 0.0}]
     job = make_jobs(Plan.model_validate(plan), tmp_path)[0]
     run_job(job)
     ticket = Ticket.model_validate_json((tmp_path / "draw/0-1000/tickets/0-1000" / TICKET_FILE).read_text())
     assert (ticket.step, ticket.kept_channels) == (0, {})
     assert (tmp_path / "train/0-1000/expert/config.json").is_file()
+    metrics = read_metrics(tmp_path / "train/0-1000/metrics.parquet")
+    assert [row["step"] for row in metrics] == [2, 3], "the last step is always logged"
 
 
 def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(

@@ -48,10 +48,10 @@ def test_the_global_generator_is_neither_read_nor_moved(pipeline: EnsemblePipeli
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_progress_is_reported_after_each_batch(pipeline: EnsemblePipeline) -> None:
+def test_progress_counts_the_steps_of_all_batches(pipeline: EnsemblePipeline) -> None:
     reports: list[tuple[int, int]] = []
-    sample_images(pipeline, 5, 0, 2, batch_size=2, report=lambda done, count: reports.append((done, count)))
-    assert reports == [(2, 5), (4, 5), (5, 5)]
+    sample_images(pipeline, 5, 0, 2, batch_size=2, report=lambda done, total: reports.append((done, total)))
+    assert reports == [(done, 6) for done in range(1, 7)]
 
 
 def test_an_expert_that_diverged_is_reported_and_not_drawn() -> None:
