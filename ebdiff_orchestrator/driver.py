@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from ebdiff_orchestrator.stages import (
     sample_key,
     train_stage_name,
 )
-from ebdiff_orchestrator.view import Silent, View
+from ebdiff_orchestrator.view import Silent, View, sampling_report
 from region_workers.data.store import default_cache_dir, ensure_store
 from schemas.digest import digest
-from schemas.job import EXPERT_FOLDER, STOP_FILE, Artifact, Progress
+from schemas.job import EXPERT_FOLDER, STOP_FILE, Artifact
 from schemas.plan import Plan
 
 RunOnce = Callable[..., tuple[Artifact, ...]]
@@ -102,14 +101,8 @@ def _finish(ledger: Ledger, view: View, run_once: RunOnce) -> None:
 
 
 def _in_this_process(view: View) -> RunOnce:
-    began = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        rate = done / max(time.monotonic() - began, 1e-9)
-        view.job("sampling", Progress(stage=SAMPLE, step=done, total_steps=total, steps_per_s=rate))
-
     def run(function: RunOnce, *arguments: object) -> tuple[Artifact, ...]:
-        return function(*arguments, report) if function is sample else function(*arguments)
+        return function(*arguments, sampling_report(view)) if function is sample else function(*arguments)
 
     return run
 

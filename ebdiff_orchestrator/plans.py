@@ -48,10 +48,10 @@ def plan_as_yaml(plan: Plan) -> str:
 
 def _read(plan: str) -> dict[str, Any]:
     path = Path(plan)
+    if path.is_dir():
+        raise PlanError(f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}).")
     if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise PlanError(f"PLAN = {plan}: no such file. Give a YAML file, or a preset: {', '.join(presets())}.")
-        text = path.read_text()
+        text = _text_of(path)
     elif plan in presets():
         text = (resources.files("ebdiff_orchestrator") / "presets" / f"{plan}.yaml").read_text()
     else:
@@ -59,12 +59,38 @@ def _read(plan: str) -> dict[str, Any]:
             f"PLAN = {plan}: neither a preset ({', '.join(presets())}) nor a file. Check the name or the path."
         )
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
         raise PlanError(f"PLAN = {plan}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise PlanError(f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits` for one.")
+        raise PlanError(
+            f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits --yaml` for one."
+        )
     return values
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PlanError(
+            f"PLAN = {path}: no such file. Give a YAML file, or a preset: {', '.join(presets())}."
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"PLAN = {path}: expected a readable UTF-8 text file ({error}).") from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is a mistake, not a silent loss of the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice[0]} stands twice; merge its sections", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

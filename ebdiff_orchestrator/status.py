@@ -61,7 +61,7 @@ def read_status(run_dir: Path) -> RunStatus:
 def outlook_table(outlook: Outlook) -> Table:
     """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
     table = Table(title=f"plan {outlook.plan.name}", show_edge=False, pad_edge=False, title_justify="left")
-    for heading in ("network", "trains", "owns", "target", "realised", "params (M)", "MACs (G)", "steps"):
+    for heading in ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     table.add_row("dense", "", "", "", "", *_costs(outlook.dense), "")
     for region in outlook.regions:
@@ -89,4 +89,5 @@ def _costs(costs: Any) -> tuple[str, str]:
 def _cells(record: StageRecord) -> tuple[str, ...]:
     began = time.strftime("%H:%M:%S", time.localtime(record.started_at)) if record.started_at else ""
     seconds = f"{record.active_s:.0f}" if record.status == "done" else ""
-    return record.name, record.status, str(record.attempts), began, seconds, str(record.steps or ""), record.error or ""
+    status = "starting" if record.status == "pending" and record.attempts and not record.error else record.status
+    return record.name, status, str(record.attempts), began, seconds, str(record.steps or ""), record.error or ""

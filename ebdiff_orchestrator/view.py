@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from schemas.job import Progress
+from schemas.job import Progress, ProgressState
 
 _LINE_EVERY_S = 15.0
 
@@ -103,6 +104,7 @@ class LiveTable(Silent):
         self._live.stop()
 
     def line(self, text: str) -> None:
+        self._status = ""
         self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def waiting(self, text: str) -> None:
@@ -115,8 +117,26 @@ class LiveTable(Silent):
         self._status = ""
         self._jobs[name] = progress
 
-    def _render(self) -> Table:
-        return progress_table(self._jobs, self._status)
+    def _render(self) -> RenderableType:
+        return progress_table(self._jobs, self._status) if self._jobs else self._status
+
+
+def terminal_view() -> View:
+    """The view that suits standard output."""
+    console = Console()
+    return LiveTable(console) if console.is_terminal else Lines(console)
+
+
+def sampling_report(view: View) -> Callable[[int, int], None]:
+    """A `report(done, total)` for sampling that shows on a view."""
+    began = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - began, 1e-9)
+        state: ProgressState = "done" if done == total else "running"
+        view.job("sampling", Progress(stage="samples", state=state, step=done, total_steps=total, steps_per_s=rate))
+
+    return report
 
 
 def progress_table(jobs: dict[str, Progress], caption: str = "") -> Table:

@@ -54,7 +54,7 @@ def _line(item: dict[str, object]) -> str:
             field,
             item["input"],
             "a key that plans have",
-            "Check the spelling; `ebdiff plan digits` prints every key.",
+            "Check the spelling; `ebdiff plan digits --yaml` prints every key.",
         )
     if item["type"] == "missing":
         return f"{field} is missing: a value is required. Add it to the plan or give --set {field}=..."

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.folders import check_own_folder, write_own_folder
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from schemas.digest import seed_from
 from schemas.errors import RunFailed, UserError, problem
@@ -20,6 +20,8 @@ GRID = "grid.png"
 GRID_IMAGES = 256
 CELL_PX = 48
 SEPARATOR_PX = 2
+
+_KIND = "images written before"
 
 _OWN_NAME = re.compile(r"\d{5,}\.png|" + re.escape(GRID))
 
@@ -76,6 +78,11 @@ class _StepCounter:
             self._report(self._done, self._batches * steps_a_batch)
 
 
+def check_images_folder(out: Path) -> None:
+    """Raise `UserError` if `write_images` would refuse `out`; to be asked before the work is done."""
+    check_own_folder(out, _holds_images_only, _KIND)
+
+
 def write_images(images_NHWC: np.ndarray, out: Path) -> None:
     """Write uint8 images [N, H, W, C] (C of 1 or 3) as 00000.png, 00001.png, ... and the first 256 as grid.png.
 
@@ -87,7 +94,7 @@ def write_images(images_NHWC: np.ndarray, out: Path) -> None:
             _to_pil(image_HWC).save(folder / f"{index:05d}.png")
         _to_pil(image_grid(images_NHWC[:GRID_IMAGES])).save(folder / GRID)
 
-    write_own_folder(out, write, _holds_images_only, "images written before")
+    write_own_folder(out, write, _holds_images_only, _KIND)
 
 
 def image_grid(images_NHWC: np.ndarray) -> np.ndarray:

@@ -19,11 +19,11 @@ def spaced_timesteps(spacing: str, count: int, total: int) -> list[int]:
     """
     if count < 1:
         raise UserError(problem("num_inference_steps", count, "at least 1", "Raise it."))
+    if count > total:
+        raise UserError(problem("num_inference_steps", count, f"at most {total}, the timesteps", "Lower it."))
     if spacing == "quadratic":
         ascending = [int(root**2) for root in np.linspace(0, math.sqrt(0.8 * total), count)]
     elif spacing == "uniform":
-        if count > total:
-            raise UserError(problem("num_inference_steps", count, f"at most {total}, the timesteps", "Lower it."))
         ascending = [index * (total // count) for index in range(count)]
     else:
         raise UserError(problem("spacing", spacing, "quadratic or uniform", "Change the scheduler's spacing."))

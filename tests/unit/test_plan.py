@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -82,14 +83,12 @@ def test_a_draw_may_go_on_with_a_higher_limit_unless_the_limit_decides_its_resul
     assert tiny_plan(last, "draw.max_intervals=50").experiment_digest() != tiny_plan(last).experiment_digest()
 
 
-def test_every_preset_loads_counts_and_survives_a_round_trip_through_yaml(tmp_path: object) -> None:
-    from pathlib import Path
-
+def test_every_preset_loads_counts_and_survives_a_round_trip_through_yaml(tmp_path: Path) -> None:
     assert {"digits", "cifar10"} <= set(presets())
     for name in presets():
         plan = load_plan(name)
         assert len(look_ahead(plan).regions) == 3
-        file = Path(str(tmp_path)) / f"{name}.yaml"
+        file = tmp_path / f"{name}.yaml"
         file.write_text(plan_as_yaml(plan))
         assert load_plan(str(file)) == plan
 
@@ -105,6 +104,27 @@ def test_changes_reach_lists_and_numbers_with_exponents() -> None:
 def test_a_change_that_cannot_be_made_is_refused_with_itself_in_the_message(change: str) -> None:
     with pytest.raises(PlanError, match="--set"):
         load_plan("digits", [change])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"training: {steps: 5}\ntraining: {batch_size: 3}\n", "stands twice"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"training: [1, 2", "not valid YAML"),
+        (b"", "a mapping of keys to values"),
+    ],
+)
+def test_a_plan_file_that_cannot_be_meant_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_bytes(content)
+    with pytest.raises(PlanError, match=says):
+        load_plan(str(file))
+
+
+def test_a_folder_is_no_plan(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="a folder"):
+        load_plan(str(tmp_path))
 
 
 def test_an_unknown_preset_lists_those_there_are() -> None:
