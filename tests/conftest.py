@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ebdiff_orchestrator.plans import plan_from_values
 from ebdiff_orchestrator.stages import outline_jobs, worker_job
@@ -30,6 +31,15 @@ TINY: dict[str, Any] = {
 
 
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
+
+
+@pytest.fixture(autouse=True)
+def same_process_settings() -> Iterator[None]:
+    """A worker run inside the test's process sets threads and determinism; the next test finds them as they were."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.fixture(scope="session")
