@@ -92,8 +92,8 @@ class Ledger:
             for stage in (job.draw, job.train):
                 if stage is None or self.is_done(stage.name):
                     continue
-                result = finished_result(self.directory.path, stage.name, stage.key)
-                if result is None or (stage is job.train and result.steps != job.train.steps):
+                result = finished_result(self.directory.path, stage)
+                if result is None:
                     continue
                 damaged = self.directory.damaged(result.artifacts)
                 if damaged:

@@ -9,7 +9,7 @@ from region_workers.device import World
 from region_workers.recorder import Recorder
 from schemas.digest import file_digest
 from schemas.durable import write_model
-from schemas.job import RESULT_FILE, Artifact, StageResult, WorkerJob
+from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage, WorkerJob
 
 
 def artifact(run_dir: Path, path: Path) -> Artifact:
@@ -22,14 +22,17 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def finished_result(run_dir: Path, stage: str, key: str) -> StageResult | None:
-    """The result that a stage of this key left, if it finished and its inputs are still those it was made from."""
-    path = run_dir / stage / RESULT_FILE
+def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult | None:
+    """The result that the stage left, if it finished.
+
+    It must be of the stage's key, of as many steps as asked, and made from inputs that are still there unchanged.
+    """
+    path = run_dir / stage.name / RESULT_FILE
     try:
         result = StageResult.model_validate_json(path.read_text())
     except (OSError, ValueError):
         return None
-    if result.key != key:
+    if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
         return None
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
 

@@ -67,9 +67,8 @@ def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: ImageStore,
 
 
 def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) -> bool:
-    """The leading worker's answer: whether the stage left a result of this key, and of as many steps as asked."""
-    result = finished_result(Path(job.run_dir), stage.name, stage.key) if world.leads else None
-    finished = result is not None and (isinstance(stage, DrawStage) or result.steps == stage.steps)
+    """The leading worker's answer."""
+    finished = world.leads and finished_result(Path(job.run_dir), stage) is not None
     return bool(world.from_leader(int(finished)))
 
 

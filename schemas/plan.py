@@ -273,10 +273,6 @@ class Plan(Section):
         starts = [region.train[0] for region in self.regions]
         return tuple(zip(starts, [*starts[1:], self.diffusion.num_train_timesteps], strict=True))
 
-    def region(self, name: str) -> RegionPlan:
-        """The region of that name; KeyError if there is none."""
-        return {region.name: region for region in self.regions}[name]
-
     def steps_of(self, region: RegionPlan) -> int:
         """Training steps of a region: its own, else the plan's."""
         return region.steps or self.training.steps

@@ -212,10 +212,10 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
     job = make_jobs(tiny_plan("training.steps=2"), tmp_path)[0]
     run_worker(job)
     assert job.train is not None
-    assert finished_result(tmp_path, job.train.name, job.train.key) is not None
+    assert finished_result(tmp_path, job.train) is not None
     ticket = tmp_path / "draw/0-260/tickets/0-260/ticket.json"
     ticket.write_text(ticket.read_text().replace('"interval": ', '"interval": 1'))
-    assert finished_result(tmp_path, job.train.name, job.train.key) is None
+    assert finished_result(tmp_path, job.train) is None
 
 
 def test_a_damaged_expert_is_found_and_made_again(
