@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,9 +48,8 @@ class Request:
 class Cluster:
     """A connection to Ray, made by `connect`."""
 
-    def __init__(self, embedded: bool, request: Request) -> None:
-        self.embedded = embedded
-        self.request = request
+    def __init__(self, embedded: bool, request: Request, retries: int = 2) -> None:
+        self.embedded, self.request, self.retries = embedded, request, retries
         self._starting: set[str] = set()
         self._started: set[str] = set()
 
@@ -97,6 +96,24 @@ class Cluster:
 
         task = ray.remote(num_cpus=self.request.cpus, num_gpus=min(self.request.gpus, 1.0), max_retries=0)(function)
         return ray.get(task.remote(*arguments))
+
+    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Run `function(*call)` for every call, as many at once as fit; (index, result) as they end.
+
+        A call whose worker dies is made again, `workers.retries` times; an exception of the function is raised here.
+        """
+        import ray
+
+        options = {"num_cpus": self.request.cpus, "num_gpus": min(self.request.gpus, 1.0)}
+        task = ray.remote(max_retries=self.retries, **options)(function)
+        pending = {task.remote(*call): index for index, call in enumerate(calls)}
+        try:
+            while pending:
+                (ended,), _ = ray.wait(list(pending), num_returns=1)
+                yield pending.pop(ended), ray.get(ended)
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
 
     def _fit(self, job: WorkerJob, future: Future[None]) -> None:
         try:
@@ -165,7 +182,7 @@ def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iter
 def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:
     import ray
 
-    cluster = Cluster(embedded, request_of(workers, ray.cluster_resources().get("GPU", 0.0)))
+    cluster = Cluster(embedded, request_of(workers, ray.cluster_resources().get("GPU", 0.0)), workers.retries)
     if embedded and not cluster.capacity():
         free = cluster.describe_free()
         raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")

@@ -14,7 +14,8 @@ from region_workers.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim
-from schemas.plan import DataPlan, ModelPlan
+from schemas.model import ModelPlan
+from schemas.plan import DataPlan
 
 
 @dataclass(frozen=True)

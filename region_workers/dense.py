@@ -8,16 +8,24 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from schemas.plan import DataPlan, ModelPlan
+from schemas.model import ModelPlan
+from schemas.plan import DataPlan
+
+
+_NOT_ARGUMENTS = {"family", "pretrained", "num_classes", "label_dropout"}
 
 
 def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
-    """The arguments of `UNet2DModel` that the plan's sections `model` and `data` stand for."""
+    """The arguments of `UNet2DModel` that the plan's sections `model` and `data` stand for.
+
+    A class-conditional network has one class more than the data: the last one stands for `no class`.
+    """
     return {
-        **model.model_dump(exclude={"family"}),
+        **model.model_dump(exclude=_NOT_ARGUMENTS),
         "sample_size": data.resolution,
         "in_channels": data.channels,
         "out_channels": data.channels,
+        "num_class_embeds": None if model.num_classes is None else model.num_classes + 1,
     }
 
 

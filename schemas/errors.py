@@ -48,6 +48,8 @@ def _line(item: dict[str, object]) -> str:
         return str(item["msg"])
     location = item["loc"]
     assert isinstance(location, tuple)
+    if location[:1] == ("model",) and location[1:2] in (("pixel",), ("latent",)):
+        location = ("model", *location[2:])  # pydantic names the kind of model that it took the section for
     field = ".".join(str(part) for part in location) or "plan"
     if item["type"] == "extra_forbidden":
         return problem(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, ModelPlan, TrainingPlan
+from schemas.model import ModelPlan
+from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, TrainingPlan
 from schemas.section import Section
 
 RESULT_FILE = "result.json"
@@ -56,7 +57,8 @@ class WorkerJob(Section):
     run_dir: str
     cache_dir: str | None = None
     use_gpu: bool = True
-    store_digest: str
+    store_digest: str  # of what is denoised: the images, or the latents made of them
+    dense_digest: str | None = None  # of model.pretrained
     seed: int
     data: DataPlan
     model: ModelPlan
@@ -102,6 +104,7 @@ class StageResult(Section):
     artifacts: tuple[Artifact, ...]
     hardware: Hardware
     metrics: dict[str, float]
+    peak_memory_bytes: int | None = None  # of the device (CUDA: allocated; CPU: the leading worker's resident set)
 
 
 class Progress(Section):

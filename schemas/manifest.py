@@ -30,7 +30,70 @@ class StageRecord(Section):
     artifacts: tuple[Artifact, ...] = ()
     hardware: Hardware | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    reused_from: str | None = Field(None, description="The run directory whose equal stage was taken over.")
     error: str | None = None
+
+
+class Lease(Section):
+    """Devices that one job (or one of the driver's own stages) held: what a run is charged, waiting included."""
+
+    job: str
+    attempt: int
+    started_at: float = Field(description="Unix time in seconds: when the devices were taken.")
+    ended_at: float
+    workers: int
+    gpus: float = Field(description="GPUs over all workers; 0 on CPUs.")
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours times workers."""
+        return (self.ended_at - self.started_at) / 3600 * self.workers
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours times GPUs."""
+        return (self.ended_at - self.started_at) / 3600 * self.gpus
+
+
+class DenseCost(Section):
+    """What training the dense start took, in the run that it comes from."""
+
+    steps: int
+    active_s: float
+    worker_hours: float
+    gpu_hours: float
+
+
+class DenseSource(Section):
+    """The dense network that a run starts from."""
+
+    path: str
+    digest: str = Field(description="SHA-256 of its config and weights.")
+    cost: DenseCost | None = Field(None, description="null where it is unknown: the network is not a run's.")
+
+
+class Evaluation(Section):
+    """One measurement of the ensemble's images."""
+
+    key: str = Field(description="Digest of the ensemble, the images drawn and the reference.")
+    fid: float
+    num_images: int
+    steps: int = Field(description="Sampling steps an image.")
+    seed: int
+    guidance_scale: float
+    inception_sha256: str
+    reference_digest: str
+    reference_images: int
+    seconds_per_image: float = Field(description="Of one worker: sampling alone.")
+    wall_s: float
+    workers: int
+    at: float
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is FID-50K: fewer images give a higher, not comparable number."""
+        return self.num_images >= 50_000
 
 
 class Manifest(Section):
@@ -42,9 +105,12 @@ class Manifest(Section):
     plan: Plan
     experiment_digest: str
     store_digest: str | None = None
+    dense: DenseSource | None = None
     attempts: int = Field(0, description="Jobs started so far, in all launches; numbers the next one.")
     software: dict[str, str]
     stages: dict[str, StageRecord]
+    leases: tuple[Lease, ...] = ()
+    evaluations: dict[str, Evaluation] = Field(default_factory=dict, description="By the evaluation's key.")
 
     def stage(self, name: str) -> StageRecord:
         """The record of a stage."""

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.digest import digest
 from schemas.errors import cross_field_error
+from schemas.model import ModelPlan, PixelModelPlan
 from schemas.regions import NAME, RegionPlan, check_regions
 from schemas.section import Section
 
@@ -17,8 +18,17 @@ _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "workers": True,
     "checkpointing": True,
     "logging": True,
-    "data": {"path"},
+    "data": {"path"},  # images, the VAE and a dense start are known by their digests
+    "model": {"pretrained", "vae", "vae_subfolder"},
 }
+
+
+class CropPlan(Section):
+    """A square cut from every image before it is resized, in pixels of the image."""
+
+    center_x: int = Field(ge=0, description="Column of the square's centre.")
+    center_y: int = Field(ge=0, description="Row of the square's centre.")
+    size: int = Field(ge=1, description="Side of the square: it spans [centre - size // 2, centre - size // 2 + size).")
 
 
 class DataPlan(Section):
@@ -31,51 +41,19 @@ class DataPlan(Section):
     config_name: str | None = Field(None, description="The hub data set's configuration.")
     split: str = "train"
     image_column: str | None = Field(None, description="The column of images; found by itself if there is one.")
+    label_column: str | None = Field(
+        None,
+        description="The column of class labels, for a class-conditional model; in a folder of images the folders at "
+        "its top are the classes, under the name `label`.",
+    )
+    crop: CropPlan | None = Field(None, description="A fixed square to cut out first; null: the centre square.")
+    interpolation: Literal["lanczos", "bilinear", "bicubic"] = Field(
+        "lanczos", description="Pillow's antialiased filter that resizes to `resolution`."
+    )
     resolution: int = Field(8, ge=4, description="Side in pixels: shorter side resized, centre cropped.")
     channels: Literal[1, 3] = Field(1, description="1: greyscale, 3: RGB (alpha is laid on white).")
     random_flip: bool = Field(False, description="Mirror each image with probability 1/2, anew each step.")
     max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
-
-
-class ModelPlan(Section):
-    """The dense network: diffusers' UNet2DModel, by its own argument names."""
-
-    family: Literal["pixel"] = "pixel"
-    block_out_channels: tuple[int, ...] = (64, 128)
-    layers_per_block: int = Field(2, ge=1)
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D")
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "UpBlock2D")
-    norm_num_groups: int = Field(8, ge=1)
-    norm_eps: float = Field(1e-6, gt=0)
-    attention_head_dim: int | None = None
-    downsample_padding: int = 0
-    flip_sin_to_cos: bool = False
-    freq_shift: int = 1
-    act_fn: str = "silu"
-    add_attention: bool = True
-    dropout: float = Field(0.0, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _blocks_agree(self) -> Self:
-        levels = len(self.block_out_channels)
-        for field in ("down_block_types", "up_block_types"):
-            types = getattr(self, field)
-            if len(types) != levels:
-                raise cross_field_error(
-                    f"model.{field}",
-                    list(types),
-                    f"{levels} entries, one for each of model.block_out_channels",
-                    "Make the two lists equally long.",
-                )
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise cross_field_error(
-                    "model.block_out_channels",
-                    list(self.block_out_channels),
-                    f"multiples of model.norm_num_groups = {self.norm_num_groups}",
-                    "Change the widths or the number of norm groups.",
-                )
-        return self
 
 
 class DiffusionPlan(Section):
@@ -102,6 +80,13 @@ class DrawPlan(Section):
 
     scope: Literal["per-region", "shared"] = Field(
         "per-region", description="per-region: each region on its own timesteps; shared: one dense warm-up over all."
+    )
+    method: Literal["early-bird", "one-shot"] = Field(
+        "early-bird",
+        description="early-bird: train until the mask stops changing; one-shot: one mask of model.pretrained as it is.",
+    )
+    inherit_weights: bool = Field(
+        True, description="false: the expert keeps the ticket's channels and starts from fresh weights (`scratch`)."
     )
     importance: Literal["magnitude", "taylor", "diff-pruning", "random"] = "magnitude"
     importance_timesteps: int | None = Field(
@@ -136,6 +121,23 @@ class DrawPlan(Section):
         return self
 
 
+class TimestepPlan(Section):
+    """Which timesteps a step trains on, and how much each counts. Laws over [0, T), conditioned on the region."""
+
+    sampling: Literal["uniform", "speed"] = Field(
+        "uniform", description="uniform, in antithetic pairs; speed: SpeeD's law (arXiv 2405.17403)."
+    )
+    weighting: Literal["none", "speed", "min-snr", "p2"] = Field(
+        "none", description="Weights of the loss: SpeeD's, Min-SNR (arXiv 2303.09556), P2 (arXiv 2204.00227)."
+    )
+    speed_tau: int = Field(700, ge=1, description="SpeeD: timesteps below it are drawn speed_k times as often.")
+    speed_k: float = Field(5.0, ge=1)
+    speed_lambda: float = Field(0.6, ge=0.5, le=1, description="SpeeD: weights below speed_tau span [1 - λ, λ].")
+    min_snr_gamma: float = Field(5.0, gt=0)
+    p2_gamma: float = Field(1.0, ge=0)
+    p2_k: float = Field(1.0, gt=0)
+
+
 class TrainingPlan(Section):
     """One region's training, and the dense training of its draw."""
 
@@ -144,6 +146,7 @@ class TrainingPlan(Section):
     learning_rate: float = Field(2e-4, gt=0)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
+    timesteps: TimestepPlan = TimestepPlan()
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: no clipping.")
     ema_decay: float | None = Field(0.9999, ge=0, lt=1, description="null: no EMA.")
     ema_warmup: bool = Field(False, description="Decay of min(ema_decay, (1+k)/(10+k)) at step k, for short runs.")
@@ -183,6 +186,9 @@ class SamplingPlan(Section):
     )
     eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
     clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
+    guidance_scale: float = Field(
+        1.0, ge=0, description="Classifier-free guidance of a class-conditional model; 1: none."
+    )
     num_images: int = Field(64, ge=1)
     batch_size: int = Field(64, ge=1)
 
@@ -232,7 +238,7 @@ class Plan(Section):
     name: str = Field("run", pattern=NAME, description="Names the run directory, if none is given.")
     seed: int = Field(0, ge=0)
     data: DataPlan = DataPlan()
-    model: ModelPlan = ModelPlan()
+    model: ModelPlan = PixelModelPlan()
     diffusion: DiffusionPlan = DiffusionPlan()
     regions: tuple[RegionPlan, ...] = (
         RegionPlan(train=(0, 260), pruning_ratio=0.3),
@@ -265,6 +271,24 @@ class Plan(Section):
         if self.sampling.steps > total:
             raise cross_field_error(
                 "sampling.steps", self.sampling.steps, f"at most diffusion.num_train_timesteps = {total}", "Lower it."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_exist(self) -> Self:
+        if self.model.num_classes is not None and self.data.label_column is None:
+            raise cross_field_error(
+                "data.label_column",
+                None,
+                f"a column of labels, since model.num_classes = {self.model.num_classes}",
+                "Name the column (label for a folder of images), or set model.num_classes to null.",
+            )
+        if self.sampling.guidance_scale != 1 and self.model.num_classes is None:
+            raise cross_field_error(
+                "sampling.guidance_scale",
+                self.sampling.guidance_scale,
+                "1, since the model has no classes",
+                "Set it so.",
             )
         return self
 

@@ -20,9 +20,10 @@ from region_workers.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
-from schemas.plan import DataPlan, ModelPlan
+from schemas.model import PixelModelPlan
+from schemas.plan import DataPlan
 
-MODEL = ModelPlan(
+MODEL = PixelModelPlan(
     block_out_channels=(128, 256, 256, 256),
     down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from region_workers.costs import region_costs
-from schemas.plan import DataPlan, ModelPlan
+from schemas.model import PixelModelPlan
+from schemas.plan import DataPlan
 
 CIFAR10 = (
-    ModelPlan(
+    PixelModelPlan(
         block_out_channels=(128, 256, 256, 256),
         down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
@@ -18,7 +19,7 @@ CIFAR10 = (
     DataPlan(resolution=32, channels=3),
 )
 CELEBA = (
-    ModelPlan(
+    PixelModelPlan(
         block_out_channels=(128, 256, 256, 256, 512),
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),

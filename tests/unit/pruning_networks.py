@@ -7,10 +7,11 @@ from diffusers import UNet2DModel
 
 from region_workers.dense import build_dense, example_inputs
 from region_workers.pruning.groups import ChannelGroup, find_groups
-from schemas.plan import DataPlan, ModelPlan
+from schemas.model import PixelModelPlan
+from schemas.plan import DataPlan
 
 DATA = DataPlan(resolution=8, channels=3)
-MODEL = ModelPlan(
+MODEL = PixelModelPlan(
     block_out_channels=(32, 64, 64),
     layers_per_block=1,
     down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
@@ -20,7 +21,7 @@ MODEL = ModelPlan(
 )
 
 
-def random_unet(model: ModelPlan = MODEL, seed: int = 0) -> UNet2DModel:
+def random_unet(model: PixelModelPlan = MODEL, seed: int = 0) -> UNet2DModel:
     torch.manual_seed(seed)
     return randomise(build_dense(model, DATA)).eval()
 

@@ -1,0 +1,119 @@
+"""The model section of a plan: what is denoised, and by which dense network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from schemas.errors import cross_field_error
+from schemas.section import Section
+
+
+class _NetworkPlan(Section):
+    """What both kinds of dense network have, by diffusers' argument names."""
+
+    pretrained: str | None = Field(
+        None,
+        description="Start from this dense network: a diffusers folder or hub name (with or without unet/), or an "
+        "earlier dense run. It replaces the arguments below by its own; null: fresh weights.",
+    )
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int = Field(2, ge=1)
+    down_block_types: tuple[str, ...]
+    up_block_types: tuple[str, ...]
+    norm_num_groups: int = Field(8, ge=1)
+    attention_head_dim: int | None = None
+    act_fn: str = "silu"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    num_classes: int | None = Field(None, ge=1, description="Classes of a class-conditional model; null: none.")
+    label_dropout: float = Field(
+        0.1, ge=0, lt=1, description="Share of labels replaced by `no class` in training, for classifier-free guidance."
+    )
+
+    @model_validator(mode="after")
+    def _blocks_agree(self) -> Self:
+        levels = len(self.block_out_channels)
+        for field in ("down_block_types", "up_block_types"):
+            types = getattr(self, field)
+            if len(types) != levels:
+                raise cross_field_error(
+                    f"model.{field}",
+                    list(types),
+                    f"{levels} entries, one for each of model.block_out_channels",
+                    "Make the two lists equally long.",
+                )
+        for width in self.block_out_channels:
+            if width % self.norm_num_groups:
+                raise cross_field_error(
+                    "model.block_out_channels",
+                    list(self.block_out_channels),
+                    f"multiples of model.norm_num_groups = {self.norm_num_groups}",
+                    "Change the widths or the number of norm groups.",
+                )
+        return self
+
+
+class PixelModelPlan(_NetworkPlan):
+    """The dense network on pixels: diffusers' UNet2DModel, by its own argument names."""
+
+    family: Literal["pixel"] = "pixel"
+    block_out_channels: tuple[int, ...] = (64, 128)
+    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D")
+    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "UpBlock2D")
+    norm_eps: float = Field(1e-6, gt=0)
+    downsample_padding: int = 0
+    flip_sin_to_cos: bool = False
+    freq_shift: int = 1
+    add_attention: bool = True
+
+
+class LatentModelPlan(_NetworkPlan):
+    """The dense network on a VAE's latents (LDM, arXiv 2112.10752): diffusers' UNet2DConditionModel.
+
+    A class is one learned vector of `cross_attention_dim`, to which every transformer block attends.
+    """
+
+    family: Literal["latent"]
+    vae: str = Field(description="A diffusers AutoencoderKL or VQModel: a folder or a hub name.")
+    vae_subfolder: str | None = Field(None, description="Where in it the VAE is; found by itself in a pipeline.")
+    scaling_factor: float | None = Field(None, gt=0, description="Latents are multiplied by it; null: the VAE's own.")
+    latent_channels: int = Field(3, ge=1)
+    latent_downscale: int = Field(4, ge=1, description="Pixels a latent's side stands for; VQ-f4: 4.")
+    block_out_channels: tuple[int, ...] = (192, 384, 576, 960)
+    down_block_types: tuple[str, ...] = (
+        "DownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+    )
+    up_block_types: tuple[str, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    norm_num_groups: int = Field(32, ge=1)
+    attention_head_dim: int | None = Field(1, description="The number of heads, by diffusers' misnomer.")
+    norm_eps: float = Field(1e-5, gt=0)
+    downsample_padding: int = 1
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    cross_attention_dim: int = Field(512, ge=1)
+    transformer_layers_per_block: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _context_exists(self) -> Self:
+        attends = any("CrossAttn" in name for name in (*self.down_block_types, *self.up_block_types))
+        if attends and self.num_classes is None:
+            raise cross_field_error(
+                "model.num_classes",
+                None,
+                "a number of classes, since the CrossAttn blocks attend to the class",
+                "Set model.num_classes and data.label_column, or use DownBlock2D and UpBlock2D.",
+            )
+        return self
+
+
+def _family_of(model: Any) -> str:
+    return str(model.get("family", "pixel") if isinstance(model, dict) else getattr(model, "family", "pixel"))
+
+
+ModelPlan = Annotated[
+    Annotated[PixelModelPlan, Tag("pixel")] | Annotated[LatentModelPlan, Tag("latent")], Discriminator(_family_of)
+]
