@@ -32,6 +32,6 @@ def add_noise(
     return alpha_B111.sqrt() * images_BCHW + (1.0 - alpha_B111).sqrt() * noise_BCHW
 
 
-def epsilon_loss(predicted_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
-    """Squared error summed over pixels, averaged over the batch (paper, equation 3): a scalar, in float32."""
-    return (predicted_BCHW.float() - noise_BCHW).square().sum(dim=(1, 2, 3)).mean()
+def squared_errors(predicted_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
+    """Each image's squared error, summed over pixels: float32 [B]; its mean is the paper's loss (equation 3)."""
+    return (predicted_BCHW.float() - noise_BCHW).square().sum(dim=(1, 2, 3))

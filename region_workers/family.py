@@ -1,8 +1,8 @@
-"""What the loop needs of a model family: its dense network, one batch, the loss of one step."""
+"""What the loop needs of a model family: its dense network, one batch, the errors of one forward pass."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -10,8 +10,15 @@ from torch import nn
 from region_workers.data.batches import BatchSource
 from region_workers.data.store import ImageStore
 from region_workers.dense import build_dense, example_inputs
-from region_workers.diffusion import add_noise, alphas_cumprod, epsilon_loss
+from region_workers.diffusion import add_noise, alphas_cumprod, squared_errors
 from schemas.job import WorkerJob
+
+
+class Batch(NamedTuple):
+    """Clean samples [B, C, H, W] in the range that is denoised, and their class labels int64 [B] if there are any."""
+
+    clean: torch.Tensor
+    labels: torch.Tensor | None
 
 
 class ModelFamily(Protocol):
@@ -27,17 +34,15 @@ class ModelFamily(Protocol):
     def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Arguments of one forward pass, batch of one; enough to trace the network."""
 
-    def batch(self, step: int, rows: slice) -> torch.Tensor:
-        """The clean samples of rows of step's global batch, on the device."""
+    def batch(self, step: int, rows: slice) -> Batch:
+        """The rows of step's global batch, on the device."""
 
-    def loss(
-        self, network: nn.Module, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """The scalar loss of one forward pass."""
+    def errors(self, network: nn.Module, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Each sample's error after one forward pass: float32 [B]."""
 
 
-class PixelFamily:
-    """Images in [-1, 1], denoised by diffusers' UNet2DModel."""
+class UNetFamily:
+    """Images in [-1, 1], or latents, denoised by one of diffusers' UNets, with or without class labels."""
 
     def __init__(self, job: WorkerJob, store: ImageStore, device: torch.device, data_seed: int) -> None:
         self._job = job
@@ -55,11 +60,10 @@ class PixelFamily:
     def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
         return example_inputs(self._job.data, device)
 
-    def batch(self, step: int, rows: slice) -> torch.Tensor:
-        return self._batches.batch(step, rows)
+    def batch(self, step: int, rows: slice) -> Batch:
+        return Batch(self._batches.batch(step, rows), None)
 
-    def loss(
-        self, network: nn.Module, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        noisy_BCHW = add_noise(clean, noise, timesteps, self._alphas_cumprod)
-        return epsilon_loss(network(noisy_BCHW, timesteps, return_dict=False)[0], noise)
+    def errors(self, network: nn.Module, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        noisy_BCHW = add_noise(batch.clean, noise, timesteps, self._alphas_cumprod)
+        labels = {} if batch.labels is None else {"class_labels": batch.labels}
+        return squared_errors(network(noisy_BCHW, timesteps, return_dict=False, **labels)[0], noise)

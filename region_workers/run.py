@@ -15,7 +15,7 @@ from region_workers.data.store import ImageStore, default_cache_dir, ensure_stor
 from region_workers.device import World, current_world, prepare_process
 from region_workers.drawing.draw import Draw
 from region_workers.failures import StageHeldError, StopRequestedError, is_retryable, message_for_people
-from region_workers.family import PixelFamily
+from region_workers.family import UNetFamily
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import announce_start
 from region_workers.results import finished_result
@@ -58,7 +58,7 @@ def run_job(job: WorkerJob) -> None:
 def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: ImageStore, world: World) -> None:
     kind = "draw" if isinstance(stage, DrawStage) else "train"
     randomness = StepRandomness(job.seed, kind, stage.timesteps, world.device)
-    family = PixelFamily(job, store, world.device, randomness.seed_for("data"))
+    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
     if isinstance(stage, TrainStage):
         train(job, stage, family, randomness, world)
         return

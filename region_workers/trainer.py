@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from region_workers.device import World
-from region_workers.diffusion import antithetic_timesteps
 from region_workers.failures import NonFiniteLossError
-from region_workers.family import ModelFamily
+from region_workers.family import Batch, ModelFamily
 from region_workers.randomness import StepRandomness
+from region_workers.timesteps import TimestepLaw
 from schemas.plan import TrainingPlan
 
 
@@ -37,7 +37,7 @@ class Trainer:
         network: nn.Module,
         family: ModelFamily,
         randomness: StepRandomness,
-        timesteps: tuple[int, int],
+        law: TimestepLaw,
         training: TrainingPlan,
         world: World,
         keep_ema: bool = True,
@@ -46,7 +46,7 @@ class Trainer:
         if training.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.step = 0
-        self._family, self._randomness, self._timesteps = family, randomness, timesteps
+        self._family, self._randomness, self._law = family, randomness, law
         self._training, self._world = training, world
         self.parameters = dict(self.network.named_parameters())
         keep_ema = keep_ema and training.ema_decay is not None
@@ -104,7 +104,7 @@ class Trainer:
         bad_step = int(self._first_bad_step)
         if bad_step >= 0:
             raise NonFiniteLossError(
-                f"The loss or gradient of step {bad_step} (timesteps {list(self._timesteps)}) is not finite; the "
+                f"The loss or gradient of step {bad_step} (timesteps {list(self._law.span)}) is not finite; the "
                 "update was not made and the last good checkpoint stays. Lower training.learning_rate, set "
                 "training.gradient_clip, or use training.precision=fp32, in a new run."
             )
@@ -158,31 +158,32 @@ class Trainer:
         share = batch_size // (self._world.size * passes)
         first_row = self._world.rank * share * passes
         generator = self._randomness.generator(self.step)
-        timesteps_B = antithetic_timesteps(batch_size, self._timesteps, generator)
+        timesteps_B = self._law.draw(batch_size, generator)
         noise_BCHW: torch.Tensor | None = None
         total = torch.zeros((), device=self._world.device)
         for index in range(passes):
             rows = slice(first_row + index * share, first_row + (index + 1) * share)
-            clean = self._family.batch(self.step, rows)
+            batch = self._family.batch(self.step, rows)
             if noise_BCHW is None:
-                shape = (batch_size, *clean.shape[1:])
+                shape = (batch_size, *batch.clean.shape[1:])
                 noise_BCHW = torch.randn(shape, generator=generator, device=self._world.device)
-            total += self._backward(clean, timesteps_B[rows], noise_BCHW[rows], passes, last=index == passes - 1)
+            total += self._backward(batch, timesteps_B[rows], noise_BCHW[rows], passes, last=index == passes - 1)
         if self._world.size > 1:
             torch.distributed.all_reduce(total, op=torch.distributed.ReduceOp.SUM)
             total /= self._world.size
         return total
 
     def _backward(
-        self, clean: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor, passes: int, last: bool
+        self, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor, passes: int, last: bool
     ) -> torch.Tensor:
         if self._training.channels_last:
-            clean = clean.contiguous(memory_format=torch.channels_last)
+            batch = batch._replace(clean=batch.clean.contiguous(memory_format=torch.channels_last))
         if self._replicas is not None:
             self._replicas.require_backward_grad_sync = last  # reduce once an update, after the last pass
         bf16 = self._training.precision == "bf16"
         with torch.autocast(self._world.device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = self._family.loss(self._forward, clean, timesteps, noise) / passes
+            errors_B = self._family.errors(self._forward, batch, timesteps, noise)
+            loss = self._law.weighted_mean(errors_B, timesteps) / passes
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

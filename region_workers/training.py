@@ -13,6 +13,7 @@ from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import Recorder, stopped_at
 from region_workers.results import artifact, files_in, publish
+from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
 from schemas.digest import digest
 from schemas.durable import write_folder
@@ -27,7 +28,8 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     ticket = run_dir / stage.draw / TICKETS_FOLDER / stage.region
     inputs = tuple(artifact(run_dir, path) for path in (ticket / TICKET_FILE, ticket / EXPERT_FOLDER / WEIGHTS_FILE))
     expert = PrunedUNet2DModel.from_pretrained(ticket / EXPERT_FOLDER, low_cpu_mem_usage=False)
-    trainer = Trainer(expert, family, randomness, stage.timesteps, job.training, world)
+    law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
+    trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
     # The state of a training belongs to the very ticket it began with.
     state_key = digest([stage.key, *(item.sha256 for item in inputs)])

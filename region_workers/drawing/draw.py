@@ -21,6 +21,7 @@ from region_workers.pruning.widths import realised_ratio
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import Recorder, stopped_at
 from region_workers.results import files_in, publish
+from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
 from schemas.durable import write_folder, write_model
 from schemas.job import (
@@ -55,7 +56,8 @@ class Draw:
         dense = family.build_dense()
         self._groups: tuple[ChannelGroup, ...] = find_groups(dense, family.example_inputs(torch.device("meta")))
         keep_ema = self._plan.weights == "ema"
-        self._trainer = Trainer(dense, family, randomness, stage.timesteps, job.training, world, keep_ema)
+        law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
+        self._trainer = Trainer(dense, family, randomness, law, job.training, world, keep_ema)
         last_step = self._interval * self._plan.max_intervals
         self._recorder = Recorder(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
         self._checkpoints = Checkpoints(self._folder / "checkpoints", stage.key, job.checkpointing.keep)

@@ -32,7 +32,7 @@ def accumulate_importance_gradients(
     step: int,
     between_passes: Callable[[], None],
 ) -> dict[str, torch.Tensor]:
-    """The summed gradient of the loss on this step's batch, by parameter name; the network's own stay empty.
+    """The summed gradient of the plain, unweighted loss on this step's batch, by parameter name; the network's own stay empty.
 
     The batch is cut in `training.gradient_accumulation` passes, as in training; `between_passes` is called before each.
     With diff-pruning (NeurIPS 2023, arXiv 2305.10924) the sum ends at the first timestep whose loss, on its first
@@ -45,12 +45,14 @@ def accumulate_importance_gradients(
     for timestep, index in product(importance_timesteps(timesteps, plan.importance_timesteps), range(passes)):
         between_passes()
         randomness.seed_network(step, rank=0)
-        clean = family.batch(step, slice(index * share, (index + 1) * share))
+        batch = family.batch(step, slice(index * share, (index + 1) * share))
         generator = randomness.generator(step, f"importance-{timestep}-{index}")
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        device = batch.clean.device
+        noise = torch.randn(batch.clean.shape, generator=generator, device=device)
         bf16 = training.precision == "bf16"
-        with torch.autocast(clean.device.type, dtype=torch.bfloat16, enabled=bf16):
-            loss = family.loss(network, clean, torch.full((share,), timestep, device=clean.device), noise) / passes
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            timesteps_B = torch.full((share,), timestep, device=device)
+            loss = family.errors(network, batch, timesteps_B, noise).mean() / passes
         if plan.importance == "diff-pruning" and index == 0:
             value = float(loss.detach())
             largest = max(largest, value)

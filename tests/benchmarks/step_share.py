@@ -25,9 +25,10 @@ from ebdiff_orchestrator.plans import load_plan
 from ebdiff_orchestrator.stages import outline_jobs, worker_job
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.device import World, prepare_process
-from region_workers.family import PixelFamily
+from region_workers.family import UNetFamily
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import Recorder
+from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
 from schemas.job import WorkerJob
 
@@ -87,8 +88,9 @@ def measure(job: WorkerJob, store: ImageStore, steps: int) -> dict[str, float]:
     assert job.draw is not None
     world = World(torch.device("cpu"), 0, 1)
     randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
-    family = PixelFamily(job, store, world.device, randomness.seed_for("data"))
-    trainer = Trainer(family.build_dense(), family, randomness, job.draw.timesteps, job.training, world)
+    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
+    law = TimestepLaw(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
+    trainer = Trainer(family.build_dense(), family, randomness, law, job.training, world)
     recorder = Recorder(job, job.draw.name, job.draw.key, steps, world, job.training.learning_rate)
     recorder.begin(0, [], 0.0)
     whole, own = [], []

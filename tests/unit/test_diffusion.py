@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from region_workers.diffusion import add_noise, alphas_cumprod, antithetic_timesteps, epsilon_loss
+from region_workers.diffusion import add_noise, alphas_cumprod, antithetic_timesteps, squared_errors
 from schemas.plan import DiffusionPlan
 
 
@@ -46,4 +46,4 @@ def test_the_loss_is_summed_over_pixels_and_averaged_over_the_batch() -> None:
     noise = torch.zeros(2, 3, 4, 4)
     predicted = torch.ones(2, 3, 4, 4)
     predicted[1] *= 3
-    assert epsilon_loss(predicted, noise).item() == pytest.approx((48 + 9 * 48) / 2)
+    assert squared_errors(predicted, noise).mean().item() == pytest.approx((48 + 9 * 48) / 2)

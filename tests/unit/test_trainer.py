@@ -13,8 +13,9 @@ from torch import nn
 from region_workers.data.store import ensure_store
 from region_workers.device import World, prepare_process
 from region_workers.failures import NonFiniteLossError
-from region_workers.family import PixelFamily
+from region_workers.family import UNetFamily
 from region_workers.randomness import StepRandomness
+from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer, ema_decay
 from schemas.job import WorkerJob
 from schemas.plan import Plan, TrainingPlan
@@ -33,9 +34,10 @@ def make_trainer(tiny_plan: MakePlan, make_jobs: MakeJobs, cache_dir: Path, tmp_
         prepare_process(plan.training)
         world = World(torch.device("cpu"), 0, 1)
         randomness = StepRandomness(plan.seed, "draw", job.draw.timesteps, world.device)
-        family = PixelFamily(job, ensure_store(plan.data, cache_dir), world.device, randomness.seed_for("data"))
+        family = UNetFamily(job, ensure_store(plan.data, cache_dir), world.device, randomness.seed_for("data"))
         torch.manual_seed(0)
-        return Trainer(family.build_dense(), family, randomness, job.draw.timesteps, plan.training, world)
+        law = TimestepLaw(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
+        return Trainer(family.build_dense(), family, randomness, law, plan.training, world)
 
     return make
 
@@ -101,12 +103,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
 ) -> None:
     trainer = make_trainer(f"training.gradient_clip={clip}")
     before = {n: t for n, t in _weights_after(trainer, 2).items() if not n.startswith("ema.")}
-    true_loss = PixelFamily.loss
-    monkeypatch.setattr(
-        PixelFamily, "loss", lambda self, *arguments: true_loss(self, *arguments) * float("nan"), raising=True
-    )
+    true_errors = UNetFamily.errors
+    monkeypatch.setattr(UNetFamily, "errors", lambda self, *inputs: true_errors(self, *inputs) * float("nan"))
     trainer.advance()
-    monkeypatch.setattr(PixelFamily, "loss", true_loss)
+    monkeypatch.setattr(UNetFamily, "errors", true_errors)
     trainer.advance()
     after = {n: t for n, t in trainer.state_tensors().items() if not n.startswith("ema.")}
     assert _largest_difference(before, after) == 0.0
