@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ebdiff_orchestrator.ensemble.folders import check_own_folder, write_own_folder
+from ebdiff_orchestrator.ensemble.guidance import check_classes
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from schemas.digest import seed_from
 from schemas.errors import RunFailed, UserError, problem
@@ -34,36 +36,77 @@ def sample_images(
     batch_size: int,
     report: Callable[[int, int], None] | None = None,
     first: int = 0,
+    classes: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
 ) -> np.ndarray:
-    """`count` images, uint8 [N, H, W, C]: the images `first`, `first` + 1, ... of that seed.
+    """All of `iter_images`, uint8 [N, H, W, C]."""
+    options = {"first": first, "classes": classes, "guidance_scale": guidance_scale, "report": report}
+    return np.concatenate(list(iter_images(pipeline, count, seed, steps, batch_size, **options)))
 
-    Image i's noise comes from (seed, i) on the CPU, so batch size, device and where a range begins change nothing
-    but rounding. `report(done, total)` counts denoising steps over all batches. Raises `RunFailed` if the network
-    gives a non-finite image.
+
+def iter_images(
+    pipeline: EnsemblePipeline,
+    count: int,
+    seed: int,
+    steps: int | None,
+    batch_size: int,
+    *,
+    first: int = 0,
+    classes: Sequence[int] | None = None,
+    guidance_scale: float | None = None,
+    report: Callable[[int, int], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """`count` images in batches, uint8 [b, H, W, C]: the images `first`, `first` + 1, ... of that seed.
+
+    Image i's noise comes from (seed, i) on the CPU and its class is `classes[i % len(classes)]`, by default each of
+    the ensemble's classes in turn. So batch size, device and where a range begins change nothing but rounding (a
+    level of 255 in few pixels). `steps` and `guidance_scale` default to the ensemble's. `report(done, total)` counts
+    denoising steps over all batches. Raises `UserError` at once for options that do not fit, and `RunFailed` if the
+    network gives a non-finite image.
     """
     if count < 1 or batch_size < 1:
         raise UserError(problem("count, batch_size", (count, batch_size), "at least 1 each", "Raise them."))
+    cycle = _classes(classes, pipeline.num_classes)
     counter = _StepCounter(math.ceil(count / batch_size), report)
-    batches = []
-    for start in range(0, count, batch_size):
-        stop = min(start + batch_size, count)
-        generators = [_generator(seed, first + index) for index in range(start, stop)]
+
+    def batch_of(indices: range) -> np.ndarray:
         (images_NHWC,) = pipeline(
-            batch_size=stop - start,
-            generator=generators,
+            batch_size=len(indices),
+            generator=[_generator(seed, index) for index in indices],
             num_inference_steps=steps,
             output_type="np",
             return_dict=False,
             show_progress=False,
             on_step=lambda: counter.count(len(pipeline.scheduler.timesteps)),
+            class_labels=None if cycle is None else [cycle[index % len(cycle)] for index in indices],
+            guidance_scale=guidance_scale,
         )
-        if not np.isfinite(images_NHWC).all():
-            raise RunFailed(
-                f"Images {first + start} to {first + stop - 1} of seed {seed} are not finite: an expert has diverged, "
-                "or its precision is too low. Sample in float32, or look at the experts' losses."
-            )
-        batches.append((images_NHWC * 255).round().astype(np.uint8))
-    return np.concatenate(batches)
+        return _levels(images_NHWC, indices, seed)
+
+    stop = first + count
+    return (batch_of(range(start, min(start + batch_size, stop))) for start in range(first, stop, batch_size))
+
+
+def _classes(classes: Sequence[int] | None, num_classes: int | None) -> Sequence[int] | None:
+    """The classes that images take in turn; None for an ensemble without any."""
+    if classes is None:
+        return None if num_classes is None else range(num_classes)
+    if num_classes is None:
+        raise UserError(problem("classes", list(classes), "None, since the ensemble has no classes", "Leave it out."))
+    if not len(classes):
+        raise UserError(problem("classes", [], "at least one class", "Leave it out for each class in turn."))
+    check_classes(classes, num_classes)
+    return classes
+
+
+def _levels(images_NHWC: np.ndarray, indices: range, seed: int) -> np.ndarray:
+    """Images in [0, 1] as uint8; `RunFailed` if one is not finite."""
+    if not np.isfinite(images_NHWC).all():
+        raise RunFailed(
+            f"Images {indices[0]} to {indices[-1]} of seed {seed} are not finite: an expert has diverged, "
+            "or its precision is too low. Sample in float32, or look at the experts' losses."
+        )
+    return cast(np.ndarray, (images_NHWC * 255).round().astype(np.uint8))
 
 
 class _StepCounter:

@@ -8,10 +8,13 @@ from typing import Any, cast
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from ebdiff_orchestrator.ensemble.expert_files import cast_to, read_expert, write_expert
 from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
+from ebdiff_orchestrator.ensemble.latents import check_vae, decode
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
 from schemas.errors import UserError, problem
@@ -22,15 +25,24 @@ MODEL_INDEX = "model_index.json"
 class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
     """Images from an ensemble: `unet` is a `TimestepRouter`, `scheduler` any of diffusers' that steps by timestep.
 
+    With a `vae` (AutoencoderKL or VQModel) the experts work on its latents, times its config's scaling_factor.
     Swap schedulers as in diffusers: `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`.
-    `pipe.to(device)` moves every expert at once.
+    `pipe.to(device)` moves every expert at once. Raises `UserError` if the VAE's latents are not what experts take.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]  # noqa: RUF012 - diffusers' own form
 
-    def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin) -> None:
+    def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin, vae: ModelMixin | None = None) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        if vae is not None:
+            check_vae(vae, unet.config.in_channels)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of a class-conditional ensemble; None without. Label `num_classes` is "no class"."""
+        return cast(TimestepRouter, self.unet).num_classes
 
     @torch.no_grad()
     def __call__(
@@ -44,20 +56,22 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         return_dict: bool = True,
         show_progress: bool = True,
         on_step: Callable[[], None] | None = None,
+        class_labels: ClassLabels = None,
+        guidance_scale: float | None = None,
     ) -> ImagePipelineOutput | tuple[Any]:
         """Draw `batch_size` images: PIL images ("pil"), float32 [B, H, W, C] ("np") or [B, C, H, W] ("pt") in [0, 1].
 
-        With a list of generators, one an image, an image depends on its own generator alone. `num_inference_steps`
-        and `eta` default to the ensemble's. The timesteps stay on the host, the trajectory in float32 whatever the
-        experts' precision. `on_step` is called after each step. Raises `UserError` (a ValueError) for options that the
-        scheduler does not take.
+        An ensemble on latents gives them undecoded, float32 [B, C, h, w], for "latent". A class-conditional one needs
+        `class_labels`: one for all images or one an image, the number of classes meaning "no class";
+        `guidance_scale` s steers by eps_null + s (eps_class - eps_null): 1 is the class as trained, 0 "no class".
+        With a list of generators, one an image, an image depends on its own generator and class alone.
+        `num_inference_steps`, `eta` and `guidance_scale` default to the ensemble's. The timesteps stay on the host, the
+        trajectory in float32 whatever the experts' precision. `on_step` is called after each step. Raises `UserError`
+        (a ValueError) for options that the ensemble or its scheduler does not take.
         """
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise UserError(
-                problem("generator", f"a list of {len(generator)}", f"{batch_size}, one an image", "Or pass just one.")
-            )
-        if output_type not in ("pil", "np", "pt"):
-            raise UserError(problem("output_type", output_type, "pil, np or pt", "Change it."))
+        self._check(batch_size, generator, output_type)
+        labels_B = labels_of_batch(class_labels, batch_size, self.num_classes, self._execution_device)
+        scale = scale_of(guidance_scale, self.scheduler.config.get("guidance_scale"), self.num_classes)
         self._set_timesteps(num_inference_steps, timesteps)
         step_options = self._step_options(eta, generator)
         shape_BCHW = (batch_size, self.unet.config.in_channels, *_height_width(self.unet.config.sample_size))
@@ -67,19 +81,22 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         steps = list(zip(self.scheduler.timesteps, self.scheduler.timesteps.tolist(), strict=True))
         for timestep, value in self.progress_bar(steps) if show_progress else steps:
             model_input = self.scheduler.scale_model_input(image, timestep)
-            noise = self.unet(model_input.to(self.unet.dtype), value).sample.float()
+            noise = predicted_noise(self.unet, model_input, value, labels_B, scale)
             image = self.scheduler.step(noise, timestep, image, **step_options).prev_sample
             if on_step is not None:
                 on_step()
 
-        images = self._as(output_type, (image / 2 + 0.5).clamp(0, 1))
+        images = self._as(output_type, image)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True) -> None:
         """Write the ensemble as a folder that appears whole or not at all.
 
-        Its model_index.json names DDPMPipeline, which plain diffusers knows and which runs any scheduler.
+        Its model_index.json names DDPMPipeline, which plain diffusers knows and which runs any scheduler; with classes
+        or a VAE, which no pipeline of diffusers' runs together with a router, it names EnsemblePipeline. Once
+        `ebdiff_orchestrator.ensemble` is imported, `DiffusionPipeline.from_pretrained` loads either; before, it stops
+        with a ValueError that names the module to import, or with an AttributeError that names EnsemblePipeline.
         """
         if not safe_serialization:
             raise UserError(problem("safe_serialization", False, "True", "Weights are saved as safetensors only."))
@@ -88,13 +105,26 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
     def _write(self, folder: Path) -> None:
         self.unet.save_pretrained(folder / "unet")
         self.scheduler.save_pretrained(folder / "scheduler")
+        components = ["scheduler", "unet"]
+        if self.vae is not None:
+            write_expert(self.vae, folder / "vae")
+            components.append("vae")
+        plain = self.vae is None and self.num_classes is None
         index = {
-            "_class_name": "DDPMPipeline",
+            "_class_name": "DDPMPipeline" if plain else EnsemblePipeline.__name__,
             "_diffusers_version": diffusers.__version__,
-            "scheduler": list(self.config.scheduler),
-            "unet": list(self.config.unet),
+            **{name: list(self.config[name]) for name in components},
         }
         (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _check(self, batch_size: int, generator: Generators, output_type: str) -> None:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise UserError(
+                problem("generator", f"a list of {len(generator)}", f"{batch_size}, one an image", "Or pass just one.")
+            )
+        kinds = ["pil", "np", "pt"] if self.vae is None else ["pil", "np", "pt", "latent"]
+        if output_type not in kinds:
+            raise UserError(problem("output_type", output_type, f"one of {', '.join(kinds)}", "Change it."))
 
     def _set_timesteps(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> None:
         if timesteps is not None:
@@ -126,6 +156,12 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         return options
 
     def _as(self, output_type: str, image_BCHW: torch.Tensor) -> Any:
+        """The end of a trajectory, an image in [-1, 1] or a latent, as what was asked for."""
+        if output_type == "latent":
+            return image_BCHW
+        if self.vae is not None:
+            image_BCHW = decode(self.vae, image_BCHW)
+        image_BCHW = (image_BCHW / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return image_BCHW
         image_BHWC = image_BCHW.cpu().permute(0, 2, 3, 1).numpy()
@@ -150,18 +186,26 @@ def load_ensemble(
             )
         )
     router = TimestepRouter.from_pretrained(folder / "unet", torch_dtype=torch_dtype)
-    pipeline = EnsemblePipeline(router, _read_scheduler(folder))
+    pipeline = EnsemblePipeline(router, _read_scheduler(folder), _read_vae(folder, torch_dtype))
     return cast(EnsemblePipeline, pipeline if device is None else pipeline.to(device))
 
 
 def is_ensemble(folder: Path) -> bool:
     """Whether `folder` is an ensemble: a model index whose `unet` is a `TimestepRouter`."""
-    index = folder / MODEL_INDEX
-    return index.is_file() and TimestepRouter.__name__ in (json.loads(index.read_text()).get("unet") or [])
+    return (folder / MODEL_INDEX).is_file() and TimestepRouter.__name__ in (_index(folder).get("unet") or [])
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads((folder / MODEL_INDEX).read_text()))
+
+
+def _read_vae(folder: Path, dtype: torch.dtype | None) -> Any:
+    library, name = _index(folder).get("vae") or (None, None)
+    return None if name is None else cast_to(read_expert(folder / "vae", f"{library}.{name}"), dtype)
 
 
 def _read_scheduler(folder: Path) -> Any:
-    name = json.loads((folder / MODEL_INDEX).read_text())["scheduler"][1]
+    name = _index(folder)["scheduler"][1]
     kind = ListDDIMScheduler if name == ListDDIMScheduler.__name__ else getattr(diffusers, name, None)
     if kind is None:
         raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))

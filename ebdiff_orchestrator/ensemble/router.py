@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import numbers
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from ebdiff_orchestrator.ensemble.routes import Routes
 from schemas.errors import UserError, problem
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")
-_MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds")
+_MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds", "num_context_classes")
 
 Timestep = int | float | torch.Tensor
 
@@ -30,8 +31,9 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """The experts of an ensemble behind the call of one UNet.
 
     `experts[i]` owns the timesteps `routes[i]` = [start, stop) and is called `names[i]`; the routes partition [0, T).
-    `.config` holds what pipelines read from a UNet (sample_size, in_channels, out_channels) and routes, names and
-    expert_classes. Raises `UserError` (a ValueError) if routes, names or the experts' shapes do not fit together.
+    `.config` holds what pipelines read from a UNet (sample_size, in_channels, out_channels), what the experts' configs
+    say of classes and context, and routes, names and expert_classes. Raises `UserError` (a ValueError) if routes, names
+    or the experts' shapes do not fit together.
     """
 
     config_name = CONFIG
@@ -44,6 +46,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 problem("experts", len(experts), f"{len(routes)}, one a route", "Give one expert for each route.")
             )
         self.experts = nn.ModuleList(experts)
+        self._needs_context = [_needs_context(expert) for expert in experts]
         self.register_to_config(
             **_shared_config(experts, self._routes.names),
             routes=[list(route) for route in self._routes.routes],
@@ -74,6 +77,18 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         else:
             prediction = self._run_split(owners, sample, timesteps, positional, conditioning)
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of a class-conditional ensemble: labels 0 to `num_classes` - 1; label `num_classes` is "no class".
+
+        None for an ensemble without classes.
+        """
+        if self.config.get("num_context_classes") is not None:
+            return int(self.config.num_context_classes) - 1
+        if self.config.get("num_class_embeds") is not None:
+            return int(self.config.num_class_embeds) - 1
+        return None
 
     def expert_of(self, timestep: int | float) -> str:
         """The name of the expert that owns `timestep`."""
@@ -115,6 +130,8 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _run(
         self, owner: int, sample: torch.Tensor, timesteps: torch.Tensor, positional: Any, conditioning: Any
     ) -> torch.Tensor:
+        if self._needs_context[owner] and not positional:
+            conditioning = {"encoder_hidden_states": None, **conditioning}
         output = self.experts[owner](sample, timesteps, *positional, return_dict=False, **conditioning)
         return cast(torch.Tensor, output[0])
 
@@ -150,6 +167,12 @@ def _shared_config(experts: Sequence[nn.Module], names: Sequence[str]) -> dict[s
             )
         shared[key] = values[0]
     return shared
+
+
+def _needs_context(expert: nn.Module) -> bool:
+    """Whether `expert` must be told that there is no context, as diffusers' UNet2DConditionModel must be."""
+    context = inspect.signature(expert.forward).parameters.get("encoder_hidden_states")
+    return context is not None and context.default is inspect.Parameter.empty
 
 
 def _host_values(timestep: Timestep) -> list[int | float]:

@@ -21,11 +21,14 @@ def save_ensemble(
     names: Sequence[str],
     diffusion: DiffusionPlan,
     sampling: SamplingPlan,
+    vae: nn.Module | None = None,
 ) -> None:
     """Write `experts`, which own `routes` and are called `names`, as one pipeline folder at `path`.
 
-    The folder appears whole or not at all, in place of an older ensemble. Raises `UserError` if the experts, routes
-    and timesteps do not fit together, or if `path` holds something else.
+    `sampling` becomes what a call of the pipeline that names no steps, eta or guidance scale uses. With `vae` (a
+    diffusers AutoencoderKL or VQModel) the experts' images are its latents, times its config's scaling_factor. The
+    folder appears whole or not at all, in place of an older ensemble. Raises `UserError` if the experts, routes,
+    timesteps and VAE do not fit together, or if `path` holds something else.
     """
     router = TimestepRouter(experts, routes, names)
     covered = routes[-1][1]
@@ -35,7 +38,7 @@ def save_ensemble(
                 "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
             )
         )
-    EnsemblePipeline(router, scheduler_of(diffusion, sampling)).save_pretrained(path)
+    EnsemblePipeline(router, scheduler_of(diffusion, sampling), vae).save_pretrained(path)
 
 
 def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:
@@ -49,5 +52,6 @@ def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMSc
         eta=sampling.eta,
         clip_sample=sampling.clip_sample,
         num_inference_steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
     )
     return scheduler

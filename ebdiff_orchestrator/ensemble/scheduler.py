@@ -22,7 +22,8 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     diffusers' DDIMScheduler takes t - T // S as the previous timestep whatever its list says, which is wrong for
     quadratic spacing. A repeated timestep is a step of no length: it changes nothing but rounding.
-    The network predicts the noise. `num_inference_steps` and `eta` are what a call that names none uses.
+    The network predicts the noise. `num_inference_steps`, `eta` and `guidance_scale` are what a call of the pipeline
+    that names none uses; the scheduler itself does not guide.
     """
 
     order = 1
@@ -39,6 +40,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         eta: float = 0.0,
         clip_sample: bool = False,
         num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
     ) -> None:
         _check_eta(eta)
         # Not by diffusers' decorator: with it, from_config of another scheduler would put its own defaults
@@ -52,6 +54,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             eta=eta,
             clip_sample=clip_sample,
             num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
         )
         betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
         alpha_bars = torch.cumprod(1 - betas, dim=0)
