@@ -1,11 +1,13 @@
-"""Which column of a table holds the images."""
+"""Which column of a table holds the images, and which the labels."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pyarrow as pa
 
+from region_workers.data.decode import Label
 from schemas.errors import plan_error
 
 
@@ -26,6 +28,37 @@ def image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:
     return candidates[0]
 
 
+def check_label_column(schema: pa.Schema, wanted: str, path: str) -> None:
+    """Raise PlanError unless `wanted` is a column of whole numbers or strings; `a.b` is field b of the struct a."""
+    kind = _type_of(schema, wanted)
+    if kind is None or not _holds_labels(kind):
+        has = "it is not there" if kind is None else f"it holds {kind}"
+        possible = [name for name, kind in _with_fields(schema) if _holds_labels(kind)]
+        remedy = f"Set data.label_column to one of: {', '.join(possible)}." if possible else "No column holds labels."
+        raise plan_error("data.label_column", wanted, f"a column of integers or strings in {path}; {has}", remedy)
+
+
+def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+    """The names of the classes that the datasets library noted for a column (its ClassLabel), if it did."""
+    feature: Any = _noted_features(schema)
+    for part in _steps(schema, column):
+        feature = feature.get(part) if isinstance(feature, dict) else None
+    if not isinstance(feature, dict) or feature.get("_type") != "ClassLabel" or not feature.get("names"):
+        return None
+    return tuple(str(name) for name in feature["names"])
+
+
+def labels_of(batch: pa.RecordBatch, column: str) -> list[Label]:
+    """The values of the column of labels in some rows: int, str or None."""
+    steps = _steps(batch.schema, column)
+    values = batch.column(steps[0])
+    for step in steps[1:]:
+        values = values.flatten()[values.type.get_field_index(step)]  # carries the struct's nulls down
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    return [int(label) if isinstance(label, bool) else label for label in values.to_pylist()]
+
+
 def holds_files(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold image files: binary, or a struct with binary `bytes`."""
     if pa.types.is_struct(kind):
@@ -37,11 +70,47 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _marked_as_images(schema: pa.Schema) -> list[str]:
+def _holds_labels(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    types = pa.types
+    return bool(
+        types.is_integer(kind) or types.is_boolean(kind) or types.is_string(kind) or types.is_large_string(kind)
+    )
+
+
+def _steps(schema: pa.Schema, column: str) -> list[str]:
+    return [column] if schema.get_field_index(column) >= 0 else column.split(".")
+
+
+def _type_of(schema: pa.Schema, column: str) -> pa.DataType | None:
+    first, *rest = _steps(schema, column)
+    if schema.get_field_index(first) < 0:
+        return None
+    kind = schema.field(first).type
+    for step in rest:
+        if not pa.types.is_struct(kind) or kind.get_field_index(step) < 0:
+            return None
+        kind = kind.field(step).type
+    return kind
+
+
+def _with_fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
+    named = []
+    for field in schema:
+        inner = field.type if pa.types.is_struct(field.type) and not holds_files(field.type) else ()
+        named += [(field.name, field.type)] + [(f"{field.name}.{part.name}", part.type) for part in inner]
+    return named
+
+
+def _noted_features(schema: pa.Schema) -> dict[str, Any]:
     metadata = (schema.metadata or {}).get(b"huggingface")
-    if metadata is None:
-        return []
-    features = json.loads(metadata).get("info", {}).get("features", {})
+    features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {}) if metadata else {}
+    return features
+
+
+def _marked_as_images(schema: pa.Schema) -> list[str]:
+    features = _noted_features(schema)
     return [
         field.name
         for field in schema

@@ -6,16 +6,26 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from schemas.plan import CropPlan
+
 Pixels = npt.NDArray[np.uint8]
 Payload = bytes | Path | Pixels | None
+Label = int | str | None
 
 # Raise it whenever `decode` gives other pixels for the same file: stores of the older version are then built anew.
 TRANSFORM_VERSION = 1
+
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_TO_EIGHT_BITS = 65535 / 255
@@ -36,16 +46,26 @@ _UNREADABLE = (
 )
 
 
+class Item(NamedTuple):
+    """One image of a source: its name (file name or row number), its file, its label as the source gives it."""
+
+    name: str
+    payload: Payload
+    label: Label = None
+
+
 class UnreadableImageError(ValueError):
     """A file that gives no picture; the message says why."""
 
 
-def decode(payload: Payload, resolution: int, channels: int) -> Pixels:
+def decode(
+    payload: Payload, resolution: int, channels: int, crop: CropPlan | None = None, interpolation: str = "lanczos"
+) -> Pixels:
     """The image as uint8 [resolution, resolution, channels].
 
-    Turned as its EXIF orientation says; alpha laid on white; 16-bit greyscale scaled to 8 bits; the square at its
-    centre resized to `resolution` pixels with Pillow's antialiased Lanczos filter, unless it fits already.
-    Raises UnreadableImageError.
+    Turned as its EXIF orientation says; alpha laid on white; 16-bit greyscale scaled to 8 bits; the square of `crop`,
+    or else the one at its centre, resized to `resolution` pixels with one of Pillow's antialiased FILTERS, unless it
+    fits already. Raises UnreadableImageError, also for an image that does not hold the whole square of `crop`.
     """
     try:
         with _open(payload) as image:
@@ -53,7 +73,10 @@ def decode(payload: Payload, resolution: int, channels: int) -> Pixels:
             coloured = _to_channels(upright, channels)
     except _UNREADABLE as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    return np.asarray(_fit(coloured, resolution), dtype=np.uint8).reshape(resolution, resolution, channels)
+    square = _centre(coloured) if crop is None else _cut(coloured, crop)
+    if square.size != (resolution, resolution):
+        square = square.resize((resolution, resolution), FILTERS[interpolation])
+    return np.asarray(square, dtype=np.uint8).reshape(resolution, resolution, channels)
 
 
 def _open(payload: Payload) -> Image.Image:
@@ -90,9 +113,19 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer)
 
 
-def _fit(image: Image.Image, resolution: int) -> Image.Image:
+def _centre(image: Image.Image) -> Image.Image:
     # Cut first: resizing all of a very long image would need memory without bound.
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
-    return square if side == resolution else square.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
+def _cut(image: Image.Image, crop: CropPlan) -> Image.Image:
+    left, top = crop.center_x - crop.size // 2, crop.center_y - crop.size // 2
+    right, bottom = left + crop.size, top + crop.size
+    if left < 0 or top < 0 or right > image.width or bottom > image.height:
+        raise UnreadableImageError(
+            f"its {image.width} x {image.height} pixels do not hold the square of data.crop, "
+            f"columns {left}..{right - 1} and rows {top}..{bottom - 1}"
+        )
+    return image.crop((left, top, right, bottom))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from region_workers.data.columns import image_column
-from region_workers.data.decode import Payload
+from region_workers.data.columns import check_label_column, class_names, image_column
+from region_workers.data.decode import Item, Label, Payload
 from schemas.digest import digest
 from schemas.durable import write_text
 from schemas.errors import PlanError, plan_error
@@ -38,11 +38,19 @@ class HubSource:
         # A slice such as train[:10%] is no split of its own, and its size only reading it tells.
         return splits[self._plan.split].num_examples or None if self._plan.split in splits else None
 
-    def images(self) -> Iterator[tuple[str, Payload]]:
-        rows = self._dataset()
-        column = image_column(_features(rows).arrow_schema, self._plan.image_column, self._plan.path)
-        for number, row in enumerate(_undecoded(rows, column)):
-            yield f"row {number}", _payload(row[column])
+    def class_names(self) -> tuple[str, ...] | None:
+        if self._plan.label_column is None:
+            return None
+        return class_names(_features(self._dataset()).arrow_schema, self._plan.label_column)
+
+    def items(self) -> Iterator[Item]:
+        rows, label_column = self._dataset(), self._plan.label_column
+        schema = _features(rows).arrow_schema
+        column = image_column(schema, self._plan.image_column, self._plan.path)
+        if label_column is not None:
+            check_label_column(schema, label_column, self._plan.path)
+        for number, row in enumerate(_undecoded(rows, column, label_column)):
+            yield Item(f"row {number}", _payload(row[column]), _label(row, label_column))
 
     def _dataset(self) -> Any:
         if self._rows is None:
@@ -66,11 +74,25 @@ def _features(rows: Any) -> Any:
     return rows._resolve_features().features  # no public way to ask a stream for them; reads its first rows
 
 
-def _undecoded(rows: Any, column: str) -> Any:
+def _undecoded(rows: Any, column: str, label_column: str | None) -> Any:
     from datasets import Features, Image
 
-    features = Features({column: Image(decode=False)})
-    return rows.select_columns([column]).cast(features)
+    features = {column: Image(decode=False)}
+    if label_column is not None:
+        known = _features(rows)
+        # The field of a struct (a.b) comes with the whole struct.
+        top = label_column if label_column in known else label_column.split(".")[0]
+        features[top] = known[top]
+    return rows.select_columns(list(features)).cast(Features(features))
+
+
+def _label(row: dict[str, Any], label_column: str | None) -> Label:
+    if label_column is None:
+        return None
+    value: Any = row
+    for step in [label_column] if label_column in row else label_column.split("."):
+        value = None if value is None else value[step]
+    return int(value) if isinstance(value, bool) else value
 
 
 def _payload(value: dict[str, Any] | None) -> Payload:

@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from region_workers.data.columns import image_column
-from region_workers.data.decode import Payload
+from region_workers.data.columns import check_label_column, class_names, image_column, labels_of
+from region_workers.data.decode import Item, Label
 from region_workers.data.hub import HubSource
-from region_workers.data.splits import check_not_split, files_of_split
+from region_workers.data.splits import check_not_split, files_of_split, without_split_folder
 from schemas.digest import digest
 from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
@@ -25,12 +25,13 @@ _IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
 )
 _ROWS_AT_ONCE = 64
+_FOLDER_LABEL = "label"  # the name that the datasets library gives to the folders of a folder of images
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _EXPECTED = f"a Parquet file, a folder of Parquet files or of images, a data set's name on the hub, or {DIGITS}"
 
 
 class Source(Protocol):
-    """Image files in a fixed order."""
+    """Image files in a fixed order, with their labels where the plan asks for them."""
 
     def identity(self) -> dict[str, Any]:
         """What changes when the images may have changed, as JSON values."""
@@ -38,8 +39,11 @@ class Source(Protocol):
     def count(self) -> int | None:
         """The number of images, readable or not; None if only reading them tells."""
 
-    def images(self) -> Iterator[tuple[str, Payload]]:
-        """Each image's name (file name or row number) and file."""
+    def class_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the order of their numbers, if the source knows them before it is read."""
+
+    def items(self) -> Iterator[Item]:
+        """Every image, readable or not; without labels unless the plan names a column of them."""
 
 
 def open_source(plan: DataPlan, cache_dir: Path) -> Source:
@@ -55,11 +59,15 @@ def open_source(plan: DataPlan, cache_dir: Path) -> Source:
 class DigitsSource:
     """scikit-learn's 1,797 greyscale digits, 8 x 8 pixels; needs neither files nor a network."""
 
-    def __init__(self) -> None:
+    def __init__(self, label_column: str | None = None) -> None:
         from sklearn.datasets import load_digits
 
-        values = load_digits().images  # float64 [1797, 8, 8], 0 to 16
+        if label_column not in (None, _FOLDER_LABEL):
+            raise plan_error("data.label_column", label_column, f"{_FOLDER_LABEL} for {DIGITS}", "Set it so.")
+        digits = load_digits()
+        values = digits.images  # float64 [1797, 8, 8], 0 to 16
         self._images = np.rint(values * 255 / 16).astype(np.uint8)
+        self._labels = [int(label) for label in digits.target] if label_column else None
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "digits", "digest": hashlib.sha256(self._images.tobytes()).hexdigest()}
@@ -67,19 +75,26 @@ class DigitsSource:
     def count(self) -> int | None:
         return len(self._images)
 
-    def images(self) -> Iterator[tuple[str, Payload]]:
+    def class_names(self) -> tuple[str, ...] | None:
+        return tuple(str(digit) for digit in range(10)) if self._labels else None
+
+    def items(self) -> Iterator[Item]:
         for row, image in enumerate(self._images):
-            yield f"row {row}", image
+            yield Item(f"row {row}", image, self._labels[row] if self._labels else None)
 
 
 class ParquetSource:
     """Parquet files with a column of image files, read a few rows at a time. Raises PlanError."""
 
-    def __init__(self, root: Path, files: list[Path], wanted_column: str | None) -> None:
-        self._root, self._files = root, files
-        self._column = image_column(_open_parquet(files[0]).schema_arrow, wanted_column, str(root))
-        for file in files[1:]:
-            image_column(_open_parquet(file).schema_arrow, self._column, str(file))
+    def __init__(self, root: Path, files: list[Path], plan: DataPlan) -> None:
+        self._root, self._files, self._label_column = root, files, plan.label_column
+        self._schema = _open_parquet(files[0]).schema_arrow
+        self._column = image_column(self._schema, plan.image_column, str(root))
+        for file in files:
+            schema = self._schema if file == files[0] else _open_parquet(file).schema_arrow
+            image_column(schema, self._column, str(file))
+            if self._label_column is not None:
+                check_label_column(schema, self._label_column, str(file))
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "parquet", "column": self._column, **_files_identity(self._root, self._files)}
@@ -88,20 +103,29 @@ class ParquetSource:
         rows: int = sum(_open_parquet(file).metadata.num_rows for file in self._files)
         return rows
 
-    def images(self) -> Iterator[tuple[str, Payload]]:
+    def class_names(self) -> tuple[str, ...] | None:
+        return class_names(self._schema, self._label_column) if self._label_column else None
+
+    def items(self) -> Iterator[Item]:
+        columns = [self._column] + ([self._label_column] if self._label_column else [])
         for file in self._files:
             row = 0
-            for batch in _open_parquet(file).iter_batches(_ROWS_AT_ONCE, columns=[self._column]):
-                for payload in _payloads(batch.column(0)):
-                    yield f"{file.name} row {row}", payload
+            for batch in _open_parquet(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
+                payloads = _payloads(batch.column(self._column))
+                labels: list[Label] = [None] * len(payloads)
+                if self._label_column:
+                    labels = labels_of(batch, self._label_column)
+                for payload, label in zip(payloads, labels, strict=True):
+                    yield Item(f"{file.name} row {row}", payload, label)
                     row += 1
 
 
 class FolderSource:
-    """Image files below a folder, in the order of their relative paths."""
+    """Image files below a folder, in the order of their relative paths; the folders at its top are the classes."""
 
-    def __init__(self, root: Path, files: list[Path]) -> None:
+    def __init__(self, root: Path, files: list[Path], label_column: str | None = None) -> None:
         self._root, self._files = root, files
+        self._classes = None if label_column is None else _class_folders(root, files, label_column)
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "folder", **_files_identity(self._root, self._files)}
@@ -109,9 +133,13 @@ class FolderSource:
     def count(self) -> int | None:
         return len(self._files)
 
-    def images(self) -> Iterator[tuple[str, Payload]]:
-        for file in self._files:
-            yield file.relative_to(self._root).as_posix(), file
+    def class_names(self) -> tuple[str, ...] | None:
+        return None if self._classes is None else tuple(sorted(set(self._classes)))
+
+    def items(self) -> Iterator[Item]:
+        for number, file in enumerate(self._files):
+            label = None if self._classes is None else self._classes[number]
+            yield Item(file.relative_to(self._root).as_posix(), file, label)
 
 
 def _local_source(path: Path, plan: DataPlan) -> Source:
@@ -121,13 +149,13 @@ def _local_source(path: Path, plan: DataPlan) -> Source:
     if plan.path != DIGITS and path.is_dir():
         return _folder_source(path, plan)
     check_not_split(plan)
-    return DigitsSource() if plan.path == DIGITS else _file_source(path, plan)
+    return DigitsSource(plan.label_column) if plan.path == DIGITS else _file_source(path, plan)
 
 
 def _file_source(path: Path, plan: DataPlan) -> Source:
     if path.suffix.lower() in _IMAGE_SUFFIXES:
         raise plan_error("data.path", plan.path, _EXPECTED, "This is one image: give the folder that holds it.")
-    return ParquetSource(path, [path], plan.image_column)
+    return ParquetSource(path, [path], plan)
 
 
 def _folder_source(root: Path, plan: DataPlan) -> Source:
@@ -138,11 +166,25 @@ def _folder_source(root: Path, plan: DataPlan) -> Source:
     files = files_of_split(root, files, plan)
     tables = [path for path in files if path.suffix.lower() == ".parquet"]
     if not tables:
-        return FolderSource(root, files)
+        return FolderSource(root, files, plan.label_column)
     if len(tables) < len(files):
         remedy = f"The folder holds {len(tables)} Parquet and {len(files) - len(tables)} image files: separate them."
         raise plan_error("data.path", plan.path, "a folder of Parquet files or of images, not of both", remedy)
-    return ParquetSource(root, tables, plan.image_column)
+    return ParquetSource(root, tables, plan)
+
+
+def _class_folders(root: Path, files: list[Path], label_column: str) -> list[str]:
+    """The class of each file: its folder at the top, below a split's own folder."""
+    if label_column != _FOLDER_LABEL:
+        remedy = "The folders at its top are the classes: set it so."
+        raise plan_error("data.label_column", label_column, f"{_FOLDER_LABEL} for the folder of images {root}", remedy)
+    relative = [file.relative_to(root) for file in files]
+    inside = without_split_folder(relative)
+    for whole, path in zip(relative, inside, strict=True):
+        if len(path.parts) < 2:
+            remedy = f"{whole} lies in none: move it, or set data.label_column to null."
+            raise plan_error("data.label_column", label_column, "every image in the folder of its class", remedy)
+    return [path.parts[0] for path in inside]
 
 
 def _visible_files(root: Path) -> list[Path]:

@@ -40,6 +40,15 @@ def check_not_split(plan: DataPlan) -> None:
         raise plan_error("data.split", plan.split, "train, which means all of it", remedy)
 
 
+def without_split_folder(relative: list[Path]) -> list[Path]:
+    """Paths within a split: without the folder at the top that names it (train/), if all of them lie in such folders.
+
+    Tells the folders of classes from the folder of a split.
+    """
+    in_split = all(len(path.parts) > 1 and _split_of(path) for path in relative)
+    return [Path(*path.parts[1:]) for path in relative] if in_split else relative
+
+
 def _split_of(relative: Path) -> str | None:
     words = [relative.parts[0]] if len(relative.parts) > 1 else re.split(r"[-_.\d]", relative.name)[:1]
     return _SPLIT_OF_WORD.get(words[0].lower())

@@ -13,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 from pydantic import ValidationError
 
-from region_workers.data.build import INFO, PIXELS, build_store, check_unreadable
+from region_workers.data.build import INFO, LABELS, PIXELS, build_store, check_unreadable, content_digest
 from region_workers.data.decode import TRANSFORM_VERSION
+from region_workers.data.labels import Labels
 from region_workers.data.lock import Report, build_lock
 from region_workers.data.sources import Source, open_source
 from schemas.digest import digest
@@ -29,12 +30,18 @@ _log = logging.getLogger(__name__)
 
 
 class ImageStore:
-    """Decoded images: `images` uint8 [N, H, W, C] and the `digest` of their content (SHA-256, hex)."""
+    """Decoded images: `images` uint8 [N, H, W, C], `labels` int64 [N] if the plan names a column of them.
 
-    def __init__(self, folder: Path, info: StoreInfo, images: np.memmap[Any, np.dtype[np.uint8]]) -> None:
+    `digest` is that of both (SHA-256, hex).
+    """
+
+    def __init__(
+        self, folder: Path, info: StoreInfo, images: np.memmap[Any, np.dtype[np.uint8]], labels: Labels | None
+    ) -> None:
         self.folder = folder
         self.info = info
         self.images = images
+        self.labels = labels
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -47,14 +54,20 @@ class ImageStore:
             images = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
             if images.shape != info.shape or images.dtype != np.uint8:
                 raise ValueError(f"{PIXELS} holds {images.dtype} {images.shape}, not uint8 {info.shape} as {INFO} says")
+            labels = None if info.num_classes is None else read_labels(folder / LABELS, info.shape[0])
         except (OSError, ValueError, ValidationError) as error:
             raise RunFailed(f"{folder} is no whole image store: {error}. Delete it; it is built anew.") from error
-        return cls(folder, info, images)
+        return cls(folder, info, images, labels)
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the pixels in order, then of the shape."""
+        """SHA-256 (hex) of the pixels in order, of the shape, and of the labels if there are any."""
         return self.info.digest
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the source names, or else one more than the largest label; None without labels."""
+        return self.info.num_classes
 
     @property
     def unreadable(self) -> int:
@@ -65,14 +78,21 @@ class ImageStore:
         return self.info.shape[0]
 
     def verify(self) -> None:
-        """Read every pixel and raise RunFailed unless their digest is the recorded one."""
+        """Read every pixel and raise RunFailed unless the digest of pixels and labels is the recorded one."""
         sha = hashlib.sha256()
         rows = max(1, _CHUNK_IMAGES_BYTES // max(1, self.images[:1].nbytes))
         for start in range(0, len(self), rows):
             sha.update(np.ascontiguousarray(self.images[start : start + rows]).data)
-        sha.update(str(self.info.shape).encode())
-        if sha.hexdigest() != self.digest:
+        if content_digest(sha, self.info.shape, self.labels) != self.digest:
             raise RunFailed(f"the pixels in {self.folder} have changed since they were written. Delete the folder.")
+
+
+def read_labels(path: Path, count: int) -> Labels:
+    """The labels of `count` images. Raises OSError or ValueError if the file is missing or holds anything else."""
+    labels: Labels = np.load(path, allow_pickle=False)
+    if labels.shape != (count,) or labels.dtype != np.int64:
+        raise ValueError(f"{path.name} holds {labels.dtype} {labels.shape}, not int64 ({count},)")
+    return labels
 
 
 def default_cache_dir() -> Path:
@@ -89,7 +109,8 @@ def ensure_store(
     """The store of the plan's images, built now if there is none; built once though several processes ask at a time.
 
     `report(done, total)` counts images while this process, or the one that it waits for, builds; a total of 0 means
-    that it is not known. Raises PlanError for a source that cannot be read or is empty, RunFailed for too many
+    that it is not known. Raises PlanError for a source that cannot be read or is empty and for images without
+    a proper label, RunFailed for too many
     unreadable images, for a builder without progress in `stall_limit_s` seconds and for a full disk.
     """
     _make_folder(cache_dir / "images")
@@ -107,8 +128,11 @@ def ensure_store(
 
 
 def store_key(identity: dict[str, Any], plan: DataPlan) -> str:
-    """SHA-256 (hex) of what determines a store: the source's identity and what is done to each image."""
-    transform = {
+    """SHA-256 (hex) of what determines a store: the source's identity and what is done to each image.
+
+    What is as it was before a field existed is left out, so that older stores are found.
+    """
+    transform: dict[str, Any] = {
         "version": TRANSFORM_VERSION,
         "resolution": plan.resolution,
         "channels": plan.channels,
@@ -116,6 +140,10 @@ def store_key(identity: dict[str, Any], plan: DataPlan) -> str:
         "split": plan.split,
         "config_name": plan.config_name,
     }
+    defaults = DataPlan()
+    for name in ("crop", "interpolation", "label_column"):
+        if getattr(plan, name) != getattr(defaults, name):
+            transform |= plan.model_dump(mode="json", include={name})
     return digest({"source": identity, "transform": transform})
 
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from region_workers.data.decode import UnreadableImageError, decode
+from schemas.plan import CropPlan
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -116,3 +117,33 @@ def test_shrinking_is_antialiased() -> None:
 def test_what_is_no_picture_is_unreadable(data: bytes | None) -> None:
     with pytest.raises(UnreadableImageError):
         decode(data, 8, 3)
+
+
+def test_the_square_of_celeba_is_cut_and_shrunk_as_the_ddim_code_does() -> None:
+    # CelebA's aligned images are 178 x 218; rows 57..184, columns 25..152, torchvision's bilinear.
+    pixels = np.random.default_rng(0).integers(0, 256, (218, 178, 3), dtype=np.uint8)
+    by_hand = Image.fromarray(pixels[57:185, 25:153]).resize((64, 64), Image.Resampling.BILINEAR)
+    crop = CropPlan(center_x=89, center_y=121, size=128)
+    decoded = decode(encoded(Image.fromarray(pixels)), 64, 3, crop, "bilinear")
+    assert np.array_equal(decoded, np.asarray(by_hand))
+    assert not np.array_equal(decode(encoded(Image.fromarray(pixels)), 64, 3, None, "bilinear"), decoded)
+
+
+@pytest.mark.parametrize("name", ["lanczos", "bilinear", "bicubic"])
+def test_the_interpolation_is_pillows(name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    by_hand = Image.fromarray(pixels[:, 10:50]).resize((16, 16), Image.Resampling[name.upper()])
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 16, 3, interpolation=name), np.asarray(by_hand))
+
+
+def test_a_square_of_odd_size_begins_half_its_size_before_the_centre() -> None:
+    pixels = np.arange(400, dtype=np.uint16).reshape(20, 20).astype(np.uint8)
+    crop = CropPlan(center_x=10, center_y=7, size=5)
+    assert np.array_equal(decode(encoded(Image.fromarray(pixels)), 5, 1, crop)[:, :, 0], pixels[5:10, 8:13])
+
+
+@pytest.mark.parametrize("centre", [(2, 8), (8, 2), (14, 8), (8, 14)])
+def test_an_image_that_does_not_hold_the_square_is_unreadable(centre: tuple[int, int]) -> None:
+    crop = CropPlan(center_x=centre[0], center_y=centre[1], size=8)
+    with pytest.raises(UnreadableImageError, match=r"16 x 16 pixels do not hold the square of data\.crop, columns"):
+        decode(encoded(Image.new("L", (16, 16))), 8, 1, crop)

@@ -30,10 +30,10 @@ from region_workers.data.store import ensure_store
 from schemas.plan import DataPlan
 
 plain = parallel.decode
-def slow(payload, resolution, channels):
+def slow(*arguments):
     print("decoded", flush=True)
     time.sleep(0.02)
-    return plain(payload, resolution, channels)
+    return plain(*arguments)
 parallel.decode = slow
 print("digest", ensure_store(DataPlan(path=sys.argv[1]), Path(sys.argv[2])).digest, flush=True)
 """

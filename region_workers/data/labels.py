@@ -1,0 +1,89 @@
+"""Class labels: found beside the images, numbered from 0, checked against the plan's number of classes."""
+
+from __future__ import annotations
+
+from array import array
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from region_workers.data.decode import Label
+from schemas.errors import plan_error
+
+Labels = npt.NDArray[np.int64]
+
+_REMEDY = "Repair or remove that image, or name another column."
+
+
+class LabelledStore(Protocol):
+    """What has labels, or None for none."""
+
+    @property
+    def labels(self) -> Labels | None:
+        """int64 [N], from 0."""
+
+
+class LabelRecorder:
+    """Collects the labels of successive images: numbers as they are, strings numbered by class.
+
+    The classes are `class_names` if the source knows them, else the strings seen, sorted.
+    """
+
+    def __init__(self, column: str, class_names: tuple[str, ...] | None) -> None:
+        self._column = column
+        self._names = class_names
+        self._number_of: dict[str, int] = {name: number for number, name in enumerate(class_names or ())}
+        self._numbers = array("q")
+        self._strings_seen = False
+
+    def add(self, name: str, label: Label) -> None:
+        """Take the label of the image called `name`. Raises PlanError if it is null, negative or no known class."""
+        if isinstance(label, str):
+            self._strings_seen = True
+            if label not in self._number_of and self._names is not None:
+                raise self._error(name, f"the label {label!r}", f"one of its {len(self._names)} classes")
+            self._numbers.append(self._number_of.setdefault(label, len(self._number_of)))
+            return
+        if label is None:
+            raise self._error(name, "no label", "a label")
+        if label < 0 or (self._names is not None and label >= len(self._names)):
+            classes = "" if self._names is None else f" below its {len(self._names)} classes"
+            raise self._error(name, f"the label {label}", f"a number from 0{classes}")
+        self._numbers.append(label)
+
+    def finish(self) -> tuple[Labels, tuple[str, ...] | None]:
+        """The labels, int64 [N], and the names of the classes; None for numbers that have no names."""
+        numbers = np.array(self._numbers, dtype=np.int64)
+        if self._names is not None or not self._strings_seen:
+            return numbers, self._names
+        names = sorted(self._number_of)
+        rank = np.empty(len(names), dtype=np.int64)  # a string's number as it came to its number in sorted order
+        rank[[self._number_of[name] for name in names]] = np.arange(len(names))
+        return rank[numbers], tuple(names)
+
+    def _error(self, name: str, found: str, expected: str) -> Exception:
+        message = f"{expected} for every image; {name} has {found}"
+        return plan_error("data.label_column", self._column, message, _REMEDY)
+
+
+def count_classes(labels: Labels, class_names: tuple[str, ...] | None) -> int:
+    """The number of classes: of the names, else one more than the largest label."""
+    return len(class_names) if class_names is not None else int(labels.max(initial=-1)) + 1
+
+
+def check_labels(store: LabelledStore, num_classes: int | None) -> None:
+    """Raise PlanError unless every image has a label in [0, num_classes); `num_classes` None asks for none."""
+    if num_classes is None:
+        return
+    if store.labels is None:
+        remedy = "Name the column (label for a folder of images), or set model.num_classes to null."
+        raise plan_error("data.label_column", None, f"labels, since model.num_classes = {num_classes}", remedy)
+    largest = int(store.labels.max(initial=-1))
+    if largest >= num_classes:
+        raise plan_error(
+            "model.num_classes",
+            num_classes,
+            f"at least {largest + 1}, since data.label_column holds labels up to {largest}",
+            f"Set model.num_classes to {largest + 1} or more, or choose another column.",
+        )
