@@ -1,4 +1,4 @@
-"""A lock that makes one process build while the others wait and see how far it is."""
+"""A lock that makes one process build a store while the others wait and see how far it is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def build_lock(path: Path, report: Report, stall_limit_s: float) -> Iterator[Report]:
-    """Hold the lock file at `path`; yields a report that the waiting processes can read.
+def build_lock(path: Path, report: Report, stall_limit_s: float, what: str = "image") -> Iterator[Report]:
+    """Hold the lock file at `path`, of a store of `what`; yields a report that the waiting processes can read.
 
     While another process holds it, its progress (done, total) goes to `report`. The kernel frees the lock of a killed
     holder. Raises RunFailed when the holder has shown no progress for `stall_limit_s` seconds.
@@ -30,13 +30,13 @@ def build_lock(path: Path, report: Report, stall_limit_s: float) -> Iterator[Rep
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        _wait(descriptor, path, report, stall_limit_s)
+        _wait(descriptor, path, report, stall_limit_s, what)
         yield _noting(descriptor, report)
     finally:
         os.close(descriptor)  # frees the lock
 
 
-def _wait(descriptor: int, path: Path, report: Report, stall_limit_s: float) -> None:
+def _wait(descriptor: int, path: Path, report: Report, stall_limit_s: float, what: str) -> None:
     last_note, since = _read(descriptor), time.monotonic()
     told = False
     while not _try_lock(descriptor):
@@ -45,11 +45,11 @@ def _wait(descriptor: int, path: Path, report: Report, stall_limit_s: float) -> 
             last_note, since = note, time.monotonic()
             _pass_on(note, report)
         if not told:
-            _log.info("waiting for the image store that %s is building", _holder(note))
+            _log.info("waiting for the %s store that %s is building", what, _holder(note))
             told = True
         if time.monotonic() - since > stall_limit_s:
             raise RunFailed(
-                f"waited {stall_limit_s:g} s for {_holder(note)} to build the image store, without any progress. "
+                f"waited {stall_limit_s:g} s for {_holder(note)} to build the {what} store, without any progress. "
                 f"Look at that process; once it has ended, its lock {path} is free."
             )
         time.sleep(_POLL_S)

@@ -17,6 +17,7 @@ from region_workers.data.build import INFO, LABELS, PIXELS, build_store, check_u
 from region_workers.data.decode import TRANSFORM_VERSION
 from region_workers.data.labels import Labels
 from region_workers.data.lock import Report, build_lock
+from region_workers.data.samples import PixelSamples
 from region_workers.data.sources import Source, open_source
 from schemas.digest import digest
 from schemas.durable import write_folder
@@ -76,6 +77,10 @@ class ImageStore:
 
     def __len__(self) -> int:
         return self.info.shape[0]
+
+    def samples(self) -> PixelSamples:
+        """The images as samples to be served in batches."""
+        return PixelSamples(np.asarray(self.images))
 
     def verify(self) -> None:
         """Read every pixel and raise RunFailed unless the digest of pixels and labels is the recorded one."""

@@ -102,6 +102,55 @@ def test_a_batch_larger_than_the_data_is_refused(store: ImageStore) -> None:
         BatchSource(store, CPU, 24, random_flip=False, seed=0)
 
 
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+    """The digits and what they show."""
+    return ensure_store(DataPlan(label_column="label"), tmp_path_factory.mktemp("cache"))
+
+
+def test_a_batch_has_the_labels_of_its_images(digits: ImageStore) -> None:
+    assert digits.labels is not None
+    source = BatchSource(digits, CPU, 32, random_flip=True, seed=0, num_classes=10)
+    labels = source.labels(3)
+    assert labels is not None
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == digits.labels[source.indices(3)].tolist()
+    assert BatchSource(digits, CPU, 32, random_flip=True, seed=0).labels(3) is None
+
+
+def test_dropped_labels_are_the_null_class_whatever_the_share_of_the_batch(digits: ImageStore) -> None:
+    source = BatchSource(digits, CPU, 32, random_flip=True, seed=4, num_classes=10, label_dropout=0.25)
+    kept = BatchSource(digits, CPU, 32, random_flip=True, seed=4, num_classes=10)
+    total = 0
+    for step in (90, 0, 3, 57, 3):
+        labels, plain, dropped = source.labels(step), kept.labels(step), torch.from_numpy(source.dropped(step))
+        assert labels is not None
+        assert plain is not None
+        assert (labels[dropped] == 10).all()
+        assert torch.equal(labels[~dropped], plain[~dropped])
+        shares = [source.labels(step, slice(start, start + 8)) for start in range(0, 32, 8)]
+        assert torch.equal(torch.cat([share for share in shares if share is not None]), labels)
+        total += int(dropped.sum())
+    assert 20 < total < 60
+    assert not np.array_equal(source.dropped(0), source.dropped(1))
+    assert not np.array_equal(source.dropped(0), source.flips(0))
+    assert not kept.dropped(0).any()
+
+
+def test_serving_labels_does_not_change_those_of_the_store(digits: ImageStore) -> None:
+    assert digits.labels is not None
+    before = digits.labels.copy()
+    BatchSource(digits, CPU, 32, random_flip=False, seed=4, num_classes=10, label_dropout=0.9).labels(0)
+    assert np.array_equal(digits.labels, before)
+
+
+def test_labels_that_the_model_has_no_class_for_are_refused(digits: ImageStore, store: ImageStore) -> None:
+    with pytest.raises(PlanError, match=r"model\.num_classes = 9: expected at least 10"):
+        BatchSource(digits, CPU, 4, random_flip=False, seed=0, num_classes=9)
+    with pytest.raises(PlanError, match=r"data\.label_column = None"):
+        BatchSource(store, CPU, 4, random_flip=False, seed=0, num_classes=9)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("limit_bytes", [0, 1 << 30], ids=["copied", "resident"])
 def test_a_gpu_gets_the_same_batches(store: ImageStore, limit_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
