@@ -1,0 +1,76 @@
+"""The commands that read and change nothing: `ebdiff tickets | compare | estimate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from ebdiff_orchestrator.arguments import RunArgument
+from schemas.errors import UserError, problem
+
+_Number = TypeVar("_Number", int, float)
+
+AgainstOption = Annotated[
+    list[Path] | None,
+    typer.Option("--against", metavar="RUN", help="Another run whose tickets to compare with; repeatable."),
+]
+
+
+def add_report_commands(app: typer.Typer) -> None:
+    """Add this file's commands to the command line."""
+    app.command()(tickets)
+
+
+def tickets(
+    run_dir: RunArgument,
+    dense: Annotated[
+        Path | None,
+        typer.Option("--dense", metavar="RUN|FOLDER", help="A trained dense model whose masks to compare with."),
+    ] = None,
+    against: AgainstOption = None,
+    thresholds: Annotated[str, typer.Option("--thresholds", help="Largest distances to try.")] = "0.05,0.1,0.2",
+    queue_lengths: Annotated[str, typer.Option("--queue-lengths", help="Queue lengths to try.")] = "3,5,10",
+    strides: Annotated[str, typer.Option("--strides", help="Try queues of every n-th mask.")] = "1,10,100",
+    last: Annotated[int | None, typer.Option("--last", min=2, help="Show only the last N masks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, with the full matrices.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Write each ticket's distances as CSV and PNG.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Write all heat maps as one picture.")
+    ] = None,
+) -> None:
+    """Show when tickets were drawn, when they would have been by other rules, and how masks and tickets differ."""
+    from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
+    from ebdiff_orchestrator.reports.tickets_view import check_out, draw_pictures, show, write_report
+
+    settings = Settings(
+        thresholds=tuple(_numbers("--thresholds", thresholds, float)),
+        queue_lengths=tuple(_numbers("--queue-lengths", queue_lengths, int)),
+        strides=tuple(_numbers("--strides", strides, int)),
+    )
+    if out is not None:
+        check_out(out)
+    report = report_tickets(run_dir, settings, against or (), dense)
+    written = write_report(report, out, last) if out is not None else []
+    if plot is not None and report.tickets:
+        written.append(draw_pictures(report.tickets, plot, last))
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
+    console = Console()
+    show(report, console, last)
+    for path in written:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _numbers(option: str, text: str, kind: type[_Number]) -> list[_Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        expected = f"{'whole numbers' if kind is int else 'numbers'} with commas between them"
+        raise UserError(problem(option, text, expected, "Change it.")) from None

@@ -1,0 +1,54 @@
+"""The mask that a trained dense model has: the magnitude of its weights, at a ticket's ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebdiff_orchestrator.reports.masks import NamedMask, pack
+from region_workers.dense import build_dense, example_inputs
+from region_workers.pretrained import find_dense
+from region_workers.pruning.groups import ChannelGroup, find_groups
+from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.mask import compute_mask
+from schemas.errors import PlanError, UserError
+from schemas.plan import Plan
+
+
+def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[NamedMask]:
+    """The masks, one a ratio, of the network in `source` under the channel groups of the plan's dense network.
+
+    `source`: a dense run's directory or a diffusers folder, with or without unet/. UserError if it is neither, or
+    holds a network of another shape.
+    """
+    weights = _load_weights(source)
+    with torch.device("meta"):
+        network = build_dense(plan.model, plan.data)
+    for name, parameter in network.named_parameters():
+        if name not in weights or weights[name].shape != parameter.shape:
+            found = list(weights[name].shape) if name in weights else "missing"
+            raise UserError(
+                f"--dense {source}: {name} is {found}; expected {list(parameter.shape)}, as in the run's own dense "
+                "network. Give a dense model of the same architecture."
+            )
+    groups = find_groups(network, example_inputs(plan.model, plan.data))
+    scores = channel_scores(groups, weights, "magnitude")
+    return [_named(groups, scores, ratio) for ratio in ratios]
+
+
+def _load_weights(source: Path) -> dict[str, Tensor]:
+    try:
+        network = find_dense(str(source)).load(dropout=0.0)
+    except PlanError as error:
+        raise UserError(str(error).replace("model.pretrained =", "--dense")) from None
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def _named(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], ratio: float) -> NamedMask:
+    mask = compute_mask(groups, scores, ratio)
+    packed = pack([np.packbits(mask.numpy()).tobytes()])
+    return NamedMask(f"the dense model at {ratio:.0%}", mask.numel(), packed[0])

@@ -1,0 +1,128 @@
+"""The masks that a run has recorded, and how far they lie from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ebdiff_orchestrator.stages import draw_folder
+from region_workers.drawing.convergence import has_converged
+from schemas.job import MASKS_FILE, TICKET_FILE
+from schemas.plan import DrawPlan, Plan
+from schemas.regions import RegionPlan
+from schemas.tables import Row, read_masks
+from schemas.ticket import Ticket
+
+Words = npt.NDArray[np.uint64]
+Distances = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NamedMask:
+    """A mask as packed words, uint64 [words], and what to call it."""
+
+    name: str
+    bits: int
+    words: Words
+
+
+@dataclass(frozen=True)
+class RecordedMasks:
+    """One region's masks, oldest first: `packed` uint64 [masks, words], padded with zeros; `ticket` once it is drawn.
+
+    `intervals` and `steps` are int64 [masks]. `finished`: the draw has ended; else these are the masks so far.
+    """
+
+    region: str
+    pruning_ratio: float
+    bits: int
+    intervals: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+    packed: Words
+    ticket: Ticket | None
+    finished: bool
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def chosen(self, prefix: str = "") -> NamedMask:
+        """The ticket's mask; the newest one while there is no ticket, which its name says. IndexError without masks."""
+        drawn = np.flatnonzero(self.steps == (self.ticket.step if self.ticket else None))
+        if len(drawn):
+            return NamedMask(f"{prefix}{self.region}", self.bits, self.packed[int(drawn[-1])])
+        return NamedMask(f"{prefix}{self.region} (step {self.steps[-1]}, not drawn)", self.bits, self.packed[-1])
+
+
+def recorded_masks(run_dir: Path, plan: Plan) -> tuple[RecordedMasks, ...]:
+    """The masks of every region that is pruned, as the run's draws, finished or not, have left them."""
+    return tuple(_recorded(run_dir, plan, region) for region in plan.regions if region.pruning_ratio > 0)
+
+
+def distance_matrix(packed: Words, bits: int) -> Distances:
+    """The normalised Hamming distance of each pair of masks (paper, figures 2 and 4): [masks, masks]."""
+    differing = np.empty((len(packed), len(packed)), dtype=np.int64)
+    for index, mask in enumerate(packed):  # a row at a time, for memory
+        differing[index] = np.bitwise_count(packed ^ mask).sum(axis=1)
+    return differing / max(bits, 1)
+
+
+def kept_bits(mask: Words) -> int:
+    """How many channels a packed mask [words] keeps."""
+    return int(np.bitwise_count(mask).sum())
+
+
+def pack(masks: Sequence[bytes]) -> Words:
+    """Masks as numpy.packbits gives them, as uint64 [masks, words], padded with zeros."""
+    words = max((-(-len(mask) // 8) for mask in masks), default=0)
+    joined = b"".join(mask.ljust(words * 8, b"\0") for mask in masks)
+    return np.frombuffer(joined, dtype=np.uint64).reshape(len(masks), words)
+
+
+def drawn_at(distances: Distances, plan: DrawPlan) -> int | None:
+    """The position of the first mask at which a queue over these distances would have agreed; None: at none of them."""
+    older = plan.queue_stride * np.arange(1, plan.queue_length)
+    for newest in range(int(older[-1]), len(distances)):
+        if has_converged(tuple(distances[newest, newest - older].tolist()), plan):
+            return newest
+    return None
+
+
+def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
+    ticket_folder = run_dir / draw_folder(plan, region)
+    stage_folder = ticket_folder.parents[1]
+    stage_rows, finished = _rows(stage_folder)
+    rows = [row for row in stage_rows if row["region"] == region.name]
+    ticket_file = ticket_folder / TICKET_FILE
+    return RecordedMasks(
+        region=region.name,
+        pruning_ratio=region.pruning_ratio,
+        bits=int(str(rows[0]["bits"])) if rows else 0,
+        intervals=np.array([row["interval"] for row in rows], dtype=np.int64),
+        steps=np.array([row["step"] for row in rows], dtype=np.int64),
+        packed=pack([_bytes_of(row) for row in rows]),
+        ticket=Ticket.model_validate_json(ticket_file.read_text()) if ticket_file.is_file() else None,
+        finished=finished,
+    )
+
+
+def _rows(stage_folder: Path) -> tuple[list[Row], bool]:
+    """The masks of a draw, and whether it has ended; until then they are those of its newest checkpoint."""
+    final = stage_folder / MASKS_FILE
+    for _ in range(3):  # a worker may finish, or drop a checkpoint, between looking and reading
+        checkpoints = sorted((stage_folder / "checkpoints").glob(f"step-*/{MASKS_FILE}"))  # leading zeros: in order
+        file = final if final.is_file() else checkpoints[-1] if checkpoints else None
+        try:
+            return (read_masks(file) if file is not None else []), file == final
+        except FileNotFoundError:
+            continue
+    return [], False
+
+
+def _bytes_of(row: Row) -> bytes:
+    mask = row["mask"]
+    assert isinstance(mask, bytes)
+    return mask

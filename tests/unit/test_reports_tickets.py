@@ -1,0 +1,191 @@
+"""`ebdiff tickets`: distances, when a ticket would have been drawn, and how tickets differ."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from ebdiff_orchestrator.reports.masks import distance_matrix, drawn_at, pack
+from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
+from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
+from ebdiff_orchestrator.run_directory import RunDirectory
+from region_workers.dense import build_dense, example_inputs
+from region_workers.drawing.convergence import has_converged, queue_distances
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.mask import compute_mask, mask_distance
+from schemas.durable import write_model
+from schemas.errors import UserError
+from schemas.plan import DrawPlan, Plan
+from schemas.tables import write_masks
+from schemas.ticket import Ticket
+
+MakePlan = Callable[..., Plan]
+
+
+def _drifting(count: int, bits: int, seed: int = 0) -> list[torch.Tensor]:
+    """Masks that change ever less, as real ones do."""
+    generator = np.random.default_rng(seed)
+    mask, masks = generator.random(bits) < 0.5, []
+    for index in range(count):
+        flip = generator.random(bits) < 0.3 / (index + 1)
+        mask = mask ^ flip
+        masks.append(torch.from_numpy(mask.copy()))
+    return masks
+
+
+def _packed(masks: list[torch.Tensor]) -> list[bytes]:
+    return [np.packbits(mask.numpy()).tobytes() for mask in masks]
+
+
+def _write(file: Path, masks: dict[str, list[torch.Tensor]], every: int = 10) -> None:
+    rows: list[dict[str, object]] = [
+        {"region": region, "interval": i + 1, "step": (i + 1) * every, "bits": mask.numel(), "mask": packed}
+        for region, series in masks.items()
+        for i, (mask, packed) in enumerate(zip(series, _packed(series), strict=True))
+    ]
+    write_masks(file, rows)
+
+
+def _ticket(region: str, interval: int) -> Ticket:
+    return Ticket(
+        region=region,
+        pruning_ratio=0.3,
+        realised_ratio=0.3,
+        importance="magnitude",
+        weights="raw",
+        interval=interval,
+        step=interval * 10,
+        distances=(0.01,),
+        converged=True,
+        kept_channels={},
+    )
+
+
+def _run(folder: Path, plan: Plan, masks: dict[str, list[torch.Tensor]]) -> Path:
+    """A run whose draws have ended with these masks; the ticket is the last one."""
+    RunDirectory(folder).begin(plan)
+    for region, series in masks.items():
+        _write(folder / f"draw/{region}/masks.arrow", {region: series})
+        write_model(folder / f"draw/{region}/tickets/{region}/ticket.json", _ticket(region, len(series)))
+    return folder
+
+
+@pytest.mark.parametrize("bits", [8, 64, 2592, 2593])
+def test_the_matrix_is_the_distance_of_every_pair(bits: int) -> None:
+    masks = _drifting(6, bits)
+    expected = [[mask_distance(a, b) for b in masks] for a in masks]
+    assert np.array_equal(distance_matrix(pack(_packed(masks)), bits), np.array(expected))
+
+
+@pytest.mark.parametrize(("length", "stride", "threshold"), [(2, 1, 0.05), (5, 1, 0.1), (3, 4, 0.2), (5, 3, 0.15)])
+def test_a_ticket_would_be_drawn_where_the_draw_itself_would_draw_it(
+    length: int, stride: int, threshold: float
+) -> None:
+    masks = _drifting(40, 500)
+    plan = DrawPlan(queue_length=length, queue_stride=stride, threshold=threshold)
+    lengths = range(1, len(masks) + 1)
+    expected = next((n - 1 for n in lengths if has_converged(queue_distances(masks[:n], plan), plan)), None)
+    assert expected is not None
+    assert drawn_at(distance_matrix(pack(_packed(masks)), 500), plan) == expected
+
+
+def test_it_says_where_the_recorded_masks_do_not_agree(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    run = _run(tmp_path, tiny_plan(), {"0-260": _drifting(12, 200)})
+    report = report_tickets(run, Settings(thresholds=(0.001,), queue_lengths=(5,), strides=(1, 10)))
+    (ticket,) = report.tickets
+    found = {(i.threshold, i.queue_stride): i.interval for i in ticket.would_be_drawn}
+    assert found[0.001, 1] is None
+    assert found[0.5, 1] is not None  # the plan's own threshold is tried too
+    console = Console(file=io.StringIO(), width=100)
+    show(report, console, None)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("12 masks of 200 bits", "drawn at interval 12", "not within the 12", "5 at stride 10 (41)"):
+        assert part in text
+    assert "440-1000: no mask has been saved yet." in text
+
+
+def test_masks_of_a_draw_that_goes_on_come_from_its_newest_checkpoint(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    RunDirectory(tmp_path).begin(tiny_plan("draw.scope=shared"))
+    masks = _drifting(9, 100)
+    for count in (4, 9):
+        file = tmp_path / f"draw/shared/checkpoints/step-{count * 10:09d}/masks.arrow"
+        _write(file, {"0-260": masks[:count], "240-460": masks[:count]})
+    report = report_tickets(tmp_path, Settings())
+    assert [(t.masks.region, len(t.masks), t.masks.finished) for t in report.tickets] == [
+        ("0-260", 9, False),
+        ("240-460", 9, False),
+    ]
+    assert report.differences[0].distance == 0
+    assert "not drawn" in report.differences[0].a
+
+
+def test_tickets_of_different_ratios_share_the_smaller_ones_channels(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    large, small = torch.zeros(100, dtype=torch.bool), torch.zeros(100, dtype=torch.bool)
+    large[:70], small[60:80] = True, True
+    run = _run(tmp_path / "a", tiny_plan(), {"0-260": [large], "440-1000": [small]})
+    (difference,) = report_tickets(run, Settings()).differences
+    assert (difference.distance, difference.overlap, difference.larger_keeps) == (0.70, 0.5, 0.7)
+    other = _run(tmp_path / "b", tiny_plan(), {"0-260": [large]})
+    differences = report_tickets(run, Settings(), against=[other]).differences
+    assert [d.distance for d in differences] == [0.70, 0.0, 0.70]
+    smaller_network = _run(tmp_path / "c", tiny_plan(), {"0-260": [large[:50]]})
+    with pytest.raises(UserError, match="same dense network"):
+        report_tickets(run, Settings(), against=[smaller_network])
+
+
+def test_the_mask_of_a_trained_dense_model_is_at_the_tickets_ratio(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    plan = tiny_plan()
+    dense = build_dense(plan.model, plan.data)
+    dense.save_pretrained(tmp_path / "dense")
+    groups = find_groups(dense, example_inputs(plan.model, plan.data))
+    scores = channel_scores(groups, {n: p.detach() for n, p in dense.named_parameters()}, "magnitude")
+    masks = {r.name: [compute_mask(groups, scores, r.pruning_ratio)] for r in plan.regions}
+    run = _run(tmp_path / "run", plan, masks)
+    report = report_tickets(run, Settings(), dense=tmp_path / "dense")
+    beside_dense = [d for d in report.differences if "dense" in d.b]
+    assert [(d.b, d.distance) for d in beside_dense] == [
+        ("the dense model at 30%", 0.0),
+        ("the dense model at 60%", 0.0),
+        ("the dense model at 80%", 0.0),
+    ]
+    with pytest.raises(UserError, match="--dense"):
+        report_tickets(run, Settings(), dense=tmp_path / "nothing")
+
+
+def test_files_hold_the_matrix_and_pictures(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    run = _run(tmp_path / "run", tiny_plan(), {"0-260": _drifting(7, 100), "240-460": _drifting(5, 100, seed=1)})
+    report = report_tickets(run, Settings())
+    write_report(report, tmp_path / "out", last=None)
+    heading, *rows = csv.reader((tmp_path / "out/0-260.csv").open())
+    assert heading == ["interval", *map(str, range(1, 8))]
+    expected = report.tickets[0].distances
+    assert np.allclose(np.array(rows, dtype=float)[:, 1:], expected)
+    draw_pictures(report.tickets, tmp_path / "both.png", last=3)
+    both, one = Image.open(tmp_path / "both.png"), Image.open(tmp_path / "out/240-460.png")
+    assert (both.width, both.height) == (2 * one.width, one.height)
+    assert len(one.getcolors(1 << 20) or []) > 20
+
+
+def test_a_thousand_masks_of_twelve_thousand_bits_take_seconds() -> None:
+    generator = np.random.default_rng(0)
+    masks = [generator.integers(0, 256, 1500, dtype=np.uint8).tobytes() for _ in range(1000)]
+    began = time.perf_counter()
+    distances = distance_matrix(pack(masks), 12000)
+    assert drawn_at(distances, DrawPlan()) is None
+    assert time.perf_counter() - began < 10
+
+
+@pytest.mark.parametrize("wrong", [{"thresholds": (0.0,)}, {"queue_lengths": (1,)}, {"strides": (0, 1)}])
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, tuple[float, ...]]) -> None:
+    with pytest.raises(UserError, match="--"):
+        Settings(**wrong)  # type: ignore[arg-type]
