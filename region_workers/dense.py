@@ -1,42 +1,106 @@
-"""The dense network of a plan: diffusers' UNet2DModel, and the inputs that trace it."""
+"""The dense network of a plan, a UNet of diffusers or ours, and the inputs that trace it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
-from schemas.model import ModelPlan
+from region_workers.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.pruned_unet import PrunedUNet2DModel
+from schemas.errors import UserError, plan_error, problem
+from schemas.model import LatentModelPlan, ModelPlan
 from schemas.plan import DataPlan
 
+_NOT_ARGUMENTS = {
+    "family",
+    "pretrained",
+    "num_classes",
+    "label_dropout",
+    "vae",
+    "vae_subfolder",
+    "scaling_factor",
+    "latent_channels",
+    "latent_downscale",
+}
+_NETWORKS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, PrunedUNet2DModel, PrunedUNet2DConditionModel)
+}
 
-_NOT_ARGUMENTS = {"family", "pretrained", "num_classes", "label_dropout"}
+
+def network_class(name: str) -> type[Any]:
+    """The class of a network by the `_class_name` of its config.json. UserError for one that cannot be pruned."""
+    if name in _NETWORKS:
+        return _NETWORKS[name]
+    raise UserError(problem("_class_name", name, " or ".join(_NETWORKS), "Start from a network of one of these kinds."))
 
 
 def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
-    """The arguments of `UNet2DModel` that the plan's sections `model` and `data` stand for.
+    """The arguments of the network that the plan's sections `model` and `data` stand for.
 
-    A class-conditional network has one class more than the data: the last one stands for `no class`.
+    They are UNet2DModel's for pixels and PrunedUNet2DConditionModel's for latents. A class-conditional network has one
+    class more than the data: the last one stands for `no class`. Raises PlanError for blocks that do not go together.
     """
-    return {
+    classes = None if model.num_classes is None else model.num_classes + 1
+    channels, height, _ = _sample_shape(model, data)
+    config = {
         **model.model_dump(exclude=_NOT_ARGUMENTS),
-        "sample_size": data.resolution,
-        "in_channels": data.channels,
-        "out_channels": data.channels,
-        "num_class_embeds": None if model.num_classes is None else model.num_classes + 1,
+        "sample_size": height,
+        "in_channels": channels,
+        "out_channels": channels,
     }
+    if isinstance(model, LatentModelPlan):
+        return {**config, **_attention_config(model, classes)}
+    return {**config, "num_class_embeds": classes}
 
 
-def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel:
-    """The dense UNet with fresh weights, on torch's default device (under `torch.device("meta")`: without weights)."""
-    return UNet2DModel(**dense_config(model, data))
+def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DConditionModel:
+    """The dense UNet with fresh weights, on torch's default device (under `torch.device("meta")`: without weights).
+
+    Pixels: a UNet2DModel. Latents: a PrunedUNet2DConditionModel with nothing pruned, whose CrossAttn blocks attend to
+    the class; without such blocks classes are added to the time embedding. PlanError as for `dense_config`.
+    """
+    config = dense_config(model, data)
+    return PrunedUNet2DConditionModel(**config) if isinstance(model, LatentModelPlan) else UNet2DModel(**config)
 
 
-def example_inputs(data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:
-    """Inputs of one forward pass: `sample` (1, channels, resolution, resolution) and `timestep` (1,)."""
-    return {
-        "sample": torch.zeros(1, data.channels, data.resolution, data.resolution, device=device),
+def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:
+    """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents,
+    `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
+    inputs = {
+        "sample": torch.zeros(1, *_sample_shape(model, data), device=device),
         "timestep": torch.ones(1, dtype=torch.long, device=device),
     }
+    if model.num_classes is not None:
+        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
+    return inputs
+
+
+def _sample_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
+    """Channels, height and width of what is denoised."""
+    if isinstance(model, LatentModelPlan):
+        side = data.resolution // model.latent_downscale
+        return model.latent_channels, side, side
+    return data.channels, data.resolution, data.resolution
+
+
+def _attention_config(model: LatentModelPlan, classes: int | None) -> dict[str, Any]:
+    """How the network attends, and how it learns the class."""
+    types = (*model.down_block_types, *model.up_block_types)
+    attends = any("CrossAttn" in name for name in types)
+    alone = [name for name in types if name.startswith("Attn")]
+    heads = model.attention_head_dim or 1
+    if attends and not alone:
+        return {"num_context_classes": classes, "attention_head_dim": heads}
+    if alone and (attends or heads > 1):
+        raise plan_error(
+            "model.down_block_types",
+            alone[0],
+            "CrossAttn blocks where there are such or where there are several heads",
+            "Replace Attn blocks by CrossAttn blocks, or leave CrossAttn out and set model.attention_head_dim to 1.",
+        )
+    # diffusers' name is true of Attn blocks: None is one head as wide as its level.
+    widths = (None,) * len(model.block_out_channels)
+    return {"num_class_embeds": classes, "attention_head_dim": widths, "mid_block_type": "UNetMidBlock2D"}

@@ -1,31 +1,24 @@
-"""The pruned UNet: a diffusers model that is rebuilt from its config and kept channels, then loaded strictly."""
+"""The pruned UNet, rebuilt from its config and kept channels, and its extraction from the dense one."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from region_workers.pruning.slim import narrowed_tensors, slim
+from region_workers.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks import check_text_free, network_inputs
+from region_workers.pruned_network import KeptConfig, LoadedStrictly, build_narrow, takes_arguments_of
+from region_workers.pruning.slim import narrowed_tensors
 from schemas.ticket import KeptChannels
 
-KeptConfig = dict[str, dict[str, list[int] | None]]
 
-
-def _takes_the_dense_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Show diffusers, which reads signatures, UNet2DModel's arguments before `kept_channels`."""
-    own = inspect.signature(init).parameters["kept_channels"]
-    dense = inspect.signature(UNet2DModel.__init__).parameters.values()
-    init.__signature__ = inspect.Signature([*dense, own])  # type: ignore[attr-defined]
-    return init
-
-
-class PrunedUNet2DModel(UNet2DModel):  # type: ignore[misc]  # diffusers is untyped
+class PrunedUNet2DModel(LoadedStrictly, UNet2DModel):  # type: ignore[misc]  # diffusers is untyped
     """A `UNet2DModel` narrowed to its kept channels.
 
     Its arguments and config are UNet2DModel's, which describe the dense network, and `kept_channels`: by layer,
@@ -35,55 +28,23 @@ class PrunedUNet2DModel(UNet2DModel):  # type: ignore[misc]  # diffusers is unty
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    @_takes_the_dense_arguments
+    @takes_arguments_of(UNet2DModel)
     def __init__(self, *args: Any, kept_channels: KeptConfig | None = None, **kwargs: Any) -> None:
-        device = torch.empty(0).device
-        if not kept_channels:
-            super().__init__(*args, **kwargs)
-            return
-        with torch.device("meta"):  # the dense weights would be thrown away
-            super().__init__(*args, **kwargs)
-        slim(self, {name: KeptChannels.model_validate(kept) for name, kept in kept_channels.items()})
-        if device.type != "meta":
-            self.to_empty(device=device)
-            _initialise(self)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen."""
-        wants_report = kwargs.pop("output_loading_info", False)
-        kwargs = {"low_cpu_mem_usage": False, **kwargs, "use_safetensors": True}
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        problems = {what: names for what, names in report.items() if names}
-        if problems:
-            raise ValueError(f"{args[0] if args else cls.__name__}: the weights do not fit config.json: {problems}.")
-        return (model, report) if wants_report else model
+        build_narrow(self, lambda: super(PrunedUNet2DModel, self).__init__(*args, **kwargs), kept_channels)
 
 
-def _initialise(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if not any(True for _ in module.parameters(recurse=False)):
-            continue
-        reset = getattr(module, "reset_parameters", None)
-        if reset is None:
-            raise ValueError(
-                f"{name} = {type(module).__name__}: expected a layer with reset_parameters in a pruned network. "
-                'Use time_embedding_type = "positional".'
-            )
-        reset()
+PrunedNetwork: TypeAlias = PrunedUNet2DModel | PrunedUNet2DConditionModel
 
 
 @torch.no_grad()
-def extract_expert(dense: UNet2DModel, kept: Mapping[str, KeptChannels]) -> PrunedUNet2DModel:
+def extract_expert(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
     """The expert: `dense` narrowed to `kept`, with copies of its weights there, on its device and in its mode.
 
-    `dense` is left alone. The expert's weights are contiguous, and it has passed one small forward pass. ValueError as
-    for `slim`.
+    `dense` is a UNet2DModel or a UNet2DConditionModel, diffusers' or ours, and is left alone. The expert's weights are
+    contiguous, and it has passed one small forward pass. ValueError as for `slim`, and for a network of another kind,
+    conditioned on text, or pruned already.
     """
-    config = {name: value for name, value in dense.config.items() if not name.startswith("_")}
-    config["kept_channels"] = {name: channels.model_dump(mode="json") for name, channels in kept.items()} or None
-    with torch.device("meta"):
-        expert: PrunedUNet2DModel = PrunedUNet2DModel(**config)
+    expert = _without_weights(dense, kept)
     expert.load_state_dict(_inherited(dense, kept), strict=True, assign=True)
     for name, buffer in dense.named_buffers():  # also those that no state dict holds
         owner, _, own_name = name.rpartition(".")
@@ -94,6 +55,35 @@ def extract_expert(dense: UNet2DModel, kept: Mapping[str, KeptChannels]) -> Prun
     _prove(expert)
     expert.train(dense.training)
     return expert
+
+
+def _without_weights(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
+    kind = _pruned_class(dense)
+    arguments = inspect.signature(kind.__init__).parameters
+    config: dict[str, Any] = {name: value for name, value in _config(dense).items() if name in arguments}
+    check_text_free(config)
+    if config.get("kept_channels"):
+        raise ValueError("dense: expected a network that is not pruned. Extract from the one that it came from.")
+    config["kept_channels"] = {name: channels.model_dump(mode="json") for name, channels in kept.items()} or None
+    with torch.device("meta"):
+        expert: PrunedNetwork = kind(**config)
+    return expert
+
+
+def _pruned_class(dense: nn.Module) -> type[Any]:
+    kinds: dict[type[Any], type[Any]] = {
+        UNet2DConditionModel: PrunedUNet2DConditionModel,
+        UNet2DModel: PrunedUNet2DModel,
+    }
+    for kind, pruned in kinds.items():
+        if isinstance(dense, kind):
+            return pruned
+    raise ValueError(f"dense = {type(dense).__name__}: expected UNet2DModel or UNet2DConditionModel.")
+
+
+def _config(network: Any) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = network.config
+    return config
 
 
 def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, Tensor]:
@@ -109,13 +99,10 @@ def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, 
     }
 
 
-def _prove(expert: PrunedUNet2DModel) -> None:
+def _prove(expert: PrunedNetwork) -> None:
     """One forward pass on the smallest image: what goes in comes out, in shape. Channels are what may not fit."""
-    config = expert.config
-    side = 2 ** len(config.block_out_channels)
-    sample = torch.zeros(1, config.in_channels, side, side, device=expert.device, dtype=expert.dtype)
-    labels = None
-    if expert.class_embedding is not None:
-        labels = torch.zeros(1, dtype=torch.long, device=expert.device)
-    predicted = expert(sample, torch.ones(1, dtype=torch.long, device=expert.device), class_labels=labels).sample
-    assert predicted.shape == (1, config.out_channels, side, side), f"the expert gives {tuple(predicted.shape)}"
+    side = 2 ** len(expert.config.block_out_channels)
+    inputs = network_inputs(expert, expert.device, side)
+    predicted = expert(**{**inputs, "sample": inputs["sample"].to(expert.dtype)}).sample
+    shape = (1, expert.config.out_channels, side, side)
+    assert predicted.shape == shape, f"the expert gives {tuple(predicted.shape)}"

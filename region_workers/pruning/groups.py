@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from diffusers.models.activations import GEGLU, SwiGLU
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
@@ -24,9 +26,10 @@ _TracedItem = tuple[nn.Module, bool, list[int], list[int]]  # module, is an outp
 class Member:
     """One dimension of one layer that a group runs through: channel c of the group is at `indices[c]`.
 
-    `kind`: "out" and "in" (a convolution's or linear layer's outputs and inputs), "norm" (a GroupNorm's channels) or
-    "embedding" (an embedding table's columns).
-    `layer_size` is the dense layer's size in that dimension; a concatenation gives it several groups.
+    `kind`: "out" and "in" (a convolution's or linear layer's outputs and inputs), "norm" (a GroupNorm's or LayerNorm's
+    channels) or "embedding" (an embedding table's columns).
+    `layer_size` is the dense layer's size in that dimension; a concatenation gives it several groups, and a gated
+    feed-forward layer's projection shows its group twice.
     """
 
     layer: str
@@ -63,15 +66,19 @@ def find_groups(
     `example_inputs` (forward's keyword arguments, on any device) are all that matters. Groups that hold the outputs of
     a `protected` layer are left out. ValueError if a protected layer is missing or a layer cannot be pruned.
     """
-    twin = _meta_copy(model)
+    twin = meta_copy(model)
     names = {module: name for name, module in twin.named_modules()}
     order = {name: position for position, name in enumerate(names.values())}
     ignored = [_module_named(twin, name) for name in protected]
-    groups = [_group(item, names, order, twin) for item in _traced_groups(twin, example_inputs, ignored)]
+    gated = _gated_groups(twin)
+    graph_ignores = [*ignored, *(twin.get_submodule(group.root) for group in gated)]
+    groups = [_group(item, names, order, twin) for item in _traced_groups(twin, example_inputs, graph_ignores)]
+    groups += [group for group in gated if group.root not in protected]
     return tuple(sorted(groups, key=lambda group: order[group.root]))
 
 
-def _meta_copy(model: nn.Module) -> nn.Module:
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A float32 copy of `model` on the meta device, in evaluation mode: its shapes without its weights."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta", dtype=torch.float32))
@@ -100,6 +107,23 @@ def _traced_groups(
     ]
 
 
+def _gated_groups(twin: nn.Module) -> list[ChannelGroup]:
+    """The inner widths of gated feed-forward layers (GEGLU, arXiv 2002.05202), which torch-pruning leaves dense.
+
+    A projection's 2 I outputs are chunked into I channels and I gates, which are multiplied: channel c of the group
+    is output c, output I + c and input c of the next layer.
+    """
+    groups = []
+    for name, module in twin.named_modules():
+        if not isinstance(module, FeedForward) or not isinstance(module.net[0], GEGLU | SwiGLU):
+            continue
+        root, after = f"{name}.net.0.proj", f"{name}.net.2"
+        inner = module.net[2].in_features
+        halves = (Member(root, "out", slice(start, start + inner), 2 * inner) for start in (0, inner))
+        groups.append(ChannelGroup(root, inner, 0, (*halves, Member(after, "in", slice(0, inner), inner))))
+    return groups
+
+
 def _group(
     items: list[_TracedItem],
     names: Mapping[nn.Module, str],
@@ -126,6 +150,8 @@ def _group(
 def _dimension(layer: str, module: nn.Module, is_output: bool) -> tuple[Kind, int]:
     if isinstance(module, nn.GroupNorm):
         return "norm", module.num_channels
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return "norm", module.normalized_shape[0]
     if isinstance(module, nn.Embedding):
         return "embedding", module.embedding_dim
     if isinstance(module, nn.Linear):
@@ -133,8 +159,8 @@ def _dimension(layer: str, module: nn.Module, is_output: bool) -> tuple[Kind, in
     if isinstance(module, nn.Conv2d) and module.groups == 1:
         return ("out", module.out_channels) if is_output else ("in", module.in_channels)
     raise ValueError(
-        f"{layer} = {module}: expected Conv2d (one group), Linear, GroupNorm or Embedding where channels are pruned. "
-        "Protect the layer, or teach region_workers.pruning about its kind."
+        f"{layer} = {module}: expected Conv2d (one group), Linear, GroupNorm, LayerNorm (of one dimension) or "
+        "Embedding where channels are pruned. Start from a network without it."
     )
 
 

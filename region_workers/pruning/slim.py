@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
@@ -18,9 +20,9 @@ from schemas.ticket import KeptChannels
 def slim(model: nn.Module, kept: Mapping[str, KeptChannels]) -> None:
     """Narrow `model`, in place, to the `kept` channels of each named layer.
 
-    Conv2d, Linear, GroupNorm and Embedding get new parameters (also on the meta device), and every size that they or
-    diffusers' blocks remember is made true. ValueError, naming the layer, if it is missing, of another kind, or has
-    fewer channels than an index asks for; the model is then unchanged.
+    Conv2d, Linear, GroupNorm, LayerNorm and Embedding get new parameters (also on the meta device), and every size
+    that they or diffusers' blocks remember is made true. ValueError, naming the layer, if it is missing, of another
+    kind, or has fewer channels than an index asks for; the model is then unchanged.
     """
     narrowed = {name: narrowed_tensors(name, _layer(model, name), channels) for name, channels in kept.items()}
     for name, tensors in narrowed.items():
@@ -71,9 +73,14 @@ def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
         return layer.out_features, layer.in_features
     if isinstance(layer, nn.GroupNorm):
         return layer.num_channels, 0
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+        return layer.normalized_shape[0], 0
     if isinstance(layer, nn.Embedding):
         return layer.embedding_dim, 0
-    raise ValueError(f"kept_channels.{name}: expected Conv2d (one group), Linear, GroupNorm or Embedding, not {layer}.")
+    raise ValueError(
+        f"kept_channels.{name}: expected Conv2d (one group), Linear, GroupNorm, LayerNorm (of one dimension) or "
+        f"Embedding, not {layer}."
+    )
 
 
 def _checked(name: str, side: str, indices: tuple[int, ...] | None, size: int) -> Tensor | None:
@@ -99,6 +106,8 @@ def _set_layer_sizes(name: str, layer: nn.Module) -> None:
         layer.out_features, layer.in_features = weight.shape
     elif isinstance(layer, nn.Embedding):
         layer.embedding_dim = weight.shape[1]
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = tuple(weight.shape)
     elif isinstance(layer, nn.GroupNorm):
         layer.num_channels = weight.shape[0]
         if layer.num_channels % layer.num_groups:
@@ -119,6 +128,11 @@ def _set_block_sizes(module: nn.Module) -> None:
                 sampler.channels = sampler.out_channels = module.in_channels
     elif isinstance(module, Attention):
         _set_attention_sizes(module)
+    elif isinstance(module, BasicTransformerBlock):
+        _set_transformer_block_sizes(module)
+    elif isinstance(module, Transformer2DModel):
+        module.in_channels, module.inner_dim = _width(module.proj_in, 1), _width(module.proj_in, 0)
+        module.out_channels = _width(module.proj_out, 0)
 
 
 def _set_attention_sizes(attention: Attention) -> None:
@@ -128,3 +142,14 @@ def _set_attention_sizes(attention: Attention) -> None:
     assert attention.inner_dim % attention.heads == 0, f"{attention.inner_dim} channels for {attention.heads} heads"
     if attention.scale_qk:  # as scaled_dot_product_attention scales by itself
         attention.scale = (attention.inner_dim // attention.heads) ** -0.5
+
+
+def _set_transformer_block_sizes(block: BasicTransformerBlock) -> None:
+    block.dim = block.attn1.to_q.in_features
+    block.attention_head_dim = block.attn1.to_q.out_features // block.num_attention_heads
+    if block.attn2 is not None:
+        block.cross_attention_dim = block.attn2.to_k.in_features
+
+
+def _width(layer: nn.Module, dimension: int) -> int:
+    return layer.get_parameter("weight").shape[dimension]

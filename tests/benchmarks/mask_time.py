@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measure(network: UNet2DModel, repeats: int, graph_repeats: int) -> dict[str, float]:
-    groups = find_groups(network, example_inputs(DATA))
+    groups = find_groups(network, example_inputs(MODEL, DATA))
     parameters = dict(network.named_parameters())
 
     def mask() -> torch.Tensor:
@@ -74,7 +74,7 @@ def measure(network: UNet2DModel, repeats: int, graph_repeats: int) -> dict[str,
     return {
         "mask_s": mask_s,
         "kept_channels_s": median_s(lambda: kept_channels(groups, bits), repeats),
-        "groups_s": median_s(lambda: find_groups(network, example_inputs(DATA)), graph_repeats),
+        "groups_s": median_s(lambda: find_groups(network, example_inputs(MODEL, DATA)), graph_repeats),
         "graph_and_copy_s": graph_and_copy_s,
         "ratio": graph_and_copy_s / mask_s,
     }
@@ -85,7 +85,7 @@ def prune_a_copy(network: UNet2DModel) -> None:
     copied = copy.deepcopy(network)
     pruner = torch_pruning.pruner.MagnitudePruner(
         copied,
-        example_inputs(DATA, network.device),
+        example_inputs(MODEL, DATA, network.device),
         importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer=None),
         pruning_ratio=RATIO,
         ignored_layers=[copied.conv_out],

@@ -34,7 +34,7 @@ def randomise(network: UNet2DModel) -> UNet2DModel:
 
 
 def groups_of(network: UNet2DModel) -> tuple[ChannelGroup, ...]:
-    return find_groups(network, example_inputs(DATA))
+    return find_groups(network, example_inputs(MODEL, DATA))
 
 
 def noisy_images(seed: int = 1) -> torch.Tensor:

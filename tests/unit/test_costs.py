@@ -25,7 +25,7 @@ def test_the_costs_of_a_region_are_those_of_its_expert_whichever_channels_stay()
     for seed in (0, 1):
         scores = channel_scores(groups, {}, "random", generator=torch.Generator().manual_seed(seed))
         expert = extract_expert(dense, kept_channels(groups, compute_mask(groups, scores, 0.6)))
-        assert count_costs(expert, example_inputs(DATA, "cpu")) == region_costs(MODEL, DATA, 0.6)
+        assert count_costs(expert, example_inputs(MODEL, DATA, "cpu")) == region_costs(MODEL, DATA, 0.6)
         assert sum(parameter.numel() for parameter in expert.parameters()) == region_costs(MODEL, DATA, 0.6).params
 
 

@@ -38,7 +38,7 @@ def magnitude_ticket(network: UNet2DModel, ratio: float = 0.6) -> dict[str, Kept
 
 def pruned_by_torch_pruning(network: UNet2DModel, groups: tuple[ChannelGroup, ...], mask: torch.Tensor) -> UNet2DModel:
     network = copy.deepcopy(network)
-    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example_inputs(DATA, "cpu"))
+    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example_inputs(MODEL, DATA, "cpu"))
     for group, bits in zip(groups, mask.split([group.size for group in groups]), strict=True):
         root = network.get_submodule(group.root)
         prune = graph.get_pruner_of_module(root).prune_out_channels
@@ -93,8 +93,8 @@ def test_every_weight_of_an_expert_receives_a_gradient() -> None:
 
 def test_a_class_conditional_network_can_be_extracted() -> None:
     torch.manual_seed(0)
-    dense = randomise(UNet2DModel(**dense_config(MODEL, DATA), num_class_embeds=10))
-    groups = find_groups(dense, {**example_inputs(DATA), "class_labels": torch.zeros(1, dtype=torch.long)})
+    dense = randomise(UNet2DModel(**dense_config(MODEL, DATA) | {"num_class_embeds": 10}))
+    groups = find_groups(dense, {**example_inputs(MODEL, DATA), "class_labels": torch.zeros(1, dtype=torch.long)})
     expert = extract_expert(dense, kept_channels(groups, magnitude_mask(dense, groups, 0.6)))
     assert expert.class_embedding.weight.shape == (10, 51)
     assert expert.class_embedding.embedding_dim == 51

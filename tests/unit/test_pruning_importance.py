@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch_pruning
-from pruning_networks import DATA, groups_of, noisy_images, random_unet
+from pruning_networks import DATA, MODEL, groups_of, noisy_images, random_unet
 from torch import Tensor
 
 from region_workers.dense import example_inputs
@@ -13,7 +13,7 @@ from region_workers.pruning.importance import channel_scores
 
 
 def scores_of_torch_pruning(network: torch.nn.Module, importance: torch_pruning.importance.Importance) -> dict:
-    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example_inputs(DATA, "cpu"))
+    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example_inputs(MODEL, DATA, "cpu"))
     names = {module: name for name, module in network.named_modules()}
     scores: dict[str, Tensor] = {}
     for group in graph.get_all_groups(ignored_layers=[network.conv_out]):

@@ -1,0 +1,105 @@
+"""Which of diffusers' UNets can be pruned, as told by their config, and what one forward pass takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from schemas.errors import UserError, problem
+
+_BLOCKS = {
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
+}
+_MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn", None)
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "time_embedding_type": ("positional", "learned"),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "class_embed_type": (None,),
+    "attention_type": ("default",),
+    "cross_attention_norm": (None,),
+    "time_cond_proj_dim": (None,),
+    "dual_cross_attention": (False,),
+    "only_cross_attention": (False,),
+    "class_embeddings_concat": (False,),
+}
+_TEXT = ("encoder_hid_dim", "encoder_hid_dim_type", "addition_embed_type")
+
+
+def check_text_free(config: Mapping[str, Any]) -> None:
+    """Raise UserError if the network of this config is conditioned on text, images or another sequence.
+
+    Only classes condition a network here: `num_class_embeds`, or our own `num_context_classes`, one learned vector a
+    class to which the CrossAttn blocks attend.
+    """
+    remedy = "Use an unconditional or a class-conditional network: text-conditioned ones are not supported."
+    for field in _TEXT:
+        if config.get(field) is not None:
+            raise UserError(problem(field, config[field], "none", remedy))
+    blocks = (*config["down_block_types"], config.get("mid_block_type"), *config["up_block_types"])
+    attending = [block for block in blocks if block is not None and "CrossAttn" in block]
+    if attending and config.get("num_context_classes") is None:
+        raise UserError(
+            problem("block types", attending[0], "blocks that do not attend to a text (encoder_hidden_states)", remedy)
+        )
+
+
+def check_prunable(config: Mapping[str, Any]) -> None:
+    """Raise UserError, naming the field, if the dense network of this config cannot be pruned and trained here.
+
+    The config is that of a UNet2DModel, a UNet2DConditionModel or one of our classes.
+    """
+    check_text_free(config)
+    for field, supported in _BLOCKS.items():
+        for block in config[field]:
+            _check(field, block, supported)
+    _check("mid_block_type", config.get("mid_block_type"), _MID_BLOCKS)
+    for field, values in _SUPPORTED.items():
+        if field in config:
+            _check(field, config[field], values)
+    if config["out_channels"] != config["in_channels"]:
+        raise UserError(
+            problem(
+                "out_channels",
+                config["out_channels"],
+                f"in_channels = {config['in_channels']}, since the network predicts the noise alone",
+                "Networks that also predict a variance are not supported.",
+            )
+        )
+
+
+def _check(field: str, value: Any, supported: tuple[Any, ...]) -> None:
+    if value not in supported:
+        names = " or ".join("none" if option is None else str(option) for option in supported)
+        raise UserError(problem(field, value, names, "Pruning knows no other: start from another dense network."))
+
+
+def takes_classes(network: nn.Module) -> bool:
+    """Whether a forward pass needs `class_labels`."""
+    return getattr(network, "class_embedding", None) is not None or (
+        getattr(network, "context_embedding", None) is not None
+    )
+
+
+def network_inputs(
+    network: nn.Module, device: torch.device | str = "meta", side: int | tuple[int, int] | None = None
+) -> dict[str, Tensor]:
+    """Inputs of one forward pass of a diffusers UNet, batch of one: `sample` (1, in_channels, height, width),
+    `timestep` (1,) and, if it takes classes, `class_labels` (1,); both int64.
+
+    `side` is height and width, the network's `sample_size` if None, or, where it has none, the smallest it can halve
+    at every level.
+    """
+    config: Any = cast(Any, network).config
+    size = side or config.sample_size or 2 ** len(config.block_out_channels)
+    height, width = (size, size) if isinstance(size, int) else size
+    inputs = {
+        "sample": torch.zeros(1, config.in_channels, height, width, device=device),
+        "timestep": torch.ones(1, dtype=torch.long, device=device),
+    }
+    if takes_classes(network):
+        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
+    return inputs
