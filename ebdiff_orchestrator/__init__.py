@@ -1,7 +1,7 @@
 """Train a diffusion model as a few small timestep experts, side by side, and load them as one diffusers pipeline.
 
-`Plan`, `launch`, `resume` and `load_ensemble` are all that a program needs. Importing this package, and loading an
-ensemble, imports neither ray nor the driver.
+`Plan`, `launch`, `resume`, `extend` and `load_ensemble` are all that a program needs. Importing this package, and
+loading an ensemble, imports neither ray nor the driver.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from schemas.plan import Plan
 
 if TYPE_CHECKING:
-    from ebdiff_orchestrator.driver import launch, resume
+    from ebdiff_orchestrator.driver import extend, launch, resume
     from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 
-__all__ = ["Plan", "launch", "load_ensemble", "resume"]
+__all__ = ["Plan", "extend", "launch", "load_ensemble", "resume"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Import the driver or the ensemble when it is first asked for."""
-    if name in ("launch", "resume"):
+    if name in ("extend", "launch", "resume"):
         from ebdiff_orchestrator import driver
 
         return getattr(driver, name)

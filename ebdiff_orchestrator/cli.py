@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from ebdiff_orchestrator.arguments import PlanArgument, RunArgument, SetOption
 from ebdiff_orchestrator.interrupts import RunStopped
+from ebdiff_orchestrator.reports.commands import add_report_commands
 from ebdiff_orchestrator.view import sampling_report, terminal_view
 from schemas.errors import RunFailed, UserError
 
@@ -30,18 +32,10 @@ app = typer.Typer(
     "Try: ebdiff launch digits. Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted.",
 )
 
-PlanArgument = Annotated[
-    str, typer.Argument(metavar="PLAN", help="A preset's name (see `ebdiff presets`) or a YAML file.")
+ReuseOption = Annotated[
+    list[Path] | None,
+    typer.Option("--reuse", metavar="RUN", help="Take equal tickets and experts over from this run; repeatable."),
 ]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change a field of the plan, as in training.steps=2000 or regions.0.pruning_ratio=0.5; repeatable.",
-    ),
-]
-RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -75,21 +69,30 @@ def launch(
         Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives; default: runs/NAME.")
     ] = None,
     changes: SetOption = None,
+    reuse: ReuseOption = None,
     address: AddressOption = None,
 ) -> None:
     """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
     from ebdiff_orchestrator.driver import launch as launch_plan
     from ebdiff_orchestrator.plans import load_plan
 
-    launch_plan(load_plan(plan, changes or ()), run_dir, address=address, view=terminal_view())
+    launch_plan(load_plan(plan, changes or ()), run_dir, address=address, view=terminal_view(), reuse=reuse or ())
 
 
 @app.command()
-def resume(run_dir: RunArgument, address: AddressOption = None) -> None:
+def resume(run_dir: RunArgument, reuse: ReuseOption = None, address: AddressOption = None) -> None:
     """Go on with an unfinished run from its last good checkpoints."""
     from ebdiff_orchestrator.driver import resume as resume_run
 
-    resume_run(run_dir, address=address, view=terminal_view())
+    resume_run(run_dir, address=address, view=terminal_view(), reuse=reuse or ())
+
+
+@app.command()
+def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOption = None) -> None:
+    """Train a run's experts further, as in --set training.steps=300000; the bits are those of one long run."""
+    from ebdiff_orchestrator.driver import extend as extend_run
+
+    extend_run(run_dir, changes or (), address=address, view=terminal_view())
 
 
 @app.command()
@@ -187,6 +190,9 @@ def presets() -> None:
     for name, description in all_presets().items():
         table.add_row(name, description)
     Console().print(table)
+
+
+add_report_commands(app)
 
 
 def main() -> None:

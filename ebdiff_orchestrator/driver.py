@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ebdiff_orchestrator.cluster import cluster_address, connect, request_of
+from ebdiff_orchestrator.dense_start import adopt_dense
 from ebdiff_orchestrator.finishing import assemble, sample
 from ebdiff_orchestrator.handle import RunHandle
 from ebdiff_orchestrator.interrupts import Interrupts
 from ebdiff_orchestrator.job_loop import JobLoop
 from ebdiff_orchestrator.ledger import Ledger
 from ebdiff_orchestrator.planning import Outlook, check_data_fits, look_ahead
+from ebdiff_orchestrator.plans import plan_from_values
+from ebdiff_orchestrator.reuse import take_over
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import (
     ASSEMBLE,
@@ -32,20 +35,27 @@ RunOnce = Callable[..., tuple[Artifact, ...]]
 
 
 def launch(
-    plan: Plan, run_dir: str | Path | None = None, *, address: str | None = None, view: View | None = None
+    plan: Plan,
+    run_dir: str | Path | None = None,
+    *,
+    address: str | None = None,
+    view: View | None = None,
+    reuse: Sequence[str | Path] = (),
 ) -> RunHandle:
     """Run the plan to a finished ensemble in `run_dir` (default: runs/<plan.name>), or go on with it there.
 
-    A finished run is returned as it is. Uses the Ray cluster at `address` or RAY_ADDRESS, else one embedded in this
+    A finished run is returned as it is. Equal stages of the runs in `reuse` are taken over instead of computed.
+    Uses the Ray cluster at `address` or RAY_ADDRESS, else one embedded in this
     process. Raises PlanError or UserError before anything starts if the plan cannot run or the directory holds a
     different experiment, RunFailed if a region failed for good (the others' work is saved), RunStopped on Ctrl-C.
     """
     directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / plan.name)
     view = view or Silent()
-    plan = _with_absolute_path(plan)
+    plan, dense = adopt_dense(_with_absolute_paths(plan))
     outlook = None if directory.exists() else look_ahead(plan)  # a plan that cannot run leaves no directory
     with directory.held():
         ledger = Ledger(directory, directory.begin(plan), view.line)
+        ledger.know_dense(dense)
         ledger.distrust_damaged()
         if ledger.manifest.finished():
             view.line(f"The run in {directory.path} is finished; nothing to do.")
@@ -53,18 +63,39 @@ def launch(
             outlook = outlook or look_ahead(plan)
             (directory.path / STOP_FILE).unlink(missing_ok=True)
             with view:
-                _carry_out(ledger, outlook, view, address)
+                _carry_out(ledger, outlook, view, address, [Path(run) for run in reuse])
                 view.line(f"Done: {directory.path / ASSEMBLE} (grid: {directory.path / SAMPLE}/grid.png)")
     return RunHandle(directory.path)
 
 
-def resume(run_dir: str | Path, *, address: str | None = None, view: View | None = None) -> RunHandle:
+def resume(
+    run_dir: str | Path,
+    *,
+    address: str | None = None,
+    view: View | None = None,
+    reuse: Sequence[str | Path] = (),
+) -> RunHandle:
     """Go on with the run in `run_dir` by its own plan; as `launch` otherwise."""
     directory = RunDirectory(Path(run_dir))
-    return launch(directory.read().plan, directory.path, address=address, view=view)
+    return launch(directory.read().plan, directory.path, address=address, view=view, reuse=reuse)
 
 
-def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None) -> None:
+def extend(
+    run_dir: str | Path, changes: Sequence[str], *, address: str | None = None, view: View | None = None
+) -> RunHandle:
+    """Train the run's experts further: `changes` raise training.steps or a region's steps (`key=value`).
+
+    The experts go on from where they ended, to the same bits as one long run; ensemble and samples are made anew.
+    Raises PlanError for a change of anything else, and for fewer steps than a training has made.
+    """
+    directory = RunDirectory(Path(run_dir))
+    plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
+    with directory.held():
+        directory.extend(plan)
+    return resume(directory.path, address=address, view=view)
+
+
+def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None, reuse: Sequence[Path]) -> None:
     plan = ledger.plan
     cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser()
     store = ensure_store(plan.data, cache_dir, view.images)
@@ -72,7 +103,8 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
         view.line(f"{store.unreadable} unreadable images were left out: {', '.join(store.info.unreadable_names[:5])}.")
     check_data_fits(plan, len(store), request_of(plan.workers, 0.0).processes)
     ledger.know_images(store.digest)
-    jobs = outline_jobs(plan, store.digest)
+    jobs = outline_jobs(plan, ledger.inputs)
+    take_over(ledger.directory, jobs, reuse, view.line)
     ledger.take_results(jobs)
     if ledger.all_done(jobs):
         _finish(ledger, view, _in_this_process(view))
@@ -115,10 +147,15 @@ def _expected_macs(job: JobOutline, outlook: Outlook) -> float:
     return float(region.costs.macs * region.steps)
 
 
-def _with_absolute_path(plan: Plan) -> Plan:
-    """A local data.path made absolute, since workers have another current directory."""
-    path = Path(plan.data.path).expanduser()
-    if not path.exists():
-        return plan
-    data = plan.data.model_copy(update={"path": str(path.resolve())})
-    return plan.model_copy(update={"data": data})
+def _with_absolute_paths(plan: Plan) -> Plan:
+    """Local paths of the plan made absolute, since workers have another current directory."""
+    data = plan.data.model_copy(update={"path": _absolute(plan.data.path)})
+    changed = {name: _absolute(getattr(plan.model, name, None)) for name in ("pretrained", "vae")}
+    model = plan.model.model_copy(update={name: path for name, path in changed.items() if path is not None})
+    return plan.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(path: str | None) -> str | None:
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().resolve())

@@ -99,10 +99,8 @@ class JobLoop:
         outline, budget = self._jobs[name], self._budgets[name]
         budget.attempts += 1
         number = self._ledger.begin_attempt(outline)
-        store_digest = self._ledger.manifest.store_digest
-        assert store_digest is not None
         use_gpu = self._cluster.request.gpus > 0
-        job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, store_digest, number, use_gpu)
+        job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, self._ledger.inputs, number, use_gpu)
         self._running[name] = _Attempt(outline, number, self._cluster.start(job), time.time())
         self._view.line(f"{name}: started (attempt {budget.attempts}).")
         self._view.job(name, Progress(stage=self._ledger.first_open(outline), state="starting"))
@@ -137,6 +135,7 @@ class JobLoop:
         """See which attempts have ended, and whether what failed may be tried again."""
         for name in [name for name, attempt in self._running.items() if attempt.future.done()]:
             attempt = self._running.pop(name)
+            self._charge(attempt)
             self._ledger.take_results((attempt.outline,))
             if self._ledger.all_done((attempt.outline,)):
                 continue
@@ -147,6 +146,11 @@ class JobLoop:
                 self._ledger.mark(failure.stage, "pending", failure.message)
             else:
                 self._give_up(name, failure.message)
+
+    def _charge(self, attempt: _Attempt) -> None:
+        """Enter the devices that an attempt held, from its start to now."""
+        request = self._cluster.request
+        self._ledger.charge(attempt.outline.name, attempt.number, attempt.started_at, request.processes, request.gpus)
 
     def _failure_of(self, attempt: _Attempt) -> Failure:
         """What this attempt wrote of its failure, else what Ray says of the worker's end."""
@@ -198,6 +202,8 @@ class JobLoop:
                 self._view.line("Not waiting any longer; the last checkpoints stay.")
                 break
             time.sleep(_POLL_S)
+        for attempt in self._running.values():
+            self._charge(attempt)
         self._ledger.take_results(self._outlines())
         for name, record in self._ledger.manifest.stages.items():
             if record.status == "running":

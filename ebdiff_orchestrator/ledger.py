@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 
 from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import JobOutline
+from ebdiff_orchestrator.stages import Inputs, JobOutline
 from region_workers.results import finished_result
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
-from schemas.manifest import Manifest, StageRecord, Status
+from schemas.manifest import DenseSource, Lease, Manifest, StageRecord, Status
 from schemas.plan import Plan
 
 Say = Callable[[str], None]
@@ -60,8 +60,40 @@ class Ledger:
             if record.status != "pending":
                 self._put(record, status="pending")
 
+    @property
+    def inputs(self) -> Inputs:
+        """What the run's stages start from; recorded before any job."""
+        store, dense = self.manifest.store_digest, self.manifest.dense
+        assert store is not None
+        return Inputs(store, dense.digest if dense else None)
+
+    def know_dense(self, dense: DenseSource | None) -> None:
+        """Record the dense start of the run; UserError if it began with another."""
+        known = self.manifest.dense
+        begun = self.manifest.store_digest is not None
+        if begun and (known.digest if known else None) != (dense.digest if dense else None):
+            raise UserError(
+                f"model.pretrained = {self.plan.model.pretrained}: it is not the network that the run in "
+                f"{self.directory.path} began with ({known.path if known else 'fresh weights'}). Restore it, or give "
+                "another --run-dir."
+            )
+        self.manifest = self.directory.write(self.manifest.model_copy(update={"dense": dense}))
+
+    def charge(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
+        """Record the devices that a job held from `started_at` until now."""
+        lease = Lease(
+            job=job,
+            attempt=attempt,
+            started_at=started_at,
+            ended_at=time.time(),
+            workers=workers,
+            gpus=workers * gpus_each,
+        )
+        leases = (*self.manifest.leases, lease)
+        self.manifest = self.directory.write(self.manifest.model_copy(update={"leases": leases}))
+
     def know_images(self, store_digest: str) -> None:
-        """Record the images of the run; UserError if it began with others."""
+        """Record the images, or latents, of the run; UserError if it began with others."""
         known = self.manifest.store_digest
         if known is not None and known != store_digest:
             raise UserError(
@@ -100,7 +132,8 @@ class Ledger:
                     self._forget(stage.name, damaged[0])
                 else:
                     self._enter(result)
-                    self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps).")
+                    source = f", taken over from {result.reused_from}" if result.reused_from else ""
+                    self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps{source}).")
 
     def mark(self, stage: str, status: Status, error: str | None) -> None:
         """Set a stage's status and what is to be said of it."""
@@ -146,6 +179,8 @@ class Ledger:
             artifacts=result.artifacts,
             hardware=result.hardware,
             metrics=result.metrics,
+            peak_memory_bytes=result.peak_memory_bytes,
+            reused_from=result.reused_from,
             error=None,
         )
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import torch
-
-from region_workers.costs import Costs, dense_costs, region_costs
-from region_workers.dense import build_dense, example_inputs
-from region_workers.pruning.groups import ChannelGroup, find_groups
+from region_workers.costs import CostCounter, Costs
+from region_workers.pretrained import dense_counter
 from region_workers.pruning.widths import check_ratio, realised_ratio
 from schemas.errors import plan_error
 from schemas.plan import Plan
@@ -63,7 +60,8 @@ def look_ahead(plan: Plan) -> Outlook:
 
     Raises PlanError for a network that cannot be built or a pruning ratio that removes nothing or a whole group.
     """
-    groups = _groups(plan)
+    counter = _counter(plan)
+    groups = counter.groups
     for index, region in enumerate(plan.regions):
         check_ratio(groups, region.pruning_ratio, f"regions.{index}.pruning_ratio")
     regions = tuple(
@@ -72,11 +70,11 @@ def look_ahead(plan: Plan) -> Outlook:
             route=route,
             steps=plan.steps_of(region),
             realised_ratio=realised_ratio(groups, region.pruning_ratio),
-            costs=region_costs(plan.model, plan.data, region.pruning_ratio),
+            costs=counter.at(region.pruning_ratio),
         )
         for region, route in zip(plan.regions, plan.routes(), strict=True)
     )
-    return Outlook(plan, dense_costs(plan.model, plan.data), regions, _weighted(plan, regions))
+    return Outlook(plan, counter.dense(), regions, _weighted(plan, regions))
 
 
 def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
@@ -99,34 +97,35 @@ def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
         )
 
 
-def _groups(plan: Plan) -> tuple[ChannelGroup, ...]:
-    side = plan.data.resolution
-    levels = len(plan.model.block_out_channels)
-    smallest = 2 ** (levels - 1)
-    if side % smallest:
+def _counter(plan: Plan) -> CostCounter:
+    halvings = len(plan.model.block_out_channels) - 1
+    smallest = 2**halvings * (plan.model.latent_downscale if plan.model.family == "latent" else 1)
+    if plan.data.resolution % smallest:
         raise plan_error(
             "data.resolution",
-            side,
-            f"a multiple of {smallest}, since the network halves it {levels - 1} times",
+            plan.data.resolution,
+            f"a multiple of {smallest}, since the network halves it {halvings} times",
             "Change the resolution or the number of model.block_out_channels.",
         )
     try:
-        with torch.device("meta"):
-            dense = build_dense(plan.model, plan.data)
+        return dense_counter(plan.model, plan.data)
     except (ValueError, TypeError, KeyError) as error:
         raise plan_error(
-            "model", "the network", "arguments that diffusers' UNet2DModel accepts", f"It says: {error}"
+            "model", "the network", "arguments that diffusers' UNet accepts", f"It says: {error}"
         ) from None
-    return find_groups(dense, example_inputs(plan.data))
 
 
 def _weighted(plan: Plan, regions: tuple[RegionOutlook, ...]) -> Costs:
     total = plan.diffusion.num_train_timesteps
     spans = [outlook.route[1] - outlook.route[0] for outlook in regions]
-    params = sum(span * outlook.costs.params for span, outlook in zip(spans, regions, strict=True))
-    macs = sum(span * outlook.costs.macs for span, outlook in zip(spans, regions, strict=True))
-    return Costs(params=round(params / total), macs=round(macs / total))
+    mean = {
+        field.name: round(
+            sum(span * getattr(o.costs, field.name) for span, o in zip(spans, regions, strict=True)) / total
+        )
+        for field in fields(Costs)
+    }
+    return Costs(**mean)
 
 
 def _as_json(costs: Costs) -> dict[str, int]:
-    return {"params": costs.params, "macs": costs.macs}
+    return asdict(costs)

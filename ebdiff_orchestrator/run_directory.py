@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from typing import Any
 from ebdiff_orchestrator.stages import stage_names
 from region_workers.results import is_whole
 from schemas.durable import write_model
-from schemas.errors import UserError
+from schemas.errors import PlanError, UserError, plan_error
 from schemas.job import Artifact
 from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest, StageRecord
 from schemas.plan import Plan
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
 _LOCK_FILE = ".driver-lock"
+_STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")
 
 
 class RunDirectory:
@@ -65,9 +67,36 @@ class RunDirectory:
         if not self.exists() or not self.read().attempts:
             return self.write(_new_manifest(plan))
         manifest = self.read()
-        if manifest.experiment_digest != plan.experiment_digest():
+        if manifest.plan.experiment_digest() != plan.experiment_digest():
             raise UserError(_refusal(self.path, manifest.plan, plan))
         return self.write(manifest.model_copy(update={"plan": plan, "software": _software()}))
+
+    def extend(self, plan: Plan) -> Manifest:
+        """Give the run its plan with more steps; trainings that are now too short are open again.
+
+        PlanError if the plan differs in anything else, or asks for fewer steps than a training has made.
+        """
+        manifest = self.read()
+        changed = [
+            line for line in differences(manifest.plan.experiment(), plan.experiment()) if not _STEPS.match(line)
+        ]
+        if changed:
+            lines = "\n".join(f"  - {line}" for line in changed)
+            raise PlanError(f"ebdiff extend changes nothing but training.steps and regions.N.steps, not:\n{lines}")
+        stages = dict(manifest.stages)
+        for region in plan.regions:
+            record = manifest.stage(f"train/{region.name}")
+            if plan.steps_of(region) < record.steps:
+                raise plan_error(
+                    f"steps of region {region.name}",
+                    plan.steps_of(region),
+                    f"at least the {record.steps} that are made",
+                    "Raise it, or start a new run.",
+                )
+            if plan.steps_of(region) != record.steps:
+                stages[record.name] = record.model_copy(update={"status": "pending"})
+        update = {"plan": plan, "experiment_digest": plan.experiment_digest(), "stages": stages}
+        return self.write(manifest.model_copy(update=update))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -104,7 +133,10 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def _refusal(path: Path, old: Plan, new: Plan) -> str:
-    lines = "\n".join(f"  - {line}" for line in differences(old.experiment(), new.experiment()))
+    changed = differences(old.experiment(), new.experiment())
+    lines = "\n".join(f"  - {line}" for line in changed)
+    if all(_STEPS.match(line) for line in changed):
+        lines += f"\nTo train its experts further: ebdiff extend {path} --set training.steps={new.training.steps}"
     return (
         f"DIR = {path}: holds a run of a different experiment. What differs (there -> asked for):\n{lines}\n"
         f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"

@@ -30,14 +30,22 @@ class JobOutline:
         return tuple(stage.name for stage in (self.draw, self.train) if stage is not None)
 
 
-def outline_jobs(plan: Plan, store_digest: str) -> tuple[JobOutline, ...]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a plan's stages start from, known by digests: what is denoised, and the dense start if there is one."""
+
+    store: str
+    dense: str | None = None
+
+
+def outline_jobs(plan: Plan, inputs: Inputs) -> tuple[JobOutline, ...]:
     """The jobs of a plan: one a region; with a shared draw, that draw first and then one training a region."""
     if plan.draw.scope == "per-region":
-        return tuple(_region_job(plan, region, store_digest) for region in plan.regions)
+        return tuple(_region_job(plan, region, inputs) for region in plan.regions)
     targets = tuple(_target(region) for region in plan.regions)
-    draw = _draw_stage(plan, _SHARED, (0, plan.diffusion.num_train_timesteps), targets, store_digest)
+    draw = _draw_stage(plan, _SHARED, (0, plan.diffusion.num_train_timesteps), targets, inputs)
     trainings = tuple(
-        JobOutline(f"region {region.name}", None, _train_stage(plan, region, draw), after=(draw.name,))
+        JobOutline(f"region {region.name}", None, _train_stage(plan, region, draw, inputs), after=(draw.name,))
         for region in plan.regions
     )
     return (JobOutline("shared draw", draw, None, after=()), *trainings)
@@ -61,7 +69,7 @@ def draw_folder(plan: Plan, region: RegionPlan) -> str:
 
 
 def worker_job(
-    plan: Plan, outline: JobOutline, run_dir: Path, store_digest: str, attempt: int = 1, use_gpu: bool = True
+    plan: Plan, outline: JobOutline, run_dir: Path, inputs: Inputs, attempt: int = 1, use_gpu: bool = True
 ) -> WorkerJob:
     """The outline with everything a worker needs."""
     return WorkerJob(
@@ -70,7 +78,8 @@ def worker_job(
         run_dir=str(run_dir),
         cache_dir=plan.workers.cache_dir,
         use_gpu=use_gpu,
-        store_digest=store_digest,
+        store_digest=inputs.store,
+        dense_digest=inputs.dense,
         seed=plan.seed,
         data=plan.data,
         model=plan.model,
@@ -86,7 +95,9 @@ def worker_job(
 
 def assemble_key(plan: Plan, train_results: dict[str, str]) -> str:
     """The key of the ensemble: the experts' digests (by region) and how it samples by default."""
-    sampling = plan.sampling.model_dump(mode="json", include={"steps", "spacing", "eta", "clip_sample"})
+    sampling = plan.sampling.model_dump(
+        mode="json", include={"steps", "spacing", "eta", "clip_sample", "guidance_scale"}
+    )
     return digest({"stage": "assemble", "experts": train_results, "routes": plan.routes(), "sampling": sampling})
 
 
@@ -95,9 +106,9 @@ def sample_key(plan: Plan, ensemble_key: str) -> str:
     return digest({"stage": "sample", "ensemble": ensemble_key, "images": plan.sampling.num_images, "seed": plan.seed})
 
 
-def _region_job(plan: Plan, region: RegionPlan, store_digest: str) -> JobOutline:
-    draw = _draw_stage(plan, f"draw/{region.name}", region.train, (_target(region),), store_digest)
-    return JobOutline(f"region {region.name}", draw, _train_stage(plan, region, draw), after=())
+def _region_job(plan: Plan, region: RegionPlan, inputs: Inputs) -> JobOutline:
+    draw = _draw_stage(plan, f"draw/{region.name}", region.train, (_target(region),), inputs)
+    return JobOutline(f"region {region.name}", draw, _train_stage(plan, region, draw, inputs), after=())
 
 
 def _target(region: RegionPlan) -> DrawTarget:
@@ -105,16 +116,23 @@ def _target(region: RegionPlan) -> DrawTarget:
 
 
 def _draw_stage(
-    plan: Plan, name: str, timesteps: tuple[int, int], targets: tuple[DrawTarget, ...], store_digest: str
+    plan: Plan, name: str, timesteps: tuple[int, int], targets: tuple[DrawTarget, ...], inputs: Inputs
 ) -> DrawStage:
-    ratios = sorted(target.pruning_ratio for target in targets)
-    key = digest({"stage": "draw", **_inputs(plan, store_digest), "timesteps": timesteps, "ratios": ratios})
+    key = _draw_key(plan, timesteps, [target.pruning_ratio for target in targets], inputs)
     return DrawStage(name=name, key=key, timesteps=timesteps, targets=targets)
 
 
-def _train_stage(plan: Plan, region: RegionPlan, draw: DrawStage) -> TrainStage:
-    """Its key leaves the number of steps out, so that more steps extend a finished expert."""
-    key = digest({"stage": "train", "draw": draw.key, "timesteps": region.train, "ratio": region.pruning_ratio})
+def _draw_key(plan: Plan, timesteps: tuple[int, int], ratios: list[float], inputs: Inputs) -> str:
+    return digest({"stage": "draw", **_determinants(plan, inputs), "timesteps": timesteps, "ratios": sorted(ratios)})
+
+
+def _train_stage(plan: Plan, region: RegionPlan, draw: DrawStage, inputs: Inputs) -> TrainStage:
+    """Its key leaves the number of steps out, so that more steps extend a finished expert.
+
+    It holds the ticket's own draw: which other tickets a shared draw gives does not matter.
+    """
+    ticket = _draw_key(plan, draw.timesteps, [region.pruning_ratio], inputs)
+    key = digest({"stage": "train", "draw": ticket, "timesteps": region.train, "ratio": region.pruning_ratio})
     return TrainStage(
         name=train_stage_name(region),
         key=key,
@@ -125,13 +143,14 @@ def _train_stage(plan: Plan, region: RegionPlan, draw: DrawStage) -> TrainStage:
     )
 
 
-def _inputs(plan: Plan, store_digest: str) -> dict[str, Any]:
+def _determinants(plan: Plan, inputs: Inputs) -> dict[str, Any]:
     """What determines a draw, and with it the training that follows."""
     experiment = plan.experiment()
     training = {name: value for name, value in experiment["training"].items() if name != "steps"}
     return {
         "seed": plan.seed,
-        "images": store_digest,
+        "images": inputs.store,
+        "dense": inputs.dense,
         "random_flip": plan.data.random_flip,
         "model": experiment["model"],
         "diffusion": experiment["diffusion"],

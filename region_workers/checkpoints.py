@@ -38,6 +38,15 @@ class Checkpoint:
     metrics: list[Row]
 
 
+def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
+    """The whole checkpoint of this key with the most steps, up to `most_steps`; nothing is changed."""
+    for path in reversed(_all(folder)):
+        info = _verified(path, key)
+        if info is not None and info.step <= most_steps:
+            return path
+    return None
+
+
 class Checkpoints:
     """The checkpoints of one stage, newest last; only the newest `keep` stay."""
 
@@ -57,7 +66,7 @@ class Checkpoints:
 
         A step that has a good checkpoint already keeps it: the same step has the same state.
         """
-        if self._verified(self._path(step)) is not None:
+        if _verified(self._path(step), self._key) is not None:
             return
 
         def write(folder: Path) -> None:
@@ -70,7 +79,7 @@ class Checkpoints:
             (folder / _INFO).write_text(info.model_dump_json(indent=2))
 
         write_folder(self._path(step), write)
-        for old in self._all()[: -self._keep]:
+        for old in _all(self._folder)[: -self._keep]:
             shutil.rmtree(old)
 
     def newest_good(self, world: World) -> Checkpoint | None:
@@ -83,8 +92,8 @@ class Checkpoints:
 
     def _newest_good_step(self) -> int:
         remove_leftovers(self._folder)
-        for folder in reversed(self._all()):
-            info = self._verified(folder)
+        for folder in reversed(_all(self._folder)):
+            info = _verified(folder, self._key)
             if info is not None:
                 return info.step
             shutil.rmtree(folder)
@@ -101,17 +110,19 @@ class Checkpoints:
         """Delete every checkpoint, once the stage's result is on disk."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*"))
 
-    def _verified(self, folder: Path) -> CheckpointInfo | None:
-        info_file = folder / _INFO
-        if not info_file.is_file():
-            return None
-        try:
-            info = CheckpointInfo.model_validate_json(info_file.read_text())
-        except ValueError:
-            return None
-        files = {name: folder / name for name in info.sha256}
-        whole = all(path.is_file() and file_digest(path) == info.sha256[name] for name, path in files.items())
-        return info if whole and info.key == self._key else None
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"))
+
+
+def _verified(folder: Path, key: str) -> CheckpointInfo | None:
+    info_file = folder / _INFO
+    if not info_file.is_file():
+        return None
+    try:
+        info = CheckpointInfo.model_validate_json(info_file.read_text())
+    except ValueError:
+        return None
+    files = {name: folder / name for name in info.sha256}
+    whole = all(path.is_file() and file_digest(path) == info.sha256[name] for name, path in files.items())
+    return info if whole and info.key == key else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +31,13 @@ class World:
         """For the manifest."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return Hardware(device=name, world_size=self.size, cpu_threads=training.cpu_threads)
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this process has held so far: allocated on a CUDA device, else resident on the host."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit_bytes = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
     def barrier(self) -> None:
         """Wait for the region's other workers."""

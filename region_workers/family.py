@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from region_workers.data.batches import BatchSource
-from region_workers.data.store import ImageStore
-from region_workers.dense import build_dense, example_inputs
+from region_workers.data.samples import SampleStore
 from region_workers.diffusion import add_noise, alphas_cumprod, squared_errors
+from region_workers.networks import network_inputs
+from region_workers.pretrained import dense_network
 from schemas.job import WorkerJob
 
 
@@ -29,10 +30,10 @@ class ModelFamily(Protocol):
         """Batches in one pass over the data."""
 
     def build_dense(self) -> nn.Module:
-        """The unpruned network, freshly initialised from torch's default generator, on the CPU."""
+        """The unpruned network on the CPU: fresh, from torch's default generator, or with the plan's dense start."""
 
-    def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """Arguments of one forward pass, batch of one; enough to trace the network."""
+    def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        """Arguments of one forward pass of the dense network, batch of one, on the meta device: enough to trace it."""
 
     def batch(self, step: int, rows: slice) -> Batch:
         """The rows of step's global batch, on the device."""
@@ -44,24 +45,31 @@ class ModelFamily(Protocol):
 class UNetFamily:
     """Images in [-1, 1], or latents, denoised by one of diffusers' UNets, with or without class labels."""
 
-    def __init__(self, job: WorkerJob, store: ImageStore, device: torch.device, data_seed: int) -> None:
+    def __init__(self, job: WorkerJob, store: SampleStore, device: torch.device, data_seed: int) -> None:
         self._job = job
         self._alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
-        self._batches = BatchSource(store, device, job.training.batch_size, job.data.random_flip, data_seed)
+        self._batches = BatchSource(
+            store,
+            device,
+            job.training.batch_size,
+            job.data.random_flip,
+            data_seed,
+            job.model.num_classes,
+            job.model.label_dropout,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
         return self._batches.steps_per_epoch
 
     def build_dense(self) -> nn.Module:
-        network: nn.Module = build_dense(self._job.model, self._job.data)
-        return network
+        return dense_network(self._job.model, self._job.data, self._job.dense_digest)
 
-    def example_inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
-        return example_inputs(self._job.data, device)
+    def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        return network_inputs(network)
 
     def batch(self, step: int, rows: slice) -> Batch:
-        return Batch(self._batches.batch(step, rows), None)
+        return Batch(self._batches.batch(step, rows), self._batches.labels(step, rows))
 
     def errors(self, network: nn.Module, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         noisy_BCHW = add_noise(batch.clean, noise, timesteps, self._alphas_cumprod)

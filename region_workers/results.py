@@ -65,6 +65,7 @@ def publish(
         artifacts=tuple(artifact(run_dir, path) for path in sorted(files)),
         hardware=world.describe(job.training),
         metrics=metrics,
+        peak_memory_bytes=world.peak_memory_bytes(),
     )
     write_model(run_dir / recorder.stage / RESULT_FILE, result)
     recorder.announce("done", steps)

@@ -88,10 +88,10 @@ def speed_weights(alpha_bar_T: torch.Tensor, tau: int, lambda_: float) -> torch.
 
 
 def min_snr_weights(snr_T: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR (arXiv 2303.09556) for ε-prediction: min(SNR, γ) / SNR."""
+    """Min-SNR (arXiv 2303.09556) for ε-prediction: min(SNR, gamma) / SNR."""
     return snr_T.clamp(max=gamma) / snr_T
 
 
 def p2_weights(snr_T: torch.Tensor, gamma: float, k: float) -> torch.Tensor:
-    """P2 (arXiv 2204.00227): 1 / (k + SNR)^γ."""
+    """P2 (arXiv 2204.00227): 1 / (k + SNR)^gamma."""
     return (k + snr_T) ** -gamma

@@ -17,7 +17,17 @@ from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
 from schemas.digest import digest
 from schemas.durable import write_folder
-from schemas.job import EXPERT_FOLDER, METRICS_FILE, TICKET_FILE, TICKETS_FOLDER, WEIGHTS_FILE, TrainStage, WorkerJob
+from schemas.job import (
+    CHECKPOINTS_FOLDER,
+    EXPERT_FOLDER,
+    METRICS_FILE,
+    TICKET_FILE,
+    TICKETS_FOLDER,
+    WEIGHTS_FILE,
+    Artifact,
+    TrainStage,
+    WorkerJob,
+)
 from schemas.tables import Row, write_metrics
 
 
@@ -25,15 +35,12 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     """Train to `stage.steps` updates from the last good checkpoint, then publish the expert (EMA weights)."""
     run_dir = Path(job.run_dir)
     folder = run_dir / stage.name
-    ticket = run_dir / stage.draw / TICKETS_FOLDER / stage.region
-    inputs = tuple(artifact(run_dir, path) for path in (ticket / TICKET_FILE, ticket / EXPERT_FOLDER / WEIGHTS_FILE))
-    expert = PrunedUNet2DModel.from_pretrained(ticket / EXPERT_FOLDER, low_cpu_mem_usage=False)
+    inputs = ticket_artifacts(run_dir, stage)
+    expert = PrunedUNet2DModel.from_pretrained(_ticket_folder(run_dir, stage) / EXPERT_FOLDER, low_cpu_mem_usage=False)
     law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
-    # The state of a training belongs to the very ticket it began with.
-    state_key = digest([stage.key, *(item.sha256 for item in inputs)])
-    checkpoints = Checkpoints(folder / "checkpoints", state_key, job.checkpointing.keep)
+    checkpoints = Checkpoints(folder / CHECKPOINTS_FOLDER, state_key(stage, inputs), job.checkpointing.keep)
     checkpoint = checkpoints.newest_good(world)
     if checkpoint is None:
         recorder.begin(0, [], 0.0)
@@ -60,6 +67,21 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
         files = [*files_in(folder / EXPERT_FOLDER), folder / METRICS_FILE]
         publish(job, recorder, world, trainer.step, files, _last_loss(recorder.metrics), inputs)
     world.barrier()
+
+
+def ticket_artifacts(run_dir: Path, stage: TrainStage) -> tuple[Artifact, ...]:
+    """The files that the training begins with: its ticket and the inherited weights."""
+    ticket = _ticket_folder(run_dir, stage)
+    return tuple(artifact(run_dir, path) for path in (ticket / TICKET_FILE, ticket / EXPERT_FOLDER / WEIGHTS_FILE))
+
+
+def state_key(stage: TrainStage, inputs: tuple[Artifact, ...]) -> str:
+    """The key of the training's checkpoints: they belong to the very ticket that it began with."""
+    return digest([stage.key, *(item.sha256 for item in inputs)])
+
+
+def _ticket_folder(run_dir: Path, stage: TrainStage) -> Path:
+    return run_dir / stage.draw / TICKETS_FOLDER / stage.region
 
 
 def _last_loss(metrics: list[Row]) -> dict[str, float]:

@@ -15,6 +15,7 @@ STOP_FILE = "stop-requested"
 MASKS_FILE = "masks.arrow"
 METRICS_FILE = "metrics.parquet"
 TICKETS_FOLDER = "tickets"
+CHECKPOINTS_FOLDER = "checkpoints"
 TICKET_FILE = "ticket.json"
 EXPERT_FOLDER = "expert"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
@@ -104,7 +105,8 @@ class StageResult(Section):
     artifacts: tuple[Artifact, ...]
     hardware: Hardware
     metrics: dict[str, float]
-    peak_memory_bytes: int | None = None  # of the device (CUDA: allocated; CPU: the leading worker's resident set)
+    peak_memory_bytes: int | None = None  # of the leading worker: allocated on a CUDA device, else resident
+    reused_from: str | None = None  # the run directory that this stage was taken over from
 
 
 class Progress(Section):

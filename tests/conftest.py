@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from ebdiff_orchestrator.plans import plan_from_values
-from ebdiff_orchestrator.stages import outline_jobs, worker_job
+from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
+from region_workers.pretrained import find_dense
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 
@@ -68,8 +69,9 @@ def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
 
     def make(plan: Plan, run_dir: Path) -> list[WorkerJob]:
         run_dir.mkdir(parents=True, exist_ok=True)
-        digest = ensure_store(plan.data, cache_dir).digest
-        return [worker_job(plan, outline, run_dir, digest) for outline in outline_jobs(plan, digest)]
+        dense = find_dense(plan.model.pretrained).digest() if plan.model.pretrained else None
+        inputs = Inputs(ensure_store(plan.data, cache_dir).digest, dense)
+        return [worker_job(plan, outline, run_dir, inputs) for outline in outline_jobs(plan, inputs)]
 
     return make
 

@@ -23,8 +23,10 @@ from region_workers.recorder import Recorder, stopped_at
 from region_workers.results import files_in, publish
 from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
+from schemas.digest import seed_from
 from schemas.durable import write_folder, write_model
 from schemas.job import (
+    CHECKPOINTS_FOLDER,
     EXPERT_FOLDER,
     MASKS_FILE,
     METRICS_FILE,
@@ -54,13 +56,13 @@ class Draw:
         self._folder = Path(job.run_dir) / stage.name
         self._interval = self._plan.interval_steps or family.steps_per_epoch
         dense = family.build_dense()
-        self._groups: tuple[ChannelGroup, ...] = find_groups(dense, family.example_inputs(torch.device("meta")))
+        self._groups: tuple[ChannelGroup, ...] = find_groups(dense, family.example_inputs(dense))
         keep_ema = self._plan.weights == "ema"
         law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
         self._trainer = Trainer(dense, family, randomness, law, job.training, world, keep_ema)
         last_step = self._interval * self._plan.max_intervals
         self._recorder = Recorder(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
-        self._checkpoints = Checkpoints(self._folder / "checkpoints", stage.key, job.checkpointing.keep)
+        self._checkpoints = Checkpoints(self._folder / CHECKPOINTS_FOLDER, stage.key, job.checkpointing.keep)
         self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in stage.targets}
         self._mask_rows: list[Row] = []
         self._tickets: dict[str, Ticket] = {}
@@ -75,6 +77,8 @@ class Draw:
             if target.pruning_ratio == 0 and target.region not in self._tickets:
                 self._take_dense(target)
         try:
+            if self._plan.method == "one-shot":
+                self._take_masks_at_once()
             self._train_until_drawn()
         except StopRequestedError:
             self._save()
@@ -102,17 +106,31 @@ class Draw:
     def _waiting(self) -> list[DrawTarget]:
         return [target for target in self._stage.targets if target.region not in self._tickets]
 
-    def _take_masks(self) -> None:
-        """One mask for each target, the leading worker's; a target whose masks agree gets its ticket."""
-        self._trainer.check_finite()
-        step, interval = self._trainer.step, self._trainer.step // self._interval
+    def _take_masks_at_once(self) -> None:
+        """The tickets of a network that is trained already: one mask each, before any step."""
+        for target, mask in self._new_masks(interval=0):
+            if target.region not in self._tickets:
+                self._take_ticket(target, mask, (), 0, converged=True)
+
+    def _new_masks(self, interval: int) -> list[tuple[DrawTarget, torch.Tensor]]:
+        """One mask for each target that is pruned, the leading worker's, also noted for the stage's file."""
+        step = self._trainer.step
         scores = self._scores(step)
+        masks = []
         for target in self._stage.targets:
             if target.pruning_ratio == 0:
                 continue
             mask = self._world.tensor_from_leader(compute_mask(self._groups, scores, target.pruning_ratio)).cpu()
-            self._masks[target.region].append(mask)
             self._mask_rows.append(_mask_row(target, interval, step, mask))
+            masks.append((target, mask))
+        return masks
+
+    def _take_masks(self) -> None:
+        """The masks of an interval; a target whose masks agree gets its ticket."""
+        self._trainer.check_finite()
+        interval = self._trainer.step // self._interval
+        for target, mask in self._new_masks(interval):
+            self._masks[target.region].append(mask)
             if target.region in self._tickets:
                 continue
             distances = queue_distances(self._masks[target.region], self._plan)
@@ -185,12 +203,15 @@ class Draw:
         self._write_ticket(ticket)
 
     def _write_ticket(self, ticket: Ticket) -> None:
-        """The ticket and the expert with the weights that the dense model has now."""
+        """The ticket and the expert: with the weights that the dense model has now, or with fresh ones."""
         self._tickets[ticket.region] = ticket
         if not self._world.leads:
             return
         with self._trainer.using_weights(self._trainer.ema if self._plan.weights == "ema" else None):
             expert = extract_expert(self._trainer.network, ticket.kept_channels)
+        if not self._plan.inherit_weights:
+            torch.manual_seed(seed_from(self._job.seed, "fresh weights", *self._stage.timesteps, ticket.region))
+            expert = type(expert).from_config(expert.config)
 
         def write(folder: Path) -> None:
             write_model(folder / TICKET_FILE, ticket)

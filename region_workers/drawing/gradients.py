@@ -32,7 +32,7 @@ def accumulate_importance_gradients(
     step: int,
     between_passes: Callable[[], None],
 ) -> dict[str, torch.Tensor]:
-    """The summed gradient of the plain, unweighted loss on this step's batch, by parameter name; the network's own stay empty.
+    """The summed gradient of the unweighted loss on this step's batch, by parameter name; the network's own stay empty.
 
     The batch is cut in `training.gradient_accumulation` passes, as in training; `between_passes` is called before each.
     With diff-pruning (NeurIPS 2023, arXiv 2305.10924) the sum ends at the first timestep whose loss, on its first

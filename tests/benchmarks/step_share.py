@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.stages import outline_jobs, worker_job
+from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.device import World, prepare_process
 from region_workers.family import UNetFamily
@@ -78,8 +78,8 @@ def random_images(preset: str, folder: Path, changes: list[str]) -> tuple[Worker
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
     plan = load_plan(preset, [f"data.path={folder / 'images'}", *changes])
     store = ensure_store(plan.data, folder / "cache")
-    outline = outline_jobs(plan, store.digest)[0]
-    return worker_job(plan, outline, folder / "run", store.digest), store
+    outline = outline_jobs(plan, Inputs(store.digest))[0]
+    return worker_job(plan, outline, folder / "run", Inputs(store.digest)), store
 
 
 def measure(job: WorkerJob, store: ImageStore, steps: int) -> dict[str, float]:

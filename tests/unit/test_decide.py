@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ebdiff_orchestrator.decide import Situation, may_retry, next_jobs
-from ebdiff_orchestrator.stages import outline_jobs
+from ebdiff_orchestrator.stages import Inputs, outline_jobs
 from schemas.plan import Plan
 
-JOBS = outline_jobs(Plan(), "store")
+JOBS = outline_jobs(Plan(), Inputs("store"))
 COSTS = {"region 0-260": 3.4, "region 240-460": 1.5, "region 440-1000": 0.4}
 
 
@@ -52,7 +52,7 @@ def test_everything_done_or_failed_is_the_end() -> None:
 
 def test_trainings_wait_for_a_shared_draw_and_are_given_up_when_it_fails() -> None:
     plan = Plan.model_validate({"draw": {"scope": "shared"}})
-    jobs = outline_jobs(plan, "store")
+    jobs = outline_jobs(plan, Inputs("store"))
     costs = {job.name: 1.0 for job in jobs}
     assert next_jobs(jobs, costs, _situation(), wait_limit_s=60).start == ("shared draw",)
     assert len(next_jobs(jobs, costs, _situation(done=("draw/shared",)), wait_limit_s=60).start) == 3

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from ebdiff_orchestrator.stages import outline_jobs
+from ebdiff_orchestrator.stages import Inputs, outline_jobs
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
 
 
-def _keys(plan: Plan, store: str = "store") -> list[str]:
-    return [stage.key for job in outline_jobs(plan, store) for stage in (job.draw, job.train) if stage]
+def _keys(plan: Plan, store: str = "store", dense: str | None = None) -> list[str]:
+    return [stage.key for job in outline_jobs(plan, Inputs(store, dense)) for stage in (job.draw, job.train) if stage]
 
 
 def test_workers_checkpoints_and_more_steps_leave_every_key_as_it_is(tiny_plan: MakePlan) -> None:
@@ -31,6 +31,18 @@ def test_what_changes_the_result_changes_every_key(tiny_plan: MakePlan, change: 
 
 def test_other_images_change_every_key(tiny_plan: MakePlan) -> None:
     assert not set(_keys(tiny_plan(), "a")) & set(_keys(tiny_plan(), "b"))
+
+
+def test_another_dense_start_changes_every_key(tiny_plan: MakePlan) -> None:
+    assert not set(_keys(tiny_plan(), dense="a")) & set(_keys(tiny_plan(), dense="b"))
+
+
+def test_a_training_after_a_shared_draw_does_not_depend_on_the_other_tickets(tiny_plan: MakePlan) -> None:
+    shared = _keys(tiny_plan("draw.scope=shared"))
+    other = _keys(tiny_plan("draw.scope=shared", "regions.2.pruning_ratio=0.7"))
+    assert shared[0] != other[0]
+    assert shared[1:3] == other[1:3]
+    assert shared[3] != other[3]
 
 
 def test_another_ratio_in_one_region_leaves_the_other_regions_keys(tiny_plan: MakePlan) -> None:

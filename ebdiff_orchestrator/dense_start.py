@@ -1,0 +1,87 @@
+"""The dense start of a plan: its network's arguments made the plan's own, and what it cost where that is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ebdiff_orchestrator.run_directory import RunDirectory
+from region_workers.pretrained import DenseFolder, find_dense
+from schemas.errors import plan_error
+from schemas.manifest import DenseCost, DenseSource, Manifest
+from schemas.plan import Plan
+
+_NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
+
+
+def adopt_dense(plan: Plan) -> tuple[Plan, DenseSource | None]:
+    """The plan with the arguments of its dense start in place of its own, and that start.
+
+    Raises PlanError where there is none though the plan prunes a trained network, where it cannot be read, or where
+    the plan states another value for one of its arguments.
+    """
+    if plan.model.pretrained is None:
+        if plan.draw.method == "one-shot":
+            raise plan_error(
+                "model.pretrained",
+                None,
+                "a trained dense network, since draw.method=one-shot prunes one",
+                "Give a dense run's directory or a diffusers folder: --set model.pretrained=runs/cifar10-dense.",
+            )
+        return plan, None
+    dense = find_dense(plan.model.pretrained)
+    path = str(dense.run or dense.folder)
+    return _with_arguments(plan, dense), DenseSource(path=path, digest=dense.digest(), cost=_cost(dense))
+
+
+def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
+    """Values that the plan's author wrote must be the network's; defaults give way to it."""
+    update: dict[str, Any] = {}
+    for name in type(plan.model).model_fields.keys() - _NOT_OF_THE_NETWORK:
+        if name not in dense.arguments:
+            continue
+        own, theirs = getattr(plan.model, name), _frozen(dense.arguments[name])
+        if own != theirs and name in plan.model.model_fields_set:
+            raise _disagreement(plan, f"model.{name}", own, theirs)
+        update[name] = theirs
+    _check_images(plan, dense)
+    return plan.model_copy(update={"model": plan.model.model_copy(update=update)})
+
+
+def _check_images(plan: Plan, dense: DenseFolder) -> None:
+    latent = plan.model.family == "latent"
+    channels = plan.model.latent_channels if plan.model.family == "latent" else plan.data.channels
+    side = plan.data.resolution // (plan.model.latent_downscale if plan.model.family == "latent" else 1)
+    for argument in ("in_channels", "out_channels"):
+        theirs = dense.arguments.get(argument, channels)
+        if theirs != channels:
+            raise _disagreement(plan, "model.latent_channels" if latent else "data.channels", channels, theirs)
+    size = dense.arguments.get("sample_size")
+    if size not in (None, side, [side, side]):
+        raise _disagreement(plan, "data.resolution", plan.data.resolution, f"a side of {size} for the network")
+
+
+def _disagreement(plan: Plan, field: str, value: object, theirs: object) -> Exception:
+    remedy = "Leave it out, or set it so." if field.startswith("model.") else "Set it so."
+    return plan_error(field, value, f"{theirs}, as in model.pretrained = {plan.model.pretrained}", remedy)
+
+
+def _cost(dense: DenseFolder) -> DenseCost | None:
+    """What the run that trained it took; None for a network of unknown history."""
+    if dense.run is None:
+        return None
+    manifest: Manifest = RunDirectory(dense.run).read()
+    region = manifest.plan.regions[0]
+    record = manifest.stage(f"train/{region.name}")
+    earlier = manifest.dense.cost if manifest.dense else None
+    if manifest.dense and earlier is None:
+        return None
+    return DenseCost(
+        steps=record.steps + (earlier.steps if earlier else 0),
+        active_s=record.active_s + (earlier.active_s if earlier else 0.0),
+        worker_hours=sum(lease.worker_hours for lease in manifest.leases) + (earlier.worker_hours if earlier else 0.0),
+        gpu_hours=sum(lease.gpu_hours for lease in manifest.leases) + (earlier.gpu_hours if earlier else 0.0),
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,159 @@
+"""The dense network that a plan starts from: a diffusers folder, a hub model, or an earlier dense run's expert."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from region_workers.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.costs import CostCounter, cost_counter
+from region_workers.dense import build_dense, network_class
+from region_workers.networks import check_prunable, network_inputs
+from schemas.digest import digest, file_digest
+from schemas.errors import PlanError, RunFailed, UserError, plan_error
+from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
+from schemas.manifest import MANIFEST_FILE, Manifest
+from schemas.model import ModelPlan
+from schemas.plan import DataPlan
+
+_CONFIG = "config.json"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_EXPECTED = "a diffusers model folder or pipeline, a hub name, or the directory of a finished dense run"
+_FIELD = "model.pretrained"
+
+
+@dataclass(frozen=True)
+class DenseFolder:
+    """A dense network on disk: its folder, its class's name and arguments, and the run that trained it, if one did."""
+
+    folder: Path
+    class_name: str
+    arguments: dict[str, Any]
+    run: Path | None
+
+    def digest(self) -> str:
+        """SHA-256 of the class, the arguments and the weights' bytes."""
+        weights = {path.name: file_digest(path) for path in sorted(self.folder.glob("*.safetensors"))}
+        return digest({"class": self.class_name, "arguments": self.arguments, "weights": weights})
+
+    def load(self, dropout: float) -> nn.Module:
+        """The network with its weights, float32, on the CPU; dropout as the plan says. Weights are loaded strictly."""
+        network: nn.Module = self._class().from_pretrained(
+            self.folder, dropout=dropout, low_cpu_mem_usage=False, use_safetensors=True
+        )
+        return network
+
+    def without_weights(self) -> nn.Module:
+        """The network on the meta device."""
+        with torch.device("meta"):
+            network: nn.Module = self._class().from_config(self.arguments)
+        return network
+
+    def _class(self) -> Any:
+        """Ours for a UNet2DConditionModel: it can be called without a text."""
+        kind = network_class(self.class_name)
+        return PrunedUNet2DConditionModel if kind is UNet2DConditionModel else kind
+
+
+def find_dense(pretrained: str) -> DenseFolder:
+    """What `model.pretrained` names. PlanError if there is no dense network, or only one that is pruned or pickled."""
+    path = Path(pretrained).expanduser()
+    run = None
+    if (path / MANIFEST_FILE).is_file():
+        run, folder = path.resolve(), _expert_of(path)
+    elif path.exists():
+        folder = _network_folder(path, pretrained)
+    elif _HUB_NAME.fullmatch(pretrained):
+        folder = _network_folder(_download(pretrained), pretrained)
+    else:
+        raise plan_error(_FIELD, pretrained, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
+    config = json.loads((folder / _CONFIG).read_text())
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+    if arguments.pop("kept_channels", None):
+        raise plan_error(_FIELD, pretrained, "a dense network", "This one is pruned: give the one that it came from.")
+    if not any(folder.glob("*.safetensors")):
+        raise plan_error(_FIELD, pretrained, f"weights as {WEIGHTS_FILE}", "Convert them: no pickle is read.")
+    dense = DenseFolder(folder, str(config.get("_class_name")), arguments, run)
+    try:
+        network_class(dense.class_name)
+        check_prunable(cast(Any, dense.without_weights()).config)
+    except UserError as error:
+        raise PlanError(f"{_FIELD} = {pretrained}: {error}") from None
+    return dense
+
+
+def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) -> nn.Module:
+    """The plan's dense network, on the CPU: with fresh weights, or those of `model.pretrained`.
+
+    Raises RunFailed if the latter are not those of `dense_digest`.
+    """
+    if model.pretrained is None:
+        network: nn.Module = build_dense(model, data)
+        return network
+    dense = find_dense(model.pretrained)
+    found = dense.digest()
+    if found != dense_digest:
+        raise RunFailed(
+            f"{_FIELD} = {model.pretrained}: the network is not the one the run began with (digest {found[:12]}, "
+            f"expected {(dense_digest or 'none')[:12]}). Restore it, or start a new run."
+        )
+    return dense.load(model.dropout)
+
+
+def dense_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
+    """What the plan's dense network and its prunings cost."""
+    if model.pretrained is None:
+        return cost_counter(model, data)
+    network = find_dense(model.pretrained).without_weights()
+    return CostCounter(network, network_inputs(network))
+
+
+def _expert_of(run: Path) -> Path:
+    """The expert of a run of one region that was not pruned."""
+    manifest = Manifest.model_validate_json((run / MANIFEST_FILE).read_text())
+    regions = manifest.plan.regions
+    if len(regions) != 1 or regions[0].pruning_ratio != 0:
+        found = ", ".join(f"{region.name} pruned by {region.pruning_ratio:g}" for region in regions)
+        raise plan_error(_FIELD, run, "a run of one region with pruning_ratio 0", f"It trains {found}.")
+    stage = f"train/{regions[0].name}"
+    if manifest.stage(stage).status != "done":
+        raise plan_error(_FIELD, run, "a finished run", f"Its training is not done: ebdiff resume {run}")
+    return run / stage / EXPERT_FOLDER
+
+
+def _network_folder(path: Path, pretrained: str) -> Path:
+    """The folder of the network itself: the path, or unet/ in a pipeline; one expert of an ensemble of one."""
+    for folder in (path, path / "unet"):
+        config = folder / _CONFIG
+        if not config.is_file():
+            continue
+        values = json.loads(config.read_text())
+        names = values.get("names")
+        if values.get("_class_name") != "TimestepRouter":
+            return folder
+        if len(names) == 1:
+            return folder / str(names[0])
+        raise plan_error(_FIELD, pretrained, "one dense network", f"This is an ensemble of {len(names)} experts.")
+    raise plan_error(_FIELD, pretrained, _EXPECTED, f"The folder has neither {_CONFIG} nor unet/{_CONFIG}.")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = [_CONFIG, "*.safetensors", f"unet/{_CONFIG}", "unet/*.safetensors"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["vae/*", "vqvae/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PlanError(
+            f"{_FIELD} = {name}: cannot be fetched from the hub ({reason}). Check the name and the network, or give a "
+            "local folder."
+        ) from None

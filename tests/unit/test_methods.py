@@ -1,0 +1,138 @@
+"""The paper's baselines as plans: a trained dense network pruned once, and finetuned or trained from scratch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ebdiff_orchestrator.dense_start import adopt_dense
+from region_workers.pretrained import find_dense
+from region_workers.pruned_unet import PrunedUNet2DModel
+from region_workers.run import run_job
+from schemas.errors import PlanError, RunFailed
+from schemas.job import WEIGHTS_FILE, WorkerJob
+from schemas.plan import Plan
+from schemas.tables import read_masks
+from schemas.ticket import Ticket
+from tests.conftest import ONE_REGION
+
+MakePlan = Callable[..., Plan]
+MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
+DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
+
+
+@pytest.fixture
+def dense_folder(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> Iterator[Path]:
+    """The trained expert of a dense run."""
+    (job,) = make_jobs(tiny_plan(DENSE, "training.steps=4"), tmp_path / "dense")
+    run_job(job)
+    yield tmp_path / "dense" / "train/all/expert"
+
+
+def _run(plan: Plan, make_jobs: MakeJobs, folder: Path) -> tuple[Ticket, PrunedUNet2DModel]:
+    """The ticket and the expert as it was drawn, after the whole job."""
+    plan, _ = adopt_dense(plan)
+    (job,) = make_jobs(plan, folder)
+    run_job(job)
+    drawn = folder / "draw/all/tickets/all"
+    ticket = Ticket.model_validate_json((drawn / "ticket.json").read_text())
+    assert (folder / "train/all/expert" / WEIGHTS_FILE).is_file()
+    return ticket, PrunedUNet2DModel.from_pretrained(drawn / "expert")
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "diff-pruning", "random"])
+def test_one_shot_prunes_the_trained_network_and_keeps_its_weights(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, dense_folder: Path, tmp_path: Path, importance: str
+) -> None:
+    plan = tiny_plan(
+        ONE_REGION,
+        "draw.method=one-shot",
+        f"draw.importance={importance}",
+        "draw.importance_timesteps=3",
+        f"model.pretrained={dense_folder}",
+        "training.steps=2",
+    )
+    ticket, expert = _run(plan, make_jobs, tmp_path / "run")
+    assert (ticket.step, ticket.interval, ticket.importance) == (0, 0, importance)
+    (mask,) = read_masks(tmp_path / "run/draw/all/masks.arrow")
+    assert mask["step"] == 0
+    trained = load_file(dense_folder / WEIGHTS_FILE)["conv_in.weight"]
+    kept = ticket.kept_channels["conv_in"].outputs
+    assert kept is not None
+    assert len(kept) == 8
+    assert torch.equal(expert.conv_in.weight, trained[list(kept)])
+
+
+def test_scratch_keeps_the_channels_of_the_trained_network_and_none_of_its_weights(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, dense_folder: Path, tmp_path: Path
+) -> None:
+    changes = (ONE_REGION, "draw.method=one-shot", f"model.pretrained={dense_folder}", "training.steps=2")
+    finetuned, inherited = _run(tiny_plan(*changes), make_jobs, tmp_path / "finetune")
+    scratch, fresh = _run(tiny_plan(*changes, "draw.inherit_weights=false"), make_jobs, tmp_path / "scratch")
+    _, again = _run(tiny_plan(*changes, "draw.inherit_weights=false"), make_jobs, tmp_path / "again")
+    assert scratch.kept_channels == finetuned.kept_channels
+    for name, weight in fresh.named_parameters():
+        assert torch.equal(weight, again.get_parameter(name))
+    assert not torch.equal(fresh.conv_in.weight, inherited.conv_in.weight)
+    assert fresh.conv_in.weight.shape == inherited.conv_in.weight.shape
+
+
+def test_a_dense_start_trains_on_when_nothing_is_pruned(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, dense_folder: Path, tmp_path: Path
+) -> None:
+    ticket, expert = _run(tiny_plan(DENSE, f"model.pretrained={dense_folder}"), make_jobs, tmp_path / "run")
+    assert ticket.kept_channels == {}
+    assert torch.equal(expert.conv_in.weight, load_file(dense_folder / WEIGHTS_FILE)["conv_in.weight"])
+
+
+def test_the_network_comes_from_the_folder_and_not_from_the_plans_defaults(dense_folder: Path) -> None:
+    plan = Plan.model_validate({"model": {"pretrained": str(dense_folder)}})
+    adopted, source = adopt_dense(plan)
+    assert adopted.model.block_out_channels == (16, 32)
+    assert source is not None
+    assert source.cost is None
+    assert adopt_dense(adopted)[0] == adopted
+
+
+def test_what_the_plan_says_of_the_network_must_be_true(dense_folder: Path) -> None:
+    wrong = {"pretrained": str(dense_folder), "block_out_channels": [16, 64]}
+    with pytest.raises(PlanError, match=r"model.block_out_channels = \(16, 64\): expected \(16, 32\)"):
+        adopt_dense(Plan.model_validate({"model": wrong}))
+    with pytest.raises(PlanError, match="data.channels = 3: expected 1"):
+        adopt_dense(Plan.model_validate({"model": {"pretrained": str(dense_folder)}, "data": {"channels": 3}}))
+
+
+def test_pruning_once_needs_a_trained_network() -> None:
+    with pytest.raises(PlanError, match="model.pretrained = None: expected a trained dense network"):
+        adopt_dense(Plan.model_validate({"draw": {"method": "one-shot"}}))
+
+
+def test_a_pruned_or_missing_or_pickled_network_is_refused(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, dense_folder: Path, tmp_path: Path
+) -> None:
+    _run(tiny_plan(ONE_REGION, "draw.threshold=1.0", "training.steps=1"), make_jobs, tmp_path / "run")
+    with pytest.raises(PlanError, match="This one is pruned"):
+        find_dense(str(tmp_path / "run/train/all/expert"))
+    with pytest.raises(PlanError, match="There is nothing at"):
+        find_dense("./nowhere")
+    pickled = tmp_path / "pickled"
+    shutil.copytree(dense_folder, pickled)
+    (pickled / WEIGHTS_FILE).rename(pickled / "diffusion_pytorch_model.bin")
+    with pytest.raises(PlanError, match="no pickle is read"):
+        find_dense(str(pickled))
+
+
+def test_a_dense_start_that_has_changed_stops_the_worker(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, dense_folder: Path, tmp_path: Path
+) -> None:
+    plan, _ = adopt_dense(tiny_plan(DENSE, f"model.pretrained={dense_folder}"))
+    (job,) = make_jobs(plan, tmp_path / "run")
+    with (dense_folder / WEIGHTS_FILE).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(RunFailed, match="is not the one the run began with"):
+        run_job(job)
