@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
 from ebdiff_orchestrator.ensemble.images import sample_images, write_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
-from region_workers.pruned_unet import PrunedUNet2DModel
+from region_workers.dense import network_class
 from region_workers.results import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
+from schemas.model import LatentModelPlan, ModelPlan
 from schemas.plan import Plan
 
 
 def assemble(plan: Plan, run_dir: Path) -> tuple[Artifact, ...]:
-    """Write the ensemble of the finished experts to `run_dir/ensemble`; its files."""
+    """Write the ensemble of the finished experts, with the VAE of their latents, to `run_dir/ensemble`; its files."""
     folders = [run_dir / train_stage_name(region) / EXPERT_FOLDER for region in plan.regions]
-    experts = [PrunedUNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False) for folder in folders]
+    experts = [_expert(folder) for folder in folders]
     names = [region.name for region in plan.regions]
-    save_ensemble(run_dir / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling)
+    vae = _vae(plan.model)
+    save_ensemble(run_dir / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, vae)
     return _artifacts(run_dir, run_dir / ASSEMBLE)
 
 
@@ -41,6 +46,22 @@ def sample(plan: Plan, run_dir: Path, report: Callable[[int, int], None] | None 
     )
     write_images(images, run_dir / SAMPLE)
     return _artifacts(run_dir, run_dir / SAMPLE)
+
+
+def _expert(folder: Path) -> nn.Module:
+    name = json.loads((folder / "config.json").read_text())["_class_name"]
+    return cast(nn.Module, network_class(name).from_pretrained(folder, low_cpu_mem_usage=False))
+
+
+def _vae(model: ModelPlan) -> nn.Module | None:
+    """The VAE of a plan on latents; its config says by how much the experts' latents are scaled."""
+    if not isinstance(model, LatentModelPlan):
+        return None
+    from region_workers.latents import load_vae
+
+    vae, info = load_vae(model)
+    vae.register_to_config(scaling_factor=info.scaling_factor)
+    return cast(nn.Module, vae)
 
 
 def _artifacts(run_dir: Path, folder: Path) -> tuple[Artifact, ...]:

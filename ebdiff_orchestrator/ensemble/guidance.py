@@ -33,8 +33,8 @@ def labels_of_batch(
         raise UserError(
             problem("class_labels", None, f"{expected}, since the ensemble has classes", "Give one, or one an image.")
         )
-    labels = [class_labels] if isinstance(class_labels, int) else [int(label) for label in class_labels]
-    labels = labels * batch if isinstance(class_labels, int) else labels
+    labels = torch.as_tensor(class_labels).reshape(-1).tolist()
+    labels = labels * batch if len(labels) == 1 else labels
     if len(labels) != batch:
         raise UserError(
             problem("class_labels", f"{len(labels)} of them", f"{batch}, one an image", "Or give a single number.")
@@ -45,7 +45,7 @@ def labels_of_batch(
 
 def check_classes(classes: Sequence[int], num_classes: int) -> None:
     """Raise `UserError` unless every entry is a class, or `num_classes` for "no class"."""
-    unknown = sorted({label for label in classes if not 0 <= label <= num_classes})
+    unknown = sorted({label for label in classes if label not in range(num_classes + 1)})
     if unknown:
         expected = f"classes from 0 to {num_classes - 1}, or {num_classes} for `no class`"
         raise UserError(problem("class_labels", unknown, expected, "Change them."))
@@ -77,6 +77,7 @@ def predicted_noise(
     sample_BCHW = sample_BCHW.to(unet.dtype)
     if labels_B is None:
         return _run(unet, sample_BCHW, timestep)
+    assert unet.num_classes is not None, "labels are checked against the classes"
     no_class_B = torch.full_like(labels_B, unet.num_classes)
     if scale == 1:
         return _run(unet, sample_BCHW, timestep, class_labels=labels_B)

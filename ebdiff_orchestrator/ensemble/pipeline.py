@@ -11,10 +11,10 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from ebdiff_orchestrator.ensemble.expert_files import cast_to, read_expert, write_expert
 from ebdiff_orchestrator.ensemble.folders import write_own_folder
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
 from ebdiff_orchestrator.ensemble.latents import check_vae, decode
+from ebdiff_orchestrator.ensemble.network_files import cast_to, read_network, write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
 from schemas.errors import UserError, problem
@@ -107,7 +107,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         self.scheduler.save_pretrained(folder / "scheduler")
         components = ["scheduler", "unet"]
         if self.vae is not None:
-            write_expert(self.vae, folder / "vae")
+            write_network(self.vae, folder / "vae")
             components.append("vae")
         plain = self.vae is None and self.num_classes is None
         index = {
@@ -201,7 +201,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 def _read_vae(folder: Path, dtype: torch.dtype | None) -> Any:
     library, name = _index(folder).get("vae") or (None, None)
-    return None if name is None else cast_to(read_expert(folder / "vae", f"{library}.{name}"), dtype)
+    return None if name is None else cast_to(read_network(folder / "vae", f"{library}.{name}"), dtype)
 
 
 def _read_scheduler(folder: Path) -> Any:

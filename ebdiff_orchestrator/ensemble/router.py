@@ -16,8 +16,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from ebdiff_orchestrator.ensemble.batches import in_order, take_rows, to_device
-from ebdiff_orchestrator.ensemble.expert_files import CONFIG, cast_to, class_path, read_expert, write_expert
 from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.network_files import CONFIG, cast_to, class_path, read_network, write_network
 from ebdiff_orchestrator.ensemble.routes import Routes
 from schemas.errors import UserError, problem
 
@@ -114,7 +114,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise UserError(problem("path", folder, f"a folder that {cls.__name__} saved", "Check the path."))
         config = json.loads((folder / CONFIG).read_text())
         experts = [
-            read_expert(folder / name, path)
+            read_network(folder / name, path)
             for name, path in zip(config["names"], config["expert_classes"], strict=True)
         ]
         router = cls(experts, config["routes"], config["names"])
@@ -150,7 +150,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def _write(self, folder: Path) -> None:
         for name, expert in zip(self._routes.names, self.experts, strict=True):
-            write_expert(expert, folder / name)
+            write_network(expert, folder / name)
         self.save_config(folder)
 
 

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import nn
 
 from ebdiff_orchestrator.ensemble import TimestepRouter, save_ensemble
+from region_workers.conditional_unet import PrunedUNet2DConditionModel
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 ROUTES = [(0, 260), (260, 440), (440, 1000)]
 NAMES = ["0-260", "240-460", "440-1000"]
+CLASSES = 4
 
 
 def tiny_unet(width: int = 8, seed: int = 0, **options: Any) -> UNet2DModel:
@@ -35,6 +37,61 @@ def tiny_unet(width: int = 8, seed: int = 0, **options: Any) -> UNet2DModel:
 def tiny_experts(**options: Any) -> list[UNet2DModel]:
     """Three experts of different widths and weights."""
     return [tiny_unet(width, seed, **options) for seed, width in enumerate((8, 4, 12))]
+
+
+def class_experts(**options: Any) -> list[UNet2DModel]:
+    """`tiny_experts` of four classes and "no class"."""
+    experts = tiny_experts(num_class_embeds=CLASSES + 1, **options)
+    for expert in experts:  # classes that look different, as after training
+        nn.init.normal_(expert.class_embedding.weight, std=4)
+    return experts
+
+
+def attending_unet(seed: int = 0, width: int = 8, **options: Any) -> PrunedUNet2DConditionModel:
+    """A two-level UNet on 3x4x4 latents whose CrossAttn block attends to one of four classes, in eval mode."""
+    torch.manual_seed(seed)
+    expert = PrunedUNet2DConditionModel(
+        sample_size=4,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=1,
+        cross_attention_dim=8,
+        **{"num_context_classes": CLASSES + 1, **options},
+    )
+    if expert.context_embedding is not None:
+        nn.init.normal_(expert.context_embedding.weight, std=40)
+    return expert.eval()
+
+
+def attending_experts() -> list[PrunedUNet2DConditionModel]:
+    """Three `attending_unet`s of different widths and weights."""
+    return [attending_unet(seed, width) for seed, width in enumerate((8, 4, 12))]
+
+
+def tiny_vae(kind: str = "VQModel", scaling_factor: float = 0.5) -> AutoencoderKL | VQModel:
+    """A VAE from 8x8 greyscale images to 3x4x4 latents."""
+    torch.manual_seed(9)
+    options: dict[str, Any] = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": (4, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 2,
+        "latent_channels": 3,
+        "scaling_factor": scaling_factor,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
+    if kind == "AutoencoderKL":
+        return AutoencoderKL(sample_size=8, **options).eval()
+    vae = VQModel(num_vq_embeddings=16, vq_embed_dim=3, **options)
+    nn.init.normal_(vae.quantize.embedding.weight)
+    return vae.eval()
 
 
 class Marker(nn.Module):

@@ -166,11 +166,11 @@ def test_a_saver_killed_halfway_leaves_nothing_that_looks_whole(tmp_path: Path) 
 import os, signal
 from ensemble_fixtures import saved_ensemble
 from ebdiff_orchestrator.ensemble import router
-def write_expert(expert, folder, real=router.write_expert):
+def write_network(expert, folder, real=router.write_network):
     real(expert, folder)
     if folder.name == "240-460":
         os.kill(os.getpid(), signal.SIGKILL)
-router.write_expert = write_expert
+router.write_network = write_network
 from pathlib import Path
 saved_ensemble(Path({str(tmp_path / "ensemble")!r}))
 """

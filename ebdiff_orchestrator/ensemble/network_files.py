@@ -1,4 +1,4 @@
-"""One expert as a folder: config.json and diffusion_pytorch_model.safetensors; no pickle either way."""
+"""One network, expert or VAE, as a folder: config.json and diffusion_pytorch_model.safetensors; no pickle."""
 
 from __future__ import annotations
 
@@ -21,47 +21,47 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 _TRUSTED = ("diffusers", "region_workers")  # packages whose modules a config file may name
 
 
-def class_path(expert: nn.Module) -> str:
-    """What `expert`'s class is called in a router's config: `diffusers.UNet2DModel`, or its full module path."""
-    kind = type(expert)
+def class_path(network: nn.Module) -> str:
+    """What `network`'s class is called in a router's config: `diffusers.UNet2DModel`, or its full module path."""
+    kind = type(network)
     module = kind.__module__
     return f"diffusers.{kind.__name__}" if module.split(".")[0] == "diffusers" else f"{module}.{kind.__qualname__}"
 
 
-def write_expert(expert: nn.Module, folder: Path) -> None:
+def write_network(network: nn.Module, folder: Path) -> None:
     """Write config and weights into `folder` (not durable by itself). Raises `UserError` for a plain nn.Module."""
-    if not hasattr(expert, "save_pretrained"):
+    if not hasattr(network, "save_pretrained"):
         raise UserError(
             problem(
-                "experts",
-                class_path(expert),
+                "network",
+                class_path(network),
                 "a diffusers ModelMixin, which can be saved",
                 "Derive it from ModelMixin.",
             )
         )
-    cast(Any, expert).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+    cast(Any, network).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
     config = json.loads((folder / CONFIG).read_text())
     config.pop("_name_or_path", None)  # where diffusers found the weights: a path of this machine
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def read_expert(folder: Path, path: str) -> nn.Module:
-    """Rebuild the expert in `folder` from its config, on the CPU in float32, and load its weights strictly.
+def read_network(folder: Path, path: str) -> nn.Module:
+    """Rebuild the network in `folder` from its config, on the CPU in float32, and load its weights strictly.
 
     `path` is its `class_path`. Raises `UserError` when a file is missing or does not fit.
     """
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise UserError(problem("expert", folder, f"a folder with {name}", "Save the ensemble again."))
+            raise UserError(problem("network", folder, f"a folder with {name}", "Save the ensemble again."))
     kind = _class_at(path)
-    expert = kind.from_config(kind.load_config(folder))
+    network = kind.from_config(kind.load_config(folder))
     try:
-        expert.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
     except (RuntimeError, SafetensorError) as error:
         raise UserError(
-            problem("expert", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
+            problem("network", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
         ) from error
-    return cast(nn.Module, expert.eval())
+    return cast(nn.Module, network.eval())
 
 
 def cast_to(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:

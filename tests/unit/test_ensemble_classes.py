@@ -1,0 +1,238 @@
+"""Class-conditional ensembles: labels reach the experts, guidance is the formula, folders remember both."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from ensemble_fixtures import CLASSES, NAMES, ROUTES, attending_experts, attending_unet, class_experts, tiny_experts
+
+from ebdiff_orchestrator.ensemble import (
+    EnsemblePipeline,
+    ListDDIMScheduler,
+    TimestepRouter,
+    iter_images,
+    load_ensemble,
+    sample_images,
+    save_ensemble,
+)
+from schemas.errors import UserError
+from schemas.plan import DiffusionPlan, SamplingPlan
+
+
+def pipeline(guidance_scale: float = 1.0, eta: float = 0.0, experts: list | None = None) -> EnsemblePipeline:
+    router = TimestepRouter(experts or class_experts(), ROUTES, NAMES).eval()
+    scheduler = ListDDIMScheduler(num_inference_steps=6, guidance_scale=guidance_scale, eta=eta)
+    return EnsemblePipeline(router, scheduler)
+
+
+def draw(pipe: EnsemblePipeline, labels: object, scale: float | None = None, seeds: tuple = (3, 4)) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    options = {"class_labels": labels, "guidance_scale": scale}
+    return pipe(len(seeds), generator=generators, output_type="pt", show_progress=False, **options).images
+
+
+def by_hand(pipe: EnsemblePipeline, labels: list[int], scale: float) -> torch.Tensor:
+    """Equation 6 of arXiv 2207.12598 in its other form, with two passes a step, over the experts themselves."""
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(6)
+    x = torch.cat([torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)])
+    for timestep in scheduler.timesteps.tolist():
+        expert = pipe.unet.experts[sum(timestep >= start for start, _ in ROUTES) - 1]
+        with torch.no_grad():
+            null = expert(x, timestep, class_labels=torch.full((2,), CLASSES)).sample
+            wanted = expert(x, timestep, class_labels=torch.tensor(labels)).sample
+        x = scheduler.step(null + scale * (wanted - null), timestep, x).prev_sample
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_is_the_formula(scale: float) -> None:
+    pipe = pipeline()
+    images = draw(pipe, [1, 3], scale)
+    assert torch.allclose(images, by_hand(pipe, [1, 3], scale), atol=1e-4)
+    if scale:
+        assert not torch.allclose(images, draw(pipe, [2, 0], scale), atol=1e-2)
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(0.0, 2), (1.0, 2), (3.0, 4)])
+def test_a_step_is_one_pass_and_doubled_only_where_guidance_needs_it(scale: float, rows: int) -> None:
+    pipe = pipeline()
+    seen: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    draw(pipe, [1, 3], scale)
+    assert seen == [rows] * 6
+
+
+def test_the_ensembles_guidance_is_what_a_call_that_names_none_uses() -> None:
+    pipe = pipeline(guidance_scale=3.0)
+    assert torch.equal(draw(pipe, [1, 3]), draw(pipe, [1, 3], 3.0))
+    assert not torch.allclose(draw(pipe, [1, 3]), draw(pipe, [1, 3], 1.0), atol=1e-3)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert torch.equal(draw(pipe, [1, 3]), draw(pipe, [1, 3], 3.0))
+
+
+def test_labels_may_be_a_number_a_list_or_a_tensor() -> None:
+    pipe = pipeline()
+    expected = draw(pipe, [2, 2])
+    assert torch.equal(draw(pipe, 2), expected)
+    assert torch.equal(draw(pipe, torch.tensor([2, 2])), expected)
+    assert torch.equal(draw(pipe, np.int64(2)), expected)
+    assert torch.allclose(draw(pipe, CLASSES, 3.0), draw(pipe, 0, 0.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_an_image_depends_on_its_own_generator_and_class_alone(eta: float) -> None:
+    pipe = pipeline(eta=eta, guidance_scale=2.0)
+    together = draw(pipe, [1, 2, 1], seeds=(7, 8, 7))
+    assert torch.allclose(together[1:2], draw(pipe, [2], seeds=(8,)), atol=1e-4)
+    assert torch.allclose(together[0], together[2], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "class_labels = None: expected a class from 0 to 3, or 4 for `no class`"),
+        ([1, 2, 3], "3 of them: expected 2, one an image"),
+        ([1, 5], r"class_labels = \[5\]: expected classes from 0 to 3"),
+        (-1, r"class_labels = \[-1\]"),
+        ([0.5, 1.0], r"class_labels = \[0\.5\]"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels: object, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        draw(pipeline(), labels)
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_a_scale_that_guides_nowhere_is_refused(scale: float) -> None:
+    with pytest.raises(UserError, match="guidance_scale"):
+        draw(pipeline(), [1, 2], scale)
+
+
+def test_an_ensemble_without_classes_takes_neither_labels_nor_guidance() -> None:
+    plain = pipeline(experts=tiny_experts())
+    assert plain.num_classes is None
+    for labels, scale, field in ((1, None, "class_labels"), (None, 2.0, "guidance_scale")):
+        with pytest.raises(UserError, match=field):
+            draw(plain, labels, scale)
+    with pytest.raises(UserError, match="classes"):
+        sample_images(plain, 1, 0, None, 1, classes=[0])
+    assert draw(plain, None, 1.0).shape == (2, 1, 8, 8)
+
+
+def test_the_router_publishes_the_classes_of_either_kind_of_expert() -> None:
+    assert TimestepRouter(class_experts(), ROUTES, NAMES).num_classes == CLASSES
+    attending = TimestepRouter(attending_experts(), ROUTES, NAMES)
+    assert (attending.num_classes, attending.config.num_context_classes) == (CLASSES, CLASSES + 1)
+    with pytest.raises(UserError, match="num_context_classes"):
+        TimestepRouter([attending_unet(), attending_unet(num_context_classes=3)], [(0, 9), (9, 20)], ["a", "b"])
+
+
+def test_labels_of_a_mixed_batch_reach_the_attention_of_the_right_expert() -> None:
+    experts = attending_experts()
+    router = TimestepRouter(experts, ROUTES, NAMES)
+    latents, labels = torch.randn(4, 3, 4, 4), torch.tensor([0, 1, 2, CLASSES])
+    timesteps = torch.tensor([500, 10, 300, 20])
+    with torch.no_grad():
+        together = router(latents, timesteps, class_labels=labels).sample
+        other = router(latents, timesteps, class_labels=labels.flip(0)).sample
+        for row, owner in enumerate([2, 0, 1, 0]):
+            one = slice(row, row + 1)
+            alone = experts[owner](latents[one], int(timesteps[row]), class_labels=labels[one]).sample
+            assert torch.allclose(together[one], alone, atol=1e-5)
+    assert (together - other).abs().amax((1, 2, 3)).min() > 1e-4
+
+
+def test_a_network_that_must_be_given_a_context_gets_none() -> None:
+    torch.manual_seed(0)
+    expert = UNet2DConditionModel(
+        sample_size=4,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        mid_block_type="UNetMidBlock2D",
+        up_block_types=("UpBlock2D",),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        num_class_embeds=CLASSES + 1,
+    ).eval()
+    router = TimestepRouter([expert], [(0, 1000)], ["all"])
+    latents, labels = torch.randn(2, 3, 4, 4), torch.tensor([1, 4])
+    expected = expert(latents, 7, None, class_labels=labels).sample
+    assert torch.equal(router(latents, 7, class_labels=labels).sample, expected)
+    assert torch.equal(router(latents, 7, None, labels).sample, expected)
+    assert router.num_classes == CLASSES
+
+
+def saved(path: Path) -> EnsemblePipeline:
+    """An ensemble with classes whose folder is at `path`."""
+    sampling = SamplingPlan(steps=6, guidance_scale=2.5)
+    save_ensemble(path, class_experts(), ROUTES, NAMES, DiffusionPlan(), sampling)
+    return pipeline(guidance_scale=2.5)
+
+
+def test_a_saved_ensemble_keeps_its_classes_and_guidance(tmp_path: Path) -> None:
+    expected = draw(saved(tmp_path / "ensemble"), [1, 3])
+    loaded = load_ensemble(tmp_path)
+    assert (loaded.num_classes, loaded.scheduler.config.guidance_scale) == (CLASSES, 2.5)
+    assert torch.equal(draw(loaded, [1, 3]), expected)
+
+
+def test_plain_diffusers_loads_it_as_our_pipeline_once_we_are_imported(tmp_path: Path) -> None:
+    expected = draw(saved(tmp_path / "ours"), [1, 3])
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    assert type(pipe) is EnsemblePipeline
+    assert torch.equal(draw(pipe, [1, 3]), expected)
+    pipe.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["_class_name"] == "EnsemblePipeline"
+    assert torch.equal(draw(load_ensemble(tmp_path / "again"), [1, 3]), expected)
+
+
+def test_without_our_import_diffusers_names_the_missing_pipeline(tmp_path: Path) -> None:
+    saved(tmp_path)
+    program = f"from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained({str(tmp_path)!r})"
+    loader = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert loader.returncode == 1
+    assert "EnsemblePipeline" in loader.stderr.splitlines()[-1]
+
+
+def test_images_take_the_classes_in_turn_wherever_a_range_begins() -> None:
+    pipe = pipeline(guidance_scale=2.0, eta=0.5)
+    images = sample_images(pipe, 7, seed=3, steps=None, batch_size=7)
+    by_class = sample_images(pipe, 7, 3, None, 7, classes=[0, 1, 2, 3, 0, 1, 2])
+    assert np.array_equal(images, by_class)
+    for batch_size, first in ((2, 0), (3, 4), (1, 6)):
+        part = np.concatenate(list(iter_images(pipe, 7 - first, 3, None, batch_size, first=first)))
+        assert np.abs(part.astype(int) - images[first:]).max() <= 1
+    one_class = sample_images(pipe, 7, 3, None, 7, classes=[1])
+    same = np.abs(one_class.astype(int) - images).max((1, 2, 3)) <= 1
+    assert same.tolist() == [index % CLASSES == 1 for index in range(7)]
+    assert not np.array_equal(images, sample_images(pipe, 7, 3, None, 7, guidance_scale=0.0))
+
+
+def test_batches_of_one_size_give_the_same_bits_wherever_they_are_cut() -> None:
+    pipe = pipeline(guidance_scale=2.0, eta=0.5)
+    whole = sample_images(pipe, 12, 3, None, 4)
+    for first in (4, 3):
+        assert np.array_equal(sample_images(pipe, 8, 3, None, 4, first=first), whole[first : first + 8])
+
+
+def test_images_come_a_batch_at_a_time_and_options_are_checked_at_once() -> None:
+    pipe = pipeline()
+    batches = iter_images(pipe, 5, 0, 2, batch_size=2)
+    passes: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    assert [next(batches).shape, len(passes)] == [(2, 8, 8, 1), 2]
+    assert [len(batch) for batch in batches] == [2, 1]
+    for classes in ([], [5], [-1]):
+        with pytest.raises(UserError, match="class"):
+            iter_images(pipe, 5, 0, 2, 2, classes=classes)
