@@ -1,0 +1,157 @@
+"""Features of many images, made by many workers: the missing shards shared out, and what is done shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from pydantic import ValidationError
+
+from ebdiff_orchestrator.cluster import connect
+from ebdiff_orchestrator.evaluation.shards import Shard, finished_record, progress_file, record_file, shards_of
+from ebdiff_orchestrator.evaluation.work import make_shards
+from ebdiff_orchestrator.view import View
+from schemas.durable import remove_leftovers
+from schemas.errors import RunFailed, UserError
+from schemas.evaluation import FeatureJob, SampledImages
+from schemas.job import Progress
+from schemas.plan import WorkersPlan
+
+_CALLS_A_WORKER = 4  # a few calls each, so that a slow or late worker holds up little
+_POLL_S = 0.5
+
+RunMany = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Who does the work: how calls are run, on how many workers at once, with how many GPUs in all."""
+
+    run_many: RunMany
+    workers: int
+    gpus: float
+
+
+@dataclass
+class Crews:
+    """The crew, hired when there is first something to do. `used` is None until then."""
+
+    plan: WorkersPlan
+    address: str | None
+    in_process: bool
+    view: View
+    stack: ExitStack
+    used: Crew | None = None
+
+    def hire(self) -> Crew:
+        """The crew; joins the cluster or starts an embedded Ray the first time."""
+        if self.used is None:
+            self.used = _here(self.plan) if self.in_process else self._on_the_cluster()
+        return self.used
+
+    def _on_the_cluster(self) -> Crew:
+        self.view.line("Connecting to Ray ...")
+        cluster = self.stack.enter_context(connect(self.plan, 1, self.address))
+        request = cluster.request
+        workers = max(1, cluster.capacity() * request.processes)
+        self.view.line(f"{workers} workers at once; free: {cluster.describe_free()}.")
+        return Crew(cluster.run_many, workers, workers * min(request.gpus, 1.0))
+
+
+def make_features(crews: Crews, job: FeatureJob, what: str) -> None:
+    """Make the shards of the job that are not there and whole. Raises RunFailed if a worker could not."""
+    folder, shards = Path(job.folder), shards_of(job.num_images)
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    keep = isinstance(job.images, SampledImages) and job.images.keep_images
+    missing = [shard for shard in shards if finished_record(folder, shard, keep) is None]
+    for shard in missing:
+        record_file(folder, shard).unlink(missing_ok=True)
+        progress_file(folder, shard).unlink(missing_ok=True)
+    if not missing:
+        return
+    if len(missing) < len(shards):
+        crews.view.line(f"{what}: {len(shards) - len(missing)} of {len(shards)} parts are there already.")
+    crew = crews.hire()
+    text = job.model_copy(update={"use_gpu": crew.gpus > 0}).model_dump_json()
+    calls = [(text, part) for part in shared_out(missing, crew.workers * _CALLS_A_WORKER)]
+    with _shown(crews.view, what, folder, shards):
+        _run(crew, calls)
+    lost = [shard.name for shard in missing if finished_record(folder, shard, keep) is None]
+    if lost:
+        raise RunFailed(f"{what}: {lost[0]} was made but is not in {folder}. Workers must share the run directory.")
+
+
+def shared_out(shards: Sequence[Shard], parts: int) -> list[tuple[int, ...]]:
+    """The shards' indices in at most `parts` calls of about equally many."""
+    indices = [shard.index for shard in shards]
+    return [tuple(indices[part::parts]) for part in range(min(parts, len(indices)))]
+
+
+def _run(crew: Crew, calls: Sequence[tuple[Any, ...]]) -> None:
+    try:
+        for _, failure in crew.run_many(make_shards, calls):
+            if failure is not None:
+                raise RunFailed(f"{failure} What is finished is kept: the same command goes on.")
+    except (RunFailed, UserError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        what_next = "What is finished is kept: the same command goes on."
+        raise RunFailed(f"A worker failed ({reason[0]}). {what_next}") from error
+
+
+def _here(plan: WorkersPlan) -> Crew:
+    import torch
+
+    gpus = 1.0 if torch.cuda.is_available() and plan.gpus != 0 else 0.0
+    return Crew(lambda function, calls: ((i, function(*call)) for i, call in enumerate(calls)), 1, gpus)
+
+
+@contextmanager
+def _shown(view: View, what: str, folder: Path, shards: Sequence[Shard]) -> Iterator[None]:
+    """Show on the view, from a thread, how many images are done, as the workers' files say."""
+    ended = Event()
+    began, before = time.monotonic(), images_done(folder, shards)
+    total = sum(shard.count for shard in shards)
+
+    def show() -> None:
+        done = images_done(folder, shards)
+        rate = (done - before) / max(time.monotonic() - began, 1e-9)
+        note = f"{rate:.3g} images/s" if rate else ""
+        state = "done" if done == total else "running"
+        progress = {"step": done, "total_steps": total, "steps_per_s": rate or None, "state": state, "note": note}
+        view.job(what, Progress.model_validate({"stage": "images", **progress}))
+
+    def watch() -> None:
+        while not ended.wait(_POLL_S):
+            show()
+
+    watcher = Thread(target=watch, name=f"watch {what}", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+        show()
+
+
+def images_done(folder: Path, shards: Sequence[Shard]) -> int:
+    """Images of finished shards, and as much of the others as their workers have noted."""
+    return sum(
+        shard.count if record_file(folder, shard).is_file() else _noted(progress_file(folder, shard))
+        for shard in shards
+    )
+
+
+def _noted(path: Path) -> int:
+    try:
+        return Progress.model_validate_json(path.read_bytes()).step
+    except (OSError, ValidationError):
+        return 0

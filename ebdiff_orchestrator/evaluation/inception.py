@@ -1,0 +1,112 @@
+"""pytorch-fid's Inception network: where its weights come from, and the 2048 features of an image."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from urllib.error import URLError
+
+import numpy as np
+import pytorch_fid.inception
+import torch
+from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
+from torch import nn
+
+from schemas.errors import UserError, problem
+
+FEATURES = 2048
+BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
+WEIGHTS_NAME: str = FID_WEIGHTS_URL.rsplit("/", 1)[-1]
+OFFICIAL_SHA256: str = WEIGHTS_NAME.removesuffix(".pth").rsplit("-", 1)[-1]  # torch hub's way: the first eight digits
+
+
+def is_official(sha256: str) -> bool:
+    """Whether weights of this SHA-256 are those that pytorch-fid uses, and with it every published FID."""
+    return sha256.startswith(OFFICIAL_SHA256)
+
+
+def weights_file(given: Path | None) -> Path:
+    """The file of the weights: the given one, else the one where torch hub keeps it, downloaded if it is not there.
+
+    Raises UserError if the file is not there, or cannot be downloaded.
+    """
+    if given is not None:
+        if not given.expanduser().is_file():
+            raise UserError(problem("--inception-weights", given, "a file", f"Get it from {FID_WEIGHTS_URL}."))
+        return given.expanduser().resolve()
+    file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME
+    if not file.is_file():
+        _download(file)
+    return file
+
+
+def load_inception(file: Path, device: torch.device) -> nn.Module:
+    """The network with the weights in `file`, in eval mode. Raises UserError if they are not an FID Inception's."""
+    state = _read(file)
+    # pytorch-fid builds the network and reads its weights in one go, unpickling them; the reading is ours.
+    try:
+        with patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: state):
+            network: nn.Module = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[FEATURES]])
+    except (RuntimeError, TypeError) as error:
+        raise _wrong_weights(file, str(error).splitlines()[0]) from None
+    return network.to(device).eval()
+
+
+@torch.no_grad()
+def image_features(
+    network: nn.Module,
+    images_NHWC: np.ndarray[Any, Any],
+    device: torch.device,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> np.ndarray[Any, Any]:
+    """Float32 [N, 2048]: what pytorch-fid computes of the same images in PNG files. Takes uint8 [N, H, W, 1 or 3].
+
+    `report(done, total)` counts images.
+    """
+    parts = []
+    for start in range(0, len(images_NHWC), BATCH_IMAGES):
+        batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + BATCH_IMAGES]))
+        batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
+        parts.append(network(batch_BCHW.to(device).float().div(255))[0].flatten(1).cpu().numpy())
+        report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
+    return np.concatenate(parts)
+
+
+def _download(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(file), hash_prefix=OFFICIAL_SHA256, progress=False)
+    except (URLError, OSError, RuntimeError) as error:  # no network, no room, or other bytes than expected
+        raise UserError(
+            f"FID needs the Inception weights {WEIGHTS_NAME} (95 MB), which could not be downloaded ({error}). "
+            f"Fetch {FID_WEIGHTS_URL} where there is a network, and give --inception-weights FILE or put it at {file}."
+        ) from None
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors in a .pth (read as plain tensors, never unpickled into objects) or .safetensors file."""
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise _wrong_weights(file, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise _wrong_weights(file, "it holds something else")
+    return state
+
+
+def _wrong_weights(file: Path, reason: str) -> UserError:
+    return UserError(
+        problem(
+            "--inception-weights",
+            file,
+            f"the tensors of pytorch-fid's Inception network ({reason})",
+            f"Get {WEIGHTS_NAME} from {FID_WEIGHTS_URL}.",
+        )
+    )

@@ -1,0 +1,189 @@
+"""What one worker of an evaluation does: make images, turn them to features, write them shard by shard."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_fid.fid_score import IMAGE_EXTENSIONS
+
+from ebdiff_orchestrator.ensemble.images import sample_images
+from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+from ebdiff_orchestrator.evaluation.inception import image_features, load_inception, weights_file
+from ebdiff_orchestrator.evaluation.shards import (
+    Shard,
+    finished_record,
+    image_file,
+    progress_file,
+    shards_of,
+    write_shard,
+)
+from region_workers.data.store import ensure_store
+from region_workers.device import current_world, prepare_process
+from region_workers.failures import message_for_people
+from schemas.digest import file_digest
+from schemas.durable import replace_model, write_bytes
+from schemas.errors import RunFailed, UserError, problem
+from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
+from schemas.job import Progress
+
+_PROGRESS_EVERY_S = 1.0
+
+Images = np.ndarray[Any, Any]
+Report = Callable[[int, int], None]
+
+
+class ImageSource(Protocol):
+    """Where a shard's images come from."""
+
+    def images(self, shard: Shard, report: Report) -> Images:
+        """Uint8 [count, H, W, 1 or 3]; `report(done, total)` counts parts of the work."""
+
+
+def make_shards(job_json: str, indices: tuple[int, ...]) -> str | None:
+    """Make the shards of these indices, those that are whole already left out; why it failed, if it did.
+
+    Runs on a worker, with the threads of the plan and exact arithmetic, whatever the training's.
+    """
+    job = FeatureJob.model_validate_json(job_json)
+    try:
+        _make_shards(job, indices)
+    except (RunFailed, UserError, torch.OutOfMemoryError, OSError) as error:
+        memory = isinstance(error, torch.OutOfMemoryError)
+        return "The device ran out of memory. Lower --batch-size." if memory else message_for_people(error)
+    return None
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder, as pytorch-fid lists them."""
+    return sorted(file for extension in IMAGE_EXTENSIONS for file in folder.glob(f"*.{extension}"))
+
+
+def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
+    prepare_process(job.training.model_copy(update={"determinism": "exact"}))
+    device = current_world(job.use_gpu).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    folder, keep = Path(job.folder), isinstance(job.images, SampledImages) and job.images.keep_images
+    network = load_inception(_same_weights(job), device)
+    source = _source(job, device)
+    shards = shards_of(job.num_images)
+    for shard in (shards[index] for index in indices):
+        if finished_record(folder, shard, keep) is not None:
+            continue
+        began = time.monotonic()
+        note = _Note(folder, shard)
+        images_NHWC = source.images(shard, note.making)
+        making_s = time.monotonic() - began
+        if keep:
+            _write_images(folder, shard, images_NHWC)
+        write_shard(folder, shard, image_features(network, images_NHWC, device, note.features), making_s, name)
+
+
+def _same_weights(job: FeatureJob) -> Path:
+    """The Inception weights on this node, if they are the driver's."""
+    file = weights_file(Path(job.inception_file) if job.inception_file else None)
+    digest = file_digest(file)
+    if digest != job.inception_sha256:
+        raise RunFailed(
+            f"The Inception weights in {file} on this node have the SHA-256 {digest[:12]}, the driver's "
+            f"{job.inception_sha256[:12]}. Put the same file on every node, or on a filesystem that all share."
+        )
+    return file
+
+
+def _source(job: FeatureJob, device: torch.device) -> ImageSource:
+    if isinstance(job.images, SampledImages):
+        return _Sampled(job.images, device)
+    return _Stored(job.images) if isinstance(job.images, StoredImages) else _Folder(job.images)
+
+
+class _Sampled:
+    def __init__(self, images: SampledImages, device: torch.device) -> None:
+        self._images = images
+        self._pipeline = load_ensemble(images.ensemble, device=device)
+
+    def images(self, shard: Shard, report: Report) -> Images:
+        how = self._images
+        return sample_images(
+            self._pipeline,
+            shard.count,
+            how.seed,
+            how.steps,
+            how.batch_size,
+            report,
+            first=shard.first,
+            guidance_scale=None if self._pipeline.num_classes is None else how.guidance_scale,
+        )
+
+
+class _Stored:
+    def __init__(self, images: StoredImages) -> None:
+        self._store = ensure_store(images.data, Path(images.cache_dir))
+        if self._store.digest != images.store_digest:
+            raise RunFailed(
+                f"data.path = {images.data.path}: the images on this node are not the driver's "
+                f"(digest {self._store.digest[:12]}, expected {images.store_digest[:12]}). Make them the same."
+            )
+
+    def images(self, shard: Shard, report: Report) -> Images:
+        return np.asarray(self._store.images[shard.first : shard.first + shard.count])
+
+
+class _Folder:
+    def __init__(self, images: FolderImages) -> None:
+        self._files = image_files(Path(images.folder))
+
+    def images(self, shard: Shard, report: Report) -> Images:
+        files = self._files[shard.first : shard.first + shard.count]
+        if len(files) != shard.count:
+            raise RunFailed(f"A folder of reference images lost files ({len(self._files)} left), or is not shared.")
+        images = [_read_image(file) for file in files]
+        sizes = {image_HWC.shape for image_HWC in images}
+        if len(sizes) != 1:
+            expected = "images of one size, as pytorch-fid demands"
+            raise UserError(problem("--reference", files[0].parent, expected, f"Resize them; found {sorted(sizes)}."))
+        return np.stack(images)
+
+
+def _read_image(file: Path) -> Images:
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise UserError(problem("--reference", file, "an image that can be read", f"Remove it ({error}).")) from None
+
+
+def _write_images(folder: Path, shard: Shard, images_NHWC: Images) -> None:
+    for offset, image_HWC in enumerate(images_NHWC):
+        picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
+        encoded = io.BytesIO()
+        picture.save(encoded, "PNG")
+        write_bytes(image_file(folder, shard.first + offset), encoded.getvalue())
+
+
+class _Note:
+    """Says in a file, now and then, how many images of a shard are as good as done: half for each of the two parts."""
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self._folder, self._shard, self._noted_at = folder, shard, time.monotonic()
+
+    def making(self, done: int, total: int) -> None:
+        """Images are made."""
+        self._write(0.5 * done / total)
+
+    def features(self, done: int, total: int) -> None:
+        """Features are made of them."""
+        self._write(0.5 + 0.5 * done / total)
+
+    def _write(self, share: float) -> None:
+        if time.monotonic() - self._noted_at < _PROGRESS_EVERY_S:
+            return
+        self._noted_at = time.monotonic()
+        progress = Progress(stage=self._shard.name, step=int(self._shard.count * share), updated_at=time.time())
+        replace_model(progress_file(self._folder, self._shard), progress)

@@ -1,0 +1,85 @@
+"""What an evaluation hands to its workers, and what it leaves beside the number."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.manifest import Evaluation
+from schemas.plan import DataPlan, TrainingPlan
+from schemas.section import Section
+
+
+class SampledImages(Section):
+    """Images drawn from an ensemble: image i depends on (seed, i) alone."""
+
+    kind: Literal["sampled"] = "sampled"
+    ensemble: str = Field(description="The ensemble's folder.")
+    seed: int
+    steps: int
+    guidance_scale: float
+    batch_size: int = Field(description="Images sampled at a time; it shows in the last bits alone.")
+    keep_images: bool = Field(description="Write each image as a PNG too.")
+
+
+class StoredImages(Section):
+    """The first images of a run's own data, as it trains on them, unflipped."""
+
+    kind: Literal["stored"] = "stored"
+    data: DataPlan
+    cache_dir: str
+    store_digest: str
+
+
+class FolderImages(Section):
+    """The image files of a folder, in the order of their names."""
+
+    kind: Literal["folder"] = "folder"
+    folder: str
+
+
+class FeatureJob(Section):
+    """Inception features of `num_images` images, to be written to `folder` shard by shard."""
+
+    folder: str
+    num_images: int
+    images: Annotated[SampledImages | StoredImages | FolderImages, Field(discriminator="kind")]
+    inception_file: str | None = Field(description="null: where torch hub keeps it, on each node.")
+    inception_sha256: str
+    training: TrainingPlan
+    use_gpu: bool
+
+
+class ShardRecord(Section):
+    """Written last, beside a finished shard's features."""
+
+    sha256: str = Field(description="Of the features' file.")
+    num_images: int
+    making_s: float = Field(description="Seconds that drawing or reading the images took, Inception left out.")
+    device: str
+
+
+class StepShare(Section):
+    """How much of the sampling one region does, and what it costs."""
+
+    region: str
+    timesteps: int = Field(description="Timesteps that the region owns.")
+    steps: int = Field(description="Sampling steps that fall on them.")
+    params: int
+    macs: int
+
+
+class EvaluationReport(Section):
+    """A measurement with what it needs to be read rightly."""
+
+    evaluation: Evaluation
+    label: str = Field(description="What the number is, for example FID-50k.")
+    reference: str = Field(description="The images that it is measured against.")
+    stored_bytes: int = Field(description="The ensemble on disk.")
+    shares: tuple[StepShare, ...]
+    params_by_timesteps: int = Field(description="Averaged over the timesteps that each region owns (paper, table 4).")
+    macs_by_timesteps: int
+    params_by_steps: int = Field(description="Averaged over the sampling steps that each region really gets.")
+    macs_by_steps: int
+    macs_per_image: int = Field(description="Of all steps, those without a class under guidance included.")
