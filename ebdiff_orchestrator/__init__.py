@@ -1,7 +1,7 @@
 """Train a diffusion model as a few small timestep experts, side by side, and load them as one diffusers pipeline.
 
-`Plan`, `launch`, `resume`, `extend` and `load_ensemble` are all that a program needs. Importing this package, and
-loading an ensemble, imports neither ray nor the driver.
+`Plan`, `launch`, `resume`, `extend`, `evaluate` and `load_ensemble` are all that a program needs. Importing this
+package, and loading an ensemble, imports neither ray nor the driver.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from schemas.plan import Plan
 if TYPE_CHECKING:
     from ebdiff_orchestrator.driver import extend, launch, resume
     from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+    from ebdiff_orchestrator.evaluation.evaluate import evaluate
 
-__all__ = ["Plan", "extend", "launch", "load_ensemble", "resume"]
+__all__ = ["Plan", "evaluate", "extend", "launch", "load_ensemble", "resume"]
 __version__ = "0.1.0"
 
 
@@ -24,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from ebdiff_orchestrator import driver
 
         return getattr(driver, name)
+    if name == "evaluate":
+        from ebdiff_orchestrator.evaluation.evaluate import evaluate
+
+        return evaluate
     if name == "load_ensemble":
         from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ebdiff_orchestrator.arguments import PlanArgument, RunArgument, SetOption
+from ebdiff_orchestrator.evaluation.command import add_evaluate_command
 from ebdiff_orchestrator.interrupts import RunStopped
 from ebdiff_orchestrator.reports.commands import add_report_commands
 from ebdiff_orchestrator.view import sampling_report, terminal_view
@@ -193,6 +194,7 @@ def presets() -> None:
 
 
 add_report_commands(app)
+add_evaluate_command(app)
 
 
 def main() -> None:
