@@ -1,4 +1,4 @@
-"""What an image store says of itself: its content's digest, its shape, where it came from."""
+"""What a store of images or of latents says of itself: its content's digest, its shape, where it came from."""
 
 from __future__ import annotations
 
@@ -19,3 +19,38 @@ class StoreInfo(Section):
     num_classes: int | None = None  # null: no labels; else labels.npy holds an int64 below it for each image
     class_names: tuple[str, ...] | None = None  # null: the classes are numbers without names
     source: dict[str, Any]  # the identity that the key was made of, less the files one by one
+
+
+class VaeInfo(Section):
+    """The VAE that made latents and that decodes them."""
+
+    class_name: Literal["AutoencoderKL", "VQModel"]
+    digest: str  # SHA-256 of its config, with the scaling factor in force, and of its weights
+    scaling_factor: float  # latents = (the VAE's - shift_factor) * scaling_factor
+    shift_factor: float | None = None
+
+
+class ShardRecord(Section):
+    """One finished shard of latents, the images [start, stop)."""
+
+    key: str
+    start: int
+    stop: int
+    digest: str  # SHA-256 of its float16 values, one variant after the other
+
+
+class LatentInfo(Section):
+    """The `latents.json` beside a store's latents; written last."""
+
+    format: Literal[1] = 1
+    key: str  # digest of the images' digest, of the VAE's, and of what is encoded of each image
+    digest: str  # SHA-256 of the shards' digests, of the shape as text, then of the int64 labels if there are any
+    dtype: Literal["float16"] = "float16"
+    shape: tuple[int, int, int, int, int]  # variants (2: also mirrored), images, channels, height, width
+    latents_bytes: int  # size of latents.npy, header included
+    shard_digests: tuple[str, ...]
+    shard_images: int
+    images_digest: str
+    vae: VaeInfo
+    num_classes: int | None = None  # null: no labels
+    class_names: tuple[str, ...] | None = None

@@ -118,18 +118,49 @@ def ensure_store(
     a proper label, RunFailed for too many
     unreadable images, for a builder without progress in `stall_limit_s` seconds and for a full disk.
     """
-    _make_folder(cache_dir / "images")
+    cache_folder(cache_dir, "images")
     source = open_source(plan, cache_dir)
     identity = source.identity()
     key = store_key(identity, plan)
     folder = cache_dir / "images" / key[:16]
     store = _opened(folder, key)
     if store is None:
-        store = _build_locked(source, identity, key, plan, folder, report or _silent, stall_limit_s)
+        store = _build_locked(source, identity, key, plan, folder, report or silent, stall_limit_s)
     # It may have been built under a higher limit than this plan's.
     total = len(store) + store.unreadable
     check_unreadable(list(store.info.unreadable_names), total, total, plan)
     return store
+
+
+def cache_folder(cache_dir: Path, kind: str) -> Path:
+    """The cache's folder for stores of one kind, made if it is missing. Raises PlanError if that is not possible."""
+    path = cache_dir / kind
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cache_error(path, str(error)) from error
+    return path
+
+
+def check_writable(folder: Path) -> None:
+    """Raise PlanError if nothing can be built in the cache's folder; one that others filled is still of use."""
+    if not os.access(folder, os.W_OK):
+        raise _cache_error(folder, "it is not writable")
+
+
+def silent(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def find_store(cache_dir: Path, digest: str) -> ImageStore | None:
+    """A whole store with this content, without a look at its source; None if the cache has none."""
+    for path in sorted((cache_dir / "images").glob(f"[!.]*/{INFO}")):
+        try:
+            if StoreInfo.model_validate_json(path.read_bytes()).digest == digest:
+                return ImageStore.open(path.parent)
+        except (OSError, ValidationError, RunFailed) as error:
+            _log.info("passed over %s: %s", path.parent, error)
+    return None
 
 
 def store_key(identity: dict[str, Any], plan: DataPlan) -> str:
@@ -161,8 +192,7 @@ def _build_locked(
     report: Report,
     stall_limit_s: float,
 ) -> ImageStore:
-    if not os.access(folder.parent, os.W_OK):
-        raise _cache_error(folder.parent, "it is not writable")
+    check_writable(folder.parent)
     with build_lock(folder.parent / f"{folder.name}.lock", report, stall_limit_s) as noted_report:
         store = _opened(folder, key)
         if store is None:
@@ -187,15 +217,8 @@ def _opened(folder: Path, key: str) -> ImageStore | None:
     return store if store.info.key == key else None
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _cache_error(path, str(error)) from error
-
-
 def _cache_error(path: Path, reason: str) -> PlanError:
-    remedy = f"No image store can be built ({reason}): set it, or EBDIFF_CACHE, to a folder of yours."
+    remedy = f"No store can be built ({reason}): set it, or EBDIFF_CACHE, to a folder of yours."
     return plan_error("workers.cache_dir", path.parent, "a folder that can be written", remedy)
 
 
@@ -207,7 +230,3 @@ def _check_space(source: Source, plan: DataPlan, folder: Path) -> None:
             f"the decoded images of {plan.path} need {needed_bytes / 1e9:.1f} GB and {folder} has "
             f"{free_bytes / 1e9:.1f} GB free. Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
         )
-
-
-def _silent(done: int, total: int) -> None:
-    """Report nothing."""
