@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -14,6 +15,16 @@ from schemas.errors import UserError, problem
 
 _Number = TypeVar("_Number", int, float)
 
+
+class Form(StrEnum):
+    """What `ebdiff compare` prints."""
+
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
 AgainstOption = Annotated[
     list[Path] | None,
     typer.Option("--against", metavar="RUN", help="Another run whose tickets to compare with; repeatable."),
@@ -23,6 +34,7 @@ AgainstOption = Annotated[
 def add_report_commands(app: typer.Typer) -> None:
     """Add this file's commands to the command line."""
     app.command()(tickets)
+    app.command()(compare)
 
 
 def tickets(
@@ -66,6 +78,34 @@ def tickets(
     show(report, console, last)
     for path in written:
         console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, a row each, in this order.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", metavar="RUN", help="The dense run to measure against; default: the only dense one of RUN..."
+        ),
+    ] = None,
+    form: Annotated[Form, typer.Option("--format", help="How to print.")] = Form.table,
+) -> None:
+    """Compare runs as the paper's tables do: size, FID, steps, speed-up, time; a dash for what was not measured."""
+    from ebdiff_orchestrator.reports.compare import compare_runs
+    from ebdiff_orchestrator.reports.compare_view import comparison_table
+    from ebdiff_orchestrator.reports.formats import as_csv, as_markdown, print_table
+
+    comparison = compare_runs(runs, against)
+    rows = [row.as_json() for row in comparison.rows]
+    if form is Form.json:
+        footnotes = comparison_table(comparison).footnotes
+        print(json.dumps({"against": comparison.against, "rows": rows, "footnotes": footnotes}, indent=2))
+    elif form is Form.csv:
+        print(as_csv(rows), end="")
+    elif form is Form.markdown:
+        print(as_markdown(comparison_table(comparison)), end="")
+    else:
+        print_table(comparison_table(comparison), Console())
 
 
 def _numbers(option: str, text: str, kind: type[_Number]) -> list[_Number]:

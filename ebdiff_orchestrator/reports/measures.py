@@ -1,0 +1,106 @@
+"""What a run took and what came of it, read from its manifest; None for what was not measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.manifest import Evaluation, Lease, Manifest, StageRecord
+
+EVALUATE_JOB = "evaluate"
+
+
+@dataclass(frozen=True)
+class Hours:
+    """What was held, and for how long: GPU-hours, or worker-hours on CPUs."""
+
+    hours: float
+    on_gpus: bool
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The measures of one run. Seconds are of work (`train_s`, `draw_s`) or of the clock (`wall_s`).
+
+    `train_s`: the slowest region's training. `draw_share`: draws' part of all work. `charged_s`: the dense training
+    that the run starts from, 0 where it starts fresh, None where that is unknown; `charged_hours` likewise.
+    """
+
+    steps: tuple[int, ...] | None
+    train_s: float | None
+    draw_share: float | None
+    wall_s: float | None
+    hours: Hours | None
+    charged_s: float | None
+    charged_hours: Hours | None
+    charged_steps: int | None
+    peak_memory_bytes: int | None
+    evaluation: Evaluation | None
+    reused: tuple[str, ...]
+    on_cpu: bool
+
+
+def measures_of(manifest: Manifest) -> Measures:
+    """The measures that the manifest holds; a measure over several stages needs all of them done."""
+    draws = [record for name, record in manifest.stages.items() if name.startswith("draw/")]
+    trainings = [record for name, record in manifest.stages.items() if name.startswith("train/")]
+    worked = [*draws, *trainings]
+    trained = all(record.status == "done" for record in trainings)
+    drawn = all(record.status == "done" for record in draws)
+    start = manifest.dense
+    cost = start.cost if start else None
+    hours = _hours(manifest.leases)
+    return Measures(
+        steps=tuple(record.steps for record in trainings) if trained else None,
+        train_s=max(record.active_s for record in trainings) if trained else None,
+        draw_share=_share(draws, worked) if trained and drawn else None,
+        wall_s=_wall_s(manifest),
+        hours=hours,
+        charged_s=0.0 if start is None else cost.active_s if cost else None,
+        charged_hours=_charged_hours(manifest, hours),
+        charged_steps=0 if start is None else cost.steps if cost else None,
+        peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
+        evaluation=best_evaluation(manifest),
+        reused=tuple(record.name for record in worked if record.reused_from),
+        on_cpu=any(record.hardware is not None and record.hardware.device == "cpu" for record in worked),
+    )
+
+
+def best_evaluation(manifest: Manifest) -> Evaluation | None:
+    """The evaluation with most images; of those the newest."""
+    return max(manifest.evaluations.values(), key=lambda found: (found.num_images, found.at), default=None)
+
+
+def _share(part: list[StageRecord], whole: list[StageRecord]) -> float | None:
+    total = sum(record.active_s for record in whole)
+    return sum(record.active_s for record in part) / total if total else None
+
+
+def _wall_s(manifest: Manifest) -> float | None:
+    """From the first lease or stage to the last stage's end, waiting and restarts included; reused stages left out."""
+    own = [record for record in manifest.stages.values() if not record.reused_from]
+    ends = [record.finished_at for record in own if record.finished_at is not None]
+    begins = [record.started_at for record in own if record.started_at is not None]
+    begins += [lease.started_at for lease in _charged(manifest.leases)]
+    return max(ends) - min(begins) if manifest.finished() and ends and begins else None
+
+
+def _hours(leases: tuple[Lease, ...]) -> Hours | None:
+    counted = _charged(leases)
+    if not counted:
+        return None
+    gpu_hours = sum(lease.gpu_hours for lease in counted)
+    return Hours(gpu_hours, True) if gpu_hours else Hours(sum(lease.worker_hours for lease in counted), False)
+
+
+def _charged(leases: tuple[Lease, ...]) -> list[Lease]:
+    return [lease for lease in leases if lease.job != EVALUATE_JOB]
+
+
+def _charged_hours(manifest: Manifest, own: Hours | None) -> Hours | None:
+    on_gpus = own is not None and own.on_gpus
+    if manifest.dense is None:
+        return Hours(0.0, on_gpus)
+    cost = manifest.dense.cost
+    if cost is None or not (cost.gpu_hours or cost.worker_hours):
+        return None
+    return Hours(cost.gpu_hours, True) if cost.gpu_hours else Hours(cost.worker_hours, False)

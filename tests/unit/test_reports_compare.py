@@ -1,0 +1,230 @@
+"""`ebdiff compare`: the paper's speed-up and what a table may say, on manifests made here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from ebdiff_orchestrator.cli import app
+from ebdiff_orchestrator.planning import look_ahead
+from ebdiff_orchestrator.reports.compare import compare_runs
+from ebdiff_orchestrator.reports.compare_view import comparison_table
+from ebdiff_orchestrator.reports.formats import TextTable, print_table
+from ebdiff_orchestrator.reports.method import method_of
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.errors import UserError
+from schemas.job import Hardware
+from schemas.manifest import DenseCost, DenseSource, Evaluation, Lease, Manifest
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0}]"
+HALF = "regions=[{train: [0, 1000], pruning_ratio: 0.5}]"
+ONE_SHOT = ("draw.method=one-shot", "model.pretrained=somewhere")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ([DENSE], "Dense"),
+        ([DENSE, "training.timesteps.sampling=speed", "training.timesteps.weighting=speed"], "Dense + SpeeD"),
+        ([HALF, *ONE_SHOT, "draw.inherit_weights=false"], "Scratch 50%"),
+        ([HALF, *ONE_SHOT], "Magnitude finetune 50%"),
+        ([HALF, *ONE_SHOT, "draw.importance=random"], "Random finetune 50%"),
+        ([HALF, *ONE_SHOT, "draw.importance=diff-pruning"], "Diff-Pruning finetune 50%"),
+        ([HALF], "EB magnitude 50%"),
+        ([HALF, "draw.interval_steps=1", "draw.importance=taylor"], "Iter-wise EB Taylor 50%"),
+        ([HALF, "training.timesteps.weighting=min-snr"], "EB magnitude 50% + Min-SNR"),
+        ([], "TA-EB 30/60/80% (magnitude)"),
+        (["draw.scope=shared", "regions.0.pruning_ratio=0.25"], "TA-EB 25/60/80% (magnitude, shared draw)"),
+        (["training.timesteps.sampling=speed"], "TA-EB 30/60/80% (magnitude) + SpeeD sampling"),
+        (["model.pretrained=x"], "TA-EB 30/60/80% (magnitude) (from a dense start)"),
+    ],
+)
+def test_a_plan_has_the_papers_name_of_its_method(tiny_plan: MakePlan, changes: list[str], name: str) -> None:
+    assert method_of(tiny_plan("draw.interval_steps=null", *changes)) == name
+
+
+def _write(
+    folder: Path,
+    plan: Plan,
+    train_s: list[float],
+    draw_s: float = 10.0,
+    wall_s: float = 100.0,
+    gpus: float = 1.0,
+    leased: bool = True,
+    **fields: Any,
+) -> Path:
+    """A finished run: each region's training took `train_s`, each draw `draw_s`, all of it `wall_s` by the clock."""
+    manifest = RunDirectory(folder).begin(plan)
+    device = Hardware(device="A GPU" if gpus else "cpu", world_size=1, cpu_threads=1)
+    seconds = iter(train_s)
+    for record in list(manifest.stages.values()):
+        work = next(seconds) if record.name.startswith("train/") else draw_s if record.name.startswith("draw/") else 1.0
+        update = {
+            "status": "done",
+            "started_at": 1000.0,
+            "finished_at": 1000.0 + wall_s,
+            "active_s": work,
+            "steps": plan.training.steps,
+            "hardware": device,
+            "peak_memory_bytes": 3 << 30,
+        }
+        manifest = manifest.with_stage(record.model_copy(update=update))
+    lease = Lease(job="region", attempt=1, started_at=1000.0, ended_at=1000.0 + wall_s, workers=1, gpus=gpus)
+    after = Lease(job="evaluate", attempt=2, started_at=2e6, ended_at=3e6, workers=8, gpus=8)
+    leases = (lease, after) if leased else ()
+    RunDirectory(folder).write(manifest.model_copy(update={"attempts": 1, "leases": leases, **fields}))
+    return folder
+
+
+def _reread(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
+    RunDirectory(folder).write(change(RunDirectory(folder).read()))
+
+
+def _evaluation(fid: float, images: int, at: float) -> Evaluation:
+    return Evaluation(
+        key=f"{images}-{at}",
+        fid=fid,
+        num_images=images,
+        steps=100,
+        seed=0,
+        guidance_scale=1.0,
+        inception_sha256="i",
+        reference_digest="r",
+        reference_images=50000,
+        seconds_per_image=0.1,
+        wall_s=10.0,
+        workers=1,
+        at=at,
+    )
+
+
+def test_speed_up_is_dense_training_over_the_slowest_region_without_the_draw(
+    tmp_path: Path, tiny_plan: MakePlan
+) -> None:
+    dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0], draw_s=0.0, wall_s=1000.0)
+    ours = _write(tmp_path / "ours", tiny_plan(), [100.0, 50.0, 20.0], draw_s=300.0, wall_s=500.0)
+    row = compare_runs([ours], against=dense).rows[0]
+    assert row.speed_up == 8.0
+    assert row.wall_speed_up == 2.0
+    assert row.hours_saved == 0.5
+    assert row.measures.draw_share == pytest.approx(900 / 1070)
+    assert row.costs == look_ahead(tiny_plan()).weighted
+
+
+def test_a_dense_run_among_the_rows_is_what_they_are_measured_against(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
+    ours = _write(tmp_path / "ours", tiny_plan(), [100.0, 50.0, 20.0])
+    comparison = compare_runs([ours, dense])
+    assert [row.method for row in comparison.rows] == ["TA-EB 30/60/80% (magnitude)", "Dense"]
+    assert [row.speed_up for row in comparison.rows] == [8.0, 1.0]
+    with pytest.raises(UserError, match="dense run"):
+        compare_runs([dense], against=ours)
+
+
+def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    """The paper's 0.92 = 800 / (800 + 100 / 1.44)."""
+    dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
+    cost = DenseCost(steps=12, active_s=800.0, worker_hours=0.0, gpu_hours=100 / 3600)
+    plan = tiny_plan(HALF, *ONE_SHOT)
+    known = DenseSource(path="dense", digest="d", cost=cost)
+    tuned = _write(tmp_path / "tuned", plan, [100 / 1.44], wall_s=20.0, dense=known)
+    unknown = _write(tmp_path / "unknown", plan, [100 / 1.44], dense=known.model_copy(update={"cost": None}))
+    rows = compare_runs([tuned, unknown], against=dense).rows
+    assert rows[0].speed_up == pytest.approx(0.92, abs=0.001)
+    assert rows[0].hours_saved == pytest.approx(-0.2)
+    assert (rows[1].speed_up, rows[1].wall_speed_up, rows[1].hours_saved) == (None, None, None)
+    table = comparison_table(compare_runs([tuned, unknown], against=dense))
+    steps = table.headings.index("steps")
+    assert [cells[steps] for cells in table.rows] == ["12 (+12)", "12 (+?)"]
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    run = _write(tmp_path, tiny_plan(), [3.0, 2.0, 1.0], leased=False)
+
+    def undo(manifest: Manifest) -> Manifest:
+        record = manifest.stage("train/0-260").model_copy(update={"status": "pending", "peak_memory_bytes": None})
+        return manifest.with_stage(record)
+
+    _reread(run, undo)
+    table = comparison_table(compare_runs([run]))
+    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    for heading in ("FID", "steps", "speed-up", "wall-clock", "wall speed-up", "hours", "saved", "draw"):
+        assert cells[heading] == "-", heading
+    assert cells["memory GiB"] == "3.00"
+    assert any("--against" in footnote for footnote in table.footnotes)
+
+
+def test_fid_is_of_most_images_then_newest_and_says_if_they_are_few(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    found = [_evaluation(9.0, 500, 30.0), _evaluation(8.0, 2500, 10.0), _evaluation(7.5, 2500, 20.0)]
+    run = _write(tmp_path / "few", tiny_plan(), [1.0] * 3, evaluations={e.key: e for e in found})
+    full = _evaluation(7.69, 50_000, 1.0)
+    other = _write(tmp_path / "full", tiny_plan(), [1.0] * 3, evaluations={full.key: full})
+    table = comparison_table(compare_runs([run, other]))
+    fid = table.headings.index("FID")
+    assert [cells[fid] for cells in table.rows] == ["7.50 (2.5k)", "7.69"]
+    assert any("FID-50K" in footnote for footnote in table.footnotes)
+    assert not any("FID-50K" in footnote for footnote in comparison_table(compare_runs([other])).footnotes)
+
+
+def test_a_reused_stage_counts_in_the_speed_up_but_not_by_the_clock(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
+    run = _write(tmp_path / "run", tiny_plan(), [100.0, 50.0, 20.0], wall_s=40.0)
+
+    def reuse(manifest: Manifest) -> Manifest:
+        update = {"reused_from": "elsewhere", "started_at": 1.0, "finished_at": 2.0}
+        return manifest.with_stage(manifest.stage("train/0-260").model_copy(update=update))
+
+    _reread(run, reuse)
+    row = compare_runs([run], against=dense).rows[0]
+    assert (row.speed_up, row.measures.wall_s) == (8.0, 40.0)
+    footnotes = comparison_table(compare_runs([run], against=dense)).footnotes
+    assert any("train/0-260 taken over" in footnote for footnote in footnotes)
+
+
+def test_on_cpus_hours_are_worker_hours_and_shared_cores_are_mentioned(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    run = _write(tmp_path, tiny_plan(), [1.0] * 3, gpus=0.0, wall_s=1800.0)
+    _reread(run, lambda manifest: manifest.model_copy(update={"leases": manifest.leases[:1]}))
+    comparison = compare_runs([run])
+    table = comparison_table(comparison)
+    assert dict(zip(table.headings, table.rows[0], strict=True))["worker-hours"] == "0.5"
+    assert any("shared cores" in footnote for footnote in table.footnotes)
+    assert comparison.rows[0].as_json()["gpu_hours"] is None
+
+
+def test_every_format_has_a_row_a_run_in_the_order_given(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    dense = str(_write(tmp_path / "dense", tiny_plan(DENSE), [800.0]))
+    ours = str(_write(tmp_path / "ours", tiny_plan(), [100.0, 50.0, 20.0]))
+
+    def show(form: str) -> str:
+        result = CliRunner().invoke(app, ["compare", ours, dense, "--format", form], catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.output
+
+    assert [row["run"] for row in json.loads(show("json"))["rows"]] == [ours, dense]
+    assert [row["speed_up"] for row in csv.DictReader(io.StringIO(show("csv")))] == ["8.0", "1.0"]
+    markdown = show("markdown").splitlines()
+    assert markdown[0].startswith("| method |")
+    assert markdown[2].startswith("| TA-EB 30/60/80% (magnitude) |")
+    assert markdown[3].startswith("| Dense |")
+    assert "8.00x" in show("table")
+
+
+def test_a_narrow_terminal_shows_every_column_whole_in_tables_below_each_other() -> None:
+    headings = ("method", *(f"measure {index}" for index in range(12)))
+    table = TextTable(headings, (("TA-EB 30/60/80%", *(f"value{index:05d}" for index in range(12))),))
+    console = Console(file=io.StringIO(), width=60)
+    print_table(table, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(f"value{index:05d}" in text and f"measure {index}" in text for index in range(12))
+    assert text.count("TA-EB 30/60/80%") > 1
