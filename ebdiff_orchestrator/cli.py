@@ -183,14 +183,19 @@ def sample(
 @app.command()
 def presets() -> None:
     """List the plans that come with the package."""
-    from ebdiff_orchestrator.plans import presets as all_presets
+    from ebdiff_orchestrator.preset_plans import methods
+    from ebdiff_orchestrator.preset_plans import presets as all_presets
 
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("preset", no_wrap=True)
     table.add_column("what it trains")
     for name, description in all_presets().items():
         table.add_row(name, description)
+    table.add_section()
+    for name, description in methods().items():
+        table.add_row(f"PRESET-{name}", description)
     Console().print(table)
+    print("\nMethods join: cifar10-eb, celeba64-dense, cifar10-eb-speed. `ebdiff plan NAME` shows what one would run.")
 
 
 add_report_commands(app)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from ebdiff_orchestrator.preset_plans import merged, methods, preset_values, presets
 from schemas.errors import PlanError, from_validation_error
 from schemas.plan import Plan
 
 
-def presets() -> dict[str, str]:
-    """The name of every preset, and the first comment line of its file."""
-    folder = resources.files("ebdiff_orchestrator") / "presets"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
-
-
 def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
     """The plan of a preset's name or a YAML file, with `key=value` changes (dotted keys, YAML values).
+
+    A YAML file may name another plan as its `base` and hold only what differs: sections merge, lists are replaced.
 
     Raises PlanError that names each wrong field, its value, what was expected and what to do.
     """
@@ -46,27 +41,39 @@ def plan_as_yaml(plan: Plan) -> str:
     return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
-def _read(plan: str) -> dict[str, Any]:
+def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(plan)
     if path.is_dir():
         raise PlanError(f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}).")
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        text = _text_of(path)
-    elif plan in presets():
-        text = (resources.files("ebdiff_orchestrator") / "presets" / f"{plan}.yaml").read_text()
-    else:
-        raise PlanError(
-            f"PLAN = {plan}: neither a preset ({', '.join(presets())}) nor a file. Check the name or the path."
-        )
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        values = preset_values(plan)
+        if values is None:
+            raise PlanError(
+                f"PLAN = {plan}: neither a preset ({', '.join(presets())}, each also with a method, as in cifar10-eb: "
+                f"{', '.join(methods())}) nor a file. Check the name or the path."
+            )
+        return values
     try:
-        values = yaml.load(text, _StrictLoader)
+        values = yaml.load(_text_of(path), _StrictLoader)
     except yaml.YAMLError as error:
         raise PlanError(f"PLAN = {plan}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise PlanError(
             f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits --yaml` for one."
         )
-    return values
+    return _with_base(values, path, above)
+
+
+def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The plan over its `base`: a preset, or a file named relative to the plan's own."""
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    above = (*above, path.resolve())
+    if not isinstance(base, str) or (path.parent / base).resolve() in above:
+        raise PlanError(f"base = {base}: expected a preset or another YAML file. Change it in {path}.")
+    beside = path.parent / base
+    return merged(_read(str(beside) if beside.is_file() else base, above), values)
 
 
 def _text_of(path: Path) -> str:

@@ -51,11 +51,13 @@ class Trainer:
         self.parameters = dict(self.network.named_parameters())
         keep_ema = keep_ema and training.ema_decay is not None
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if keep_ema else None
-        self.optimizer = torch.optim.Adam(
+        kind = torch.optim.AdamW if training.weight_decay else torch.optim.Adam
+        self.optimizer = kind(
             self.parameters.values(),
             lr=training.learning_rate,
             betas=training.adam_betas,
             eps=training.adam_eps,
+            weight_decay=training.weight_decay,
             fused=True,
         )
         self._replicas = self._distributed()

@@ -147,6 +147,7 @@ class TrainingPlan(Section):
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
     timesteps: TimestepPlan = TimestepPlan()
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as AdamW's; 0: Adam.")
     gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: no clipping.")
     ema_decay: float | None = Field(0.9999, ge=0, lt=1, description="null: no EMA.")
     ema_warmup: bool = Field(False, description="Decay of min(ema_decay, (1+k)/(10+k)) at step k, for short runs.")

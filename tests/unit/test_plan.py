@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.planning import check_data_fits, look_ahead
-from ebdiff_orchestrator.plans import load_plan, plan_as_yaml, plan_from_values, presets
+from ebdiff_orchestrator.plans import load_plan, plan_as_yaml, plan_from_values
+from ebdiff_orchestrator.preset_plans import methods, presets
 from schemas.errors import PlanError
 from schemas.plan import Plan
 
@@ -91,6 +92,33 @@ def test_every_preset_loads_counts_and_survives_a_round_trip_through_yaml(tmp_pa
         file = tmp_path / f"{name}.yaml"
         file.write_text(plan_as_yaml(plan))
         assert load_plan(str(file)) == plan
+
+
+@pytest.mark.parametrize("preset", sorted(presets()))
+def test_every_preset_goes_with_every_method(preset: str) -> None:
+    for method in methods():
+        plan = load_plan(f"{preset}-{method}")
+        assert plan.name == f"{preset}-{method}"
+        assert plan.data == load_plan(preset).data
+    dense, scratch = load_plan(f"{preset}-dense"), load_plan(f"{preset}-scratch")
+    assert dense.regions[0].pruning_ratio == 0
+    assert (scratch.draw.method, scratch.draw.inherit_weights) == ("one-shot", False)
+    assert load_plan(f"{preset}-eb-iterwise").draw.interval_steps == 1
+    both = load_plan(f"{preset}-eb-speed")
+    assert len(both.regions) == 1
+    assert both.training.timesteps.sampling == "speed"
+
+
+def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: cifar10-eb\nname: mine\ntraining: {steps: 5}\n")
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\nseed: 7\n")
+    plan = load_plan(str(tmp_path / "other.yaml"))
+    assert (plan.name, plan.seed, plan.training.steps) == ("mine", 7, 5)
+    assert plan.training.batch_size == load_plan("cifar10").training.batch_size
+    assert len(plan.regions) == 1
+    (tmp_path / "mine.yaml").write_text("base: other.yaml\n")
+    with pytest.raises(PlanError, match=r"base = mine.yaml|base = other.yaml"):
+        load_plan(str(tmp_path / "other.yaml"))
 
 
 def test_changes_reach_lists_and_numbers_with_exponents() -> None:
