@@ -1,0 +1,357 @@
+"""Latents are encoded once, whole, and the same however the work is shared out or interrupted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from latent_fixtures import latent_model, save_images, save_kl, save_vq
+
+import region_workers.latents.build as build
+from region_workers.data.batches import BatchSource
+from region_workers.data.store import ImageStore, ensure_store
+from region_workers.latents.store import LatentStore, ensure_latents, find_latents, open_latents
+from region_workers.latents.vae import encode, load_vae
+from schemas.errors import PlanError, RunFailed
+from schemas.model import LatentModelPlan
+from schemas.plan import CropPlan, DataPlan
+
+CPU = torch.device("cpu")
+
+# Encodes the latents of a folder of images; each shard is announced when it begins.
+ENCODER = """
+import sys, time
+from pathlib import Path
+import region_workers.latents.build as build
+from region_workers.data.store import ensure_store
+from region_workers.latents.store import ensure_latents
+from schemas.model import LatentModelPlan
+from schemas.plan import DataPlan
+
+build.SHARD_IMAGES = 32
+plain = build.encode_images
+def slow(vae, store, span, *others):
+    print("encoding", span[0], flush=True)
+    time.sleep(0.2)
+    return plain(vae, store, span, *others)
+build.encode_images = slow
+model, data = LatentModelPlan.model_validate_json(sys.argv[1]), DataPlan.model_validate_json(sys.argv[2])
+cache = Path(sys.argv[3])
+print("digest", ensure_latents(model, data, ensure_store(data, cache), cache).digest, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SHARD_IMAGES", 32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> LatentModelPlan:
+    save_kl(tmp_path / "vae")
+    return latent_model(tmp_path / "vae")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataPlan:
+    """150 images of 12 x 12 in three classes: five shards, the last of them short."""
+    for label, count in enumerate((70, 40, 40)):
+        save_images(tmp_path / "data" / f"class-{label}", [(12, 12)] * count, seed=label)
+    path = str(tmp_path / "data")
+    return DataPlan(path=path, resolution=12, channels=3, random_flip=True, label_column="label")
+
+
+class Workers:
+    """Stands for a cluster: carries out the calls in some order and notes which images were encoded."""
+
+    def __init__(self, order: Callable[[list[int]], list[int]] = lambda numbers: numbers, limit: int = 99) -> None:
+        self.order, self.limit = order, limit
+        self.starts: list[int] = []
+
+    def __call__(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        for number in self.order(list(range(len(calls)))):
+            if len(self.starts) == self.limit:
+                raise KeyboardInterrupt
+            self.starts.append(calls[number][0].start)
+            yield number, function(*calls[number])
+
+
+def start_encoder(model: LatentModelPlan, data: DataPlan, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", ENCODER, model.model_dump_json(), data.model_dump_json(), str(cache)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def images_of(store: ImageStore, rows: list[int]) -> torch.Tensor:
+    return torch.from_numpy(np.array(store.images[rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def records_of(store: LatentStore) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in sorted((store.folder / "shards").iterdir())}
+
+
+@torch.no_grad()
+def test_a_row_is_the_latent_of_its_image_and_of_the_mirrored_image(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path
+) -> None:
+    images = ensure_store(data, tmp_path)
+    store = ensure_latents(model, data, images, tmp_path)
+    assert store.latents.shape == (2, 150, 3, 6, 6)
+    assert store.latents.dtype == np.float16
+    vae, info = load_vae(model)
+    rows = [0, 31, 32, 99, 149]
+    plain, mirrored = encode(vae, images_of(images, rows)), encode(vae, images_of(images, rows).flip(3))
+    np.testing.assert_allclose(store.latents[0, rows], plain.numpy(), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(store.latents[1, rows], mirrored.numpy(), rtol=2e-3, atol=1e-4)
+    assert not np.allclose(plain.flip(3), mirrored, atol=1e-2)  # so the second half is no mirror of the first
+    assert store.info.vae == info
+    store.verify()
+
+
+def test_without_flips_there_is_one_latent_an_image(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    images = ensure_store(data, tmp_path)
+    both = ensure_latents(model, data, images, tmp_path)
+    once = ensure_latents(model, data.model_copy(update={"random_flip": False}), images, tmp_path)
+    assert once.latents.shape == (1, 150, 3, 6, 6)
+    assert np.array_equal(once.latents[0], both.latents[0])
+
+
+def test_the_images_labels_come_along(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    images = ensure_store(data, tmp_path)
+    store = ensure_latents(model, data, images, tmp_path)
+    assert store.labels is not None
+    assert store.labels.tolist() == [0] * 70 + [1] * 40 + [2] * 40
+    assert (store.num_classes, store.info.class_names) == (3, ("class-0", "class-1", "class-2"))
+    plain = data.model_copy(update={"label_column": None})
+    unlabelled = ensure_latents(model, plain, ensure_store(plain, tmp_path), tmp_path)
+    assert unlabelled.labels is None
+    assert unlabelled.digest != store.digest
+
+
+def test_a_store_is_opened_and_not_encoded_again(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    images, workers = ensure_store(data, tmp_path), Workers()
+    assert find_latents(model, data, images, tmp_path) is None
+    reports: list[tuple[int, int]] = []
+    built = ensure_latents(model, data, images, tmp_path, workers, lambda done, total: reports.append((done, total)))
+    assert workers.starts == [0, 32, 64, 96, 128]
+    assert reports == [(32, 150), (64, 150), (96, 150), (128, 150), (150, 150)]
+    assert ensure_latents(model, data, images, tmp_path, workers).digest == built.digest
+    assert len(workers.starts) == 5
+    found = find_latents(model, data, images, tmp_path)
+    assert found is not None
+    assert found.digest == built.digest
+
+
+def test_the_bits_do_not_depend_on_who_encodes_and_in_which_order(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path
+) -> None:
+    stores = []
+    for number, workers in enumerate((None, Workers(), Workers(lambda numbers: numbers[::-1]))):
+        cache = tmp_path / str(number)
+        stores.append(ensure_latents(model, data, ensure_store(data, cache), cache, workers))
+    assert len({store.digest for store in stores}) == 1
+    assert len({(store.folder / "latents.npy").read_bytes() for store in stores}) == 1
+
+
+def test_what_an_interrupted_encoding_left_whole_is_kept(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path
+) -> None:
+    images = ensure_store(data, tmp_path)
+    undisturbed = ensure_latents(model, data, ensure_store(data, tmp_path / "other"), tmp_path / "other")
+    with pytest.raises(KeyboardInterrupt):
+        ensure_latents(model, data, images, tmp_path, Workers(lambda numbers: numbers[::-1], limit=3))
+    assert find_latents(model, data, images, tmp_path) is None
+    workers = Workers()
+    store = ensure_latents(model, data, images, tmp_path, workers)
+    assert workers.starts == [0, 32]
+    assert store.digest == undisturbed.digest
+    store.verify()
+
+
+def test_only_damaged_shards_are_encoded_again(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    images = ensure_store(data, tmp_path)
+    store = ensure_latents(model, data, images, tmp_path)
+    before, digest, folder = records_of(store), store.digest, store.folder
+    with (folder / "latents.npy").open("r+b") as file:
+        file.truncate((folder / "latents.npy").stat().st_size - 2)  # the last shard's mirrored half
+        file.seek(128 + 40 * 3 * 6 * 6 * 2)  # image 40, in the second shard
+        file.write(b"damaged")
+    (folder / "shards" / "00002.json").unlink()
+    with pytest.raises(RunFailed, match="no whole latent store"):
+        LatentStore.open(folder)
+    workers = Workers()
+    repaired = ensure_latents(model, data, images, tmp_path, workers)
+    assert workers.starts == [32, 64, 128]
+    assert repaired.digest == digest
+    after = records_of(repaired)
+    assert [name for name in before if before[name] == after[name]] == ["00000.json", "00003.json"]
+
+
+def test_verify_finds_a_changed_latent(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+    with (store.folder / "latents.npy").open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(b"\x00\x11")
+    with pytest.raises(RunFailed, match=r"have changed.*latents\.json"):
+        LatentStore.open(store.folder).verify()
+
+
+def test_another_vae_or_scaling_is_another_store(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    images = ensure_store(data, tmp_path)
+    save_kl(tmp_path / "other", seed=1)
+    first = ensure_latents(model, data, images, tmp_path)
+    other = ensure_latents(latent_model(tmp_path / "other"), data, images, tmp_path)
+    scaled = ensure_latents(latent_model(tmp_path / "vae", scaling_factor=1.0), data, images, tmp_path)
+    assert len({store.folder for store in (first, other, scaled)}) == 3
+    assert len({store.digest for store in (first, other, scaled)}) == 3
+    save_kl(tmp_path / "vae", seed=2)  # the same path, other weights
+    assert find_latents(model, data, images, tmp_path) is None
+
+
+def test_a_killed_encoder_is_taken_up_where_it_was(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    encoder = start_encoder(model, data, tmp_path)
+    assert encoder.stdout is not None
+    assert [encoder.stdout.readline() for _ in range(3)] == ["encoding 0\n", "encoding 32\n", "encoding 64\n"]
+    encoder.send_signal(signal.SIGKILL)
+    encoder.communicate(timeout=60)
+    workers = Workers()
+    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path, workers)
+    assert workers.starts == [64, 96, 128]
+    store.verify()
+
+
+def test_processes_that_ask_at_once_encode_once(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    encoders = [start_encoder(model, data, tmp_path) for _ in range(2)]
+    outputs = [encoder.communicate(timeout=120)[0].splitlines() for encoder in encoders]
+    assert [encoder.returncode for encoder in encoders] == [0, 0]
+    assert sorted(sum(line.startswith("encoding") for line in lines) for lines in outputs) == [0, 5]
+    assert len({lines[-1] for lines in outputs}) == 1
+
+
+def test_a_worker_opens_the_latents_by_their_digest_alone(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path
+) -> None:
+    made = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+    shutil.rmtree(tmp_path / "images")
+    shutil.rmtree(tmp_path / "data")
+    shutil.rmtree(tmp_path / "vae")
+    assert open_latents(model, data, tmp_path, made.digest).folder == made.folder
+
+
+def test_a_worker_on_another_machine_encodes_for_itself(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    made = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+    there = open_latents(model, data, tmp_path / "elsewhere", made.digest)
+    assert there.folder != made.folder
+    assert there.digest == made.digest
+    with pytest.raises(RunFailed, match=r"are not those the run began with .* expected 000000000000"):
+        open_latents(model, data, tmp_path / "elsewhere", "0" * 64)
+
+
+def test_a_worker_with_other_images_or_another_vae_says_so(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path
+) -> None:
+    images = ensure_store(data, tmp_path)
+
+    def with_another_vae(function: Any, calls: Sequence[tuple[Any]]) -> Iterator[tuple[int, Any]]:
+        save_kl(tmp_path / "vae", seed=5)
+        yield 0, function(*calls[0])
+
+    def with_other_images(function: Any, calls: Sequence[tuple[Any]]) -> Iterator[tuple[int, Any]]:
+        save_images(tmp_path / "data" / "class-1", [(12, 12)], seed=9)
+        yield 0, function(calls[0][0].model_copy(update={"cache_dir": str(tmp_path / "elsewhere")}))
+
+    with pytest.raises(RunFailed, match=r"model\.vae = .*on this machine it is not what the driver has"):
+        ensure_latents(model, data, images, tmp_path, with_another_vae)
+    with pytest.raises(RunFailed, match=r"data\.path = .*on this machine it is not what the driver has"):
+        ensure_latents(model, data, images, tmp_path, with_other_images)
+
+
+def test_sides_that_the_vae_cannot_divide_are_refused(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    images = ensure_store(data, tmp_path)
+    with pytest.raises(PlanError, match=r"data\.resolution = 13: expected a multiple of model\.latent_downscale = 2"):
+        ensure_latents(model, data.model_copy(update={"resolution": 13}), images, tmp_path)
+
+
+def test_a_disk_without_room_is_told_before_anything_is_encoded(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = ensure_store(data, tmp_path)
+    usage = namedtuple("usage", "total used free")(1, 1, 1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    workers = Workers()
+    with pytest.raises(RunFailed, match=r"need 0\.0 GB more .*Make room"):
+        ensure_latents(model, data, images, tmp_path, workers)
+    assert workers.starts == []
+
+
+def test_latents_beyond_float16_are_refused(data: DataPlan, tmp_path: Path) -> None:
+    save_kl(tmp_path / "vae")
+    model = latent_model(tmp_path / "vae", scaling_factor=1e9)
+    with pytest.raises(RunFailed, match=r"beyond float16 for images 0 to 15"):
+        ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+
+
+def test_encoding_leaves_torchs_settings_as_they_were(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    before = (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
+    ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path, cpu_threads=1)
+    assert torch.get_num_threads() == 2
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_batches_pick_the_variant_of_each_flip(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+    source = BatchSource(store, CPU, 40, random_flip=True, seed=3, num_classes=3, label_dropout=0.2)
+    assert source.steps_per_epoch == 3
+    for step in (4, 0):
+        batch, flips, indices = source.batch(step), source.flips(step).astype(int), source.indices(step)
+        assert batch.dtype == torch.float32
+        assert batch.shape == (40, 3, 6, 6)
+        assert 0 < flips.sum() < 40
+        assert np.array_equal(batch.numpy(), store.latents[flips, indices].astype(np.float32))
+        assert torch.equal(torch.cat([source.batch(step, slice(0, 17)), source.batch(step, slice(17, 40))]), batch)
+        labels = source.labels(step)
+        assert labels is not None
+        assert store.labels is not None
+        expected = np.where(source.dropped(step), 3, store.labels[indices])
+        assert labels.tolist() == expected.tolist()
+
+
+def test_batches_without_flips_are_the_plain_latents(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+    source = BatchSource(store, CPU, 8, random_flip=False, seed=3)
+    assert np.array_equal(source.batch(1).numpy(), store.latents[0, source.indices(1)].astype(np.float32))
+    assert np.shares_memory(source._samples.rows, store.latents)  # the file's pages, no copy
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("sizes", "suffix", "values"),
+    [
+        ([(178, 218)] * 5, "jpg", {"crop": CropPlan(center_x=89, center_y=121, size=128), "resolution": 64}),
+        ([(256, 341), (300, 256), (256, 256)], "webp", {"resolution": 32}),
+        ([(260, 256), (256, 400), (512, 256)], "jpg", {"resolution": 32, "interpolation": "bicubic"}),
+    ],
+    ids=["celeba", "lsun webp", "lsun jpg"],
+)
+def test_the_papers_kinds_of_images_become_latents(
+    sizes: list[tuple[int, int]], suffix: str, values: dict[str, Any], tmp_path: Path
+) -> None:
+    save_images(tmp_path / "data", sizes, suffix)
+    save_vq(tmp_path / "vae")
+    plan = DataPlan(path=str(tmp_path / "data"), channels=3, **values)
+    model, images = latent_model(tmp_path / "vae"), ensure_store(plan, tmp_path)
+    store = ensure_latents(model, plan, images, tmp_path)
+    side = plan.resolution // 2
+    assert store.latents.shape == (1, len(sizes), 3, side, side)
+    expected = encode(load_vae(model)[0], images_of(images, list(range(len(sizes)))))
+    np.testing.assert_allclose(store.latents[0], expected.numpy(), rtol=2e-3, atol=1e-3)
