@@ -15,9 +15,10 @@ from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
 from region_workers.dense import network_class
+from region_workers.latents.vae import load_vae
 from region_workers.results import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
-from schemas.model import LatentModelPlan, ModelPlan
+from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
 
@@ -26,8 +27,7 @@ def assemble(plan: Plan, run_dir: Path) -> tuple[Artifact, ...]:
     folders = [run_dir / train_stage_name(region) / EXPERT_FOLDER for region in plan.regions]
     experts = [_expert(folder) for folder in folders]
     names = [region.name for region in plan.regions]
-    vae = _vae(plan.model)
-    save_ensemble(run_dir / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, vae)
+    save_ensemble(run_dir / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, _vae(plan))
     return _artifacts(run_dir, run_dir / ASSEMBLE)
 
 
@@ -53,14 +53,11 @@ def _expert(folder: Path) -> nn.Module:
     return cast(nn.Module, network_class(name).from_pretrained(folder, low_cpu_mem_usage=False))
 
 
-def _vae(model: ModelPlan) -> nn.Module | None:
-    """The VAE of a plan on latents; its config says by how much the experts' latents are scaled."""
-    if not isinstance(model, LatentModelPlan):
+def _vae(plan: Plan) -> nn.Module | None:
+    """The VAE of a plan on latents; its config says how the experts' latents are scaled."""
+    if not isinstance(plan.model, LatentModelPlan):
         return None
-    from region_workers.latents import load_vae
-
-    vae, info = load_vae(model)
-    vae.register_to_config(scaling_factor=info.scaling_factor)
+    vae, _ = load_vae(plan.model, plan.data.channels)
     return cast(nn.Module, vae)
 
 

@@ -13,10 +13,10 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ebdiff_orchestrator.ensemble.folders import write_own_folder
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
-from ebdiff_orchestrator.ensemble.latents import check_vae, decode
 from ebdiff_orchestrator.ensemble.network_files import cast_to, read_network, write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
+from region_workers.latents.vae import decode
 from schemas.errors import UserError, problem
 
 MODEL_INDEX = "model_index.json"
@@ -25,7 +25,7 @@ MODEL_INDEX = "model_index.json"
 class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
     """Images from an ensemble: `unet` is a `TimestepRouter`, `scheduler` any of diffusers' that steps by timestep.
 
-    With a `vae` (AutoencoderKL or VQModel) the experts work on its latents, times its config's scaling_factor.
+    With a `vae` (AutoencoderKL or VQModel) the experts work on its latents, scaled as its config says.
     Swap schedulers as in diffusers: `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`.
     `pipe.to(device)` moves every expert at once. Raises `UserError` if the VAE's latents are not what experts take.
     """
@@ -36,7 +36,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin, vae: ModelMixin | None = None) -> None:
         super().__init__()
         if vae is not None:
-            check_vae(vae, unet.config.in_channels)
+            _check_vae(vae, unet.config.in_channels)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
     @property
@@ -160,7 +160,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         if output_type == "latent":
             return image_BCHW
         if self.vae is not None:
-            image_BCHW = decode(self.vae, image_BCHW)
+            image_BCHW = decode(self.vae, image_BCHW).float()
         image_BCHW = (image_BCHW / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return image_BCHW
@@ -210,6 +210,26 @@ def _read_scheduler(folder: Path) -> Any:
     if kind is None:
         raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))
     return kind.from_pretrained(folder / "scheduler", local_files_only=True)
+
+
+def _check_vae(vae: Any, channels: int) -> None:
+    """Raise `UserError` unless `vae` decodes latents of `channels` channels and says how they are scaled."""
+    config = vae.config
+    factor = config.get("scaling_factor")
+    if not factor or factor < 0:
+        raise UserError(
+            problem("vae.scaling_factor", factor, "a number above 0 in the VAE's config", "Set model.scaling_factor.")
+        )
+    latent_channels = config.get("vq_embed_dim") or config.get("latent_channels")
+    if latent_channels != channels:
+        raise UserError(
+            problem(
+                "vae.latent_channels",
+                latent_channels,
+                f"{channels}, the experts' in_channels",
+                "Use the VAE that the experts were trained with.",
+            )
+        )
 
 
 def _height_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def save_ensemble(
     """Write `experts`, which own `routes` and are called `names`, as one pipeline folder at `path`.
 
     `sampling` becomes what a call of the pipeline that names no steps, eta or guidance scale uses. With `vae` (a
-    diffusers AutoencoderKL or VQModel) the experts' images are its latents, times its config's scaling_factor. The
+    diffusers AutoencoderKL or VQModel) the experts' images are its latents, scaled as its config says. The
     folder appears whole or not at all, in place of an older ensemble. Raises `UserError` if the experts, routes,
     timesteps and VAE do not fit together, or if `path` holds something else.
     """

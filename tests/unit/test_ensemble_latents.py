@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,6 +46,15 @@ def test_images_are_the_decoded_latents(kind: str) -> None:
         decoded = pipe.vae.decode(latents / 0.5).sample
     assert torch.equal(images, (decoded / 2 + 0.5).clamp(0, 1))
     assert images.std() > 0.01
+
+
+def test_a_vaes_shift_is_undone() -> None:
+    pipe = pipeline("AutoencoderKL")
+    latents = draw(pipe, "latent")
+    pipe.vae.register_to_config(shift_factor=0.3)
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / 0.5 + 0.3).sample
+    assert torch.equal(draw(pipe), (decoded / 2 + 0.5).clamp(0, 1))
 
 
 def test_pixels_have_no_latents_to_give() -> None:
@@ -124,14 +131,14 @@ def test_a_diverged_expert_is_not_hidden_by_the_vae(kind: str) -> None:
         sample_images(pipe, 1, 0, None, 1)
 
 
-def latent_plan(scaling_factor: float | None) -> Plan:
-    """A plan of one region on latents of four classes."""
+def latent_plan(vae: Path, scaling_factor: float | None) -> Plan:
+    """A plan of one region on a VAE's latents, of four classes."""
     return Plan.model_validate(
         {
             "data": {"label_column": "label", "resolution": 8},
             "model": {
                 "family": "latent",
-                "vae": "vae",
+                "vae": str(vae),
                 "scaling_factor": scaling_factor,
                 "num_classes": CLASSES,
                 "latent_downscale": 2,
@@ -143,20 +150,14 @@ def latent_plan(scaling_factor: float | None) -> Plan:
 
 
 @pytest.mark.parametrize(("override", "written"), [(None, 0.5), (1.5, 1.5)])
-def test_a_run_on_latents_is_assembled_with_its_vae(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: float | None, written: float
-) -> None:
-    latents = ModuleType("region_workers.latents")
-    latents.load_vae = lambda model: (  # type: ignore[attr-defined]
-        tiny_vae(),
-        SimpleNamespace(scaling_factor=model.scaling_factor or 0.5),
-    )
-    monkeypatch.setitem(sys.modules, "region_workers.latents", latents)
-    plan = latent_plan(override)
+def test_a_run_on_latents_is_assembled_with_its_vae(tmp_path: Path, override: float | None, written: float) -> None:
+    tiny_vae().save_pretrained(tmp_path / "first-stage")
+    plan = latent_plan(tmp_path / "first-stage", override)
     attending_unet().save_pretrained(tmp_path / "train" / plan.regions[0].name / "expert")
     files = {file.path for file in assemble(plan, tmp_path)}
     assert "ensemble/vae/diffusion_pytorch_model.safetensors" in files
     pipe = load_ensemble(tmp_path)
     assert (pipe.vae.config.scaling_factor, pipe.scheduler.config.guidance_scale) == (written, 3.0)
+    assert str(tmp_path) not in (tmp_path / "ensemble" / "vae" / "config.json").read_text()
     assert pipe.num_classes == CLASSES
     assert draw(pipe).shape == (2, 1, 8, 8)
