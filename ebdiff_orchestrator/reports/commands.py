@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.console import Console
 
-from ebdiff_orchestrator.arguments import RunArgument
+from ebdiff_orchestrator.arguments import PlanArgument, RunArgument, SetOption
 from schemas.errors import UserError, problem
 
 _Number = TypeVar("_Number", int, float)
@@ -35,6 +35,7 @@ def add_report_commands(app: typer.Typer) -> None:
     """Add this file's commands to the command line."""
     app.command()(tickets)
     app.command()(compare)
+    app.command()(estimate)
 
 
 def tickets(
@@ -106,6 +107,36 @@ def compare(
         print(as_markdown(comparison_table(comparison)), end="")
     else:
         print_table(comparison_table(comparison), Console())
+
+
+def estimate(
+    plan: PlanArgument,
+    changes: SetOption = None,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Steps to time of each network; 2 on a slow CPU.")] = 5,
+    dense_steps: Annotated[
+        int | None, typer.Option("--dense-steps", min=1, help="Steps of the dense training to compare with.")
+    ] = None,
+    draw_intervals: Annotated[
+        int, typer.Option("--draw-intervals", min=1, help="Assume that draws converge at this mask.")
+    ] = 7,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Images of the data set, which is not opened.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Devices; default: one a region.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
+) -> None:
+    """Predict a run's time, hours and speed-up from a few steps on this machine's device; needs no data."""
+    from ebdiff_orchestrator.plans import load_plan
+    from ebdiff_orchestrator.reports.estimate import Assumptions
+    from ebdiff_orchestrator.reports.estimate import estimate as estimate_plan
+    from ebdiff_orchestrator.reports.estimate_view import show_estimate
+
+    progress = Console(stderr=True)
+    assume = Assumptions(draw_intervals=draw_intervals, images=images, dense_steps=dense_steps, devices=gpus)
+    found = estimate_plan(
+        load_plan(plan, changes or ()), steps, assume, lambda line: progress.print(line, markup=False, highlight=False)
+    )
+    print(json.dumps(found.as_json(), indent=2)) if as_json else show_estimate(found, Console())
 
 
 def _numbers(option: str, text: str, kind: type[_Number]) -> list[_Number]:

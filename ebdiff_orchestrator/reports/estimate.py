@@ -1,0 +1,249 @@
+"""`ebdiff estimate`: what a run would take, from a few measured steps and stated assumptions."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ebdiff_orchestrator.dense_start import adopt_dense
+from ebdiff_orchestrator.planning import Outlook, look_ahead
+from ebdiff_orchestrator.reports.method import method_of
+from region_workers.device import World, current_world, prepare_process
+from region_workers.timing import StepTime, StepTimer
+from schemas.errors import UserError, problem
+from schemas.plan import DIGITS, Plan
+
+_IMAGES = {DIGITS: 1797, "uoft-cs/cifar10": 50_000}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What an estimate takes for granted.
+
+    `draw_intervals`: the masks after which a draw converges (the paper's CIFAR-10 tickets: epochs 4 to 12).
+    `images`: the size of the data set, for the length of an epoch; None: known, or not needed.
+    `dense_steps`: the dense training to compare with; None: as many steps as the slowest region's.
+    `devices`: how many there are; None: one a region.
+    """
+
+    draw_intervals: int = 7
+    images: int | None = None
+    dense_steps: int | None = None
+    devices: int | None = None
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage: updates (of a draw: of the dense network, a mask's gradient passes counted as such) and seconds."""
+
+    name: str
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Against a dense training of `dense_steps`: the paper's speed-up, and the share of device-hours saved."""
+
+    dense_steps: int
+    dense_s: float
+    speed_up: float
+    hours_saved: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The prediction; `times` by pruning ratio, 0 for the dense network; seconds, hours of one device."""
+
+    plan: Plan
+    device: str
+    times: Mapping[float, StepTime]
+    outlook: Outlook
+    draws: tuple[StageEstimate, ...]
+    trainings: tuple[StageEstimate, ...]
+    makespan_s: float
+    device_hours: float
+    draw_share: float
+    equal_steps: Versus
+    given_steps: Versus | None
+    assumptions: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "name": self.plan.name,
+            "method": method_of(self.plan),
+            "device": self.device,
+            "networks": [{"pruning_ratio": ratio, **asdict(step)} for ratio, step in self.times.items()],
+            "stages": [asdict(stage) for stage in (*self.draws, *self.trainings)],
+            "makespan_s": self.makespan_s,
+            "device_hours": self.device_hours,
+            "draw_share": self.draw_share,
+            "equal_steps": asdict(self.equal_steps),
+            "given_dense_steps": self.given_steps and asdict(self.given_steps),
+            "assumptions": list(self.assumptions),
+        }
+
+
+def estimate(plan: Plan, steps: int, assume: Assumptions, say: Say) -> Estimate:
+    """Time `steps` updates of every network of the plan on the device at hand, and predict the run.
+
+    Raises PlanError as `look_ahead` does, UserError where an epoch's length is needed and unknown.
+    """
+    if plan.model.pretrained is not None:
+        plan, _ = adopt_dense(plan)
+    interval = _interval_steps(plan, assume)
+    outlook = look_ahead(_without_start(plan))
+    prepare_process(plan.training)
+    world = current_world(use_gpu=True)
+    times = _measure(plan, steps, world, say)
+    return predict(plan, outlook, times, interval, assume, world.describe(plan.training).device)
+
+
+def predict(
+    plan: Plan, outlook: Outlook, times: Mapping[float, StepTime], interval: int, assume: Assumptions, device: str
+) -> Estimate:
+    """The estimate from step times at hand; `interval` is the steps between two masks."""
+    dense_s = times[0.0].seconds
+    draws = _draws(plan, dense_s, interval, assume)
+    trainings = tuple(
+        StageEstimate(f"train/{r.name}", plan.steps_of(r), plan.steps_of(r) * times[r.pruning_ratio].seconds)
+        for r in plan.regions
+    )
+    slowest = max(trainings, key=lambda stage: stage.seconds)
+    work_s, draw_s = (sum(stage.seconds for stage in part) for part in ((*draws, *trainings), draws))
+    versus = _Comparer(plan, dense_s, slowest.seconds, work_s)
+    return Estimate(
+        plan=plan,
+        device=device,
+        times=times,
+        outlook=outlook,
+        draws=draws,
+        trainings=trainings,
+        makespan_s=_makespan(plan, draws, trainings, assume.devices or len(plan.regions)),
+        device_hours=work_s / 3600,
+        draw_share=draw_s / work_s,
+        equal_steps=versus.at(slowest.steps),
+        given_steps=None if assume.dense_steps is None else versus.at(assume.dense_steps),
+        assumptions=_assumptions(plan, times, interval, assume),
+    )
+
+
+def makespan(jobs_s: Sequence[float], devices: int) -> float:
+    """When the last of the jobs ends if each free device takes the longest that is left."""
+    free_at = [0.0] * devices
+    for job_s in sorted(jobs_s, reverse=True):
+        heapq.heapreplace(free_at, free_at[0] + job_s)
+    return max(free_at)
+
+
+@dataclass(frozen=True)
+class _Comparer:
+    """Compares the plan's seconds with a dense training's; who starts from one is charged it, as in the paper."""
+
+    plan: Plan
+    dense_step_s: float
+    slowest_train_s: float
+    work_s: float
+
+    def at(self, dense_steps: int) -> Versus:
+        dense_s = dense_steps * self.dense_step_s
+        charged_s = dense_s if _starts_dense(self.plan) else 0.0
+        return Versus(
+            dense_steps=dense_steps,
+            dense_s=dense_s,
+            speed_up=dense_s / (charged_s + self.slowest_train_s),
+            hours_saved=1 - (charged_s + self.work_s) / dense_s,
+        )
+
+
+def _starts_dense(plan: Plan) -> bool:
+    return plan.model.pretrained is not None or plan.draw.method == "one-shot"
+
+
+def _without_start(plan: Plan) -> Plan:
+    return plan.model_copy(update={"model": plan.model.model_copy(update={"pretrained": None})})
+
+
+def _measure(plan: Plan, steps: int, world: World, say: Say) -> dict[float, StepTime]:
+    if world.device.type == "cpu":
+        say("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
+    timer = StepTimer(plan, world)
+    ratios = sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
+    times = {}
+    for index, ratio in enumerate(ratios):
+        say(f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})")
+        times[ratio] = timer.measure(ratio, steps)
+    return times
+
+
+def _interval_steps(plan: Plan, assume: Assumptions) -> int:
+    """The steps between two masks: the plan's, else an epoch; 0 where nothing is drawn by training."""
+    if plan.draw.method == "one-shot" or not any(region.pruning_ratio for region in plan.regions):
+        return 0
+    if plan.draw.interval_steps is not None:
+        return plan.draw.interval_steps
+    images = assume.images or _IMAGES.get(plan.data.path)
+    if images is None:
+        raise UserError(
+            problem(
+                "--images",
+                None,
+                f"the number of images in {plan.data.path}, since the draw takes a mask each epoch",
+                "Give it, for example --images 50000, or set draw.interval_steps.",
+            )
+        )
+    return max(1, images // plan.training.batch_size)
+
+
+def _intervals(plan: Plan, assume: Assumptions) -> int:
+    fullest = (plan.draw.queue_length - 1) * plan.draw.queue_stride + 1
+    return min(max(assume.draw_intervals, fullest), plan.draw.max_intervals)
+
+
+def _draws(plan: Plan, dense_s: float, interval: int, assume: Assumptions) -> tuple[StageEstimate, ...]:
+    shared = plan.draw.scope == "shared"
+    span = (0, plan.diffusion.num_train_timesteps)
+    pruned = any(region.pruning_ratio for region in plan.regions)
+    spans = [("shared", span, pruned)] if shared else [(r.name, r.train, r.pruning_ratio > 0) for r in plan.regions]
+    masks = 1 if plan.draw.method == "one-shot" else _intervals(plan, assume)
+    stages = []
+    for name, timesteps, is_drawn in spans:
+        steps = masks * (interval + _passes_of_a_mask(plan, timesteps)) if is_drawn else 0
+        stages.append(StageEstimate(f"draw/{name}", steps, steps * dense_s))
+    return tuple(stages)
+
+
+def _passes_of_a_mask(plan: Plan, timesteps: tuple[int, int]) -> int:
+    if plan.draw.importance not in ("taylor", "diff-pruning"):
+        return 0
+    span = timesteps[1] - timesteps[0]
+    return min(plan.draw.importance_timesteps or span, span)
+
+
+def _makespan(plan: Plan, draws: Sequence[StageEstimate], trainings: Sequence[StageEstimate], devices: int) -> float:
+    if plan.draw.scope == "shared":
+        return draws[0].seconds + makespan([stage.seconds for stage in trainings], devices)
+    return makespan([a.seconds + b.seconds for a, b in zip(draws, trainings, strict=True)], devices)
+
+
+def _assumptions(plan: Plan, times: Mapping[float, StepTime], interval: int, assume: Assumptions) -> tuple[str, ...]:
+    lines = []
+    if interval:
+        lines.append(
+            f"Draws converge at interval {_intervals(plan, assume)}, {interval} steps each (--draw-intervals)."
+        )
+    if plan.draw.importance in ("taylor", "diff-pruning"):
+        lines.append(f"A {plan.draw.importance} mask costs a dense step for each of its timesteps, at most.")
+    devices = assume.devices or len(plan.regions)
+    lines.append(f"{devices} device(s) like this one; each region on one; no waiting, loading or checkpoints.")
+    if _starts_dense(plan):
+        lines.append("Speed-ups charge this plan the dense training that it starts from, as the paper does.")
+    shrunk = next((step for step in times.values() if len(step.batch_sizes) > 1), None)
+    if shrunk is not None:
+        sizes = " and ".join(map(str, shrunk.batch_sizes))
+        lines.append(f"Measured with batches of {sizes}, extrapolated to {plan.training.batch_size}.")
+    return tuple(lines)

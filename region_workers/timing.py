@@ -1,0 +1,185 @@
+"""How long one update of a plan's networks takes on this device, on random samples: for estimates before a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from region_workers.data.labels import Labels
+from region_workers.data.samples import LatentSamples, PixelSamples, Samples
+from region_workers.device import World
+from region_workers.family import UNetFamily
+from region_workers.pruned_unet import extract_expert
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.randomness import StepRandomness
+from region_workers.timesteps import TimestepLaw
+from region_workers.trainer import Trainer
+from schemas.errors import UserError, problem
+from schemas.job import WorkerJob
+from schemas.model import LatentModelPlan
+from schemas.plan import Plan
+
+_WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
+_CPU_BUDGET_S = 20.0  # a network
+_PROBE_IMAGES, _FEWEST_STEPS = 2, 2
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one update of the plan's whole batch, and how they were found.
+
+    `batch_sizes`: those measured; more than one, both smaller than the plan's, where the update was extrapolated
+    along a straight line. `peak_memory_bytes`: allocated on a CUDA device; None on a CPU.
+    """
+
+    seconds: float
+    steps: int
+    batch_sizes: tuple[int, ...]
+    peak_memory_bytes: int | None
+
+
+class RandomStore:
+    """As many random samples as a batch has, shaped as the plan's images or latents, with labels if it has classes."""
+
+    def __init__(self, plan: Plan, count: int) -> None:
+        generator = np.random.default_rng(0)
+        classes = plan.model.num_classes
+        self.labels: Labels | None = None if classes is None else generator.integers(0, classes, count)
+        self._count = count
+        self._samples: Samples
+        if isinstance(plan.model, LatentModelPlan):
+            side = plan.data.resolution // plan.model.latent_downscale
+            shape = (2 if plan.data.random_flip else 1, count, plan.model.latent_channels, side, side)
+            self._samples = LatentSamples(generator.standard_normal(shape, dtype=np.float32).astype(np.float16))
+        else:
+            image_shape = (count, plan.data.resolution, plan.data.resolution, plan.data.channels)
+            self._samples = PixelSamples(generator.integers(0, 256, image_shape, dtype=np.uint8))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def samples(self) -> Samples:
+        """The samples."""
+        return self._samples
+
+
+class StepTimer:
+    """Times updates of the plan's dense network and its experts with the trainer that a run uses."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        """The network starts from fresh weights; `training.determinism` and threads are the process's, as prepared."""
+        fresh = plan.model.model_copy(update={"pretrained": None})
+        self._plan, self._world = plan.model_copy(update={"model": fresh}), world
+        self._cpu_batch: int | None = None
+
+    def measure(self, ratio: float, steps: int) -> StepTime:
+        """An update of the network pruned at `ratio`, the mean of `steps` of them after a warm-up.
+
+        On a CPU that would be busy for more than about 20 seconds, 2 updates of a smaller batch are timed, and those
+        of half that batch, and the update is extrapolated. UserError if the network does not fit on the device.
+        """
+        full = self._plan.training.batch_size
+        try:
+            size = self._affordable_batch(steps)
+            if size == full:
+                seconds, memory = self._time(ratio, full, steps)
+                return StepTime(seconds, steps, (full,), memory)
+            return self._extrapolate(ratio, size, _FEWEST_STEPS)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                problem(
+                    "training.batch_size",
+                    full,
+                    "a batch that fits on the device beside the network",
+                    "Raise training.gradient_accumulation, or use training.precision=bf16.",
+                )
+            ) from None
+
+    def _extrapolate(self, ratio: float, size: int, steps: int) -> StepTime:
+        half = max(1, size // 2)
+        slow, memory = self._time(ratio, size, steps)
+        fast, _ = self._time(ratio, half, steps)
+        per_image = max(0.0, slow - fast) / (size - half)
+        seconds = slow + per_image * (self._plan.training.batch_size - size)
+        return StepTime(seconds, steps, (half, size), memory)
+
+    def _affordable_batch(self, steps: int) -> int:
+        """The plan's batch; on a CPU, one that the dense network can afford, the same for all so that they compare."""
+        full = self._plan.training.batch_size
+        if self._world.device.type != "cpu" or full <= _PROBE_IMAGES:
+            return full
+        if self._cpu_batch is None:
+            probe_s, _ = self._time(0.0, _PROBE_IMAGES, steps=1)
+            per_image_s = probe_s / _PROBE_IMAGES
+            affordable = int(_CPU_BUDGET_S / (_FEWEST_STEPS + 1) / per_image_s)
+            fits = full * per_image_s * (steps + 1) <= _CPU_BUDGET_S
+            self._cpu_batch = full if fits else min(full - 1, max(_PROBE_IMAGES, affordable))
+        return self._cpu_batch
+
+    def _time(self, ratio: float, batch_size: int, steps: int) -> tuple[float, int | None]:
+        """Seconds an update and the peak of the memory."""
+        on_gpu = self._world.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self._world.device)
+        trainer = self._trainer(ratio, batch_size)
+        for _ in range(_WARM_UP_STEPS if on_gpu else 1):
+            trainer.advance()
+        self._wait()
+        began = time.perf_counter()
+        for _ in range(steps):
+            trainer.advance()
+        self._wait()
+        seconds = (time.perf_counter() - began) / steps
+        return seconds, torch.cuda.max_memory_allocated(self._world.device) if on_gpu else None
+
+    def _wait(self) -> None:
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
+
+    def _trainer(self, ratio: float, batch_size: int) -> Trainer:
+        plan = self._plan
+        update: dict[str, object] = {"batch_size": batch_size}
+        if batch_size != plan.training.batch_size:
+            update["gradient_accumulation"] = 1
+        training = plan.training.model_copy(update=update)
+        span = (0, plan.diffusion.num_train_timesteps)
+        randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
+        job = _job(plan.model_copy(update={"training": training}))
+        family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
+        law = TimestepLaw(span, training.timesteps, plan.diffusion, self._world.device)
+        return Trainer(_network(family, ratio), family, randomness, law, training, self._world)
+
+
+def _network(family: UNetFamily, ratio: float) -> nn.Module:
+    dense = family.build_dense()
+    if ratio == 0:
+        return dense
+    groups = find_groups(dense, family.example_inputs(dense))
+    mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
+    return extract_expert(dense, kept_channels(groups, mask))
+
+
+def _job(plan: Plan) -> WorkerJob:
+    """What the family reads of a job; nothing is written anywhere."""
+    return WorkerJob(
+        name="timing",
+        attempt=0,
+        run_dir="",
+        store_digest="",
+        seed=plan.seed,
+        data=plan.data,
+        model=plan.model,
+        diffusion=plan.diffusion,
+        draw_plan=plan.draw,
+        training=plan.training,
+        checkpointing=plan.checkpointing,
+        logging=plan.logging,
+        draw=None,
+        train=None,
+    )

@@ -1,0 +1,132 @@
+"""`ebdiff estimate`: steps are really timed, and the prediction follows from them by the paper's definitions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from ebdiff_orchestrator.cli import app
+from ebdiff_orchestrator.planning import look_ahead
+from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate, makespan, predict
+from region_workers import timing
+from region_workers.device import World
+from region_workers.timing import RandomStore, StepTime, StepTimer
+from schemas.errors import UserError
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+
+CPU = World(torch.device("cpu"), 0, 1)
+HALF = "regions=[{train: [0, 1000], pruning_ratio: 0.5}]"
+LATENT = (
+    "model={family: latent, vae: none, block_out_channels: [32, 64], layers_per_block: 1, norm_num_groups: 8, "
+    "down_block_types: [DownBlock2D, CrossAttnDownBlock2D], up_block_types: [CrossAttnUpBlock2D, UpBlock2D], "
+    "num_classes: 5, cross_attention_dim: 16}"
+)
+
+
+def _step(seconds: float) -> StepTime:
+    return StepTime(seconds, 2, (128,), None)
+
+
+def _predict(plan: Plan, times: dict[float, float], interval: int = 100, **assumed: int) -> Estimate:
+    steps = {ratio: _step(seconds) for ratio, seconds in times.items()}
+    fresh = plan.model_copy(update={"model": plan.model.model_copy(update={"pretrained": None})})
+    return predict(plan, look_ahead(fresh), steps, interval, Assumptions(**assumed), "cpu")
+
+
+def test_the_papers_speed_ups_follow_from_its_step_times(tiny_plan: MakePlan) -> None:
+    """Table 4: TA-EB 5.78x = 4 x 1.44; a 30% finetune of 100K steps is charged 800K dense ones: 0.92x."""
+    times = {0.0: 1.44, 0.3: 1.0, 0.6: 0.6, 0.8: 0.4}
+    found = _predict(tiny_plan("training.steps=200000"), times, dense_steps=800_000)
+    assert found.given_steps is not None
+    assert found.given_steps.speed_up == pytest.approx(5.76)
+    assert found.equal_steps.speed_up == pytest.approx(1.44)
+    one = "regions=[{train: [0, 1000], pruning_ratio: 0.3}]"
+    finetune = tiny_plan(one, "draw.method=one-shot", "training.steps=100000")
+    tuned = _predict(finetune, times, interval=0, dense_steps=800_000).given_steps
+    assert tuned is not None
+    assert tuned.speed_up == pytest.approx(0.92, abs=0.001)
+    assert tuned.hours_saved < 0
+
+
+def test_a_run_takes_as_long_as_its_slowest_region_and_is_charged_for_all(tiny_plan: MakePlan) -> None:
+    plan = tiny_plan("training.steps=1000")
+    found = _predict(plan, {0.0: 10.0, 0.3: 5.0, 0.6: 2.0, 0.8: 1.0}, draw_intervals=7)
+    assert [stage.seconds for stage in found.draws] == [7000.0] * 3
+    assert found.makespan_s == 12_000.0
+    assert found.device_hours * 3600 == pytest.approx(21_000 + 8_000)
+    assert found.draw_share == pytest.approx(21 / 29)
+    assert found.equal_steps.hours_saved == pytest.approx(1 - 29_000 / 10_000)
+    shared = _predict(tiny_plan("draw.scope=shared", "training.steps=1000"), {0.0: 10.0, 0.3: 5.0, 0.6: 2.0, 0.8: 1.0})
+    assert [(stage.name, stage.seconds) for stage in shared.draws] == [("draw/shared", 7000.0)]
+    assert shared.makespan_s == 12_000.0
+
+
+def test_a_queue_must_fill_and_gradients_of_a_mask_cost_steps(tiny_plan: MakePlan) -> None:
+    times = {0.0: 1.0, 0.5: 1.0}
+    long_queue = _predict(tiny_plan(HALF, "draw.queue_length=9"), times, draw_intervals=3)
+    assert long_queue.draws[0].steps == 9 * 100
+    taylor = _predict(tiny_plan(HALF, "draw.importance=taylor", "draw.importance_timesteps=50"), times)
+    assert taylor.draws[0].steps == 7 * (100 + 50)
+    one_shot = _predict(tiny_plan(HALF, "draw.method=one-shot"), times, interval=0)
+    assert one_shot.draws[0].steps == 0
+
+
+def test_fewer_devices_than_regions_take_the_longest_first() -> None:
+    assert makespan([1.0, 5.0, 3.0, 3.0], 2) == 6.0
+    assert makespan([1.0, 2.0], 5) == 2.0
+
+
+def test_steps_of_every_network_are_timed(tiny_plan: MakePlan) -> None:
+    said: list[str] = []
+    found = estimate(tiny_plan(), 2, Assumptions(), said.append)
+    assert list(found.times) == [0.0, 0.3, 0.6, 0.8]
+    assert all(step.seconds > 0 and step.batch_sizes == (8,) for step in found.times.values())
+    assert len(said) == 5
+    assert "CPU" in said[0]
+
+
+def test_latents_with_classes_are_timed_without_a_vae(tiny_plan: MakePlan) -> None:
+    plan = tiny_plan(LATENT, "data.label_column=label", "data.resolution=32", "data.channels=3")
+    store = RandomStore(plan, 4)
+    assert store.samples().rows.shape == (8, 3, 8, 8)
+    assert store.labels is not None
+    assert StepTimer(plan, CPU).measure(0.5, 2).seconds > 0
+
+
+def test_a_slow_cpu_times_smaller_batches_and_extrapolates(
+    tiny_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a second an update and a tenth an image, a batch of 128 takes 13.8 s."""
+    timed: list[int] = []
+
+    def pretend(self: StepTimer, ratio: float, batch_size: int, steps: int) -> tuple[float, None]:
+        timed.append(batch_size)
+        return 1.0 + 0.1 * batch_size, None
+
+    monkeypatch.setattr(StepTimer, "_time", pretend)
+    found = StepTimer(tiny_plan("training.batch_size=128"), CPU).measure(0.3, 5)
+    assert found.seconds == pytest.approx(13.8)
+    assert max(timed) < 128
+    monkeypatch.setattr(timing, "_CPU_BUDGET_S", 1e6)
+    assert StepTimer(tiny_plan("training.batch_size=128"), CPU).measure(0.3, 5).batch_sizes == (128,)
+
+
+def test_an_epoch_of_unknown_length_is_asked_for(tiny_plan: MakePlan) -> None:
+    plan = tiny_plan("draw.interval_steps=null", "data.path=some/images")
+    with pytest.raises(UserError, match="--images"):
+        estimate(plan, 2, Assumptions(), lambda _: None)
+
+
+def test_the_command_prints_json_and_says_what_it_assumes() -> None:
+    small = ["--set", "model.block_out_channels=[16, 32]", "--set", "training.batch_size=8"]
+    result = CliRunner().invoke(app, ["estimate", "digits", "--json", "--steps", "2", *small], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert [network["pruning_ratio"] for network in found["networks"]] == [0.0, 0.3, 0.6, 0.8]
+    assert found["given_dense_steps"] is None
+    assert any("interval 7, 224 steps" in line for line in found["assumptions"])
