@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor
 
 from region_workers.conditional_unet import PrunedUNet2DConditionModel
@@ -26,12 +26,18 @@ _NOT_ARGUMENTS = {
     "latent_downscale",
 }
 _NETWORKS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, PrunedUNet2DModel, PrunedUNet2DConditionModel)
+    "UNet2DModel": PrunedUNet2DModel,
+    "UNet2DConditionModel": PrunedUNet2DConditionModel,
+    "PrunedUNet2DModel": PrunedUNet2DModel,
+    "PrunedUNet2DConditionModel": PrunedUNet2DConditionModel,
 }
 
 
 def network_class(name: str) -> type[Any]:
-    """The class of a network by the `_class_name` of its config.json. UserError for one that cannot be pruned."""
+    """The class that loads a network folder by the `_class_name` of its config.json. UserError for another kind.
+
+    It is one of ours also for diffusers' own: they load strictly, and need no `encoder_hidden_states`.
+    """
     if name in _NETWORKS:
         return _NETWORKS[name]
     raise UserError(problem("_class_name", name, " or ".join(_NETWORKS), "Start from a network of one of these kinds."))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from schemas.errors import UserError, problem
@@ -88,7 +89,8 @@ def network_inputs(
     network: nn.Module, device: torch.device | str = "meta", side: int | tuple[int, int] | None = None
 ) -> dict[str, Tensor]:
     """Inputs of one forward pass of a diffusers UNet, batch of one: `sample` (1, in_channels, height, width),
-    `timestep` (1,) and, if it takes classes, `class_labels` (1,); both int64.
+    `timestep` (1,) and, if it takes classes, `class_labels` (1,); both int64. diffusers' UNet2DConditionModel insists
+    on `encoder_hidden_states`, though no block of a text-free one looks at it: it gets a (1, 1, 1).
 
     `side` is height and width, the network's `sample_size` if None, or, where it has none, the smallest it can halve
     at every level.
@@ -100,6 +102,8 @@ def network_inputs(
         "sample": torch.zeros(1, config.in_channels, height, width, device=device),
         "timestep": torch.ones(1, dtype=torch.long, device=device),
     }
+    if isinstance(network, UNet2DConditionModel) and not hasattr(network, "context_embedding"):
+        inputs["encoder_hidden_states"] = torch.zeros(1, 1, 1, device=device)
     if takes_classes(network):
         inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
     return inputs

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.activations import GEGLU, SwiGLU
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 Kind = Literal["out", "embedding", "norm", "in"]
@@ -98,13 +99,31 @@ def _traced_groups(
         graph = torch_pruning.DependencyGraph().build_dependency(
             twin, example_inputs=inputs, unwrapped_parameters=[], customized_pruners={}, verbose=False
         )
-    return [
-        [
+    groups, seen = [], set(ignored)
+    for root in _roots(twin, graph.module2node):
+        if root in seen:
+            continue
+        traced = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, _outputs(root))
+        items = [
             (item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler), item.idxs, item.root_idxs)
-            for item in group.items
+            for item in traced.items
         ]
-        for group in graph.get_all_groups(ignored_layers=ignored, root_module_types=list(_ROOT_TYPES))
-    ]
+        outputs = {module for module, is_output, _, _ in items if is_output}
+        if not outputs & set(ignored):
+            groups.append(items)
+        seen |= outputs
+    return groups
+
+
+def _roots(twin: nn.Module, traced: Iterable[nn.Module]) -> list[nn.Module]:
+    """The layers to begin groups at. A projection to scale and shift is last: each channel has two of its outputs."""
+    last = {module.time_emb_proj for module in twin.modules() if isinstance(module, ResnetBlock2D)}
+    roots = [module for module in traced if isinstance(module, _ROOT_TYPES)]
+    return sorted(roots, key=lambda module: module in last)
+
+
+def _outputs(root: nn.Module) -> list[int]:
+    return list(range(len(root.get_parameter("weight"))))
 
 
 def _gated_groups(twin: nn.Module) -> list[ChannelGroup]:

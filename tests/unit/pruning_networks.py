@@ -1,13 +1,17 @@
-"""A small UNet with attention and skips, with every weight random: a default norm would hide a wrong channel."""
+"""Small UNets with attention and skips, with every weight random: a default norm would hide a wrong channel."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DModel
+from diffusers.models.attention_processor import Attention
+from torch import nn
 
 from region_workers.dense import build_dense, example_inputs
-from region_workers.pruning.groups import ChannelGroup, find_groups
-from schemas.model import PixelModelPlan
+from region_workers.pruning.groups import ChannelGroup, Member, find_groups
+from schemas.model import LatentModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
 
 DATA = DataPlan(resolution=8, channels=3)
@@ -19,6 +23,18 @@ MODEL = PixelModelPlan(
     norm_num_groups=8,
     dropout=0.1,
 )
+LATENT_DATA = DataPlan(resolution=32, channels=3, label_column="label")
+LATENT_MODEL = LatentModelPlan(
+    family="latent",
+    vae="a-vae",
+    num_classes=10,
+    block_out_channels=(32, 64),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    norm_num_groups=8,
+    cross_attention_dim=24,
+)
 
 
 def random_unet(model: PixelModelPlan = MODEL, seed: int = 0) -> UNet2DModel:
@@ -26,7 +42,12 @@ def random_unet(model: PixelModelPlan = MODEL, seed: int = 0) -> UNet2DModel:
     return randomise(build_dense(model, DATA)).eval()
 
 
-def randomise(network: UNet2DModel) -> UNet2DModel:
+def random_latent_unet(seed: int = 0, **changes: Any) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomise(build_dense(LATENT_MODEL.model_copy(update=changes), LATENT_DATA)).eval()
+
+
+def randomise(network: Any) -> Any:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -39,3 +60,45 @@ def groups_of(network: UNet2DModel) -> tuple[ChannelGroup, ...]:
 
 def noisy_images(seed: int = 1) -> torch.Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def silence_one_of_each_pair(network: nn.Module, groups: tuple[ChannelGroup, ...], seed: int = 0) -> torch.Tensor:
+    """Make one of each two neighbouring channels a copy of the other to which no layer listens; the mask without them.
+
+    Norms see the same mean and variance with the copies as without, so the network without them computes the same: if
+    the groups name the right channels of every layer. (Queries are silenced: a copy would count twice in a product.)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    masks = []
+    for group in groups:
+        assert group.size // (group.norm_groups or 1) % 2 == 0, f"{group.root}: chunks of an odd size"
+        odd = torch.randint(2, (group.size // 2,), generator=generator)
+        kept = 2 * torch.arange(group.size // 2) + odd
+        for member in group.members:
+            _silence(network, member, kept, kept + 1 - 2 * odd)
+        masks.append(torch.zeros(group.size, dtype=torch.bool).index_fill_(0, kept, True))
+    return torch.cat(masks)
+
+
+def _silence(network: nn.Module, member: Member, kept: torch.Tensor, copies: torch.Tensor) -> None:
+    kept, copies = member.positions()[kept], member.positions()[copies]
+    for name, parameter in network.get_submodule(member.layer).named_parameters():
+        if member.kind == "in":
+            if name == "weight":
+                parameter[:, copies] = 0
+        elif member.kind == "embedding":
+            parameter[:, copies] = parameter[:, kept]
+        elif member.layer.endswith("to_q"):
+            parameter[copies] = 0
+        else:
+            parameter[copies] = parameter[kept]
+
+
+@torch.no_grad()
+def undo_the_scale_of_half_the_width(expert: nn.Module) -> None:
+    """Attention divides by the root of a head's width, which is half what it was in the dense network."""
+    for module in expert.modules():
+        if isinstance(module, Attention):
+            for parameter in module.to_q.parameters():
+                parameter.mul_(0.5**0.5)
