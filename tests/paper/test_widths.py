@@ -2,63 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
-from region_workers.costs import region_costs
-from schemas.model import PixelModelPlan
+from region_workers.costs import Costs, cost_counter
+from schemas.model import LatentModelPlan, ModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
 
-CIFAR10 = (
-    PixelModelPlan(
-        block_out_channels=(128, 256, 256, 256),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=32,
-        dropout=0.1,
-    ),
-    DataPlan(resolution=32, channels=3),
-)
-CELEBA = (
-    PixelModelPlan(
-        block_out_channels=(128, 256, 256, 256, 512),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        norm_num_groups=32,
-        dropout=0.1,
-    ),
-    DataPlan(resolution=64, channels=3),
-)
-# Millions of parameters, billions of multiply-accumulates (one image, torch-pruning's counter).
-CIFAR10_COSTS = {
-    0.0: (35.75, 6.064),
-    0.3: (19.85, 3.392),
-    0.4: (14.32, 2.736),
-    0.5: (8.97, 1.520),
-    0.6: (8.59, 1.490),
-    0.7: (5.12, 1.076),
-    0.8: (2.16, 0.375),
-    0.9: (0.66, 0.195),
+
+def pixel_network(resolution: int, widths: tuple[int, ...], attention_level: int) -> tuple[ModelPlan, DataPlan]:
+    """DDPM's network, which attends at one level."""
+    levels = range(len(widths))
+    down = tuple("AttnDownBlock2D" if level == attention_level else "DownBlock2D" for level in levels)
+    up = tuple("AttnUpBlock2D" if level == attention_level else "UpBlock2D" for level in reversed(levels))
+    model = PixelModelPlan(
+        block_out_channels=widths, down_block_types=down, up_block_types=up, norm_num_groups=32, dropout=0.1
+    )
+    return model, DataPlan(resolution=resolution, channels=3)
+
+
+NETWORKS: dict[str, tuple[ModelPlan, DataPlan]] = {
+    "cifar10": pixel_network(32, (128, 256, 256, 256), attention_level=1),
+    "celeba": pixel_network(64, (128, 256, 256, 256, 512), attention_level=2),
+    "lsun": pixel_network(256, (128, 128, 256, 256, 512, 512), attention_level=4),  # Church and Bedroom
+    "imagenet": (LatentModelPlan(family="latent", vae="vq-f4", num_classes=1000), DataPlan(resolution=256, channels=3)),
 }
-CELEBA_COSTS = {
-    0.0: (78.70, 23.922),
-    0.3: (43.74, 13.321),
-    0.5: (19.71, 5.997),
-    0.6: (16.65, 5.760),
-    0.8: (4.76, 1.459),
+# Millions of parameters, billions of multiply-accumulates (one image, torch-pruning's counter).
+COSTS: dict[str, dict[float, tuple[float, float]]] = {
+    "cifar10": {
+        0.0: (35.75, 6.064),
+        0.3: (19.85, 3.392),
+        0.4: (14.32, 2.736),
+        0.5: (8.97, 1.520),
+        0.6: (8.59, 1.490),
+        0.7: (5.12, 1.076),
+        0.8: (2.16, 0.375),
+        0.9: (0.66, 0.195),
+    },
+    "celeba": {
+        0.0: (78.70, 23.922),
+        0.3: (43.74, 13.321),
+        0.5: (19.71, 5.997),
+        0.6: (16.65, 5.760),
+        0.8: (4.76, 1.459),
+    },
+    "lsun": {
+        0.0: (113.67, 248.688),
+        0.3: (63.21, 138.871),
+        0.5: (28.46, 62.414),
+        0.6: (22.80, 60.044),
+        0.8: (6.88, 15.325),
+    },
+    "imagenet": {
+        0.0: (400.92, 99.86),
+        0.3: (203.22, 55.19),
+        0.5: (103.06, 25.00),
+        0.6: (69.57, 18.63),
+        0.8: (19.18, 6.09),
+    },
 }
 ROUTES = (240, 200, 560)  # timesteps of [0, 240), [240, 440), [440, 1000)
 
 
-@pytest.mark.parametrize(("ratio", "expected"), CIFAR10_COSTS.items())
-def test_cifar10_networks_cost_what_the_rule_says(ratio: float, expected: tuple[float, float]) -> None:
-    costs = region_costs(*CIFAR10, ratio)
-    assert (costs.params / 1e6, costs.macs / 1e9) == pytest.approx(expected, rel=0.01)
+def weighted(network: str, ratios: tuple[float, ...]) -> tuple[float, float]:
+    """Millions of parameters and billions of multiply-accumulates, averaged over the routes."""
+    costs = [cost_counter(*NETWORKS[network]).at(ratio) for ratio in ratios]
+    params = sum(share * cost.params for share, cost in zip(ROUTES, costs, strict=True)) / sum(ROUTES)
+    macs = sum(share * cost.macs for share, cost in zip(ROUTES, costs, strict=True)) / sum(ROUTES)
+    return params / 1e6, macs / 1e9
 
 
-@pytest.mark.parametrize(("ratio", "expected"), CELEBA_COSTS.items())
-def test_celeba_networks_cost_what_the_rule_says(ratio: float, expected: tuple[float, float]) -> None:
-    costs = region_costs(*CELEBA, ratio)
-    assert (costs.params / 1e6, costs.macs / 1e9) == pytest.approx(expected, rel=0.01)
+def in_millions_and_billions(costs: Costs) -> tuple[float, float]:
+    return costs.params / 1e6, costs.macs / 1e9
+
+
+def each_entry(
+    costs: Mapping[str, Mapping[float, tuple[float, float]]],
+) -> list[tuple[str, float, tuple[float, float]]]:
+    return [(network, ratio, entry) for network, entries in costs.items() for ratio, entry in entries.items()]
+
+
+@pytest.mark.parametrize(("network", "ratio", "expected"), each_entry(COSTS))
+def test_networks_cost_what_the_rule_says(network: str, ratio: float, expected: tuple[float, float]) -> None:
+    costs = cost_counter(*NETWORKS[network]).at(ratio)
+    assert in_millions_and_billions(costs) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("network", "ratio", "published"),
+    [
+        ("cifar10", 0.0, (35.7, 6.1)),
+        ("cifar10", 0.3, (19.8, 3.4)),
+        ("cifar10", 0.5, (9.0, 1.5)),
+        ("celeba", 0.0, (78.7, 23.9)),
+        ("celeba", 0.5, (19.7, 6.0)),
+        ("lsun", 0.0, (113.7, 248.7)),
+        ("lsun", 0.5, (28.5, 62.4)),
+        ("imagenet", 0.0, (400.9, 99.8)),
+    ],
+)
+def test_networks_cost_what_the_paper_prints(network: str, ratio: float, published: tuple[float, float]) -> None:
+    costs = in_millions_and_billions(cost_counter(*NETWORKS[network]).at(ratio))
+    assert costs == pytest.approx(published, rel=0.015)  # printed to two digits
+
+
+def test_the_paper_prints_a_smaller_latent_network_at_0_5_than_its_rule_gives() -> None:
+    params, macs = in_millions_and_billions(cost_counter(*NETWORKS["imagenet"]).at(0.5))
+    assert (params / 92.8, macs / 23.6) == pytest.approx((1.11, 1.06), abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +125,22 @@ def test_celeba_networks_cost_what_the_rule_says(ratio: float, expected: tuple[f
     ],
 )
 def test_cifar10_ensembles_cost_what_the_paper_prints(ratios: tuple[float, ...], published_gmacs: float) -> None:
-    macs = [region_costs(*CIFAR10, ratio).macs for ratio in ratios]
-    weighted = sum(share * cost for share, cost in zip(ROUTES, macs, strict=True)) / sum(ROUTES)
-    assert weighted / 1e9 == pytest.approx(published_gmacs, abs=0.005)
+    assert weighted("cifar10", ratios)[1] == pytest.approx(published_gmacs, abs=0.005)
 
 
-def test_the_celeba_ensemble_costs_what_the_paper_prints() -> None:
-    costs = [region_costs(*CELEBA, ratio) for ratio in (0.3, 0.6, 0.8)]
-    params = sum(share * cost.params for share, cost in zip(ROUTES, costs, strict=True)) / sum(ROUTES)
-    macs = sum(share * cost.macs for share, cost in zip(ROUTES, costs, strict=True)) / sum(ROUTES)
-    assert (params / 1e6, macs / 1e9) == pytest.approx((16.5, 5.2), rel=0.01)
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("cifar10", (7.69, 1.322)),  # the paper prints 7.2 M
+        ("celeba", (16.5, 5.2)),
+        ("lsun", (23.6, 53.9)),
+        ("imagenet", (73.4, 20.4)),  # the paper prints 67.0 M and 19.55 G
+    ],
+)
+def test_ensembles_cost_the_average_over_the_timesteps_they_own(network: str, expected: tuple[float, float]) -> None:
+    assert weighted(network, (0.3, 0.6, 0.8)) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_other_count_has_the_attentions_matrix_products() -> None:
+    dense = cost_counter(*NETWORKS["cifar10"]).dense()
+    assert dense.macs_with_attention / 1e9 == pytest.approx(6.222, abs=0.001)

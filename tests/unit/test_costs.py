@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from pruning_networks import DATA, MODEL, groups_of, random_unet
+from diffusers.models.attention_processor import Attention
+from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, groups_of, random_latent_unet, random_unet
 
-from region_workers.costs import count_costs, dense_costs, region_costs
+import region_workers.costs
+from region_workers.costs import CostCounter, count_costs, dense_costs, region_costs
 from region_workers.dense import example_inputs
 from region_workers.pruned_unet import extract_expert
+from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
 
@@ -17,6 +22,15 @@ def test_a_convolutions_costs_are_those_of_the_textbook() -> None:
     costs = count_costs(torch.nn.Conv2d(3, 8, 3, padding=1), {"input": torch.zeros(1, 3, 4, 4)})
     assert costs.params == 3 * 8 * 9 + 8
     assert costs.macs == (3 * 8 * 9 + 8) * 16
+    assert costs.macs_with_attention == 3 * 8 * 9 * 16
+
+
+def test_one_count_leaves_the_attentions_matrix_products_out_and_the_other_does_not() -> None:
+    attention = Attention(query_dim=8, heads=2, dim_head=4, bias=False)
+    costs = count_costs(attention, {"hidden_states": torch.zeros(1, 10, 8)})
+    linear = 4 * 8 * 8 * 10
+    assert costs.macs == linear + 8  # the last one has a bias
+    assert costs.macs_with_attention == linear + 2 * 10 * 10 * 8  # queries by keys, and weights by values
 
 
 def test_the_costs_of_a_region_are_those_of_its_expert_whichever_channels_stay() -> None:
@@ -33,8 +47,32 @@ def test_a_ratio_of_0_costs_what_the_dense_network_does() -> None:
     assert region_costs(MODEL, DATA, 0.0) == dense_costs(MODEL, DATA)
 
 
+def test_the_table_of_class_vectors_is_no_part_of_the_unet() -> None:
+    network = random_latent_unet()
+    everything = sum(parameter.numel() for parameter in network.parameters())
+    assert dense_costs(LATENT_MODEL, LATENT_DATA).params == everything - 11 * 24
+
+
+def test_a_counter_finds_the_groups_once_for_all_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def counted(*arguments: Any) -> tuple[ChannelGroup, ...]:
+        found.append(1)
+        return find_groups(*arguments)
+
+    monkeypatch.setattr(region_workers.costs, "find_groups", counted)
+    counter = CostCounter(random_latent_unet(), example_inputs(LATENT_MODEL, LATENT_DATA))
+    costs = [counter.at(ratio) for ratio in (0.0, 0.3, 0.6)]
+    assert found == [1]
+    assert costs[0] == counter.dense() == dense_costs(LATENT_MODEL, LATENT_DATA)
+    assert costs[2] == region_costs(LATENT_MODEL, LATENT_DATA, 0.6)
+    assert costs[0].params > costs[1].params > costs[2].params
+
+
 def test_counting_says_nothing_and_counts_one_image(capsys: pytest.CaptureFixture[str]) -> None:
     one = dense_costs(MODEL, DATA)
     batch = {"sample": torch.zeros(4, 3, 8, 8), "timestep": torch.ones(4, dtype=torch.long)}
-    assert count_costs(random_unet(), batch).macs == pytest.approx(one.macs, rel=0.01)
+    four = count_costs(random_unet(), batch)
+    assert four.macs == pytest.approx(one.macs, rel=0.01)
+    assert four.macs_with_attention == pytest.approx(one.macs_with_attention, rel=0.01)
     assert capsys.readouterr() == ("", "")
