@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -101,14 +102,19 @@ class Cluster:
         """Run `function(*call)` for every call, as many at once as fit; (index, result) as they end.
 
         A call whose worker dies is made again, `workers.retries` times; an exception of the function is raised here.
+        Few calls are handed out ahead, so that results do not pile up where nobody has asked for them yet.
         """
         import ray
 
         options = {"num_cpus": self.request.cpus, "num_gpus": min(self.request.gpus, 1.0)}
         task = ray.remote(max_retries=self.retries, **options)(function)
-        pending = {task.remote(*call): index for index, call in enumerate(calls)}
+        waiting = deque(enumerate(calls))
+        pending: dict[Any, int] = {}
         try:
-            while pending:
+            while waiting or pending:
+                while waiting and len(pending) < 2 * max(1, self.capacity()):
+                    index, call = waiting.popleft()
+                    pending[task.remote(*call)] = index
                 (ended,), _ = ray.wait(list(pending), num_returns=1)
                 yield pending.pop(ended), ray.get(ended)
         finally:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster import cluster_address, connect, request_of
+import torch
+
+from ebdiff_orchestrator.cluster import Cluster, Request, cluster_address, connect, request_of
 from ebdiff_orchestrator.dense_start import adopt_dense
 from ebdiff_orchestrator.finishing import assemble, sample
 from ebdiff_orchestrator.handle import RunHandle
@@ -26,9 +29,13 @@ from ebdiff_orchestrator.stages import (
     train_stage_name,
 )
 from ebdiff_orchestrator.view import Silent, View, sampling_report
-from region_workers.data.store import default_cache_dir, ensure_store
+from region_workers.data.labels import check_labels
+from region_workers.data.samples import SampleStore
+from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
+from region_workers.latents.store import ensure_latents, find_latents
 from schemas.digest import digest
 from schemas.job import EXPERT_FOLDER, STOP_FILE, Artifact
+from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
 RunOnce = Callable[..., tuple[Artifact, ...]]
@@ -98,28 +105,65 @@ def extend(
 def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None, reuse: Sequence[Path]) -> None:
     plan = ledger.plan
     cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser()
-    store = ensure_store(plan.data, cache_dir, view.images)
-    if store.unreadable:
-        view.line(f"{store.unreadable} unreadable images were left out: {', '.join(store.info.unreadable_names[:5])}.")
-    check_data_fits(plan, len(store), request_of(plan.workers, 0.0).processes)
-    ledger.know_images(store.digest)
-    jobs = outline_jobs(plan, ledger.inputs)
-    take_over(ledger.directory, jobs, reuse, view.line)
-    ledger.take_results(jobs)
-    if ledger.all_done(jobs):
-        _finish(ledger, view, _in_this_process(view))
+    images = _decode(plan, cache_dir, view)
+    samples = _samples_at_hand(plan, images, cache_dir)
+    jobs = _known_jobs(ledger, samples, reuse, view) if samples else ()
+    if jobs and ledger.all_done(jobs):
+        _finish(ledger, view, _in_this_process(view), request_of(plan.workers, float(torch.cuda.is_available())))
         return
     view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
-    with connect(plan.workers, len(jobs), address) as cluster:
-        check_data_fits(plan, len(store), cluster.request.processes)
+    with connect(plan.workers, len(plan.regions), address) as cluster:
+        check_data_fits(plan, len(images), cluster.request.processes)
+        if samples is None:
+            samples = _encode(ledger, images, cache_dir, cluster, view)
+        jobs = jobs or _known_jobs(ledger, samples, reuse, view)
         view.line(f"{len(jobs)} jobs, {cluster.request} each; free: {cluster.describe_free()}.")
         macs = {job.name: _expected_macs(job, outlook) for job in jobs}
         with Interrupts() as interrupts:
             JobLoop(jobs, macs, ledger, cluster, view).run(interrupts)
-        _finish(ledger, view, _in_this_process(view) if cluster.embedded else cluster.run_once)
+        _finish(ledger, view, _in_this_process(view) if cluster.embedded else cluster.run_once, cluster.request)
 
 
-def _finish(ledger: Ledger, view: View, run_once: RunOnce) -> None:
+def _decode(plan: Plan, cache_dir: Path, view: View) -> ImageStore:
+    images = ensure_store(plan.data, cache_dir, view.images)
+    if images.unreadable:
+        names = ", ".join(images.info.unreadable_names[:5])
+        view.line(f"{images.unreadable} unreadable images were left out: {names}.")
+    check_labels(images, plan.model.num_classes)
+    check_data_fits(plan, len(images), request_of(plan.workers, 0.0).processes)
+    return images
+
+
+def _samples_at_hand(plan: Plan, images: ImageStore, cache_dir: Path) -> SampleStore | None:
+    """What is denoised: the images, or their latents; None if those are still to be encoded."""
+    if not isinstance(plan.model, LatentModelPlan):
+        return images
+    return find_latents(plan.model, plan.data, images, cache_dir)
+
+
+def _encode(ledger: Ledger, images: ImageStore, cache_dir: Path, cluster: Cluster, view: View) -> SampleStore:
+    """The latents of the images, by as many workers as the cluster holds."""
+    plan = ledger.plan
+    assert isinstance(plan.model, LatentModelPlan)
+    started, threads = time.time(), plan.training.cpu_threads
+    view.line(f"Encoding {len(images)} images with the VAE {plan.model.vae} ...")
+    latents = ensure_latents(
+        plan.model, plan.data, images, cache_dir, cluster.run_many, view.images, cpu_threads=threads
+    )
+    ledger.charge("encode", 1, started, max(1, cluster.capacity()), cluster.request.gpus)
+    return latents
+
+
+def _known_jobs(ledger: Ledger, samples: SampleStore, reuse: Sequence[Path], view: View) -> tuple[JobOutline, ...]:
+    """The run's jobs, with what is finished here or in other runs entered."""
+    ledger.know_images(samples.digest)
+    jobs = outline_jobs(ledger.plan, ledger.inputs)
+    take_over(ledger.directory, jobs, reuse, view.line)
+    ledger.take_results(jobs)
+    return jobs
+
+
+def _finish(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> None:
     """Assemble, then sample, unless that is done for these very experts."""
     plan, run_dir = ledger.plan, ledger.directory.path
     experts = {
@@ -127,9 +171,9 @@ def _finish(ledger: Ledger, view: View, run_once: RunOnce) -> None:
         for region in plan.regions
     }
     ensemble_key = assemble_key(plan, experts)
-    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, run_dir))
+    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, run_dir), request.gpus)
     view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
-    ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, run_dir))
+    ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, run_dir), request.gpus)
 
 
 def _in_this_process(view: View) -> RunOnce:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -14,7 +13,7 @@ from ebdiff_orchestrator.ensemble.images import sample_images, write_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
-from region_workers.dense import network_class
+from region_workers.dense import load_network
 from region_workers.latents.vae import load_vae
 from region_workers.results import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
@@ -25,7 +24,7 @@ from schemas.plan import Plan
 def assemble(plan: Plan, run_dir: Path) -> tuple[Artifact, ...]:
     """Write the ensemble of the finished experts, with the VAE of their latents, to `run_dir/ensemble`; its files."""
     folders = [run_dir / train_stage_name(region) / EXPERT_FOLDER for region in plan.regions]
-    experts = [_expert(folder) for folder in folders]
+    experts = [load_network(folder) for folder in folders]
     names = [region.name for region in plan.regions]
     save_ensemble(run_dir / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, _vae(plan))
     return _artifacts(run_dir, run_dir / ASSEMBLE)
@@ -46,11 +45,6 @@ def sample(plan: Plan, run_dir: Path, report: Callable[[int, int], None] | None 
     )
     write_images(images, run_dir / SAMPLE)
     return _artifacts(run_dir, run_dir / SAMPLE)
-
-
-def _expert(folder: Path) -> nn.Module:
-    name = json.loads((folder / "config.json").read_text())["_class_name"]
-    return cast(nn.Module, network_class(name).from_pretrained(folder, low_cpu_mem_usage=False))
 
 
 def _vae(plan: Plan) -> nn.Module | None:

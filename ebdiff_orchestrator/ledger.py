@@ -139,7 +139,7 @@ class Ledger:
         """Set a stage's status and what is to be said of it."""
         self._put(self.manifest.stage(stage), status=status, error=error)
 
-    def finish_here(self, name: str, key: str, act: Callable[[], tuple[Artifact, ...]]) -> None:
+    def finish_here(self, name: str, key: str, act: Callable[[], tuple[Artifact, ...]], gpus: float) -> None:
         """Do a stage of the driver's own, from an empty folder, unless it is done under this key."""
         record = self.manifest.stage(name)
         if record.status == "done" and record.key == key:
@@ -152,6 +152,8 @@ class Ledger:
         except BaseException as error:
             self.mark(name, "pending" if isinstance(error, KeyboardInterrupt) else "failed", str(error) or "stopped")
             raise
+        finally:
+            self.charge(name, record.attempts + 1, started, 1, min(gpus, 1.0))
         finished = time.time()
         self._put(
             self.manifest.stage(name),

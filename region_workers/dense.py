@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from region_workers.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.pruned_unet import PrunedUNet2DModel
@@ -41,6 +43,13 @@ def network_class(name: str) -> type[Any]:
     if name in _NETWORKS:
         return _NETWORKS[name]
     raise UserError(problem("_class_name", name, " or ".join(_NETWORKS), "Start from a network of one of these kinds."))
+
+
+def load_network(folder: Path) -> nn.Module:
+    """The network in a model folder, of the class that its config.json names; weights strictly, from safetensors."""
+    name = json.loads((folder / "config.json").read_text())["_class_name"]
+    network: nn.Module = network_class(name).from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+    return network
 
 
 def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
-from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
+from region_workers.data.samples import SampleStore
+from region_workers.data.store import default_cache_dir, ensure_store
 from region_workers.device import World, current_world, prepare_process
 from region_workers.drawing.draw import Draw
 from region_workers.failures import StageHeldError, StopRequestedError, is_retryable, message_for_people
 from region_workers.family import UNetFamily
+from region_workers.latents.store import open_latents
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import announce_start
 from region_workers.results import finished_result
@@ -24,6 +26,7 @@ from schemas.digest import seed_from
 from schemas.durable import remove_leftovers, write_model
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
+from schemas.model import LatentModelPlan
 
 _LOCK_WAIT_S = 120.0
 
@@ -55,7 +58,7 @@ def run_job(job: WorkerJob) -> None:
         raise
 
 
-def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: ImageStore, world: World) -> None:
+def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: SampleStore, world: World) -> None:
     kind = "draw" if isinstance(stage, DrawStage) else "train"
     randomness = StepRandomness(job.seed, kind, stage.timesteps, world.device)
     family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
@@ -72,9 +75,17 @@ def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) ->
     return bool(world.from_leader(int(finished)))
 
 
-def _open_store(job: WorkerJob, world: World) -> ImageStore:
-    cache_dir = Path(job.cache_dir) if job.cache_dir else default_cache_dir()
-    store = ensure_store(job.data, cache_dir.expanduser())
+def _open_store(job: WorkerJob, world: World) -> SampleStore:
+    """What is denoised: the images, or their latents."""
+    cache_dir = (Path(job.cache_dir) if job.cache_dir else default_cache_dir()).expanduser()
+    if isinstance(job.model, LatentModelPlan):
+        threads = job.training.cpu_threads
+        latents = open_latents(
+            job.model, job.data, cache_dir, job.store_digest, cpu_threads=threads, device=world.device
+        )
+        world.barrier()
+        return latents
+    store = ensure_store(job.data, cache_dir)
     if store.digest != job.store_digest:
         raise RunFailed(
             f"The images of data.path = {job.data.path} are not those the run began with "

@@ -46,6 +46,8 @@ class StepTime:
 class RandomStore:
     """As many random samples as a batch has, shaped as the plan's images or latents, with labels if it has classes."""
 
+    digest = "random"
+
     def __init__(self, plan: Plan, count: int) -> None:
         generator = np.random.default_rng(0)
         classes = plan.model.num_classes

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors.torch import save_file
+from torch import nn
 
 from region_workers.checkpoints import Checkpoints
+from region_workers.dense import load_network
 from region_workers.device import World
 from region_workers.family import ModelFamily
-from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import Recorder, stopped_at
 from region_workers.results import artifact, files_in, publish
@@ -36,7 +38,7 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     run_dir = Path(job.run_dir)
     folder = run_dir / stage.name
     inputs = ticket_artifacts(run_dir, stage)
-    expert = PrunedUNet2DModel.from_pretrained(_ticket_folder(run_dir, stage) / EXPERT_FOLDER, low_cpu_mem_usage=False)
+    expert = load_network(_ticket_folder(run_dir, stage) / EXPERT_FOLDER)
     law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
@@ -89,11 +91,11 @@ def _last_loss(metrics: list[Row]) -> dict[str, float]:
     return {"loss": loss} if isinstance(loss, float) else {}
 
 
-def _write_expert(folder: Path, expert: PrunedUNet2DModel, trainer: Trainer) -> None:
+def _write_expert(folder: Path, expert: nn.Module, trainer: Trainer) -> None:
     """A diffusers model folder with the weights the stage hands on."""
 
     def write(temporary: Path) -> None:
-        expert.save_config(temporary)
+        cast(Any, expert).save_config(temporary)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.final_weights().items()}
         save_file(weights, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from serial_cluster import SerialCluster
 
+from ebdiff_orchestrator import driver, job_loop
 from ebdiff_orchestrator.plans import plan_from_values
 from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
@@ -74,6 +76,31 @@ def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
         return [worker_job(plan, outline, run_dir, inputs) for outline in outline_jobs(plan, inputs)]
 
     return make
+
+
+@pytest.fixture
+def serial_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> SerialCluster:
+    """The driver without Ray: each job runs at once in the test's own process."""
+    cluster = SerialCluster()
+    monkeypatch.setattr(driver, "connect", cluster.connect)
+    monkeypatch.setattr(job_loop, "_POLL_S", 0.0)
+    return cluster
+
+
+def tiny_vae(folder: Path) -> Path:
+    """A VQModel with random weights that halves the sides; RGB to 3 channels."""
+    from diffusers import VQModel
+
+    torch.manual_seed(0)
+    VQModel(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=3,
+        num_vq_embeddings=16,
+    ).save_pretrained(folder)
+    return folder
 
 
 def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:

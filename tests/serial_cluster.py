@@ -24,6 +24,9 @@ class SerialCluster:
     def free_slots(self) -> int:
         return 1
 
+    def capacity(self) -> int:
+        return 1
+
     def describe_free(self) -> str:
         return "1 of 1 CPU"
 

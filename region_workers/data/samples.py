@@ -29,6 +29,10 @@ class SampleStore(Protocol):
     """What a stream of batches is served from: images, or latents made of them."""
 
     @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the samples and their labels."""
+
+    @property
     def labels(self) -> Labels | None:
         """int64 [N], or None if the plan names no column of labels."""
 

@@ -1,0 +1,121 @@
+"""Every preset's whole path at small size, on data of its own layout: data, draw, train, assemble, sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_vae
+from PIL import Image
+from serial_cluster import SerialCluster
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.plans import load_plan
+
+SMALL = (
+    "training.batch_size=4",
+    "training.steps=2",
+    "draw.interval_steps=1",
+    "draw.threshold=1.0",
+    "draw.queue_length=2",
+    "model.layers_per_block=1",
+    "model.norm_num_groups=4",
+    "sampling.steps=5",
+    "sampling.num_images=3",
+)
+IMAGES = 12
+
+
+def _write(folder: Path, size: tuple[int, int], suffix: str) -> Path:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for index in range(IMAGES):
+        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index:06d}.{suffix}")
+    return folder
+
+
+def _cifar10(folder: Path) -> Sequence[str]:
+    widths = "model.block_out_channels=[16,16,32,32]"
+    return f"data.path={_write(folder / 'images', (32, 32), 'png')}", "data.resolution=8", widths
+
+
+def _celeba64(folder: Path) -> Sequence[str]:
+    images = _write(folder / "img_align_celeba", (178, 218), "jpg")
+    widths = "model.block_out_channels=[16,16,16,16,32]"
+    return f"data.path={images}", "data.image_column=null", "data.resolution=32", widths
+
+
+def _lsun(folder: Path) -> Sequence[str]:
+    images = _write(folder / "lsun", (300, 256), "webp")
+    return f"data.path={images}", "data.resolution=32", "model.block_out_channels=[16,16,16,16,32,32]"
+
+
+def _imagenet256_ldm(folder: Path) -> Sequence[str]:
+    for synset in ("n01440764", "n01443537", "n01484850"):
+        _write(folder / "train" / synset, (40, 32), "jpg")
+    return (
+        f"data.path={folder / 'train'}",
+        "data.image_column=null",
+        "data.resolution=32",
+        f"model.vae={tiny_vae(folder / 'vae')}",
+        "model.vae_subfolder=null",
+        "model.latent_downscale=2",
+        "model.num_classes=3",
+        "model.block_out_channels=[16,16,32,32]",
+        "model.cross_attention_dim=8",
+    )
+
+
+LAYOUTS: dict[str, Callable[[Path], Sequence[str]]] = {
+    "cifar10": _cifar10,
+    "celeba64": _celeba64,
+    "lsun-church256": _lsun,
+    "lsun-bedroom256": _lsun,
+    "imagenet256-ldm": _imagenet256_ldm,
+}
+
+
+@pytest.mark.parametrize("preset", sorted(LAYOUTS))
+def test_the_whole_path_of_a_preset(
+    preset: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
+) -> None:
+    handle = driver.launch(load_plan(preset, [*LAYOUTS[preset](tmp_path), *SMALL]), tmp_path / "run")
+    manifest = handle.manifest
+    assert manifest.finished()
+    assert len(manifest.plan.regions) == 3
+    first = Image.open(tmp_path / "run/samples/00000.png")
+    assert first.size == (manifest.plan.data.resolution,) * 2
+    assert len(list((tmp_path / "run/samples").glob("0*.png"))) == 3
+    assert {lease.job for lease in manifest.leases} >= {"region 0-260", "ensemble", "samples"}
+    assert ("encode" in {lease.job for lease in manifest.leases}) == (preset == "imagenet256-ldm")
+    assert all(record.peak_memory_bytes for name, record in manifest.stages.items() if name.startswith("train/"))
+
+
+@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed"])
+def test_the_methods_that_need_no_dense_run(
+    method: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
+) -> None:
+    handle = driver.launch(load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), tmp_path / "run")
+    assert handle.manifest.finished()
+    if method == "released":
+        assert [region.train for region in handle.manifest.plan.regions][2:] == [(440, 740), (720, 1000)]
+        assert {name for name in handle.manifest.stages if name.startswith("draw/")} == {"draw/shared"}
+
+
+def test_the_methods_that_start_from_a_dense_run_know_what_it_cost(
+    serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
+) -> None:
+    small = [*_cifar10(tmp_path), *SMALL]
+    driver.launch(load_plan("cifar10-dense", small), tmp_path / "dense")
+    for method in ("scratch", "finetune"):
+        changes = [*small, f"model.pretrained={tmp_path / 'dense'}", "training.steps=1"]
+        manifest = driver.launch(load_plan(f"cifar10-{method}", changes), tmp_path / method).manifest
+        assert manifest.finished()
+        assert manifest.dense is not None
+        assert manifest.dense.path == str(tmp_path / "dense")
+        assert manifest.dense.cost is not None
+        assert manifest.dense.cost.steps == 2
+        assert manifest.dense.cost.worker_hours > 0
