@@ -63,36 +63,38 @@ def noisy_images(seed: int = 1) -> torch.Tensor:
 
 
 @torch.no_grad()
-def silence_one_of_each_pair(network: nn.Module, groups: tuple[ChannelGroup, ...], seed: int = 0) -> torch.Tensor:
-    """Make one of each two neighbouring channels a copy of the other to which no layer listens; the mask without them.
+def silence_half(network: nn.Module, groups: tuple[ChannelGroup, ...], seed: int = 0) -> torch.Tensor:
+    """Let no layer listen to two of each four neighbouring channels, drawn at random; the mask without them.
 
-    Norms see the same mean and variance with the copies as without, so the network without them computes the same: if
-    the groups name the right channels of every layer. (Queries are silenced: a copy would count twice in a product.)
+    Where a norm looks, the two are copies of the other two: mean and variance are the same with them as without. So
+    the network without them computes the same, if the groups name the right channels of every layer. (Silent channels
+    have no queries: they would count in the products.)
     """
     generator = torch.Generator().manual_seed(seed)
     masks = []
     for group in groups:
-        assert group.size // (group.norm_groups or 1) % 2 == 0, f"{group.root}: chunks of an odd size"
-        odd = torch.randint(2, (group.size // 2,), generator=generator)
-        kept = 2 * torch.arange(group.size // 2) + odd
+        assert group.size // (group.norm_groups or 1) % 4 == 0, f"{group.root}: chunks of other than fours"
+        fours = (
+            torch.rand(group.size // 4, 4, generator=generator).argsort(1) + 4 * torch.arange(group.size // 4)[:, None]
+        )
+        kept, silent = fours[:, :2].flatten(), fours[:, 2:].flatten()
+        normed = any(member.kind == "norm" for member in group.members)
         for member in group.members:
-            _silence(network, member, kept, kept + 1 - 2 * odd)
+            _silence(network, member, kept, silent, normed)
         masks.append(torch.zeros(group.size, dtype=torch.bool).index_fill_(0, kept, True))
     return torch.cat(masks)
 
 
-def _silence(network: nn.Module, member: Member, kept: torch.Tensor, copies: torch.Tensor) -> None:
-    kept, copies = member.positions()[kept], member.positions()[copies]
+def _silence(network: nn.Module, member: Member, kept: torch.Tensor, silent: torch.Tensor, normed: bool) -> None:
+    kept, silent = member.positions()[kept], member.positions()[silent]
     for name, parameter in network.get_submodule(member.layer).named_parameters():
         if member.kind == "in":
             if name == "weight":
-                parameter[:, copies] = 0
-        elif member.kind == "embedding":
-            parameter[:, copies] = parameter[:, kept]
+                parameter[:, silent] = 0
         elif member.layer.endswith("to_q"):
-            parameter[copies] = 0
-        else:
-            parameter[copies] = parameter[kept]
+            parameter[silent] = 0
+        elif normed:
+            parameter[silent] = parameter[kept]
 
 
 @torch.no_grad()
