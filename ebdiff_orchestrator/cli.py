@@ -1,4 +1,4 @@
-"""The command line: `ebdiff launch | resume | status | plan | sample | presets`."""
+"""The command line: what its user types after `ebdiff`; each command is a call of the package's own functions."""
 
 from __future__ import annotations
 
@@ -164,6 +164,13 @@ def sample(
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Images at a time; changes only speed and memory.")
     ] = 64,
+    classes: Annotated[
+        list[int] | None,
+        typer.Option("--class", min=0, help="A class to draw, for a class-conditional ensemble; repeatable, in turn."),
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option("--guidance", min=0, help="Guidance scale; default: the ensemble's; 1: none.")
+    ] = None,
 ) -> None:
     """Draw images from a finished ensemble."""
     import torch
@@ -175,7 +182,10 @@ def sample(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_ensemble(run_dir, device=device)
     with terminal_view() as view:
-        images = sample_images(pipeline, count, seed, steps, batch_size, sampling_report(view))
+        report = sampling_report(view)
+        images = sample_images(
+            pipeline, count, seed, steps, batch_size, report, classes=classes, guidance_scale=guidance
+        )
     write_images(images, out)
     print(f"{count} images and grid.png in {out}")
 

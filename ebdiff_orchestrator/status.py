@@ -13,6 +13,7 @@ from rich.table import Table
 from ebdiff_orchestrator.planning import Outlook
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.view import progress_table
+from region_workers.costs import Costs
 from schemas.job import PROGRESS_FILE, Progress
 from schemas.manifest import Manifest, StageRecord
 
@@ -75,6 +76,9 @@ def outlook_table(outlook: Outlook) -> Table:
             str(region.steps),
         )
     table.add_row("weighted", "", "", "", "", *_costs(outlook.weighted), "")
+    whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (outlook.dense, outlook.weighted)]
+    table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
+    table.caption_justify = "left"
     return table
 
 
@@ -82,7 +86,7 @@ def _span(timesteps: tuple[int, int]) -> str:
     return f"{timesteps[0]}..{timesteps[1] - 1}"
 
 
-def _costs(costs: Any) -> tuple[str, str]:
+def _costs(costs: Costs) -> tuple[str, str]:
     return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}"
 
 
