@@ -13,19 +13,16 @@ import numpy as np
 import pytorch_fid.inception
 import torch
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
+from ebdiff_orchestrator.evaluation.label import OFFICIAL_SHA256
 from schemas.errors import UserError, problem
 
 FEATURES = 2048
 BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
 WEIGHTS_NAME: str = FID_WEIGHTS_URL.rsplit("/", 1)[-1]
-OFFICIAL_SHA256: str = WEIGHTS_NAME.removesuffix(".pth").rsplit("-", 1)[-1]  # torch hub's way: the first eight digits
-
-
-def is_official(sha256: str) -> bool:
-    """Whether weights of this SHA-256 are those that pytorch-fid uses, and with it every published FID."""
-    return sha256.startswith(OFFICIAL_SHA256)
 
 
 def weights_file(given: Path | None) -> Path:
@@ -90,11 +87,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     """The tensors in a .pth (read as plain tensors, never unpickled into objects) or .safetensors file."""
     try:
         if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(file)
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise _wrong_weights(file, str(error).splitlines()[0] if str(error) else type(error).__name__) from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise _wrong_weights(file, "it holds something else")

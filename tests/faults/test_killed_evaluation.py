@@ -1,0 +1,90 @@
+"""An evaluation killed by SIGKILL goes on where it was, to the same statistics bit for bit."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from finished_run import finished_run
+from local_inception import write_local_inception
+
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.digest import file_digest
+from schemas.plan import Plan
+
+# Shards of 4 images for speed; and the distance, half a minute on two cores, is left out: it is made at the very end.
+_SCRIPT = """
+import sys
+from unittest.mock import patch
+from ebdiff_orchestrator import evaluate
+from ebdiff_orchestrator.evaluation import shards
+
+shards.SHARD_IMAGES = 4
+with patch("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", lambda ours, theirs: float(ours.mean[0])):
+    evaluate(sys.argv[1], 40, reference_images=12, inception_weights=sys.argv[2], in_process=True)
+"""
+
+
+def _start(run_dir: Path, weights: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _SCRIPT, str(run_dir), str(weights)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _finish(run_dir: Path, weights: Path) -> None:
+    process = _start(run_dir, weights)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def _kill_when(run_dir: Path, weights: Path, ready: Callable[[], bool]) -> None:
+    process = _start(run_dir, weights)
+    deadline = time.monotonic() + 180
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "the evaluation never came to the point where it should be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def _statistics(run_dir: Path) -> list[str]:
+    (key,) = RunDirectory(run_dir).read().evaluations
+    return [file_digest(run_dir / "evaluation" / key[:16] / "statistics.npz")]
+
+
+def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what_was_done(
+    tiny_plan: Callable[..., Plan], cache_dir: Path, tmp_path: Path
+) -> None:
+    weights = write_local_inception(tmp_path / "weights.pth")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for run_dir in (whole, broken):
+        finished_run(run_dir, tiny_plan(f"workers.cache_dir={run_dir}-cache"))
+    _finish(whole, weights)
+
+    _kill_when(broken, weights, lambda: any(broken.glob("evaluation/reference-*/features-00000.json")))
+    assert not any(Path(f"{broken}-cache").glob("fid/*.npz")), "killed too late"
+    _kill_when(broken, weights, lambda: any(broken.glob("evaluation/[0-9a-f]*/features-00002.json")))
+    assert not RunDirectory(broken).read().evaluations
+    first = next(broken.glob("evaluation/[0-9a-f]*/features-00000.npy"))
+    _tear(next(broken.glob("evaluation/[0-9a-f]*/features-00001.npy")))
+    made = first.stat().st_mtime_ns
+    process = _start(broken, weights)
+    while first.exists():
+        assert first.stat().st_mtime_ns == made, "a finished shard was made again"
+        if process.poll() is not None:
+            break
+        time.sleep(0.01)
+    assert process.wait(timeout=300) == 0, process.communicate()[0]
+
+    assert _statistics(broken) == _statistics(whole)
+    (one,), (other,) = (RunDirectory(run_dir).read().evaluations.values() for run_dir in (whole, broken))
+    assert (one.fid, one.key) == (other.fid, other.key)
+
+
+def _tear(path: Path) -> None:
+    """Leave a file as a failing disk would."""
+    path.write_bytes(path.read_bytes()[:-100])

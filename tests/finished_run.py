@@ -1,0 +1,30 @@
+"""A run that counts as finished, made in a second: experts as they were initialised, and a manifest that says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ebdiff_orchestrator.ensemble import save_ensemble
+from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.stages import ASSEMBLE
+from region_workers.dense import build_dense
+from region_workers.results import artifact, files_in
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+
+
+def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:
+    """Write an ensemble of untrained networks to `path` and a manifest in which every stage is done."""
+    torch.manual_seed(seed)
+    experts = [build_dense(plan.model, plan.data).eval() for _ in plan.regions]
+    names = [region.name for region in plan.regions]
+    save_ensemble(path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling)
+    files = tuple(artifact(path, file) for file in files_in(path / ASSEMBLE))
+    directory = RunDirectory(path)
+    manifest = directory.begin(plan)
+    for record in manifest.stages.values():
+        done = {"status": "done", "artifacts": files if record.name == ASSEMBLE else ()}
+        manifest = manifest.with_stage(record.model_copy(update=done))
+    return directory.write(manifest)

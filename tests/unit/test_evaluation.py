@@ -1,0 +1,231 @@
+"""A whole evaluation of a small run, in this process: the number, what is recorded, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from finished_run import finished_run
+from local_inception import write_local_inception
+from PIL import Image
+
+from ebdiff_orchestrator import evaluate
+from ebdiff_orchestrator.evaluation import shards
+from ebdiff_orchestrator.evaluation.features import shared_out
+from ebdiff_orchestrator.evaluation.inception import WEIGHTS_NAME
+from ebdiff_orchestrator.evaluation.shards import Shard
+from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
+from ebdiff_orchestrator.evaluation.work import make_shards
+from ebdiff_orchestrator.plans import plan_from_values
+from ebdiff_orchestrator.run_directory import RunDirectory
+from region_workers.data.store import ensure_store
+from schemas.digest import file_digest
+from schemas.errors import RunFailed, UserError
+from schemas.evaluation import EvaluationReport, FeatureJob, SampledImages
+from schemas.manifest import Evaluation
+from schemas.plan import Plan
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights where torch hub would keep pytorch-fid's, so that its own command finds them."""
+    return write_local_inception(tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / WEIGHTS_NAME)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "run"
+    finished_run(path, plan_from_values(dict(TINY), ()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluation(run_dir: Path, weights: Path) -> Evaluation:
+    return evaluate(
+        run_dir, IMAGES, reference_images=IMAGES, inception_weights=weights, keep_images=True, in_process=True
+    )
+
+
+def folder_of(run_dir: Path, evaluation: Evaluation) -> Path:
+    return run_dir / "evaluation" / evaluation.key[:16]
+
+
+@pytest.mark.slow
+def test_fid_is_that_of_pytorch_fid_s_own_command_on_the_same_images(
+    run_dir: Path, evaluation: Evaluation, weights: Path, cache_dir: Path, tmp_path: Path
+) -> None:
+    store = ensure_store(RunDirectory(run_dir).read().plan.data, cache_dir)
+    for index, image_HWC in enumerate(store.images[:IMAGES]):
+        Image.fromarray(np.asarray(image_HWC).squeeze()).save(tmp_path / f"{index:05d}.png")
+    command = [sys.executable, "-m", "pytorch_fid", "--num-workers", "0", "--device", "cpu"]
+    result = subprocess.run(
+        [*command, str(folder_of(run_dir, evaluation) / "images"), str(tmp_path)],
+        env={**os.environ, "TORCH_HOME": str(weights.parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    theirs = float(result.stdout.split("FID:")[1])
+    assert theirs > 0
+    assert evaluation.fid == pytest.approx(theirs, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.slow
+def test_what_is_recorded_says_all_that_the_number_depends_on(
+    run_dir: Path, evaluation: Evaluation, weights: Path
+) -> None:
+    manifest = RunDirectory(run_dir).read()
+    assert manifest.evaluations[evaluation.key] == evaluation
+    assert evaluation.inception_sha256 == file_digest(weights)
+    assert (evaluation.num_images, evaluation.steps, evaluation.reference_images) == (IMAGES, 4, IMAGES)
+    assert 0 < evaluation.seconds_per_image < evaluation.wall_s
+    assert [(lease.job, lease.attempt, lease.workers, lease.gpus) for lease in manifest.leases] == [
+        ("evaluate", 1, 1, 0)
+    ]
+    folder = folder_of(run_dir, evaluation)
+    report = EvaluationReport.model_validate_json((folder / "report.json").read_text())
+    assert report.label.startswith(f"FID-{IMAGES} ({IMAGES} images; not comparable with FID-50k")
+    assert report.reference == f"only the first {IMAGES} of the 1,797 images of the run's data"
+    assert report.stored_bytes == sum(path.stat().st_size for path in (run_dir / "ensemble").rglob("*.*"))
+    assert sum(share.steps for share in report.shares) == 4
+    assert sorted(path.name for path in folder.iterdir()) == ["images", "report.json", "statistics.npz"]
+    assert len(list((folder / "images").iterdir())) == IMAGES
+    assert not list(folder.parent.glob("reference-*"))
+
+
+@pytest.mark.slow
+def test_a_recorded_evaluation_is_shown_not_repeated(run_dir: Path, evaluation: Evaluation, weights: Path) -> None:
+    with patch("ebdiff_orchestrator.evaluation.features.make_shards", side_effect=AssertionError("made again")):
+        again = evaluate(run_dir, IMAGES, reference_images=IMAGES, inception_weights=weights, in_process=True)
+    assert again == evaluation
+    ebdiff = str(Path(sys.executable).parent / "ebdiff")
+    options = ["-n", str(IMAGES), "--reference-images", str(IMAGES), "--inception-weights", str(weights)]
+    shown = subprocess.run([ebdiff, "evaluate", str(run_dir), *options], capture_output=True, text=True, check=True)
+    assert "evaluated before" in shown.stdout
+    assert "not comparable with FID-50k" in shown.stdout.replace("\n", " ")
+    listed = subprocess.run(
+        [ebdiff, "evaluate", str(run_dir), *options, "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(listed.stdout)["evaluation"]["fid"] == evaluation.fid
+
+
+def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
+    run_dir: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[Statistics] = []
+
+    def distance(_: Statistics, theirs: Statistics) -> float:
+        compared.append(theirs)
+        return 1.0
+
+    monkeypatch.setattr("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", distance)
+    for index, level in enumerate((10, 200, 90)):
+        Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / f"{index}.png")
+    options = {"inception_weights": weights, "in_process": True, "steps": 2}
+    by_folder = evaluate(run_dir, 2, reference=tmp_path, **options)
+    assert by_folder.reference_images == 3
+    write_statistics(tmp_path / "folder.npz", compared[0])
+    by_file = evaluate(run_dir, 2, reference=tmp_path / "folder.npz", **options)
+    assert by_file.reference_digest == file_digest(tmp_path / "folder.npz")
+    assert np.array_equal(compared[0].covariance, compared[1].covariance)
+    assert compared[0].mean.std() > 0
+    Image.new("RGB", (9, 8)).save(tmp_path / "3.png")
+    with pytest.raises(RunFailed, match="images of one size"):
+        evaluate(run_dir, 2, reference=tmp_path, **options)
+
+
+@pytest.fixture
+def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
+    plan = RunDirectory(run_dir).read().plan
+    images = SampledImages(
+        ensemble=str(run_dir / "ensemble"), seed=3, steps=2, guidance_scale=1, batch_size=2, keep_images=False
+    )
+    return FeatureJob(
+        folder=str(tmp_path / "shards"),
+        num_images=6,
+        images=images,
+        inception_file=str(weights),
+        inception_sha256=file_digest(weights),
+        training=plan.training,
+        use_gpu=False,
+    )
+
+
+def test_how_shards_are_shared_out_changes_no_bit(
+    job: FeatureJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    other = job.model_copy(update={"folder": str(tmp_path / "other")})
+    assert make_shards(job.model_dump_json(), (0, 1, 2)) is None
+    torch.set_num_threads(2)
+    assert make_shards(other.model_dump_json(), (2,)) is None
+    assert make_shards(other.model_dump_json(), (1, 0)) is None
+    for index in range(3):
+        name = f"features-{index:05d}.npy"
+        assert file_digest(Path(job.folder) / name) == file_digest(Path(other.folder) / name)
+    assert not np.array_equal(*(np.load(Path(job.folder) / f"features-0000{index}.npy") for index in (0, 1)))
+
+
+def test_a_worker_with_other_inception_weights_says_so(job: FeatureJob) -> None:
+    wrong = job.model_copy(update={"inception_sha256": "0" * 64})
+    assert "on every node" in (make_shards(wrong.model_dump_json(), (0,)) or "")
+
+
+def test_shards_are_shared_out_evenly_and_all() -> None:
+    missing = [Shard(index, 0, 1) for index in (0, 2, 3, 7, 8)]
+    assert shared_out(missing, 2) == [(0, 3, 8), (2, 7)]
+    assert sorted(index for part in shared_out(missing, 16) for index in part) == [0, 2, 3, 7, 8]
+
+
+def test_a_failure_of_a_worker_is_one_line_that_says_how_to_go_on(
+    run_dir: Path, weights: Path, tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    finished_run(tmp_path / "broken", tiny_plan())
+    with (
+        patch("ebdiff_orchestrator.evaluation.features.make_shards", return_value="The device ran out of memory."),
+        pytest.raises(RunFailed, match=r"out of memory. What is finished is kept"),
+    ):
+        evaluate(tmp_path / "broken", 4, reference_images=4, inception_weights=weights, in_process=True, seed=9)
+    assert [lease.job for lease in RunDirectory(tmp_path / "broken").read().leases] == ["evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_images": 1}, r"--num-images = 1: expected at least 2"),
+        ({"steps": 2000}, r"--steps = 2000: expected 1 to 1000"),
+        ({"guidance_scale": 2.0}, r"--guidance = 2.0: expected 1, since the model has no classes"),
+        ({"reference_images": 5000}, r"--reference-images = 5000: expected 2 to 1797"),
+        ({"reference": "nowhere.npz"}, r"--reference = .*nowhere.npz: expected a folder of images, or an .npz"),
+        ({"inception_weights": "nowhere.pth"}, r"--inception-weights = nowhere.pth: expected a file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_work(
+    run_dir: Path, weights: Path, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(run_dir, in_process=True, **{"inception_weights": weights, **options})  # type: ignore[arg-type]
+
+
+def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: Callable[..., Plan], weights: Path, tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "new").begin(tiny_plan())
+    with pytest.raises(UserError, match=r"not finished .*ebdiff resume"):
+        evaluate(tmp_path / "new", inception_weights=weights, in_process=True)
+    finished_run(tmp_path / "done", tiny_plan())
+    next((tmp_path / "done" / "ensemble").rglob("*.safetensors")).write_bytes(b"")
+    with pytest.raises(UserError, match=r"missing or damaged.*ebdiff resume"):
+        evaluate(tmp_path / "done", inception_weights=weights, in_process=True)
+    with pytest.raises(UserError, match="no run here"):
+        evaluate(tmp_path / "nothing", inception_weights=weights, in_process=True)
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,209 @@
+"""The parts of an evaluation: shards, statistics, labels, weights, the steps that each region gets."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from local_inception import write_local_inception
+from PIL import Image
+from pytorch_fid.fid_score import compute_statistics_of_path, get_activations
+from pytorch_fid.inception import FID_WEIGHTS_URL
+
+from ebdiff_orchestrator.evaluation import inception
+from ebdiff_orchestrator.evaluation.costs import steps_by_region
+from ebdiff_orchestrator.evaluation.inception import FEATURES, image_features, load_inception, weights_file
+from ebdiff_orchestrator.evaluation.label import OFFICIAL_SHA256, fid_label
+from ebdiff_orchestrator.evaluation.shards import (
+    Shard,
+    features_file,
+    finished_record,
+    read_features,
+    record_file,
+    shards_of,
+    write_shard,
+)
+from ebdiff_orchestrator.evaluation.statistics import (
+    Statistics,
+    frechet_distance,
+    read_statistics,
+    shard_statistics,
+    write_statistics,
+)
+from schemas.errors import RunFailed, UserError
+from schemas.manifest import Evaluation
+from schemas.plan import Plan
+
+CPU = torch.device("cpu")
+OFFICIAL = OFFICIAL_SHA256.ljust(64, "0")
+
+
+def noise(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, FEATURES), np.float32)
+
+
+def an_evaluation(num_images: int, sha256: str = OFFICIAL) -> Evaluation:
+    return Evaluation(
+        key="k",
+        fid=1.0,
+        num_images=num_images,
+        steps=4,
+        seed=0,
+        guidance_scale=1,
+        inception_sha256=sha256,
+        reference_digest="r",
+        reference_images=10,
+        seconds_per_image=1,
+        wall_s=1,
+        workers=1,
+        at=0,
+    )
+
+
+def test_shards_are_fixed_ranges_in_whole_batches_of_pytorch_fid() -> None:
+    shards = shards_of(1030)
+    assert [(shard.first, shard.count) for shard in shards] == [
+        (0, 250),
+        (250, 250),
+        (500, 250),
+        (750, 250),
+        (1000, 30),
+    ]
+    assert shards_of(500) == shards[:2]
+    assert all(shard.first % inception.BATCH_IMAGES == 0 for shard in shards)
+
+
+def test_a_shard_whose_bytes_changed_or_whose_record_is_missing_is_made_again(tmp_path: Path) -> None:
+    shard = Shard(0, 0, 3)
+    write_shard(tmp_path, shard, noise(3), 1.5, "cpu")
+    record = finished_record(tmp_path, shard)
+    assert record is not None
+    assert record.making_s == 1.5
+    assert np.array_equal(read_features(tmp_path, shard), noise(3))
+    assert finished_record(tmp_path, shard, with_images=True) is None
+    data = features_file(tmp_path, shard).read_bytes()
+    features_file(tmp_path, shard).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert finished_record(tmp_path, shard) is None
+    features_file(tmp_path, shard).write_bytes(data)
+    record_file(tmp_path, shard).unlink()
+    assert finished_record(tmp_path, shard) is None
+
+
+def test_statistics_over_shards_are_numpy_s_over_all_features(tmp_path: Path) -> None:
+    features = noise(310)
+    for shard in shards_of(310):
+        write_shard(tmp_path, shard, features[shard.first : shard.first + shard.count], 0, "cpu")
+    statistics = shard_statistics(tmp_path, 310)
+    wide = features.astype(np.float64)
+    assert np.allclose(statistics.mean, wide.mean(axis=0), rtol=0, atol=1e-14)
+    assert np.allclose(statistics.covariance, np.cov(wide, rowvar=False), rtol=0, atol=1e-13)
+
+
+def test_statistics_on_disk_are_pytorch_fid_s_too_and_never_pickles(tmp_path: Path) -> None:
+    statistics = Statistics(noise(1)[0].astype(np.float64), np.eye(FEATURES), 12)
+    write_statistics(tmp_path / "a.npz", statistics)
+    mean, covariance = compute_statistics_of_path(str(tmp_path / "a.npz"), None, 50, FEATURES, "cpu")
+    assert np.array_equal(mean, statistics.mean)
+    assert np.array_equal(covariance, statistics.covariance)
+    assert read_statistics(tmp_path / "a.npz").num_images == 12
+    np.savez(tmp_path / "theirs.npz", mu=mean, sigma=covariance)
+    assert read_statistics(tmp_path / "theirs.npz").num_images == 0
+    np.savez(tmp_path / "pickled.npz", mu=np.array([object()]), sigma=covariance)
+    np.savez(tmp_path / "small.npz", mu=mean[:64], sigma=covariance[:64, :64])
+    (tmp_path / "half.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:1000])
+    for name in ("pickled", "small", "half"):
+        with pytest.raises(ValueError, match=r".+"):
+            read_statistics(tmp_path / f"{name}.npz")
+
+
+def test_a_distance_that_is_no_number_is_a_failure_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def imaginary(*_: object) -> float:
+        raise ValueError("Imaginary component 0.5")
+
+    monkeypatch.setattr("ebdiff_orchestrator.evaluation.statistics.calculate_frechet_distance", imaginary)
+    few = Statistics(np.zeros(FEATURES), np.eye(FEATURES), 3)
+    with pytest.raises(RunFailed, match=r"Imaginary component 0.5.*take more"):
+        frechet_distance(few, few)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "label"),
+    [
+        (50_000, "FID-50k"),
+        (1_000, "FID-1k (1,000 images; not comparable with FID-50k)"),
+        (2_500, "FID-2.5k (2,500 images; not comparable with FID-50k)"),
+        (64, "FID-64 (64 images; not comparable with FID-50k)"),
+    ],
+)
+def test_fewer_than_50_000_images_are_labelled_so(num_images: int, label: str) -> None:
+    assert fid_label(an_evaluation(num_images)) == label
+
+
+def test_other_inception_weights_than_pytorch_fid_s_are_labelled_so() -> None:
+    assert fid_label(an_evaluation(50_000, "ab" * 32)).startswith("FID-50k (Inception weights abababab are not")
+    assert FID_WEIGHTS_URL.endswith(f"-{OFFICIAL_SHA256}.pth")
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [("quadratic", [55, 19, 26]), ("uniform", [24, 20, 56])])
+def test_steps_crowd_where_the_spacing_puts_them(
+    tiny_plan: Callable[..., Plan], spacing: str, steps: list[int]
+) -> None:
+    plan = tiny_plan(f"sampling.spacing={spacing}")
+    assert list(steps_by_region(plan, 100).values()) == steps
+
+
+def test_weights_that_cannot_be_downloaded_are_asked_for_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(UserError, match=r"pt_inception-2015-12-05-6726825d.pth .*--inception-weights FILE"):
+        weights_file(None)
+    cached = tmp_path / "checkpoints" / inception.WEIGHTS_NAME
+    cached.write_bytes(b"")
+    assert weights_file(None) == cached
+    with pytest.raises(UserError, match=r"--inception-weights = .*expected a file"):
+        weights_file(tmp_path / "nowhere.pth")
+
+
+def test_weights_are_never_unpickled_into_objects(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Evil(marker)))
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    for name in ("evil.pth", "other.pth", "list.pth", "broken.safetensors"):
+        with pytest.raises(UserError, match=r"--inception-weights = .*Inception network"):
+            load_inception(tmp_path / name, CPU)
+    assert not marker.exists()
+
+
+class _Evil:
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self._marker,)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(tmp_path: Path, channels: int) -> None:
+    torch.set_num_threads(2)
+    network = load_inception(write_local_inception(tmp_path / "weights.pth"), CPU)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), np.uint8)
+    files = [tmp_path / f"{index:05d}.png" for index in range(5)]
+    for file, image_HWC in zip(files, images, strict=True):
+        Image.fromarray(image_HWC.squeeze()).save(file)
+    theirs = get_activations(files, network, batch_size=5, num_workers=0)
+    ours = image_features(network, images, CPU)
+    assert ours.dtype == np.float32
+    assert ours.std() > 1e-2, "the features tell nothing apart"
+    assert np.array_equal(ours, theirs)
