@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,21 +26,21 @@ from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
 _WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
-_CPU_BUDGET_S = 20.0  # a network
-_PROBE_IMAGES, _FEWEST_STEPS = 2, 2
+_CPU_BUDGET_S = 20.0  # for the dense network; the experts take less
+_PROBE_IMAGES, _FEWEST_STEPS = 4, 2
 
 
 @dataclass(frozen=True)
 class StepTime:
     """Seconds of one update of the plan's whole batch, and how they were found.
 
-    `batch_sizes`: those measured; more than one, both smaller than the plan's, where the update was extrapolated
-    along a straight line. `peak_memory_bytes`: allocated on a CUDA device; None on a CPU.
+    `batch_size`: the batch that was timed; where it is smaller than the plan's, the seconds are in proportion.
+    `peak_memory_bytes`: allocated on a CUDA device; None on a CPU.
     """
 
     seconds: float
     steps: int
-    batch_sizes: tuple[int, ...]
+    batch_size: int
     peak_memory_bytes: int | None
 
 
@@ -80,18 +81,16 @@ class StepTimer:
         self._cpu_batch: int | None = None
 
     def measure(self, ratio: float, steps: int) -> StepTime:
-        """An update of the network pruned at `ratio`, the mean of `steps` of them after a warm-up.
+        """An update of the network pruned at `ratio`: of `steps` after a warm-up, the mean on a GPU.
 
-        On a CPU that would be busy for more than about 20 seconds, 2 updates of a smaller batch are timed, and those
-        of half that batch, and the update is extrapolated. UserError if the network does not fit on the device.
+        On a CPU, which others may be using too, the fastest; where the dense network would keep it busy for more than
+        about 20 seconds, 2 updates of a smaller batch are timed. UserError if the network does not fit on the device.
         """
         full = self._plan.training.batch_size
         try:
             size = self._affordable_batch(steps)
-            if size == full:
-                seconds, memory = self._time(ratio, full, steps)
-                return StepTime(seconds, steps, (full,), memory)
-            return self._extrapolate(ratio, size, _FEWEST_STEPS)
+            steps = steps if size == full else _FEWEST_STEPS
+            seconds, memory = self._time(ratio, size, steps)
         except torch.OutOfMemoryError:
             raise UserError(
                 problem(
@@ -101,14 +100,7 @@ class StepTimer:
                     "Raise training.gradient_accumulation, or use training.precision=bf16.",
                 )
             ) from None
-
-    def _extrapolate(self, ratio: float, size: int, steps: int) -> StepTime:
-        half = max(1, size // 2)
-        slow, memory = self._time(ratio, size, steps)
-        fast, _ = self._time(ratio, half, steps)
-        per_image = max(0.0, slow - fast) / (size - half)
-        seconds = slow + per_image * (self._plan.training.batch_size - size)
-        return StepTime(seconds, steps, (half, size), memory)
+        return StepTime(seconds * full / size, steps, size, memory)
 
     def _affordable_batch(self, steps: int) -> int:
         """The plan's batch; on a CPU, one that the dense network can afford, the same for all so that they compare."""
@@ -124,25 +116,19 @@ class StepTimer:
         return self._cpu_batch
 
     def _time(self, ratio: float, batch_size: int, steps: int) -> tuple[float, int | None]:
-        """Seconds an update and the peak of the memory."""
-        on_gpu = self._world.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(self._world.device)
+        """Seconds an update and, on a GPU, the peak of its memory."""
+        if self._world.device.type == "cpu":
+            trainer = self._trainer(ratio, batch_size)
+            trainer.advance()
+            return min(_seconds(trainer, 1) for _ in range(steps)), None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._world.device)
         trainer = self._trainer(ratio, batch_size)
-        for _ in range(_WARM_UP_STEPS if on_gpu else 1):
+        for _ in range(_WARM_UP_STEPS):
             trainer.advance()
-        self._wait()
-        began = time.perf_counter()
-        for _ in range(steps):
-            trainer.advance()
-        self._wait()
-        seconds = (time.perf_counter() - began) / steps
-        return seconds, torch.cuda.max_memory_allocated(self._world.device) if on_gpu else None
-
-    def _wait(self) -> None:
-        if self._world.device.type == "cuda":
-            torch.cuda.synchronize(self._world.device)
+        torch.cuda.synchronize(self._world.device)
+        seconds = _seconds(trainer, steps, lambda: torch.cuda.synchronize(self._world.device))
+        return seconds, torch.cuda.max_memory_allocated(self._world.device)
 
     def _trainer(self, ratio: float, batch_size: int) -> Trainer:
         plan = self._plan
@@ -156,6 +142,15 @@ class StepTimer:
         family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
         law = TimestepLaw(span, training.timesteps, plan.diffusion, self._world.device)
         return Trainer(_network(family, ratio), family, randomness, law, training, self._world)
+
+
+def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: None) -> float:
+    """The mean over `steps` updates."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        trainer.advance()
+    wait()
+    return (time.perf_counter() - began) / steps
 
 
 def _network(family: UNetFamily, ratio: float) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from ebdiff_orchestrator.dense_start import adopt_dense
@@ -15,6 +16,7 @@ from region_workers.timing import StepTime, StepTimer
 from schemas.errors import UserError, problem
 from schemas.plan import DIGITS, Plan
 
+_BUSY = 1.2
 _IMAGES = {DIGITS: 1797, "uoft-cs/cifar10": 50_000}
 Say = Callable[[str], None]
 
@@ -242,8 +244,10 @@ def _assumptions(plan: Plan, times: Mapping[float, StepTime], interval: int, ass
     lines.append(f"{devices} device(s) like this one; each region on one; no waiting, loading or checkpoints.")
     if _starts_dense(plan):
         lines.append("Speed-ups charge this plan the dense training that it starts from, as the paper does.")
-    shrunk = next((step for step in times.values() if len(step.batch_sizes) > 1), None)
-    if shrunk is not None:
-        sizes = " and ".join(map(str, shrunk.batch_sizes))
-        lines.append(f"Measured with batches of {sizes}, extrapolated to {plan.training.batch_size}.")
+    sizes = {step.batch_size for step in times.values()} - {plan.training.batch_size}
+    if sizes:
+        lines.append(f"Timed with a batch of {min(sizes)}; {plan.training.batch_size} take in proportion more.")
+    seconds = [step.seconds for _, step in sorted(times.items())]
+    if any(smaller > larger * _BUSY for larger, smaller in pairwise(seconds)):
+        lines.append("CAUTION: a smaller network came out slower than a larger one; this machine is busy. Run again.")
     return tuple(lines)
