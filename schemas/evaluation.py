@@ -28,7 +28,7 @@ class StoredImages(Section):
 
     kind: Literal["stored"] = "stored"
     data: DataPlan
-    cache_dir: str
+    cache_dir: str | None = Field(description="null: each node's own default.")
     store_digest: str
 
 
@@ -48,7 +48,7 @@ class FeatureJob(Section):
     inception_file: str | None = Field(description="null: where torch hub keeps it, on each node.")
     inception_sha256: str
     training: TrainingPlan
-    use_gpu: bool
+    use_gpu: bool = False
 
 
 class ShardRecord(Section):
@@ -76,10 +76,11 @@ class EvaluationReport(Section):
     evaluation: Evaluation
     label: str = Field(description="What the number is, for example FID-50k.")
     reference: str = Field(description="The images that it is measured against.")
+    ensemble_digest: str = Field(description="SHA-256 of the ensemble's files; another one after the run is extended.")
     stored_bytes: int = Field(description="The ensemble on disk.")
     shares: tuple[StepShare, ...]
     params_by_timesteps: int = Field(description="Averaged over the timesteps that each region owns (paper, table 4).")
     macs_by_timesteps: int
     params_by_steps: int = Field(description="Averaged over the sampling steps that each region really gets.")
     macs_by_steps: int
-    macs_per_image: int = Field(description="Of all steps, those without a class under guidance included.")
+    macs_per_image: int = Field(description="Of all steps, the second pass of guidance included; without a VAE.")

@@ -64,9 +64,9 @@ def evaluate(
 
     Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's.
     """
-    from ebdiff_orchestrator.evaluation.evaluate import Request, evaluate_run
+    from ebdiff_orchestrator.evaluation.evaluate import Options, evaluate_run
 
-    request = Request(
+    options = Options(
         num_images=count,
         seed=seed,
         steps=steps,
@@ -78,7 +78,7 @@ def evaluate(
         keep_images=keep_images,
         in_process=here,
     )
-    report = evaluate_run(run_dir, request, address, Silent() if as_json else terminal_view())
+    report = evaluate_run(run_dir, options, address, Silent() if as_json else terminal_view())
     if as_json:
         print(report.model_dump_json(indent=2))
     else:

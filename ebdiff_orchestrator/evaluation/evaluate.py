@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ebdiff_orchestrator.evaluation.costs import step_shares, weighted_by_steps
 from ebdiff_orchestrator.evaluation.features import Crews, make_features
-from ebdiff_orchestrator.evaluation.inception import weights_file
+from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
 from ebdiff_orchestrator.evaluation.label import fid_label
+from ebdiff_orchestrator.evaluation.records import (
+    REPORT_FILE,
+    STATISTICS_FILE,
+    ensemble_digest,
+    evaluation_folder,
+    evaluation_key,
+)
 from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
-from ebdiff_orchestrator.evaluation.shards import IMAGES_FOLDER, finished_record, image_file, remove_shards, shards_of
+from ebdiff_orchestrator.evaluation.shards import finished_record, image_file, remove_shards, shards_of
 from ebdiff_orchestrator.evaluation.statistics import frechet_distance, shard_statistics, write_statistics
 from ebdiff_orchestrator.planning import look_ahead
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import ASSEMBLE
 from ebdiff_orchestrator.view import Silent, View
 from region_workers.data.store import default_cache_dir, ensure_store
-from schemas.digest import digest, file_digest
+from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.manifest import Evaluation, Lease, Manifest
 from schemas.plan import Plan
 
-FOLDER = "evaluation"
 LEASE = "evaluate"
-REPORT_FILE, STATISTICS_FILE = "report.json", "statistics.npz"
-_VERSION = 1  # of how images are drawn and measured
 
 
 @dataclass(frozen=True)
-class Request:
+class Options:
     """What is to be measured; None stands for the plan's or the usual."""
 
     num_images: int = 50_000
@@ -71,7 +78,7 @@ def evaluate(
     pytorch-fid's. Raises UserError for an unfinished run and for Inception weights that cannot be had, RunFailed if
     a worker could not do its part.
     """
-    request = Request(
+    options = Options(
         num_images=num_images,
         seed=seed,
         steps=steps,
@@ -83,67 +90,41 @@ def evaluate(
         keep_images=keep_images,
         in_process=in_process,
     )
-    return evaluate_run(run_dir, request, address, view).evaluation
+    return evaluate_run(run_dir, options, address, view).evaluation
 
 
 def evaluate_run(
-    run_dir: str | Path, request: Request, address: str | None = None, view: View | None = None
+    run_dir: str | Path, options: Options, address: str | None = None, view: View | None = None
 ) -> EvaluationReport:
     """`evaluate`, with everything that its table shows."""
     directory, view = RunDirectory(Path(run_dir)), view or Silent()
     plan = _finished(directory).plan
-    images = _sampled_images(directory, plan, request)
+    images = _sampled_images(directory, plan, options)
     with directory.held(), view, ExitStack() as stack:
-        inception = weights_file(request.inception_weights)
+        inception = weights_file(options.inception_weights)
         inception_sha256 = file_digest(inception)
-        reference = _reference(plan, request, inception_sha256, view)
+        reference = _reference(plan, options, inception_sha256, view)
         manifest = _finished(directory)
-        key = evaluation_key(manifest, request.num_images, images, inception_sha256, reference.digest)
-        folder = directory.path / FOLDER / key[:16]
+        key = evaluation_key(manifest, options.num_images, images, inception_sha256, reference.digest)
+        folder = evaluation_folder(directory.path, key)
         recorded = manifest.evaluations.get(key)
-        if recorded is not None and not _images_wanted(folder, request):
+        if recorded is not None and not _images_wanted(folder, options):
             view.line("This was evaluated before; nothing to do.")
+            remove_shards(folder)  # which are there if it was killed at its very end
             return _report(manifest, recorded, reference.description)
+        load_inception(inception, torch.device("cpu"))  # a wrong file is refused here, not by every worker
         job = FeatureJob(
             folder=str(folder),
-            num_images=request.num_images,
+            num_images=options.num_images,
             images=images,
-            inception_file=str(inception) if request.inception_weights is not None else None,
+            inception_file=str(inception) if options.inception_weights is not None else None,
             inception_sha256=inception_sha256,
             training=plan.training,
-            use_gpu=False,
         )
-        crews = Crews(plan.workers, address, request.in_process, view, stack)
-        with _Charged(directory, crews):
+        crews = Crews(plan.workers, address, options.in_process, view, stack)
+        with _charged(directory, crews):
             evaluation = _measure(key, job, reference, crews)
-        manifest = directory.read()
-        manifest = directory.write(
-            manifest.model_copy(update={"evaluations": {**manifest.evaluations, key: evaluation}})
-        )
-        report = _report(manifest, evaluation, reference.description)
-        write_model(folder / REPORT_FILE, report)
-        remove_shards(folder)
-        return report
-
-
-def evaluation_key(
-    manifest: Manifest, num_images: int, images: SampledImages, inception_sha256: str, reference_digest: str
-) -> str:
-    """SHA-256 of what determines the number: the ensemble's files, which images, which network, which reference."""
-    ensemble = [[item.path, item.sha256] for item in manifest.stage(ASSEMBLE).artifacts]
-    return digest(
-        {
-            "version": _VERSION,
-            "ensemble": ensemble,
-            "num_images": num_images,
-            "seed": images.seed,
-            "steps": images.steps,
-            "guidance": images.guidance_scale,
-            "batch_size": images.batch_size,  # it shows in the last bits
-            "inception": inception_sha256,
-            "reference": reference_digest,
-        }
-    )
+        return _record(directory, evaluation, reference.description)
 
 
 def _finished(directory: RunDirectory) -> Manifest:
@@ -163,14 +144,14 @@ def _finished(directory: RunDirectory) -> Manifest:
     return manifest
 
 
-def _sampled_images(directory: RunDirectory, plan: Plan, request: Request) -> SampledImages:
-    """The request with the plan's defaults filled in. UserError for what cannot be."""
+def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> SampledImages:
+    """The options with the plan's defaults filled in. UserError for what cannot be."""
     total = plan.diffusion.num_train_timesteps
-    steps = request.steps if request.steps is not None else plan.sampling.steps
-    guidance = request.guidance_scale if request.guidance_scale is not None else plan.sampling.guidance_scale
-    batch_size = request.batch_size if request.batch_size is not None else plan.sampling.batch_size
-    if request.num_images < 2:
-        raise UserError(problem("--num-images", request.num_images, "at least 2", "A covariance needs two images."))
+    steps = options.steps if options.steps is not None else plan.sampling.steps
+    guidance = options.guidance_scale if options.guidance_scale is not None else plan.sampling.guidance_scale
+    batch_size = options.batch_size if options.batch_size is not None else plan.sampling.batch_size
+    if options.num_images < 2:
+        raise UserError(problem("--num-images", options.num_images, "at least 2", "A covariance needs two images."))
     if not 1 <= steps <= total:
         raise UserError(problem("--steps", steps, f"1 to {total}, the plan's timesteps", "Change it."))
     if batch_size < 1:
@@ -180,32 +161,33 @@ def _sampled_images(directory: RunDirectory, plan: Plan, request: Request) -> Sa
         raise UserError(problem("--guidance", guidance, expected, "Leave it out."))
     return SampledImages(
         ensemble=str(directory.path / ASSEMBLE),
-        seed=request.seed,
+        seed=options.seed,
         steps=steps,
         guidance_scale=guidance,
         batch_size=batch_size,
-        keep_images=request.keep_images,
+        keep_images=options.keep_images,
     )
 
 
-def _reference(plan: Plan, request: Request, inception_sha256: str, view: View) -> Reference:
-    cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser()
-    if request.reference is not None:
-        if request.reference_images is not None:
+def _reference(plan: Plan, options: Options, inception_sha256: str, view: View) -> Reference:
+    cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser().resolve()
+    if options.reference is not None:
+        if options.reference_images is not None:
             raise UserError("--reference and --reference-images: expected one of the two. Leave one out.")
-        return given_reference(request.reference, cache_dir, inception_sha256)
+        return given_reference(options.reference, cache_dir, inception_sha256)
     store = ensure_store(plan.data, cache_dir, view.images)
-    return own_reference(plan.data, store, cache_dir, request.reference_images, inception_sha256)
+    return own_reference(plan, store, cache_dir, options.reference_images, inception_sha256)
 
 
-def _images_wanted(folder: Path, request: Request) -> bool:
+def _images_wanted(folder: Path, options: Options) -> bool:
     """Whether images are to be kept and are not there."""
-    return request.keep_images and not all(image_file(folder, i).is_file() for i in range(request.num_images))
+    return options.keep_images and not all(image_file(folder, i).is_file() for i in range(options.num_images))
 
 
 def _measure(key: str, job: FeatureJob, reference: Reference, crews: Crews) -> Evaluation:
     """Make the features of both sides and compare them."""
     began, folder = time.monotonic(), Path(job.folder)
+    assert isinstance(job.images, SampledImages)
 
     def reference_features(into: Path, images: StoredImages | FolderImages, num_images: int) -> None:
         update = {"folder": str(into), "images": images, "num_images": num_images}
@@ -217,7 +199,6 @@ def _measure(key: str, job: FeatureJob, reference: Reference, crews: Crews) -> E
     ours = shard_statistics(folder, job.num_images)
     write_statistics(folder / STATISTICS_FILE, ours)
     records = [finished_record(folder, shard) for shard in shards_of(job.num_images)]
-    assert isinstance(job.images, SampledImages)
     return Evaluation(
         key=key,
         fid=frechet_distance(ours, theirs),
@@ -235,41 +216,42 @@ def _measure(key: str, job: FeatureJob, reference: Reference, crews: Crews) -> E
     )
 
 
-class _Charged:
-    """Enters in the manifest what the evaluation held, also if it breaks off; under a job name of its own."""
+def _record(directory: RunDirectory, evaluation: Evaluation, reference: str) -> EvaluationReport:
+    """Write the report, then the manifest; only then may the shards go."""
+    manifest, folder = directory.read(), evaluation_folder(directory.path, evaluation.key)
+    report = _report(manifest, evaluation, reference)
+    write_model(folder / REPORT_FILE, report)
+    evaluations = {**manifest.evaluations, evaluation.key: evaluation}
+    directory.write(manifest.model_copy(update={"evaluations": evaluations}))
+    remove_shards(folder)
+    return report
 
-    def __init__(self, directory: RunDirectory, crews: Crews) -> None:
-        self._directory, self._crews, self._began = directory, crews, time.time()
 
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, *_: object) -> None:
-        crew = self._crews.used
-        if crew is None:
-            return
-        manifest = self._directory.read()
-        attempt = 1 + sum(lease.job == LEASE for lease in manifest.leases)
-        lease = Lease(
-            job=LEASE,
-            attempt=attempt,
-            started_at=self._began,
-            ended_at=time.time(),
-            workers=crew.workers,
-            gpus=crew.gpus,
-        )
-        self._directory.write(manifest.model_copy(update={"leases": (*manifest.leases, lease)}))
+@contextmanager
+def _charged(directory: RunDirectory, crews: Crews) -> Iterator[None]:
+    """Enter in the manifest what the evaluation held, also if it breaks off; under a job name of its own."""
+    began = time.time()
+    try:
+        yield
+    finally:
+        crew, manifest = crews.used, directory.read()
+        if crew is not None:
+            attempt = 1 + sum(lease.job == LEASE for lease in manifest.leases)
+            times = {"started_at": began, "ended_at": time.time()}
+            lease = Lease(job=LEASE, attempt=attempt, workers=crew.workers, gpus=crew.gpus, **times)
+            directory.write(manifest.model_copy(update={"leases": (*manifest.leases, lease)}))
 
 
 def _report(manifest: Manifest, evaluation: Evaluation, reference: str) -> EvaluationReport:
     outlook = look_ahead(manifest.plan)
     shares = step_shares(outlook, evaluation.steps)
     params, macs = weighted_by_steps(shares)
-    passes = 1 if evaluation.guidance_scale == 1 else 2  # with and without the class
+    passes = 1 if evaluation.guidance_scale in (0, 1) else 2  # with and without the class
     return EvaluationReport(
         evaluation=evaluation,
         label=fid_label(evaluation),
         reference=reference,
+        ensemble_digest=ensemble_digest(manifest),
         stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),
         shares=shares,
         params_by_timesteps=outlook.weighted.params,
@@ -278,6 +260,3 @@ def _report(manifest: Manifest, evaluation: Evaluation, reference: str) -> Evalu
         macs_by_steps=macs,
         macs_per_image=passes * sum(share.steps * share.macs for share in shares),
     )
-
-
-__all__ = ["IMAGES_FOLDER", "Request", "evaluate", "evaluate_run", "evaluation_key"]

@@ -23,7 +23,7 @@ from schemas.job import Progress
 from schemas.plan import WorkersPlan
 
 _CALLS_A_WORKER = 4  # a few calls each, so that a slow or late worker holds up little
-_POLL_S = 0.5
+_POLL_S = 1.0
 
 RunMany = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 

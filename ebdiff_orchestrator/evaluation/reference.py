@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from ebdiff_orchestrator.evaluation.shards import remove_shards
 from ebdiff_orchestrator.evaluation.statistics import Statistics, read_statistics, shard_statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import image_files
@@ -13,7 +15,7 @@ from region_workers.data.store import ImageStore
 from schemas.digest import digest, file_digest
 from schemas.errors import UserError, problem
 from schemas.evaluation import FolderImages, StoredImages
-from schemas.plan import DataPlan
+from schemas.plan import Plan
 
 _VERSION = 1  # of how features and statistics are computed
 
@@ -49,7 +51,7 @@ class Reference:
             return statistics
 
 
-def own_reference(data: DataPlan, store: ImageStore, cache_dir: Path, limit: int | None, inception: str) -> Reference:
+def own_reference(plan: Plan, store: ImageStore, cache_dir: Path, limit: int | None, inception: str) -> Reference:
     """The images that the run trains on, unflipped, or just the first `limit` of them."""
     total = len(store)
     if limit is not None and not 2 <= limit <= total:
@@ -58,7 +60,7 @@ def own_reference(data: DataPlan, store: ImageStore, cache_dir: Path, limit: int
     count = limit or total
     which = "the run's data" if count == total else f"only the first {count:,} of the"
     key = digest({"version": _VERSION, "images": store.digest, "count": count, "inception": inception})
-    images = StoredImages(data=data, cache_dir=str(cache_dir), store_digest=store.digest)
+    images = StoredImages(data=plan.data, cache_dir=plan.workers.cache_dir, store_digest=store.digest)
     description = f"{which} ({total:,} images)" if count == total else f"{which} {total:,} images of the run's data"
     return Reference(description, key, count, images, _cached(cache_dir, key))
 
@@ -70,6 +72,7 @@ def given_reference(path: Path, cache_dir: Path, inception: str) -> Reference:
         files = image_files(path)
         if len(files) < 2:
             raise UserError(problem("--reference", path, "a folder with at least 2 images", "Check the path."))
+        _check_sizes(files)
         contents = [[file.name, file_digest(file)] for file in files]
         key = digest({"version": _VERSION, "folder": contents, "inception": inception})
         description = f"{path.name}/ ({len(files):,} images)"
@@ -81,6 +84,22 @@ def given_reference(path: Path, cache_dir: Path, inception: str) -> Reference:
         raise UserError(problem("--reference", path, expected, f"Check the file ({error}).")) from None
     count = f"{statistics.num_images:,} images" if statistics.num_images else "images not counted"
     return Reference(f"{path.name} ({count})", file_digest(path), statistics.num_images, None, path)
+
+
+def _check_sizes(files: list[Path]) -> None:
+    """Raise UserError unless all are images of one size, as pytorch-fid demands."""
+    sizes: dict[tuple[int, int], Path] = {}
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                sizes.setdefault(image.size, file)
+        except OSError as error:
+            raise UserError(
+                problem("--reference", file, "an image that can be read", f"Remove it ({error}).")
+            ) from None
+    if len(sizes) > 1:
+        found = ", ".join(f"{file.name} of {width}x{height}" for (width, height), file in sizes.items())
+        raise UserError(problem("--reference", files[0].parent, "images of one size", f"Resize them: {found}."))
 
 
 def _cached(cache_dir: Path, key: str) -> Path:

@@ -7,6 +7,7 @@ import io
 import warnings
 import zipfile
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,11 @@ def frechet_distance(one: Statistics, other: Statistics) -> float:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             distance = calculate_frechet_distance(one.mean, one.covariance, other.mean, other.covariance)
+    except TypeError as error:  # pytorch-fid passes scipy an argument that later ones do not take
+        raise RunFailed(
+            f"pytorch-fid does not work with scipy {metadata.version('scipy')} ({error}). Install scipy < 1.18; "
+            "what is finished is kept, and the same command goes on."
+        ) from None
     except ValueError as error:  # of an imaginary part
         raise _no_distance(one, other, str(error)) from None
     if not np.isfinite(distance):

@@ -24,12 +24,12 @@ from ebdiff_orchestrator.evaluation.shards import (
     shards_of,
     write_shard,
 )
-from region_workers.data.store import ensure_store
+from region_workers.data.store import default_cache_dir, ensure_store
 from region_workers.device import current_world, prepare_process
 from region_workers.failures import message_for_people
 from schemas.digest import file_digest
 from schemas.durable import replace_model, write_bytes
-from schemas.errors import RunFailed, UserError, problem
+from schemas.errors import RunFailed, UserError
 from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.job import Progress
 
@@ -124,7 +124,7 @@ class _Sampled:
 
 class _Stored:
     def __init__(self, images: StoredImages) -> None:
-        self._store = ensure_store(images.data, Path(images.cache_dir))
+        self._store = ensure_store(images.data, Path(images.cache_dir or default_cache_dir()).expanduser())
         if self._store.digest != images.store_digest:
             raise RunFailed(
                 f"data.path = {images.data.path}: the images on this node are not the driver's "
@@ -143,20 +143,12 @@ class _Folder:
         files = self._files[shard.first : shard.first + shard.count]
         if len(files) != shard.count:
             raise RunFailed(f"A folder of reference images lost files ({len(self._files)} left), or is not shared.")
-        images = [_read_image(file) for file in files]
-        sizes = {image_HWC.shape for image_HWC in images}
-        if len(sizes) != 1:
-            expected = "images of one size, as pytorch-fid demands"
-            raise UserError(problem("--reference", files[0].parent, expected, f"Resize them; found {sorted(sizes)}."))
-        return np.stack(images)
+        return np.stack([_read_image(file) for file in files])
 
 
 def _read_image(file: Path) -> Images:
-    try:
-        with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise UserError(problem("--reference", file, "an image that can be read", f"Remove it ({error}).")) from None
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _write_images(folder: Path, shard: Shard, images_NHWC: Images) -> None:

@@ -22,6 +22,7 @@ from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.evaluation import shards
 from ebdiff_orchestrator.evaluation.features import shared_out
 from ebdiff_orchestrator.evaluation.inception import WEIGHTS_NAME
+from ebdiff_orchestrator.evaluation.records import current_reports
 from ebdiff_orchestrator.evaluation.shards import Shard
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import make_shards
@@ -102,6 +103,9 @@ def test_what_is_recorded_says_all_that_the_number_depends_on(
     assert sorted(path.name for path in folder.iterdir()) == ["images", "report.json", "statistics.npz"]
     assert len(list((folder / "images").iterdir())) == IMAGES
     assert not list(folder.parent.glob("reference-*"))
+    assert current_reports(run_dir, manifest) == (report,)
+    extended = manifest.stage("ensemble").model_copy(update={"artifacts": ()})
+    assert current_reports(run_dir, manifest.with_stage(extended)) == ()
 
 
 @pytest.mark.slow
@@ -141,7 +145,7 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
     assert np.array_equal(compared[0].covariance, compared[1].covariance)
     assert compared[0].mean.std() > 0
     Image.new("RGB", (9, 8)).save(tmp_path / "3.png")
-    with pytest.raises(RunFailed, match="images of one size"):
+    with pytest.raises(UserError, match=r"images of one size.*3.png of 9x8"):
         evaluate(run_dir, 2, reference=tmp_path, **options)
 
 
@@ -208,6 +212,7 @@ def test_a_failure_of_a_worker_is_one_line_that_says_how_to_go_on(
         ({"guidance_scale": 2.0}, r"--guidance = 2.0: expected 1, since the model has no classes"),
         ({"reference_images": 5000}, r"--reference-images = 5000: expected 2 to 1797"),
         ({"reference": "nowhere.npz"}, r"--reference = .*nowhere.npz: expected a folder of images, or an .npz"),
+        ({"inception_weights": __file__}, r"--inception-weights = .*Inception network"),
         ({"inception_weights": "nowhere.pth"}, r"--inception-weights = nowhere.pth: expected a file"),
     ],
 )

@@ -1,0 +1,61 @@
+"""What of an evaluation is on record: its key, its folder in the run, and the reports that hold for the run's ensemble.
+
+Imports neither torch nor the driver, so that whatever shows a run can show its numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ebdiff_orchestrator.stages import ASSEMBLE
+from schemas.digest import digest
+from schemas.evaluation import EvaluationReport, SampledImages
+from schemas.manifest import Manifest
+
+REPORT_FILE, STATISTICS_FILE = "report.json", "statistics.npz"
+_FOLDER = "evaluation"
+_VERSION = 1  # of how images are drawn and measured
+
+
+def ensemble_digest(manifest: Manifest) -> str:
+    """SHA-256 of the ensemble's files."""
+    return digest([[item.path, item.sha256] for item in manifest.stage(ASSEMBLE).artifacts])
+
+
+def evaluation_key(
+    manifest: Manifest, num_images: int, images: SampledImages, inception_sha256: str, reference_digest: str
+) -> str:
+    """SHA-256 of what determines the number: the ensemble, which images of it, which network, which reference."""
+    drawn = images.model_dump(mode="json", include={"seed", "steps", "guidance_scale", "batch_size"})
+    return digest(
+        {
+            "version": _VERSION,
+            "ensemble": ensemble_digest(manifest),
+            "num_images": num_images,
+            "drawn": drawn,  # the batch size shows in the last bits
+            "inception": inception_sha256,
+            "reference": reference_digest,
+        }
+    )
+
+
+def work_folder(run_dir: Path) -> Path:
+    """Where the evaluations of a run lie."""
+    return run_dir / _FOLDER
+
+
+def evaluation_folder(run_dir: Path, key: str) -> Path:
+    """Where one evaluation lies: its report, its statistics, the images if they are kept, shards while it goes on."""
+    return work_folder(run_dir) / key[:16]
+
+
+def current_reports(run_dir: Path, manifest: Manifest) -> tuple[EvaluationReport, ...]:
+    """The reports of the recorded evaluations of the ensemble that the run has now, the newest last.
+
+    Those of an earlier one, from before the run was extended, are left out.
+    """
+    ensemble = ensemble_digest(manifest)
+    files = [evaluation_folder(run_dir, key) / REPORT_FILE for key in manifest.evaluations]
+    reports = [EvaluationReport.model_validate_json(file.read_bytes()) for file in files if file.is_file()]
+    current = [report for report in reports if report.ensemble_digest == ensemble]
+    return tuple(sorted(current, key=lambda report: report.evaluation.at))
