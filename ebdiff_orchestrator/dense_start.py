@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.pretrained import DenseFolder, find_dense
 from schemas.errors import plan_error
@@ -34,7 +36,10 @@ def adopt_dense(plan: Plan) -> tuple[Plan, DenseSource | None]:
 
 
 def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
-    """Values that the plan's author wrote must be the network's; defaults give way to it."""
+    """Values that the plan's author wrote must be the network's; defaults give way to it.
+
+    What a plan has no form for (a list of head counts, say) stays in the network's own config alone.
+    """
     update: dict[str, Any] = {}
     for name in type(plan.model).model_fields.keys() - _NOT_OF_THE_NETWORK:
         if name not in dense.arguments:
@@ -44,7 +49,24 @@ def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
             raise _disagreement(plan, f"model.{name}", own, theirs)
         update[name] = theirs
     _check_images(plan, dense)
-    return plan.model_copy(update={"model": plan.model.model_copy(update=update)})
+    _check_classes(plan, dense)
+    values = {**plan.model.model_dump(), **update}
+    try:
+        model = type(plan.model).model_validate(values)
+    except ValidationError as error:
+        formless = {str(item["loc"][0]) for item in error.errors() if item["loc"]} or update.keys()
+        known = {name: value for name, value in update.items() if name not in formless}
+        model = type(plan.model).model_validate({**plan.model.model_dump(), **known})
+    return plan.model_copy(update={"model": model})
+
+
+def _check_classes(plan: Plan, dense: DenseFolder) -> None:
+    """The network's table of classes ends with `no class`, or has none if labels are never dropped."""
+    rows = dense.arguments.get("num_context_classes") or dense.arguments.get("num_class_embeds")
+    classes = None if rows is None else int(rows) - 1
+    whole = plan.model.label_dropout == 0 and plan.sampling.guidance_scale == 1
+    if plan.model.num_classes != classes and not (whole and plan.model.num_classes == rows):
+        raise _disagreement(plan, "model.num_classes", plan.model.num_classes, classes)
 
 
 def _check_images(plan: Plan, dense: DenseFolder) -> None:

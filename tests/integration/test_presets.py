@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import tiny_vae
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.plans import load_plan
+from schemas.errors import PlanError
+from schemas.plan import Plan
 
 SMALL = (
     "training.batch_size=4",
@@ -92,6 +95,64 @@ def test_the_whole_path_of_a_preset(
     assert {lease.job for lease in manifest.leases} >= {"region 0-260", "ensemble", "samples"}
     assert ("encode" in {lease.job for lease in manifest.leases}) == (preset == "imagenet256-ldm")
     assert all(record.peak_memory_bytes for name, record in manifest.stages.items() if name.startswith("train/"))
+
+
+def _hub_folders(folder: Path) -> dict[str, Path]:
+    """Networks with random weights, as diffusers saves them: a pipeline, a model, and one for texts."""
+    shape = {"sample_size": 8, "in_channels": 3, "out_channels": 3, "norm_num_groups": 4, "layers_per_block": 1}
+    widths = {"block_out_channels": (16, 32)}
+    plain = UNet2DModel(
+        **shape,
+        **widths,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+    )
+    DDPMPipeline(plain, DDPMScheduler()).save_pretrained(folder / "pipeline")
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    UNet2DConditionModel(
+        **shape, **widths, **blocks, mid_block_type="UNetMidBlock2D", num_class_embeds=4
+    ).save_pretrained(folder / "classes")
+    UNet2DConditionModel(
+        **shape,
+        **widths,
+        cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+    ).save_pretrained(folder / "text")
+    return {name: folder / name for name in ("pipeline", "classes", "text")}
+
+
+def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
+    serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
+) -> None:
+    networks = _hub_folders(tmp_path)
+    for label in ("a", "b", "c"):
+        _write(tmp_path / "images" / label, (8, 8), "png")
+    data = {"path": str(tmp_path / "images"), "resolution": 8, "channels": 3}
+    quick = {
+        "training": {"steps": 2, "batch_size": 4, "ema_decay": 0.9},
+        "draw": {"interval_steps": 1, "threshold": 1.0},
+        "sampling": {"steps": 4, "num_images": 2},
+    }
+    plan = Plan.model_validate({"data": data, "model": {"pretrained": str(networks["pipeline"])}, **quick})
+    handle = driver.launch(plan, tmp_path / "plain")
+    assert handle.manifest.finished()
+    assert handle.manifest.plan.model.block_out_channels == (16, 32)
+    assert handle.ensemble.unet.experts[2].conv_in.weight.shape[0] == 4
+
+    labelled = {**data, "label_column": "label"}
+    model = {"pretrained": str(networks["classes"]), "num_classes": 3}
+    quick["sampling"]["guidance_scale"] = 2.0
+    plan = Plan.model_validate({"data": labelled, "model": model, **quick})
+    assert driver.launch(plan, tmp_path / "classes-run").manifest.finished()
+    with pytest.raises(PlanError, match=r"model\.num_classes = None: expected 3"):
+        driver.launch(Plan.model_validate({"data": data, "model": {"pretrained": model["pretrained"]}}), tmp_path / "x")
+    with pytest.raises(PlanError, match="text"):
+        driver.launch(
+            Plan.model_validate({"data": data, "model": {"pretrained": str(networks["text"])}}), tmp_path / "x"
+        )
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed"])
