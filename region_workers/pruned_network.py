@@ -33,13 +33,18 @@ class LoadedStrictly:
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen."""
+        """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen.
+
+        The weights lie in memory of their own, as a built network's do, and so give the same bits.
+        """
         wants_report = kwargs.pop("output_loading_info", False)
         kwargs = {"low_cpu_mem_usage": False, **kwargs, "use_safetensors": True}
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         problems = {what: names for what, names in report.items() if names}
         if problems:
             raise ValueError(f"{args[0] if args else cls.__name__}: the weights do not fit config.json: {problems}.")
+        for weight in (*model.parameters(), *model.buffers()):
+            weight.data = weight.data.clone()  # it lay in the mapped file, at any address
         return (model, report) if wants_report else model
 
 
