@@ -70,10 +70,10 @@ def random_images(preset: str, folder: Path, changes: list[str]) -> tuple[Worker
     """A job of the preset on images of noise."""
     from PIL import Image
 
-    plan = load_plan(preset)
+    plan = load_plan(preset, changes)
     shape = (plan.data.resolution, plan.data.resolution, 3)
     (folder / "images").mkdir()
-    for index in range(64):
+    for index in range(max(64, plan.training.batch_size)):
         pixels = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
     plan = load_plan(preset, [f"data.path={folder / 'images'}", *changes])
