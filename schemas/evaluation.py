@@ -67,7 +67,7 @@ class StepShare(Section):
     timesteps: int = Field(description="Timesteps that the region owns.")
     steps: int = Field(description="Sampling steps that fall on them.")
     params: int
-    macs: int
+    macs: int = Field(description="Of one network evaluation of one image, by torch-pruning's counter.")
 
 
 class EvaluationReport(Section):

@@ -13,7 +13,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.cluster import connect
-from ebdiff_orchestrator.evaluation.shards import Shard, finished_record, progress_file, record_file, shards_of
+from ebdiff_orchestrator.evaluation.shards import (
+    IMAGES_FOLDER,
+    Shard,
+    finished_record,
+    progress_file,
+    record_file,
+    shards_of,
+)
 from ebdiff_orchestrator.evaluation.work import make_shards
 from ebdiff_orchestrator.view import View
 from schemas.durable import remove_leftovers
@@ -67,7 +74,8 @@ def make_features(crews: Crews, job: FeatureJob, what: str) -> None:
     """Make the shards of the job that are not there and whole. Raises RunFailed if a worker could not."""
     folder, shards = Path(job.folder), shards_of(job.num_images)
     folder.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    for each in (folder, folder / IMAGES_FOLDER):
+        remove_leftovers(each)  # pytorch-fid would count a half-written image
     keep = isinstance(job.images, SampledImages) and job.images.keep_images
     missing = [shard for shard in shards if finished_record(folder, shard, keep) is None]
     for shard in missing:
