@@ -23,7 +23,8 @@ class Row:
 
     `costs`: parameters and multiply-accumulates of one image, weighted by the timesteps that each region owns.
     `speed_up`: the paper's: the dense run's training seconds over this run's slowest region's, the dense start's added
-    where there is one, the draw left out. `wall_speed_up`: by the clock, draws, waiting and all included.
+    where there is one, the draw left out. `wall_speed_up`: by the clock, draws, waiting and the
+    dense start's own run included.
     `hours_saved`: the share of the dense run's hours that this one does without (negative: it took more).
     """
 
@@ -34,7 +35,6 @@ class Row:
     speed_up: float | None
     wall_speed_up: float | None
     hours_saved: float | None
-    regions: int
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers; seconds, bytes and hours."""
@@ -95,24 +95,21 @@ def compare_runs(runs: Sequence[Path], against: Path | None = None) -> Compariso
 def _comparison(
     runs: Sequence[Path], manifests: Sequence[Manifest], against: Path | None, dense: Manifest | None
 ) -> Comparison:
-    reference = measures_of(dense) if dense else None
-    rows = tuple(_row(run, manifest, reference) for run, manifest in zip(runs, manifests, strict=True))
+    rows = tuple(_row(run, manifest, dense) for run, manifest in zip(runs, manifests, strict=True))
     return Comparison(rows, str(against) if against else None)
 
 
-def _row(run: Path, manifest: Manifest, dense: Measures | None) -> Row:
+def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
     own = measures_of(manifest)
+    reference = measures_of(dense) if dense else None
     return Row(
         run=str(run),
         method=method_of(manifest.plan),
         costs=_costs(manifest.plan),
         measures=own,
-        speed_up=_ratio(_total(dense.train_s, dense.charged_s), _total(own.train_s, own.charged_s)) if dense else None,
-        wall_speed_up=_ratio(_total(dense.wall_s, dense.charged_s), _total(own.wall_s, own.charged_s))
-        if dense
-        else None,
-        hours_saved=_saved(dense, own) if dense else None,
-        regions=len(manifest.plan.regions),
+        speed_up=_ratio(_train_s(reference), _train_s(own)),
+        wall_speed_up=_ratio(_wall_s(dense), _wall_s(manifest)),
+        hours_saved=_saved(reference, own) if reference else None,
     )
 
 
@@ -122,8 +119,23 @@ def _costs(plan: Plan) -> Costs:
     return look_ahead(plan.model_copy(update={"model": fresh})).weighted
 
 
-def _total(own: float | None, charged: float | None) -> float | None:
-    return None if own is None or charged is None else own + charged
+def _train_s(found: Measures | None) -> float | None:
+    """The slowest region's training, and the dense training it starts from."""
+    if found is None or found.train_s is None or found.charged_s is None:
+        return None
+    return found.train_s + found.charged_s
+
+
+def _wall_s(manifest: Manifest | None) -> float | None:
+    """By the clock, that of the dense start's own run included; None where that run is not at hand."""
+    if manifest is None:
+        return None
+    own = measures_of(manifest).wall_s
+    if own is None or manifest.dense is None:
+        return own
+    start = RunDirectory(Path(manifest.dense.path))
+    before = _wall_s(start.read()) if start.exists() else None
+    return None if before is None else before + own
 
 
 def _ratio(dense: float | None, own: float | None) -> float | None:

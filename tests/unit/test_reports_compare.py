@@ -137,12 +137,15 @@ def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: 
     dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
     cost = DenseCost(steps=12, active_s=800.0, worker_hours=0.0, gpu_hours=100 / 3600)
     plan = tiny_plan(HALF, *ONE_SHOT)
-    known = DenseSource(path="dense", digest="d", cost=cost)
+    known = DenseSource(path=str(dense), digest="d", cost=cost)
     tuned = _write(tmp_path / "tuned", plan, [100 / 1.44], wall_s=20.0, dense=known)
-    unknown = _write(tmp_path / "unknown", plan, [100 / 1.44], dense=known.model_copy(update={"cost": None}))
+    unknown = _write(
+        tmp_path / "unknown", plan, [100 / 1.44], dense=known.model_copy(update={"path": "gone", "cost": None})
+    )
     rows = compare_runs([tuned, unknown], against=dense).rows
     assert rows[0].speed_up == pytest.approx(0.92, abs=0.001)
     assert rows[0].hours_saved == pytest.approx(-0.2)
+    assert rows[0].wall_speed_up == pytest.approx(100 / (100 + 20))
     assert (rows[1].speed_up, rows[1].wall_speed_up, rows[1].hours_saved) == (None, None, None)
     table = comparison_table(compare_runs([tuned, unknown], against=dense))
     steps = table.headings.index("steps")
