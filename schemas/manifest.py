@@ -12,6 +12,7 @@ from schemas.section import Section
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
+EVALUATE_JOB = "evaluate"  # its lease is no part of what training cost
 
 Status = Literal["pending", "running", "done", "failed"]
 

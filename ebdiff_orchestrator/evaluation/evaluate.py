@@ -33,10 +33,8 @@ from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
-from schemas.manifest import Evaluation, Lease, Manifest
+from schemas.manifest import EVALUATE_JOB, Evaluation, Lease, Manifest
 from schemas.plan import Plan
-
-LEASE = "evaluate"
 
 
 @dataclass(frozen=True)
@@ -236,7 +234,7 @@ def _charged(directory: RunDirectory, crews: Crews) -> Iterator[None]:
     finally:
         crew, manifest = crews.used, directory.read()
         if crew is not None:
-            attempt = 1 + sum(lease.job == LEASE for lease in manifest.leases)
+            attempt = 1 + sum(lease.job == EVALUATE_JOB for lease in manifest.leases)
             times = {"started_at": began, "ended_at": time.time()}
             lease = Lease(job=LEASE, attempt=attempt, workers=crew.workers, gpus=crew.gpus, **times)
             directory.write(manifest.model_copy(update={"leases": (*manifest.leases, lease)}))

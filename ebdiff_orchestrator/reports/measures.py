@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.manifest import Evaluation, Lease, Manifest, StageRecord
-
-EVALUATE_JOB = "evaluate"
+from schemas.manifest import EVALUATE_JOB, Evaluation, Lease, Manifest, StageRecord
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,11 @@ DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
 
 
 @pytest.fixture
-def dense_folder(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> Iterator[Path]:
+def dense_folder(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> Path:
     """The trained expert of a dense run."""
     (job,) = make_jobs(tiny_plan(DENSE, "training.steps=4"), tmp_path / "dense")
     run_job(job)
-    yield tmp_path / "dense" / "train/all/expert"
+    return tmp_path / "dense" / "train/all/expert"
 
 
 def _run(plan: Plan, make_jobs: MakeJobs, folder: Path) -> tuple[Ticket, PrunedUNet2DModel]:
@@ -103,12 +103,12 @@ def test_what_the_plan_says_of_the_network_must_be_true(dense_folder: Path) -> N
     wrong = {"pretrained": str(dense_folder), "block_out_channels": [16, 64]}
     with pytest.raises(PlanError, match=r"model.block_out_channels = \(16, 64\): expected \(16, 32\)"):
         adopt_dense(Plan.model_validate({"model": wrong}))
-    with pytest.raises(PlanError, match="data.channels = 3: expected 1"):
+    with pytest.raises(PlanError, match=r"data\.channels = 3: expected 1"):
         adopt_dense(Plan.model_validate({"model": {"pretrained": str(dense_folder)}, "data": {"channels": 3}}))
 
 
 def test_pruning_once_needs_a_trained_network() -> None:
-    with pytest.raises(PlanError, match="model.pretrained = None: expected a trained dense network"):
+    with pytest.raises(PlanError, match=r"model\.pretrained = None: expected a trained dense network"):
         adopt_dense(Plan.model_validate({"draw": {"method": "one-shot"}}))
 
 
