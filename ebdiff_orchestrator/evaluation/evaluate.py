@@ -236,7 +236,7 @@ def _charged(directory: RunDirectory, crews: Crews) -> Iterator[None]:
         if crew is not None:
             attempt = 1 + sum(lease.job == EVALUATE_JOB for lease in manifest.leases)
             times = {"started_at": began, "ended_at": time.time()}
-            lease = Lease(job=LEASE, attempt=attempt, workers=crew.workers, gpus=crew.gpus, **times)
+            lease = Lease(job=EVALUATE_JOB, attempt=attempt, workers=crew.workers, gpus=crew.gpus, **times)
             directory.write(manifest.model_copy(update={"leases": (*manifest.leases, lease)}))
 
 

@@ -231,10 +231,3 @@ def test_a_narrow_terminal_shows_every_column_whole_in_tables_below_each_other()
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(f"value{index:05d}" in text and f"measure {index}" in text for index in range(12))
     assert text.count("TA-EB 30/60/80%") > 1
-
-
-def test_the_job_that_is_not_charged_is_the_evaluations() -> None:
-    from ebdiff_orchestrator.evaluation import evaluate
-    from ebdiff_orchestrator.reports.measures import EVALUATE_JOB
-
-    assert evaluate.LEASE == EVALUATE_JOB
