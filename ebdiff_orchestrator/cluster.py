@@ -55,11 +55,15 @@ class Cluster:
         self._started: set[str] = set()
 
     def capacity(self) -> int:
-        """How many jobs the cluster holds at once, by what its nodes have; a worker must fit on one node."""
+        """How many jobs the cluster holds at once, by what its nodes have."""
+        return self.workers_at_once() // self.request.processes
+
+    def workers_at_once(self) -> int:
+        """How many single workers of the request's kind the cluster holds at once; each must fit on one node."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(workers_on_node(self.request, node) for node in nodes) // self.request.processes
+        return sum(workers_on_node(self.request, node) for node in nodes)
 
     def free_slots(self) -> int:
         """How many more jobs fit now, those that were started but have not yet taken their place counted out."""
@@ -112,7 +116,7 @@ class Cluster:
         pending: dict[Any, int] = {}
         try:
             while waiting or pending:
-                while waiting and len(pending) < 2 * max(1, self.capacity()):
+                while waiting and len(pending) < 2 * max(1, self.workers_at_once()):
                     index, call = waiting.popleft()
                     pending[task.remote(*call)] = index
                 (ended,), _ = ray.wait(list(pending), num_returns=1)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.pretrained import DenseFolder, find_dense
@@ -31,8 +31,14 @@ def adopt_dense(plan: Plan) -> tuple[Plan, DenseSource | None]:
             )
         return plan, None
     dense = find_dense(plan.model.pretrained)
-    path = str(dense.run or dense.folder)
-    return _with_arguments(plan, dense), DenseSource(path=path, digest=dense.digest(), cost=_cost(dense))
+    source = DenseSource(
+        path=str(dense.run or dense.folder),
+        digest=dense.digest(),
+        class_name=dense.class_name,
+        arguments=dense.arguments,
+        cost=_cost(dense),
+    )
+    return _with_arguments(plan, dense), source
 
 
 def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
@@ -41,32 +47,31 @@ def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
     What a plan has no form for (a list of head counts, say) stays in the network's own config alone.
     """
     update: dict[str, Any] = {}
-    for name in type(plan.model).model_fields.keys() - _NOT_OF_THE_NETWORK:
-        if name not in dense.arguments:
+    for name, field in type(plan.model).model_fields.items():
+        if name in _NOT_OF_THE_NETWORK or name not in dense.arguments:
             continue
-        own, theirs = getattr(plan.model, name), _frozen(dense.arguments[name])
+        try:
+            form: Any = Annotated[field.annotation, field, *field.metadata]
+            theirs = TypeAdapter(form).validate_python(dense.arguments[name])
+        except ValidationError:
+            continue
+        own = getattr(plan.model, name)
         if own != theirs and name in plan.model.model_fields_set:
             raise _disagreement(plan, f"model.{name}", own, theirs)
         update[name] = theirs
     _check_images(plan, dense)
     _check_classes(plan, dense)
-    values = {**plan.model.model_dump(), **update}
-    try:
-        model = type(plan.model).model_validate(values)
-    except ValidationError as error:
-        formless = {str(item["loc"][0]) for item in error.errors() if item["loc"]} or update.keys()
-        known = {name: value for name, value in update.items() if name not in formless}
-        model = type(plan.model).model_validate({**plan.model.model_dump(), **known})
-    return plan.model_copy(update={"model": model})
+    return plan.model_copy(update={"model": plan.model.model_copy(update=update)})
 
 
 def _check_classes(plan: Plan, dense: DenseFolder) -> None:
-    """The network's table of classes ends with `no class`, or has none if labels are never dropped."""
+    """The network's table of classes ends with a row for `no class`; without one it would lose its last class."""
     rows = dense.arguments.get("num_context_classes") or dense.arguments.get("num_class_embeds")
     classes = None if rows is None else int(rows) - 1
-    whole = plan.model.label_dropout == 0 and plan.sampling.guidance_scale == 1
-    if plan.model.num_classes != classes and not (whole and plan.model.num_classes == rows):
-        raise _disagreement(plan, "model.num_classes", plan.model.num_classes, classes)
+    if plan.model.num_classes != classes:
+        expected = f"{classes} and a last row for `no class`, by the {rows} rows of" if rows else "null, as in"
+        remedy = "Set it so; a network without that row cannot be a dense start."
+        raise plan_error("model.num_classes", plan.model.num_classes, f"{expected} model.pretrained", remedy)
 
 
 def _check_images(plan: Plan, dense: DenseFolder) -> None:
@@ -104,7 +109,3 @@ def _cost(dense: DenseFolder) -> DenseCost | None:
         worker_hours=sum(lease.worker_hours for lease in training) + (earlier.worker_hours if earlier else 0.0),
         gpu_hours=sum(lease.gpu_hours for lease in training) + (earlier.gpu_hours if earlier else 0.0),
     )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

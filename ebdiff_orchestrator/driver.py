@@ -32,9 +32,10 @@ from ebdiff_orchestrator.view import Silent, View, sampling_report
 from region_workers.data.labels import check_labels
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
-from region_workers.latents.store import ensure_latents, find_latents
+from region_workers.latents.store import LatentStore, ensure_latents, find_latents
 from schemas.digest import digest
 from schemas.job import EXPERT_FOLDER, STOP_FILE, Artifact
+from schemas.manifest import DenseSource
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
@@ -58,8 +59,8 @@ def launch(
     """
     directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / plan.name)
     view = view or Silent()
-    plan, dense = adopt_dense(_with_absolute_paths(plan))
-    outlook = None if directory.exists() else look_ahead(plan)  # a plan that cannot run leaves no directory
+    plan, dense = _with_dense_start(_with_absolute_paths(plan), directory)
+    outlook = None if directory.exists() else look_ahead(plan, dense)  # a plan that cannot run leaves no directory
     with directory.held():
         ledger = Ledger(directory, directory.begin(plan), view.line)
         ledger.know_dense(dense)
@@ -67,7 +68,7 @@ def launch(
         if ledger.manifest.finished():
             view.line(f"The run in {directory.path} is finished; nothing to do.")
         else:
-            outlook = outlook or look_ahead(plan)
+            outlook = outlook or look_ahead(plan, dense)
             (directory.path / STOP_FILE).unlink(missing_ok=True)
             with view:
                 _carry_out(ledger, outlook, view, address, [Path(run) for run in reuse])
@@ -145,20 +146,29 @@ def _encode(ledger: Ledger, images: ImageStore, cache_dir: Path, cluster: Cluste
     """The latents of the images, by as many workers as the cluster holds."""
     plan = ledger.plan
     assert isinstance(plan.model, LatentModelPlan)
-    started, threads = time.time(), plan.training.cpu_threads
+    started = time.time()
     view.line(f"Encoding {len(images)} images with the VAE {plan.model.vae} ...")
-    latents = ensure_latents(
-        plan.model, plan.data, images, cache_dir, cluster.run_many, view.images, cpu_threads=threads
-    )
-    ledger.charge("encode", 1, started, max(1, cluster.capacity()), cluster.request.gpus)
-    return latents
+    try:
+        return ensure_latents(
+            plan.model,
+            plan.data,
+            images,
+            cache_dir,
+            cluster.run_many,
+            view.images,
+            cpu_threads=plan.training.cpu_threads,
+            device=torch.device("cuda" if cluster.request.gpus else "cpu"),
+        )
+    finally:
+        workers = max(1, cluster.workers_at_once())
+        ledger.charge("encode", 1, started, workers, min(cluster.request.gpus, 1.0))
 
 
 def _known_jobs(ledger: Ledger, samples: SampleStore, reuse: Sequence[Path], view: View) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
-    ledger.know_images(samples.digest)
+    ledger.know_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
     jobs = outline_jobs(ledger.plan, ledger.inputs)
-    take_over(ledger.directory, jobs, reuse, view.line)
+    ledger.know_borrowed(take_over(ledger.directory, jobs, reuse, view.line))
     ledger.take_results(jobs)
     return jobs
 
@@ -170,8 +180,9 @@ def _finish(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> 
         region.name: digest([a.sha256 for a in ledger.artifacts(train_stage_name(region), EXPERT_FOLDER)])
         for region in plan.regions
     }
-    ensemble_key = assemble_key(plan, experts)
-    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, run_dir), request.gpus)
+    vae = ledger.inputs.vae
+    ensemble_key = assemble_key(plan, experts, vae)
+    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, run_dir, vae), request.gpus)
     view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
     ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, run_dir), request.gpus)
 
@@ -181,6 +192,17 @@ def _in_this_process(view: View) -> RunOnce:
         return function(*arguments, sampling_report(view)) if function is sample else function(*arguments)
 
     return run
+
+
+def _with_dense_start(plan: Plan, directory: RunDirectory) -> tuple[Plan, DenseSource | None]:
+    """The plan as its dense start has it. Once every ticket is drawn, what the run recorded of that start will do."""
+    known = directory.read() if directory.exists() else None
+    if known is None or known.dense is None or known.plan.model.pretrained != plan.model.pretrained:
+        return adopt_dense(plan)
+    drawn = all(record.status == "done" for name, record in known.stages.items() if name.startswith("draw/"))
+    if not drawn or plan.model != known.plan.model:
+        return adopt_dense(plan)
+    return plan, known.dense
 
 
 def _expected_macs(job: JobOutline, outlook: Outlook) -> float:

@@ -23,6 +23,7 @@ from schemas.job import FAILURE_FILE, PROGRESS_FILE, STOP_FILE, Failure, Progres
 _POLL_S = 0.5
 _Model = TypeVar("_Model", Progress, Failure)
 _STOP_LIMIT_S = 120.0
+_CHARGE_EVERY_S = 30.0
 
 
 @dataclass
@@ -34,6 +35,7 @@ class _Attempt:
     future: Future[None]
     started_at: float
     seen: bool = False
+    charged_at: float = 0.0
 
 
 @dataclass
@@ -68,23 +70,29 @@ class JobLoop:
 
         Raises RunStopped when interrupted, and RunFailed if jobs failed for good, after the others are done.
         """
-        while True:
-            if interrupts.requested:
-                self._stop(interrupts)
-            decision = next_jobs(self._outlines(), self._expected_macs, self._situation(), self._workers.wait_limit_s)
-            for name, reason in decision.give_up.items():
-                self._give_up(name, reason)
-            for name in decision.start:
-                self._start(name)
-            self._note_waiting(decision)
-            if decision.finished and not self._running:
-                break
-            time.sleep(_POLL_S)
-            self._watch()
-            self._ledger.take_results(self._outlines())
-            self._collect()
+        try:
+            while self._advance(interrupts):
+                time.sleep(_POLL_S)
+                self._watch()
+                self._ledger.take_results(self._outlines())
+                self._collect()
+        finally:
+            for attempt in self._running.values():
+                self._charge(attempt)
         shutil.rmtree(self._ledger.directory.path / RAY_FOLDER, ignore_errors=True)
         self._raise_if_failed()
+
+    def _advance(self, interrupts: Interrupts) -> bool:
+        """Start what can start; whether anything is still to be waited for."""
+        if interrupts.requested:
+            self._stop(interrupts)
+        decision = next_jobs(self._outlines(), self._expected_macs, self._situation(), self._workers.wait_limit_s)
+        for name, reason in decision.give_up.items():
+            self._give_up(name, reason)
+        for name in decision.start:
+            self._start(name)
+        self._note_waiting(decision)
+        return bool(self._running) or not decision.finished
 
     def _outlines(self) -> tuple[JobOutline, ...]:
         return tuple(self._jobs.values())
@@ -108,6 +116,8 @@ class JobLoop:
     def _watch(self) -> None:
         """Read what the workers say of themselves."""
         for name, attempt in list(self._running.items()):
+            if time.time() - attempt.charged_at > _CHARGE_EVERY_S:  # so that a killed driver loses little of it
+                self._charge(attempt)
             progress = self._progress_of(attempt)
             if progress is None:
                 self._check_started(name, attempt)
@@ -149,6 +159,7 @@ class JobLoop:
 
     def _charge(self, attempt: _Attempt) -> None:
         """Enter the devices that an attempt held, from its start to now."""
+        attempt.charged_at = time.time()
         request = self._cluster.request
         self._ledger.charge(attempt.outline.name, attempt.number, attempt.started_at, request.processes, request.gpus)
 
@@ -202,8 +213,6 @@ class JobLoop:
                 self._view.line("Not waiting any longer; the last checkpoints stay.")
                 break
             time.sleep(_POLL_S)
-        for attempt in self._running.values():
-            self._charge(attempt)
         self._ledger.take_results(self._outlines())
         for name, record in self._ledger.manifest.stages.items():
             if record.status == "running":

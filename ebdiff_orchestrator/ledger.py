@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import Inputs, JobOutline
@@ -65,7 +66,7 @@ class Ledger:
         """What the run's stages start from; recorded before any job."""
         store, dense = self.manifest.store_digest, self.manifest.dense
         assert store is not None
-        return Inputs(store, dense.digest if dense else None)
+        return Inputs(store, dense.digest if dense else None, self.manifest.vae_digest)
 
     def know_dense(self, dense: DenseSource | None) -> None:
         """Record the dense start of the run; UserError if it began with another."""
@@ -79,6 +80,11 @@ class Ledger:
             )
         self.manifest = self.directory.write(self.manifest.model_copy(update={"dense": dense}))
 
+    def know_borrowed(self, sources: Mapping[str, Path]) -> None:
+        """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's leases."""
+        for stage, source in sources.items():
+            self._put(self.manifest.stage(stage), reused_from=str(source))
+
     def charge(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
         """Record the devices that a job held from `started_at` until now."""
         lease = Lease(
@@ -89,18 +95,27 @@ class Ledger:
             workers=workers,
             gpus=workers * gpus_each,
         )
-        leases = (*self.manifest.leases, lease)
+        # An earlier entry of this very lease gives way: it is entered again as it grows.
+        others = tuple(old for old in self.manifest.leases if (old.job, old.started_at) != (job, started_at))
+        leases = (*others, lease)
         self.manifest = self.directory.write(self.manifest.model_copy(update={"leases": leases}))
 
-    def know_images(self, store_digest: str) -> None:
-        """Record the images, or latents, of the run; UserError if it began with others."""
+    def know_samples(self, store_digest: str, vae_digest: str | None) -> None:
+        """Record the images, or latents, of the run, and the VAE; UserError if it began with others."""
         known = self.manifest.store_digest
+        if known is not None and vae_digest != self.manifest.vae_digest:
+            raise UserError(
+                f"model.vae = {getattr(self.plan.model, 'vae', None)}: it is not the VAE that the run in "
+                f"{self.directory.path} began with. Restore it, or give another --run-dir."
+            )
         if known is not None and known != store_digest:
             raise UserError(
                 f"data.path = {self.plan.data.path}: its images are not those that the run in {self.directory.path} "
                 "began with. Restore them, or give another --run-dir."
             )
-        self.manifest = self.directory.write(self.manifest.model_copy(update={"store_digest": store_digest}))
+        self.manifest = self.directory.write(
+            self.manifest.model_copy(update={"store_digest": store_digest, "vae_digest": vae_digest})
+        )
 
     def begin_attempt(self, job: JobOutline) -> int:
         """Count an attempt for the job's first open stage; a number that no earlier attempt of the run had."""
@@ -182,7 +197,7 @@ class Ledger:
             hardware=result.hardware,
             metrics=result.metrics,
             peak_memory_bytes=result.peak_memory_bytes,
-            reused_from=result.reused_from,
+            reused_from=result.reused_from or record.reused_from,
             error=None,
         )
 

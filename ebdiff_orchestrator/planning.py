@@ -9,6 +9,7 @@ from region_workers.costs import CostCounter, Costs
 from region_workers.pretrained import dense_counter
 from region_workers.pruning.widths import check_ratio, realised_ratio
 from schemas.errors import plan_error
+from schemas.manifest import DenseSource
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
 
@@ -55,12 +56,12 @@ class Outlook:
         }
 
 
-def look_ahead(plan: Plan) -> Outlook:
-    """Build the networks without weights and count them.
+def look_ahead(plan: Plan, dense: DenseSource | None = None) -> Outlook:
+    """Build the networks without weights and count them; `dense`: the plan's dense start as its manifest has it.
 
     Raises PlanError for a network that cannot be built or a pruning ratio that removes nothing or a whole group.
     """
-    counter = _counter(plan)
+    counter = _counter(plan, dense)
     groups = counter.groups
     for index, region in enumerate(plan.regions):
         check_ratio(groups, region.pruning_ratio, f"regions.{index}.pruning_ratio")
@@ -97,7 +98,7 @@ def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
         )
 
 
-def _counter(plan: Plan) -> CostCounter:
+def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
     halvings = len(plan.model.block_out_channels) - 1
     smallest = 2**halvings * (plan.model.latent_downscale if plan.model.family == "latent" else 1)
     if plan.data.resolution % smallest:
@@ -108,7 +109,7 @@ def _counter(plan: Plan) -> CostCounter:
             "Change the resolution or the number of model.block_out_channels.",
         )
     try:
-        return dense_counter(plan.model, plan.data)
+        return dense_counter(plan.model, plan.data, dense)
     except (ValueError, TypeError, KeyError) as error:
         raise plan_error(
             "model", "the network", "arguments that diffusers' UNet accepts", f"It says: {error}"

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.stages import stage_names
+from region_workers.checkpoints import newest_step
 from region_workers.results import is_whole
 from schemas.durable import write_model
 from schemas.errors import PlanError, UserError, plan_error
-from schemas.job import Artifact
+from schemas.job import CHECKPOINTS_FOLDER, Artifact
 from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest, StageRecord
 from schemas.plan import Plan
 
@@ -64,7 +65,7 @@ class RunDirectory:
         Workers, checkpointing and logging may differ, and take effect. A run in which no job has begun yet gives way.
         UserError, showing what differs, otherwise.
         """
-        if not self.exists() or not self.read().attempts:
+        if not self.exists() or not self.read().begun():
             return self.write(_new_manifest(plan))
         manifest = self.read()
         if manifest.plan.experiment_digest() != plan.experiment_digest():
@@ -86,11 +87,12 @@ class RunDirectory:
         stages = dict(manifest.stages)
         for region in plan.regions:
             record = manifest.stage(f"train/{region.name}")
-            if plan.steps_of(region) < record.steps:
+            made = max(record.steps, newest_step(self.path / record.name / CHECKPOINTS_FOLDER))
+            if plan.steps_of(region) < made:
                 raise plan_error(
                     f"steps of region {region.name}",
                     plan.steps_of(region),
-                    f"at least the {record.steps} that are made",
+                    f"at least the {made} that are made",
                     "Raise it, or start a new run.",
                 )
             if plan.steps_of(region) != record.steps:

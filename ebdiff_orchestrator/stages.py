@@ -32,10 +32,11 @@ class JobOutline:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a plan's stages start from, known by digests: what is denoised, and the dense start if there is one."""
+    """What a plan's stages start from, known by digests: what is denoised, the VAE and the dense start, if any."""
 
     store: str
     dense: str | None = None
+    vae: str | None = None
 
 
 def outline_jobs(plan: Plan, inputs: Inputs) -> tuple[JobOutline, ...]:
@@ -93,12 +94,13 @@ def worker_job(
     )
 
 
-def assemble_key(plan: Plan, train_results: dict[str, str]) -> str:
-    """The key of the ensemble: the experts' digests (by region) and how it samples by default."""
+def assemble_key(plan: Plan, train_results: dict[str, str], vae: str | None) -> str:
+    """The key of the ensemble: the experts' digests (by region), the VAE's, and how it samples by default."""
     sampling = plan.sampling.model_dump(
         mode="json", include={"steps", "spacing", "eta", "clip_sample", "guidance_scale"}
     )
-    return digest({"stage": "assemble", "experts": train_results, "routes": plan.routes(), "sampling": sampling})
+    experts = {"experts": train_results, "routes": plan.routes(), "vae": vae}
+    return digest({"stage": "assemble", **experts, "sampling": sampling})
 
 
 def sample_key(plan: Plan, ensemble_key: str) -> str:
@@ -118,21 +120,23 @@ def _target(region: RegionPlan) -> DrawTarget:
 def _draw_stage(
     plan: Plan, name: str, timesteps: tuple[int, int], targets: tuple[DrawTarget, ...], inputs: Inputs
 ) -> DrawStage:
-    key = _draw_key(plan, timesteps, [target.pruning_ratio for target in targets], inputs)
+    tickets = [_ticket_key(plan, timesteps, target.pruning_ratio, inputs) for target in targets]
+    # Whose each ticket is belongs to the key: its files bear the region's name.
+    key = digest({"stage": "draw", "tickets": dict(zip([t.region for t in targets], tickets, strict=True))})
     return DrawStage(name=name, key=key, timesteps=timesteps, targets=targets)
 
 
-def _draw_key(plan: Plan, timesteps: tuple[int, int], ratios: list[float], inputs: Inputs) -> str:
-    return digest({"stage": "draw", **_determinants(plan, inputs), "timesteps": timesteps, "ratios": sorted(ratios)})
+def _ticket_key(plan: Plan, timesteps: tuple[int, int], ratio: float, inputs: Inputs) -> str:
+    return digest({"stage": "ticket", **_determinants(plan, inputs), "timesteps": timesteps, "ratio": ratio})
 
 
 def _train_stage(plan: Plan, region: RegionPlan, draw: DrawStage, inputs: Inputs) -> TrainStage:
     """Its key leaves the number of steps out, so that more steps extend a finished expert.
 
-    It holds the ticket's own draw: which other tickets a shared draw gives does not matter.
+    Which other tickets a shared draw gives does not matter.
     """
-    ticket = _draw_key(plan, draw.timesteps, [region.pruning_ratio], inputs)
-    key = digest({"stage": "train", "draw": ticket, "timesteps": region.train, "ratio": region.pruning_ratio})
+    ticket = _ticket_key(plan, draw.timesteps, region.pruning_ratio, inputs)
+    key = digest({"stage": "train", "ticket": ticket, "timesteps": region.train})
     return TrainStage(
         name=train_stage_name(region),
         key=key,

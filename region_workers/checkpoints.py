@@ -47,6 +47,11 @@ def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
     return None
 
 
+def newest_step(folder: Path) -> int:
+    """The steps of the newest checkpoint in a folder, whole or not; 0 without one."""
+    return max((int(path.name.removeprefix("step-")) for path in _all(folder)), default=0)
+
+
 class Checkpoints:
     """The checkpoints of one stage, newest last; only the newest `keep` stay."""
 
@@ -82,21 +87,22 @@ class Checkpoints:
         for old in _all(self._folder)[: -self._keep]:
             shutil.rmtree(old)
 
-    def newest_good(self, world: World) -> Checkpoint | None:
+    def newest_good(self, world: World, most_steps: int | None = None) -> Checkpoint | None:
         """The newest checkpoint of this stage's key that is whole: the leading worker's choice, on every worker.
 
-        Damaged ones, and what a killed writer left, are deleted.
+        Damaged ones, and what a killed writer left, are deleted. Those of more than `most_steps` are passed over.
         """
-        step = world.from_leader(self._newest_good_step() if world.leads else -1)
+        step = world.from_leader(self._newest_good_step(most_steps) if world.leads else -1)
         return None if step < 0 else self._load(self._path(step))
 
-    def _newest_good_step(self) -> int:
+    def _newest_good_step(self, most_steps: int | None) -> int:
         remove_leftovers(self._folder)
         for folder in reversed(_all(self._folder)):
             info = _verified(folder, self._key)
-            if info is not None:
+            if info is None:
+                shutil.rmtree(folder)
+            elif most_steps is None or info.step <= most_steps:
                 return info.step
-            shutil.rmtree(folder)
         return -1
 
     def _load(self, folder: Path) -> Checkpoint:

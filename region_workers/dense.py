@@ -59,7 +59,7 @@ def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
     class more than the data: the last one stands for `no class`. Raises PlanError for blocks that do not go together.
     """
     classes = None if model.num_classes is None else model.num_classes + 1
-    channels, height, _ = _sample_shape(model, data)
+    channels, height, _ = sample_shape(model, data)
     config = {
         **model.model_dump(exclude=_NOT_ARGUMENTS),
         "sample_size": height,
@@ -85,7 +85,7 @@ def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str 
     """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents,
     `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
     inputs = {
-        "sample": torch.zeros(1, *_sample_shape(model, data), device=device),
+        "sample": torch.zeros(1, *sample_shape(model, data), device=device),
         "timestep": torch.ones(1, dtype=torch.long, device=device),
     }
     if model.num_classes is not None:
@@ -93,7 +93,7 @@ def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str 
     return inputs
 
 
-def _sample_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
+def sample_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
     """Channels, height and width of what is denoised."""
     if isinstance(model, LatentModelPlan):
         side = data.resolution // model.latent_downscale

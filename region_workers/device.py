@@ -32,8 +32,13 @@ class World:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return Hardware(device=name, world_size=self.size, cpu_threads=training.cpu_threads)
 
+    def forget_peak_memory(self) -> None:
+        """Count the peak anew, where the device lets us: the host's is the process's whole life's."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
     def peak_memory_bytes(self) -> int:
-        """The most memory that this process has held so far: allocated on a CUDA device, else resident on the host."""
+        """The most memory held: allocated on a CUDA device since it was forgotten, else resident on the host."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         unit_bytes = 1 if sys.platform == "darwin" else 1024

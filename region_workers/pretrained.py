@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import UNet2DConditionModel
 from torch import nn
 
-from region_workers.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.costs import CostCounter, cost_counter
-from region_workers.dense import build_dense, network_class
+from region_workers.dense import build_dense, network_class, sample_shape
 from region_workers.networks import check_prunable, network_inputs
 from schemas.digest import digest, file_digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
-from schemas.manifest import MANIFEST_FILE, Manifest
+from schemas.manifest import MANIFEST_FILE, DenseSource, Manifest
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
 
@@ -43,23 +41,15 @@ class DenseFolder:
         weights = {path.name: file_digest(path) for path in sorted(self.folder.glob("*.safetensors"))}
         return digest({"class": self.class_name, "arguments": self.arguments, "weights": weights})
 
-    def load(self, dropout: float) -> nn.Module:
-        """The network with its weights, float32, on the CPU; dropout as the plan says. Weights are loaded strictly."""
-        network: nn.Module = self._class().from_pretrained(
-            self.folder, dropout=dropout, low_cpu_mem_usage=False, use_safetensors=True
+    def load(self, dropout: float, side: int) -> nn.Module:
+        """The network with its weights, float32, on the CPU, for samples of that side; dropout as the plan says.
+
+        Weights are loaded strictly.
+        """
+        network: nn.Module = network_class(self.class_name).from_pretrained(
+            self.folder, dropout=dropout, sample_size=side, low_cpu_mem_usage=False, use_safetensors=True
         )
         return network
-
-    def without_weights(self) -> nn.Module:
-        """The network on the meta device."""
-        with torch.device("meta"):
-            network: nn.Module = self._class().from_config(self.arguments)
-        return network
-
-    def _class(self) -> Any:
-        """Ours for a UNet2DConditionModel: it can be called without a text."""
-        kind = network_class(self.class_name)
-        return PrunedUNet2DConditionModel if kind is UNet2DConditionModel else kind
 
 
 def find_dense(pretrained: str) -> DenseFolder:
@@ -82,8 +72,7 @@ def find_dense(pretrained: str) -> DenseFolder:
         raise plan_error(_FIELD, pretrained, f"weights as {WEIGHTS_FILE}", "Convert them: no pickle is read.")
     dense = DenseFolder(folder, str(config.get("_class_name")), arguments, run)
     try:
-        network_class(dense.class_name)
-        check_prunable(cast(Any, dense.without_weights()).config)
+        check_prunable(cast(Any, _without_weights(dense.class_name, arguments)).config)
     except UserError as error:
         raise PlanError(f"{_FIELD} = {pretrained}: {error}") from None
     return dense
@@ -104,15 +93,23 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
             f"{_FIELD} = {model.pretrained}: the network is not the one the run began with (digest {found[:12]}, "
             f"expected {(dense_digest or 'none')[:12]}). Restore it, or start a new run."
         )
-    return dense.load(model.dropout)
+    return dense.load(model.dropout, sample_shape(model, data)[1])
 
 
-def dense_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
-    """What the plan's dense network and its prunings cost."""
+def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = None) -> CostCounter:
+    """What the plan's dense network and its prunings cost; `dense`: its start as recorded, for it may have moved."""
     if model.pretrained is None:
         return cost_counter(model, data)
-    network = find_dense(model.pretrained).without_weights()
-    return CostCounter(network, network_inputs(network))
+    found = dense or find_dense(model.pretrained)
+    network = _without_weights(found.class_name, found.arguments)
+    return CostCounter(network, network_inputs(network, side=sample_shape(model, data)[1]))
+
+
+def _without_weights(class_name: str, arguments: dict[str, Any]) -> nn.Module:
+    """The network on the meta device."""
+    with torch.device("meta"):
+        network: nn.Module = network_class(class_name).from_config(arguments)
+    return network
 
 
 def _expert_of(run: Path) -> Path:

@@ -49,6 +49,7 @@ def run_job(job: WorkerJob) -> None:
         store = _open_store(job, world)
         for open_stage in open_stages:
             stage = open_stage.name
+            world.forget_peak_memory()
             with _only_worker(job, stage, world):
                 _run_stage(job, open_stage, store, world)
     except StopRequestedError:

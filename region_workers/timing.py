@@ -14,6 +14,7 @@ from region_workers.data.labels import Labels
 from region_workers.data.samples import LatentSamples, PixelSamples, Samples
 from region_workers.device import World
 from region_workers.family import UNetFamily
+from region_workers.pretrained import find_dense
 from region_workers.pruned_unet import extract_expert
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -75,9 +76,9 @@ class StepTimer:
     """Times updates of the plan's dense network and its experts with the trainer that a run uses."""
 
     def __init__(self, plan: Plan, world: World) -> None:
-        """The network starts from fresh weights; `training.determinism` and threads are the process's, as prepared."""
-        fresh = plan.model.model_copy(update={"pretrained": None})
-        self._plan, self._world = plan.model_copy(update={"model": fresh}), world
+        """`training.determinism` and threads are the process's, as prepared."""
+        self._plan, self._world = plan, world
+        self._dense_digest = find_dense(plan.model.pretrained).digest() if plan.model.pretrained else None
         self._cpu_batch: int | None = None
 
     def measure(self, ratio: float, steps: int) -> StepTime:
@@ -138,7 +139,7 @@ class StepTimer:
         training = plan.training.model_copy(update=update)
         span = (0, plan.diffusion.num_train_timesteps)
         randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
-        job = _job(plan.model_copy(update={"training": training}))
+        job = _job(plan.model_copy(update={"training": training}), self._dense_digest)
         family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
         law = TimestepLaw(span, training.timesteps, plan.diffusion, self._world.device)
         return Trainer(_network(family, ratio), family, randomness, law, training, self._world)
@@ -162,13 +163,14 @@ def _network(family: UNetFamily, ratio: float) -> nn.Module:
     return extract_expert(dense, kept_channels(groups, mask))
 
 
-def _job(plan: Plan) -> WorkerJob:
+def _job(plan: Plan, dense_digest: str | None) -> WorkerJob:
     """What the family reads of a job; nothing is written anywhere."""
     return WorkerJob(
         name="timing",
         attempt=0,
         run_dir="",
         store_digest="",
+        dense_digest=dense_digest,
         seed=plan.seed,
         data=plan.data,
         model=plan.model,

@@ -43,7 +43,7 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
     checkpoints = Checkpoints(folder / CHECKPOINTS_FOLDER, state_key(stage, inputs), job.checkpointing.keep)
-    checkpoint = checkpoints.newest_good(world)
+    checkpoint = checkpoints.newest_good(world, stage.steps)
     if checkpoint is None:
         recorder.begin(0, [], 0.0)
     else:

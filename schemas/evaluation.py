@@ -76,7 +76,6 @@ class EvaluationReport(Section):
     evaluation: Evaluation
     label: str = Field(description="What the number is, for example FID-50k.")
     reference: str = Field(description="The images that it is measured against.")
-    ensemble_digest: str = Field(description="SHA-256 of the ensemble's files; another one after the run is extended.")
     stored_bytes: int = Field(description="The ensemble on disk.")
     shares: tuple[StepShare, ...]
     params_by_timesteps: int = Field(description="Averaged over the timesteps that each region owns (paper, table 4).")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from schemas.plan import Plan
 from schemas.section import Section
 
 MANIFEST_FILE = "manifest.json"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 EVALUATE_JOB = "evaluate"  # its lease is no part of what training cost
 
 Status = Literal["pending", "running", "done", "failed"]
@@ -71,6 +71,8 @@ class DenseSource(Section):
 
     path: str
     digest: str = Field(description="SHA-256 of its config and weights.")
+    class_name: str
+    arguments: dict[str, Any] = Field(description="Of its class: what it is built from.")
     cost: DenseCost | None = Field(None, description="null where it is unknown: the network is not a run's.")
 
 
@@ -78,6 +80,7 @@ class Evaluation(Section):
     """One measurement of the ensemble's images."""
 
     key: str = Field(description="Digest of the ensemble, the images drawn and the reference.")
+    ensemble_digest: str = Field(description="SHA-256 of the files of the ensemble that was measured.")
     fid: float
     num_images: int
     steps: int = Field(description="Sampling steps an image.")
@@ -100,18 +103,24 @@ class Evaluation(Section):
 class Manifest(Section):
     """Everything the driver knows about a run. Only the driver writes it."""
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     created_at: float
     updated_at: float
     plan: Plan
     experiment_digest: str
     store_digest: str | None = None
     dense: DenseSource | None = None
+    vae_digest: str | None = None
     attempts: int = Field(0, description="Jobs started so far, in all launches; numbers the next one.")
     software: dict[str, str]
     stages: dict[str, StageRecord]
     leases: tuple[Lease, ...] = ()
     evaluations: dict[str, Evaluation] = Field(default_factory=dict, description="By the evaluation's key.")
+
+    def begun(self) -> bool:
+        """Whether there is anything in the run that a new plan must not take the place of."""
+        worked = any(record.status != "pending" for record in self.stages.values())
+        return bool(self.attempts or worked or self.leases or self.evaluations)
 
     def stage(self, name: str) -> StageRecord:
         """The record of a stage."""

@@ -121,7 +121,7 @@ def evaluate_run(
         )
         crews = Crews(plan.workers, address, options.in_process, view, stack)
         with _charged(directory, crews):
-            evaluation = _measure(key, job, reference, crews)
+            evaluation = _measure(key, ensemble_digest(manifest), job, reference, crews)
         return _record(directory, evaluation, reference.description)
 
 
@@ -182,7 +182,7 @@ def _images_wanted(folder: Path, options: Options) -> bool:
     return options.keep_images and not all(image_file(folder, i).is_file() for i in range(options.num_images))
 
 
-def _measure(key: str, job: FeatureJob, reference: Reference, crews: Crews) -> Evaluation:
+def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, crews: Crews) -> Evaluation:
     """Make the features of both sides and compare them."""
     began, folder = time.monotonic(), Path(job.folder)
     assert isinstance(job.images, SampledImages)
@@ -199,6 +199,7 @@ def _measure(key: str, job: FeatureJob, reference: Reference, crews: Crews) -> E
     records = [finished_record(folder, shard) for shard in shards_of(job.num_images)]
     return Evaluation(
         key=key,
+        ensemble_digest=ensemble,
         fid=frechet_distance(ours, theirs),
         num_images=job.num_images,
         steps=job.images.steps,
@@ -241,7 +242,7 @@ def _charged(directory: RunDirectory, crews: Crews) -> Iterator[None]:
 
 
 def _report(manifest: Manifest, evaluation: Evaluation, reference: str) -> EvaluationReport:
-    outlook = look_ahead(manifest.plan)
+    outlook = look_ahead(manifest.plan, manifest.dense)
     shares = step_shares(outlook, evaluation.steps)
     params, macs = weighted_by_steps(shares)
     passes = 1 if evaluation.guidance_scale in (0, 1) else 2  # with and without the class
@@ -249,7 +250,6 @@ def _report(manifest: Manifest, evaluation: Evaluation, reference: str) -> Evalu
         evaluation=evaluation,
         label=fid_label(evaluation),
         reference=reference,
-        ensemble_digest=ensemble_digest(manifest),
         stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),
         shares=shares,
         params_by_timesteps=outlook.weighted.params,

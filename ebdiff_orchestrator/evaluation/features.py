@@ -65,7 +65,7 @@ class Crews:
         self.view.line("Connecting to Ray ...")
         cluster = self.stack.enter_context(connect(self.plan, 1, self.address))
         request = cluster.request
-        workers = max(1, cluster.capacity() * request.processes)
+        workers = max(1, cluster.workers_at_once())
         self.view.line(f"{workers} workers at once; free: {cluster.describe_free()}.")
         return Crew(cluster.run_many, workers, workers * min(request.gpus, 1.0))
 

@@ -57,5 +57,5 @@ def current_reports(run_dir: Path, manifest: Manifest) -> tuple[EvaluationReport
     ensemble = ensemble_digest(manifest)
     files = [evaluation_folder(run_dir, key) / REPORT_FILE for key in manifest.evaluations]
     reports = [EvaluationReport.model_validate_json(file.read_bytes()) for file in files if file.is_file()]
-    current = [report for report in reports if report.ensemble_digest == ensemble]
+    current = [report for report in reports if report.evaluation.ensemble_digest == ensemble]
     return tuple(sorted(current, key=lambda report: report.evaluation.at))

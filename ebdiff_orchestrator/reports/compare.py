@@ -14,7 +14,6 @@ from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.costs import Costs
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from schemas.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -105,18 +104,12 @@ def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
     return Row(
         run=str(run),
         method=method_of(manifest.plan),
-        costs=_costs(manifest.plan),
+        costs=look_ahead(manifest.plan, manifest.dense).weighted,
         measures=own,
         speed_up=_ratio(_train_s(reference), _train_s(own)),
         wall_speed_up=_ratio(_wall_s(dense), _wall_s(manifest)),
         hours_saved=_saved(reference, own) if reference else None,
     )
-
-
-def _costs(plan: Plan) -> Costs:
-    """By the manifest's own arguments of the network, which are those of its dense start: that may have moved."""
-    fresh = plan.model.model_copy(update={"pretrained": None})
-    return look_ahead(plan.model_copy(update={"model": fresh})).weighted
 
 
 def _train_s(found: Measures | None) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebdiff_orchestrator.reports.masks import NamedMask, pack
-from region_workers.dense import build_dense, example_inputs
+from region_workers.dense import build_dense, example_inputs, sample_shape
 from region_workers.pretrained import find_dense
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
@@ -25,7 +25,7 @@ def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[Named
     `source`: a dense run's directory or a diffusers folder, with or without unet/. UserError if it is neither, or
     holds a network of another shape.
     """
-    weights = _load_weights(source)
+    weights = _load_weights(source, sample_shape(plan.model, plan.data)[1])
     with torch.device("meta"):
         network = build_dense(plan.model, plan.data)
     for name, parameter in network.named_parameters():
@@ -40,9 +40,9 @@ def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[Named
     return [_named(groups, scores, ratio) for ratio in ratios]
 
 
-def _load_weights(source: Path) -> dict[str, Tensor]:
+def _load_weights(source: Path, side: int) -> dict[str, Tensor]:
     try:
-        network = find_dense(str(source)).load(dropout=0.0)
+        network = find_dense(str(source)).load(dropout=0.0, side=side)
     except PlanError as error:
         raise UserError(str(error).replace("model.pretrained =", "--dense")) from None
     return {name: parameter.detach() for name, parameter in network.named_parameters()}

@@ -98,7 +98,7 @@ def estimate(plan: Plan, steps: int, assume: Assumptions, say: Say) -> Estimate:
     if plan.model.pretrained is not None:
         plan, _ = adopt_dense(plan)
     interval = _interval_steps(plan, assume)
-    outlook = look_ahead(_without_start(plan))
+    outlook = look_ahead(plan)
     prepare_process(plan.training)
     world = current_world(use_gpu=True)
     times = _measure(plan, steps, world, say)
@@ -164,10 +164,6 @@ class _Comparer:
 
 def _starts_dense(plan: Plan) -> bool:
     return plan.model.pretrained is not None or plan.draw.method == "one-shot"
-
-
-def _without_start(plan: Plan) -> Plan:
-    return plan.model_copy(update={"model": plan.model.model_copy(update={"pretrained": None})})
 
 
 def _measure(plan: Plan, steps: int, world: World, say: Say) -> dict[float, StepTime]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ebdiff_orchestrator.evaluation.records import ensemble_digest
 from schemas.manifest import EVALUATE_JOB, Evaluation, Lease, Manifest, StageRecord
 
 
@@ -64,8 +65,10 @@ def measures_of(manifest: Manifest) -> Measures:
 
 
 def best_evaluation(manifest: Manifest) -> Evaluation | None:
-    """The evaluation with most images; of those the newest."""
-    return max(manifest.evaluations.values(), key=lambda found: (found.num_images, found.at), default=None)
+    """The evaluation of the run's ensemble as it is now with most images; of those the newest."""
+    current = ensemble_digest(manifest)
+    own = [found for found in manifest.evaluations.values() if found.ensemble_digest == current]
+    return max(own, key=lambda found: (found.num_images, found.at), default=None)
 
 
 def _share(part: list[StageRecord], whole: list[StageRecord]) -> float | None:

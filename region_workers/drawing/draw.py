@@ -210,7 +210,9 @@ class Draw:
         with self._trainer.using_weights(self._trainer.ema if self._plan.weights == "ema" else None):
             expert = extract_expert(self._trainer.network, ticket.kept_channels)
         if not self._plan.inherit_weights:
-            torch.manual_seed(seed_from(self._job.seed, "fresh weights", *self._stage.timesteps, ticket.region))
+            torch.manual_seed(
+                seed_from(self._job.seed, "fresh weights", *self._stage.timesteps, str(ticket.pruning_ratio))
+            )
             expert = type(expert).from_config(expert.config)
 
         def write(folder: Path) -> None:

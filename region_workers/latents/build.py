@@ -118,6 +118,7 @@ def _elsewhere(
             start=start,
             stop=stop,
             cpu_threads=job.cpu_threads,
+            use_gpu=job.device is None or job.device.type == "cuda",
         )
         for start, stop in spans
     ]

@@ -34,10 +34,11 @@ class ShardCall(Section):
     start: int
     stop: int
     cpu_threads: int
+    use_gpu: bool
 
 
 def encode_shard(call: ShardCall) -> Latents:
-    """The latents float16 [V, stop - start, C, h, w], on this process's GPU if it has one.
+    """The latents float16 [V, stop - start, C, h, w], on this process's GPU if the call may use one.
 
     Raises RunFailed if this machine's images or VAE are not those of the call.
     """
@@ -48,7 +49,7 @@ def encode_shard(call: ShardCall) -> Latents:
     vae, info = load_vae(call.model, call.data.channels)
     if info.digest != call.vae_digest:
         raise _not_the_same("model.vae", call.model.vae, info.digest, call.vae_digest)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if call.use_gpu and torch.cuda.is_available() else "cpu")
     return encode_images(
         vae.to(device), store, (call.start, call.stop), call.data.random_flip, device, call.cpu_threads
     )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.dense_start import adopt_dense
+from ebdiff_orchestrator.planning import look_ahead
 from region_workers.pretrained import find_dense
 from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.run import run_job
@@ -136,3 +138,25 @@ def test_a_dense_start_that_has_changed_stops_the_worker(
         file.write(b" ")
     with pytest.raises(RunFailed, match="is not the one the run began with"):
         run_job(job)
+
+
+def test_a_network_with_what_a_plan_has_no_form_for_keeps_it_and_can_be_resumed(tmp_path: Path) -> None:
+    shape = {"sample_size": None, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    network = UNet2DConditionModel(
+        **shape,
+        **blocks,
+        block_out_channels=(16, 32),
+        layers_per_block=(1, 2),
+        mid_block_type="UNetMidBlock2D",
+        resnet_time_scale_shift="scale_shift",
+    )
+    network.save_pretrained(tmp_path / "network")
+    plan, source = adopt_dense(Plan.model_validate({"model": {"pretrained": str(tmp_path / "network")}}))
+    assert plan.model.block_out_channels == (16, 32)
+    again = Plan.model_validate_json(plan.model_dump_json())  # every field counts as written by its author
+    assert adopt_dense(again) == (plan, source)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert look_ahead(plan).dense.params == parameters
+    shutil.rmtree(tmp_path / "network")
+    assert look_ahead(plan, source).dense.params == parameters

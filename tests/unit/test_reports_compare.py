@@ -20,6 +20,8 @@ from ebdiff_orchestrator.reports.compare_view import comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.method import method_of
 from ebdiff_orchestrator.run_directory import RunDirectory
+from region_workers.dense import dense_config
+from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.job import Hardware
 from schemas.manifest import DenseCost, DenseSource, Evaluation, Lease, Manifest
@@ -91,9 +93,10 @@ def _reread(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
     RunDirectory(folder).write(change(RunDirectory(folder).read()))
 
 
-def _evaluation(fid: float, images: int, at: float) -> Evaluation:
+def _evaluation(fid: float, images: int, at: float, ensemble: str = digest([])) -> Evaluation:
     return Evaluation(
         key=f"{images}-{at}",
+        ensemble_digest=ensemble,
         fid=fid,
         num_images=images,
         steps=100,
@@ -137,7 +140,8 @@ def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: 
     dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
     cost = DenseCost(steps=12, active_s=800.0, worker_hours=0.0, gpu_hours=100 / 3600)
     plan = tiny_plan(HALF, *ONE_SHOT)
-    known = DenseSource(path=str(dense), digest="d", cost=cost)
+    network = {"class_name": "UNet2DModel", "arguments": dense_config(plan.model, plan.data)}
+    known = DenseSource(path=str(dense), digest="d", cost=cost, **network)
     tuned = _write(tmp_path / "tuned", plan, [100 / 1.44], wall_s=20.0, dense=known)
     unknown = _write(
         tmp_path / "unknown", plan, [100 / 1.44], dense=known.model_copy(update={"path": "gone", "cost": None})
@@ -170,6 +174,7 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path, tiny_plan: MakePlan) ->
 
 def test_fid_is_of_most_images_then_newest_and_says_if_they_are_few(tmp_path: Path, tiny_plan: MakePlan) -> None:
     found = [_evaluation(9.0, 500, 30.0), _evaluation(8.0, 2500, 10.0), _evaluation(7.5, 2500, 20.0)]
+    found.append(_evaluation(1.0, 50_000, 40.0, ensemble="before the run was extended"))
     run = _write(tmp_path / "few", tiny_plan(), [1.0] * 3, evaluations={e.key: e for e in found})
     full = _evaluation(7.69, 50_000, 1.0)
     other = _write(tmp_path / "full", tiny_plan(), [1.0] * 3, evaluations={full.key: full})

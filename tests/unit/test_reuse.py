@@ -44,12 +44,13 @@ def test_a_damaged_file_of_the_other_run_is_not_taken_over(
 ) -> None:
     driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "first")
     weights = tmp_path / "first/train/0-520/expert" / WEIGHTS_FILE
+    whole = file_digest(weights)
     weights.write_bytes(weights.read_bytes()[:-1])
     serial_cluster.jobs.clear()
     handle = driver.launch(tiny_plan(REGIONS % 0.8, *QUICK), tmp_path / "second", reuse=[tmp_path / "first"])
     assert sorted(serial_cluster.jobs) == ["region 0-520", "region 500-1000"]
     assert handle.manifest.stage("draw/0-520").reused_from is not None
-    assert handle.manifest.stage("train/0-520").reused_from is None
+    assert _weights(tmp_path / "second", "0-520") == whole  # from the last checkpoint, which is whole
 
 
 def test_an_extended_run_ends_in_the_bits_of_one_long_run(
@@ -84,7 +85,8 @@ def test_a_shorter_training_of_another_run_is_where_ours_begins(
     driver.launch(longer, tmp_path / "alone")
     rows = driver.launch(longer, tmp_path / "long").manifest
     assert rows.stage("draw/0-520").reused_from == str(tmp_path / "short")
-    assert rows.stage("train/0-520").reused_from is None
+    assert rows.stage("train/0-520").reused_from == str(tmp_path / "short")
+    assert rows.stage("train/0-520").steps == 7
     assert _weights(tmp_path / "long", "0-520") == _weights(tmp_path / "alone", "0-520")
 
 
@@ -101,3 +103,41 @@ def test_only_more_steps_extend_a_run(tiny_plan: MakePlan, serial_cluster: Seria
 def test_what_is_reused_must_be_a_run(tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run here"):
         driver.launch(tiny_plan(*QUICK), tmp_path / "run", reuse=[tmp_path])
+
+
+def test_a_shared_draw_is_taken_over_only_for_the_same_regions(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+) -> None:
+    shared = "draw.scope=shared"
+    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, shared), tmp_path / "first")
+    swapped = "regions=[{train: [0, 520], pruning_ratio: 0.6}, {train: [500, 1000], pruning_ratio: 0.5}]"
+    handle = driver.launch(tiny_plan(swapped, *QUICK, shared), tmp_path / "second", reuse=[tmp_path / "first"])
+    assert handle.manifest.stage("draw/shared").reused_from is None
+    assert {name: ticket.pruning_ratio for name, ticket in handle.tickets.items()} == {"0-520": 0.6, "500-1000": 0.5}
+
+
+def test_a_run_that_took_everything_over_is_a_run_like_any_other(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+) -> None:
+    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "first")
+    other = tiny_plan(REGIONS % 0.6, *QUICK, "sampling.num_images=3")
+    serial_cluster.jobs.clear()
+    before = driver.launch(other, tmp_path / "second", reuse=[tmp_path / "first"]).manifest
+    assert serial_cluster.jobs == []
+    assert driver.resume(tmp_path / "second").manifest.leases == before.leases
+    with pytest.raises(UserError, match="different experiment"):
+        driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "seed=5"), tmp_path / "second")
+    driver.extend(tmp_path / "second", ["training.steps=6"])
+    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=6"), tmp_path / "alone")
+    assert _weights(tmp_path / "second", "0-520") == _weights(tmp_path / "alone", "0-520")
+    metrics = tmp_path / "second/train/0-520/metrics.parquet"
+    assert metrics.is_file()
+
+
+def test_an_extension_may_not_end_before_the_newest_checkpoint(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+) -> None:
+    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run")
+    (tmp_path / "run/train/0-520/checkpoints/step-000000006").mkdir()
+    with pytest.raises(PlanError, match="expected at least the 6 that are made"):
+        driver.extend(tmp_path / "run", ["training.steps=5"])
