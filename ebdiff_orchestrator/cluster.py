@@ -19,6 +19,7 @@ from schemas.errors import UserError, plan_error
 from schemas.job import WorkerJob
 from schemas.plan import WorkersPlan
 
+_STARTS = 3
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 _EMBEDDED_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
@@ -110,6 +111,11 @@ class Cluster:
         """
         import ray
 
+        if not self.workers_at_once():
+            have = self.describe_free()
+            raise UserError(
+                f"The cluster cannot hold one worker of {self.request} ({have}). Lower workers.gpus or cpus."
+            )
         options = {"num_cpus": self.request.cpus, "num_gpus": min(self.request.gpus, 1.0)}
         task = ray.remote(max_retries=self.retries, **options)(function)
         waiting = deque(enumerate(calls))
@@ -213,7 +219,14 @@ def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
     cpus = max(os.cpu_count() or 1, math.ceil(jobs * processes * workers.cpus))
     # A job is a controller, workers and helpers: on few cores Ray would warn that so many processes start at once.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, 8 * jobs * processes)))
-    ray.init(num_cpus=cpus, include_dashboard=False, **options)
+    for attempt in range(_STARTS):
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            return
+        except Exception as error:
+            if "timed out" not in str(error) or attempt + 1 == _STARTS:
+                raise
+            ray.shutdown()  # a busy machine: Ray's own limit for its processes has no setting that suits all
 
 
 def _trainer(job: WorkerJob, request: Request) -> Any:

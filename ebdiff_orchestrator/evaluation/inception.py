@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -64,12 +65,27 @@ def image_features(
     `report(done, total)` counts images.
     """
     parts = []
-    for start in range(0, len(images_NHWC), BATCH_IMAGES):
-        batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + BATCH_IMAGES]))
-        batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
-        parts.append(network(batch_BCHW.to(device).float().div(255))[0].flatten(1).cpu().numpy())
-        report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
+    with _torchs_own_resize():
+        for start in range(0, len(images_NHWC), BATCH_IMAGES):
+            batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + BATCH_IMAGES]))
+            batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
+            parts.append(network(batch_BCHW.to(device).float().div(255))[0].flatten(1).cpu().numpy())
+            report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
     return np.concatenate(parts)
+
+
+@contextmanager
+def _torchs_own_resize() -> Iterator[None]:
+    """On CUDA, deterministic algorithms would resize by another, slower kernel than pytorch-fid's command.
+
+    Nothing in this forward pass needs them: cuDNN's convolutions stay deterministic.
+    """
+    exact = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(exact)
 
 
 def _download(file: Path) -> None:
