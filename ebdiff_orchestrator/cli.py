@@ -135,12 +135,15 @@ def plan(
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The whole plan, defaults included, ready to edit.")] = False,
 ) -> None:
     """Show what would run, and check it; nothing is trained."""
+    from ebdiff_orchestrator.dense_start import adopt_dense
     from ebdiff_orchestrator.planning import look_ahead
     from ebdiff_orchestrator.plans import load_plan, plan_as_yaml
 
     if as_json and as_yaml:
         raise UserError("--json and --yaml: expected one of the two. Leave one out.")
     loaded = load_plan(plan, changes or ())
+    if loaded.model.pretrained is not None:
+        loaded, _ = adopt_dense(loaded)
     outlook = look_ahead(loaded)
     if as_json:
         print(json.dumps(outlook.as_json(), indent=2))
@@ -181,6 +184,8 @@ def sample(
     check_images_folder(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_ensemble(run_dir, device=device)
+    if classes and pipeline.num_classes is not None and max(classes) >= pipeline.num_classes:
+        raise UserError(f"--class {max(classes)}: expected 0 to {pipeline.num_classes - 1}. Change it.")
     with terminal_view() as view:
         report = sampling_report(view)
         images = sample_images(

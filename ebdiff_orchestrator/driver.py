@@ -70,7 +70,8 @@ def launch(
         else:
             outlook = outlook or look_ahead(plan, dense)
             (directory.path / STOP_FILE).unlink(missing_ok=True)
-            with view:
+            ledger.begin_launch()
+            with view, directory.discarded_if_refused():
                 _carry_out(ledger, outlook, view, address, [Path(run) for run in reuse])
                 view.line(f"Done: {directory.path / ASSEMBLE} (grid: {directory.path / SAMPLE}/grid.png)")
     return RunHandle(directory.path)

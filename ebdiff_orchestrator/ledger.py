@@ -12,7 +12,7 @@ from ebdiff_orchestrator.stages import Inputs, JobOutline
 from region_workers.results import finished_result
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
-from schemas.manifest import DenseSource, Lease, Manifest, StageRecord, Status
+from schemas.manifest import DenseSource, Launch, Lease, Manifest, StageRecord, Status
 from schemas.plan import Plan
 
 Say = Callable[[str], None]
@@ -23,11 +23,16 @@ class Ledger:
 
     def __init__(self, directory: RunDirectory, manifest: Manifest, say: Say) -> None:
         self.directory, self.manifest, self._say = directory, manifest, say
+        self._launch: Launch | None = None
 
     @property
     def plan(self) -> Plan:
         """The run's plan."""
         return self.manifest.plan
+
+    def begin_launch(self) -> None:
+        """The clock of this launch starts; every later entry moves its end along."""
+        self._launch = Launch(started_at=time.time(), ended_at=time.time())
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage is finished."""
@@ -78,7 +83,7 @@ class Ledger:
                 f"{self.directory.path} began with ({known.path if known else 'fresh weights'}). Restore it, or give "
                 "another --run-dir."
             )
-        self.manifest = self.directory.write(self.manifest.model_copy(update={"dense": dense}))
+        self._save(self.manifest.model_copy(update={"dense": dense}))
 
     def know_borrowed(self, sources: Mapping[str, Path]) -> None:
         """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's leases."""
@@ -98,7 +103,7 @@ class Ledger:
         # An earlier entry of this very lease gives way: it is entered again as it grows.
         others = tuple(old for old in self.manifest.leases if (old.job, old.started_at) != (job, started_at))
         leases = (*others, lease)
-        self.manifest = self.directory.write(self.manifest.model_copy(update={"leases": leases}))
+        self._save(self.manifest.model_copy(update={"leases": leases}))
 
     def know_samples(self, store_digest: str, vae_digest: str | None) -> None:
         """Record the images, or latents, of the run, and the VAE; UserError if it began with others."""
@@ -113,9 +118,7 @@ class Ledger:
                 f"data.path = {self.plan.data.path}: its images are not those that the run in {self.directory.path} "
                 "began with. Restore them, or give another --run-dir."
             )
-        self.manifest = self.directory.write(
-            self.manifest.model_copy(update={"store_digest": store_digest, "vae_digest": vae_digest})
-        )
+        self._save(self.manifest.model_copy(update={"store_digest": store_digest, "vae_digest": vae_digest}))
 
     def begin_attempt(self, job: JobOutline) -> int:
         """Count an attempt for the job's first open stage; a number that no earlier attempt of the run had."""
@@ -202,4 +205,12 @@ class Ledger:
         )
 
     def _put(self, record: StageRecord, **update: object) -> None:
-        self.manifest = self.directory.write(self.manifest.with_stage(record.model_copy(update=update)))
+        self._save(self.manifest.with_stage(record.model_copy(update=update)))
+
+    def _save(self, manifest: Manifest) -> None:
+        """Write the manifest; this launch has lasted until now."""
+        if self._launch is not None:
+            launch = self._launch.model_copy(update={"ended_at": time.time()})
+            earlier = tuple(one for one in manifest.launches if one.started_at != launch.started_at)
+            manifest = manifest.model_copy(update={"launches": (*earlier, launch)})
+        self.manifest = self.directory.write(manifest)

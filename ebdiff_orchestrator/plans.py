@@ -73,7 +73,11 @@ def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> d
     if not isinstance(base, str) or (path.parent / base).resolve() in above:
         raise PlanError(f"base = {base}: expected a preset or another YAML file. Change it in {path}.")
     beside = path.parent / base
-    return merged(_read(str(beside) if beside.is_file() else base, above), values)
+    try:
+        below = _read(str(beside) if beside.is_file() else base, above)
+    except PlanError as error:
+        raise PlanError(f"base = {base}, in {path}: {error}") from None
+    return merged(below, {"name": path.stem, **values})
 
 
 def _text_of(path: Path) -> str:

@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from region_workers.results import is_whole
 from schemas.durable import write_model
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.job import CHECKPOINTS_FOLDER, Artifact
-from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest, StageRecord
+from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest
 from schemas.plan import Plan
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
@@ -45,13 +45,7 @@ class RunDirectory:
         """The manifest. UserError if the directory holds no run, or one this version cannot read."""
         if not self.exists():
             raise UserError(f"DIR = {self.path}: no run here (no {MANIFEST_FILE}). Check the path, or launch a plan.")
-        try:
-            return Manifest.model_validate_json(self.manifest_file.read_text())
-        except ValueError as error:
-            raise UserError(
-                f"DIR = {self.path}: {MANIFEST_FILE} is not one of version {MANIFEST_VERSION} ({error}). "
-                "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
-            ) from None
+        return read_manifest(self.path)
 
     def write(self, manifest: Manifest) -> Manifest:
         """Write the manifest durably; returns it as written."""
@@ -114,9 +108,32 @@ class RunDirectory:
                 ) from None
             yield
 
+    @contextmanager
+    def discarded_if_refused(self) -> Iterator[None]:
+        """Within it, a UserError before anything of the run has begun leaves no run behind."""
+        try:
+            yield
+        except UserError:
+            if not self.read().begun():
+                self.manifest_file.unlink()
+                (self.path / _LOCK_FILE).unlink(missing_ok=True)
+                with suppress(OSError):  # somebody else's files are in it
+                    self.path.rmdir()
+            raise
+
     def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
         """The artifacts that are missing or whose bytes are not those recorded."""
         return [item.path for item in artifacts if not is_whole(self.path, item)]
+
+
+def _extend_hint(path: Path, changed: list[str]) -> str:
+    """How to train further, where that is all that differs."""
+    steps = [re.fullmatch(r"(\S+): (\d+|None) -> (\d+)", line) for line in changed]
+    known = [found for found in steps if found and _STEPS.match(found[0])]
+    if len(known) < len(changed) or any(int(found[3]) <= int(found[2].replace("None", "0")) for found in known):
+        return ""
+    sets = " ".join(f"--set {found[1]}={found[3]}" for found in known)
+    return f"\nTo train its experts further: ebdiff extend {path} {sets}"
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -137,8 +154,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 def _refusal(path: Path, old: Plan, new: Plan) -> str:
     changed = differences(old.experiment(), new.experiment())
     lines = "\n".join(f"  - {line}" for line in changed)
-    if all(_STEPS.match(line) for line in changed):
-        lines += f"\nTo train its experts further: ebdiff extend {path} --set training.steps={new.training.steps}"
+    lines += _extend_hint(path, changed)
     return (
         f"DIR = {path}: holds a run of a different experiment. What differs (there -> asked for):\n{lines}\n"
         f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"

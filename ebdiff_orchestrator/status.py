@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.reports.method import method_of
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.view import progress_table
 from region_workers.costs import Costs
@@ -61,7 +62,8 @@ def read_status(run_dir: Path) -> RunStatus:
 
 def outlook_table(outlook: Outlook) -> Table:
     """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
-    table = Table(title=f"plan {outlook.plan.name}", show_edge=False, pad_edge=False, title_justify="left")
+    title = f"plan {outlook.plan.name}: {method_of(outlook.plan)}"
+    table = Table(title=title, show_edge=False, pad_edge=False, title_justify="left")
     for heading in ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     table.add_row("dense", "", "", "", "", *_costs(outlook.dense), "")
@@ -78,6 +80,8 @@ def outlook_table(outlook: Outlook) -> Table:
     table.add_row("weighted", "", "", "", "", *_costs(outlook.weighted), "")
     whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (outlook.dense, outlook.weighted)]
     table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
+    if outlook.plan.draw.method == "one-shot" and outlook.plan.model.pretrained is None:
+        table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
     table.caption_justify = "left"
     return table
 

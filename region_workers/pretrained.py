@@ -17,7 +17,7 @@ from region_workers.networks import check_prunable, network_inputs
 from schemas.digest import digest, file_digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
-from schemas.manifest import MANIFEST_FILE, DenseSource, Manifest
+from schemas.manifest import MANIFEST_FILE, DenseSource, read_manifest
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
 
@@ -114,7 +114,7 @@ def _without_weights(class_name: str, arguments: dict[str, Any]) -> nn.Module:
 
 def _expert_of(run: Path) -> Path:
     """The expert of a run of one region that was not pruned."""
-    manifest = Manifest.model_validate_json((run / MANIFEST_FILE).read_text())
+    manifest = read_manifest(run)
     regions = manifest.plan.regions
     if len(regions) != 1 or regions[0].pruning_ratio != 0:
         found = ", ".join(f"{region.name} pruned by {region.pruning_ratio:g}" for region in regions)
@@ -151,6 +151,6 @@ def _download(name: str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PlanError(
-            f"{_FIELD} = {name}: cannot be fetched from the hub ({reason}). Check the name and the network, or give a "
-            "local folder."
+            f"{_FIELD} = {name}: no such folder here, and it cannot be fetched from the hub ({reason}). Check the path "
+            "or the name."
         ) from None

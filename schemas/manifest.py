@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
 from schemas.plan import Plan
 from schemas.section import Section
@@ -55,6 +58,13 @@ class Lease(Section):
     def gpu_hours(self) -> float:
         """Hours times GPUs."""
         return (self.ended_at - self.started_at) / 3600 * self.gpus
+
+
+class Launch(Section):
+    """One time that a driver worked on the run; `ended_at` moves along while it does."""
+
+    started_at: float
+    ended_at: float
 
 
 class DenseCost(Section):
@@ -114,6 +124,7 @@ class Manifest(Section):
     attempts: int = Field(0, description="Jobs started so far, in all launches; numbers the next one.")
     software: dict[str, str]
     stages: dict[str, StageRecord]
+    launches: tuple[Launch, ...] = ()
     leases: tuple[Lease, ...] = ()
     evaluations: dict[str, Evaluation] = Field(default_factory=dict, description="By the evaluation's key.")
 
@@ -133,3 +144,20 @@ class Manifest(Section):
     def finished(self) -> bool:
         """Whether every stage is done."""
         return all(record.status == "done" for record in self.stages.values())
+
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """The manifest in a run directory. UserError if it is not one that this version reads."""
+    file = run_dir / MANIFEST_FILE
+    try:
+        values = json.loads(file.read_text())
+        version = values.get("version") if isinstance(values, dict) else None
+        if version == MANIFEST_VERSION:
+            return Manifest.model_validate(values)
+        reason = f"version {version}"
+    except (ValidationError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+    raise UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is not one of version {MANIFEST_VERSION} ({reason}). "
+        "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
+    )

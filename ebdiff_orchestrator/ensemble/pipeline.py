@@ -47,7 +47,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
     @torch.no_grad()
     def __call__(
         self,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         generator: Generators = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
@@ -69,6 +69,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         trajectory in float32 whatever the experts' precision. `on_step` is called after each step. Raises `UserError`
         (a ValueError) for options that the ensemble or its scheduler does not take.
         """
+        batch_size = _images_asked_for(class_labels) if batch_size is None else batch_size
         self._check(batch_size, generator, output_type)
         labels_B = labels_of_batch(class_labels, batch_size, self.num_classes, self._execution_device)
         scale = scale_of(guidance_scale, self.scheduler.config.get("guidance_scale"), self.num_classes)
@@ -166,6 +167,13 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
             return image_BCHW
         image_BHWC = image_BCHW.cpu().permute(0, 2, 3, 1).numpy()
         return self.numpy_to_pil(image_BHWC) if output_type == "pil" else image_BHWC
+
+
+def _images_asked_for(class_labels: ClassLabels) -> int:
+    """One a label; one if there is one label or none."""
+    if class_labels is None or isinstance(class_labels, int):
+        return 1
+    return class_labels.numel() if isinstance(class_labels, torch.Tensor) else len(class_labels)
 
 
 def load_ensemble(

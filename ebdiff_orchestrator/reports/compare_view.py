@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ebdiff_orchestrator.reports.compare import Comparison, Row
@@ -16,11 +17,15 @@ def comparison_table(comparison: Comparison) -> TextTable:
         "method", "params M", "MACs G", "+ attention G", "FID", "steps", "speed-up", "wall-clock", "wall speed-up",
         hours, "saved", "draw", "memory GiB",
     )  # fmt: skip
-    rows = comparison.rows
-    methods = [row.method for row in rows]
-    names = [row.method if methods.count(row.method) == 1 else f"{row.method} [{Path(row.run).name}]" for row in rows]
-    cells = tuple((name, *_cells(row)) for name, row in zip(names, rows, strict=True))
+    names = _names(comparison.rows)
+    cells = tuple((name, *_cells(row)) for name, row in zip(names, comparison.rows, strict=True))
     return TextTable(headings, cells, _footnotes(comparison))
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Each row's method, with its run where several have the same."""
+    methods = [row.method for row in rows]
+    return [row.method if methods.count(row.method) == 1 else f"{row.method} [{Path(row.run).name}]" for row in rows]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -48,7 +53,7 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
         "the paper's; + attention: with the attention's matrix products."
     ]
     notes.append(_speed_up_note(comparison))
-    notes.append("wall-clock: first lease or stage to the last stage's end, waiting and restarts included.")
+    notes.append("wall-clock: of all launches together, waiting included; the time between launches is not.")
     notes.append("draw: the draws' share of all seconds of work. -: not measured.")
     if any(row.measures.charged_steps != 0 for row in rows):
         notes.append(
@@ -60,9 +65,9 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
     if len({row.measures.evaluation.reference_digest for row in rows if row.measures.evaluation}) > 1:
         notes.append("The FIDs are measured against different reference images.")
     notes += [
-        f"{row.method}: {', '.join(row.measures.reused)} taken over from another run; counted in the speed-up with "
+        f"{name}: {', '.join(row.measures.reused)} taken over from another run; counted in the speed-up with "
         "what they took there, not in the hours and the wall-clock."
-        for row in rows
+        for name, row in zip(_names(rows), rows, strict=True)
         if row.measures.reused
     ]
     if any(row.measures.on_cpu for row in rows):

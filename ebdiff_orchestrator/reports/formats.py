@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 MISSING = "-"
 _BETWEEN = " | "  # as wide as what rich draws between two columns
@@ -28,9 +29,9 @@ def print_table(table: TextTable, console: Console) -> None:
     for columns in _columns_that_fit(table, console.width):
         drawn = RichTable(show_edge=False, pad_edge=False)
         for index in columns:
-            drawn.add_column(table.headings[index], justify="right" if index else "left", overflow="fold")
+            drawn.add_column(Text(table.headings[index]), justify="right" if index else "left", overflow="fold")
         for row in table.rows:
-            drawn.add_row(*(row[index] for index in columns))
+            drawn.add_row(*(Text(row[index]) for index in columns))
         console.print(drawn)
         console.print()
     for footnote in table.footnotes:

@@ -77,12 +77,9 @@ def _share(part: list[StageRecord], whole: list[StageRecord]) -> float | None:
 
 
 def _wall_s(manifest: Manifest) -> float | None:
-    """From the first lease or stage to the last stage's end, waiting and restarts included; reused stages left out."""
-    own = [record for record in manifest.stages.values() if not record.reused_from]
-    ends = [record.finished_at for record in own if record.finished_at is not None]
-    begins = [record.started_at for record in own if record.started_at is not None]
-    begins += [lease.started_at for lease in _charged(manifest.leases)]
-    return max(ends) - min(begins) if manifest.finished() and ends and begins else None
+    """All launches together, waiting included; not the time between them."""
+    lasted = [launch.ended_at - launch.started_at for launch in manifest.launches]
+    return sum(lasted) if manifest.finished() and lasted else None
 
 
 def _hours(leases: tuple[Lease, ...]) -> Hours | None:

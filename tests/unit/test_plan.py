@@ -113,7 +113,7 @@ def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: cifar10-eb\nname: mine\ntraining: {steps: 5}\n")
     (tmp_path / "other.yaml").write_text("base: mine.yaml\nseed: 7\n")
     plan = load_plan(str(tmp_path / "other.yaml"))
-    assert (plan.name, plan.seed, plan.training.steps) == ("mine", 7, 5)
+    assert (plan.name, plan.seed, plan.training.steps) == ("other", 7, 5)
     assert plan.training.batch_size == load_plan("cifar10").training.batch_size
     assert len(plan.regions) == 1
     (tmp_path / "mine.yaml").write_text("base: other.yaml\n")

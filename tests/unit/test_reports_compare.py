@@ -24,7 +24,7 @@ from region_workers.dense import dense_config
 from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.job import Hardware
-from schemas.manifest import DenseCost, DenseSource, Evaluation, Lease, Manifest
+from schemas.manifest import DenseCost, DenseSource, Evaluation, Launch, Lease, Manifest
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -85,7 +85,10 @@ def _write(
     lease = Lease(job="region", attempt=1, started_at=1000.0, ended_at=1000.0 + wall_s, workers=1, gpus=gpus)
     after = Lease(job="evaluate", attempt=2, started_at=2e6, ended_at=3e6, workers=8, gpus=8)
     leases = (lease, after) if leased else ()
-    RunDirectory(folder).write(manifest.model_copy(update={"attempts": 1, "leases": leases, **fields}))
+    launches = (Launch(started_at=1000.0, ended_at=1000.0 + wall_s),)
+    RunDirectory(folder).write(
+        manifest.model_copy(update={"attempts": 1, "leases": leases, "launches": launches, **fields})
+    )
     return folder
 
 

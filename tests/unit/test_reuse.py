@@ -141,3 +141,26 @@ def test_an_extension_may_not_end_before_the_newest_checkpoint(
     (tmp_path / "run/train/0-520/checkpoints/step-000000006").mkdir()
     with pytest.raises(PlanError, match="expected at least the 6 that are made"):
         driver.extend(tmp_path / "run", ["training.steps=5"])
+
+
+def test_a_launch_that_is_refused_leaves_no_run_behind(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="no run here"):
+        driver.launch(tiny_plan(*QUICK), tmp_path / "run", reuse=[tmp_path])
+    assert not (tmp_path / "run").exists()
+    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run")
+    with pytest.raises(UserError, match="no run here"):
+        driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=4"), tmp_path / "other", reuse=[tmp_path])
+    assert (tmp_path / "run/manifest.json").is_file()
+
+
+def test_the_clock_of_a_run_is_that_of_its_launches(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+) -> None:
+    first = driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run").manifest
+    second = driver.extend(tmp_path / "run", ["training.steps=6"]).manifest
+    assert second.launches[0] == first.launches[0]
+    assert len(second.launches) == 2
+    assert second.launches[1].started_at >= first.launches[0].ended_at
+    assert driver.resume(tmp_path / "run").manifest.launches == second.launches
