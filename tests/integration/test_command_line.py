@@ -178,7 +178,7 @@ def test_bad_input_exits_with_2_and_one_line_without_a_traceback(tmp_path: Path)
 
 def test_plan_json_has_the_paper_s_numbers() -> None:
     outlook = json.loads(ebdiff("plan", "cifar10", "--json").stdout)
-    assert outlook["dense"] == {"params": 35746307, "macs": 6064135040}
+    assert outlook["dense"] == {"params": 35746307, "macs": 6064135040, "macs_with_attention": 6221856768}
     assert [region["route"] for region in outlook["regions"]] == [[0, 240], [240, 440], [440, 1000]]
     assert outlook["weighted"]["macs"] == pytest.approx(1.32e9, rel=0.01)
     assert all(isinstance(region["params"], int) for region in outlook["regions"])

@@ -20,7 +20,9 @@ from ebdiff_orchestrator.ensemble import (
     save_ensemble,
 )
 from ebdiff_orchestrator.finishing import assemble
+from region_workers.latents.vae import load_vae
 from schemas.errors import RunFailed, UserError
+from schemas.model import LatentModelPlan
 from schemas.plan import DiffusionPlan, Plan, SamplingPlan
 
 VAES = ["AutoencoderKL", "VQModel"]
@@ -154,10 +156,14 @@ def test_a_run_on_latents_is_assembled_with_its_vae(tmp_path: Path, override: fl
     tiny_vae().save_pretrained(tmp_path / "first-stage")
     plan = latent_plan(tmp_path / "first-stage", override)
     attending_unet().save_pretrained(tmp_path / "train" / plan.regions[0].name / "expert")
-    files = {file.path for file in assemble(plan, tmp_path)}
+    assert isinstance(plan.model, LatentModelPlan)
+    info = load_vae(plan.model, plan.data.channels)[1]
+    files = {file.path for file in assemble(plan, tmp_path, info.digest)}
     assert "ensemble/vae/diffusion_pytorch_model.safetensors" in files
     pipe = load_ensemble(tmp_path)
     assert (pipe.vae.config.scaling_factor, pipe.scheduler.config.guidance_scale) == (written, 3.0)
     assert str(tmp_path) not in (tmp_path / "ensemble" / "vae" / "config.json").read_text()
     assert pipe.num_classes == CLASSES
     assert draw(pipe).shape == (2, 1, 8, 8)
+    with pytest.raises(RunFailed, match="not the VAE that the latents are of"):
+        assemble(plan, tmp_path, "another")
