@@ -1,0 +1,129 @@
+"""What the benchmarks share: functions timed in turn, figures beside their targets, a table and a JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value, and the target it is held against: `at_least` or `at_most`, or none."""
+
+    name: str
+    value: float
+    unit: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if self.at_least is not None:
+            return self.value >= self.at_least
+        return None if self.at_most is None else self.value <= self.at_most
+
+    @property
+    def target(self) -> str:
+        """For the table."""
+        if self.at_least is not None:
+            return f">= {self.at_least:g}"
+        return "" if self.at_most is None else f"<= {self.at_most:g}"
+
+
+class Report:
+    """The figures of one benchmark, in order."""
+
+    def __init__(self, title: str, settings: Mapping[str, Any]) -> None:
+        self.title, self.settings = title, dict(settings)
+        self.figures: list[Figure] = []
+
+    def add(
+        self, name: str, value: float, unit: str = "", *, at_least: float | None = None, at_most: float | None = None
+    ) -> None:
+        """Note a figure."""
+        self.figures.append(Figure(name, value, unit, at_least, at_most))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, with what the machine was."""
+        return {
+            "benchmark": self.title,
+            "settings": self.settings,
+            "machine": machine(),
+            "figures": [{**asdict(figure), "holds": figure.holds} for figure in self.figures],
+        }
+
+    def show(self, file: Path | None) -> None:
+        """Print the table; write the JSON where it was asked for."""
+        table = Table(title=self.title, title_justify="left", show_edge=False, pad_edge=False)
+        table.add_column("measured")
+        for column in ("value", "unit", "target", "met"):
+            table.add_column(column, justify="right" if column == "value" else "left")
+        for figure in self.figures:
+            met = "" if figure.holds is None else ("yes" if figure.holds else "NO")
+            table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, figure.target, met)
+        Console(width=110).print(table)
+        if file is not None:
+            file.write_text(json.dumps(self.as_json(), indent=2, default=str) + "\n")
+
+
+def arguments(text: str | None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument(
+        "--short", action="store_true", help="as small as it goes: shows that it runs, measures nothing"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of the process (default 2)")
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The options, for the report."""
+    return {name: value for name, value in vars(options).items() if name != "json"}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cores": os.cpu_count(), "processor": platform.machine(), "gpu": gpu, "torch": torch.__version__}
+
+
+def in_turn(functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each function in each round, one after another in every round: a drift of the machine meets all.
+
+    On a GPU each call is waited for.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for index in range(warm_up + rounds):
+        for name, function in functions.items():
+            spent = timed(function)
+            if index >= warm_up:
+                seconds[name].append(spent)
+    return seconds
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call, the device's work included."""
+    began = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def ratio(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median of the rounds' ratios `over` / `under`."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
