@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from contextlib import nullcontext
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -133,26 +134,53 @@ def plan(
         bool, typer.Option("--json", help="Parameters and multiply-accumulates as plain integers.")
     ] = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The whole plan, defaults included, ready to edit.")] = False,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, help="Show when and on which of N GPUs the regions run.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --gpus: time the steps on this machine's device.")
+    ] = False,
+    efficiency: Annotated[
+        float | None,
+        typer.Option(
+            "--efficiency",
+            min=0.01,
+            max=1,
+            help="With --gpus: share of the speed that each doubling of a region's GPUs keeps; default: the plan's.",
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option("--gpu-memory", min=0.01, metavar="GIB", help="With --measure: what a GPU holds.")
+    ] = None,
 ) -> None:
     """Show what would run, and check it; nothing is trained."""
     from ebdiff_orchestrator.dense_start import adopt_dense
     from ebdiff_orchestrator.planning import look_ahead
     from ebdiff_orchestrator.plans import load_plan, plan_as_yaml
 
-    if as_json and as_yaml:
-        raise UserError("--json and --yaml: expected one of the two. Leave one out.")
+    if as_yaml and (as_json or gpus):
+        raise UserError("--yaml: expected without --json and --gpus. Leave one out.")
+    if gpus is None and (measure or efficiency or gpu_memory):
+        raise UserError("--measure, --efficiency, --gpu-memory: expected with --gpus. Add it, as in --gpus 3.")
     loaded = load_plan(plan, changes or ())
     if loaded.model.pretrained is not None:
         loaded, _ = adopt_dense(loaded)
     outlook = look_ahead(loaded)
+    placements = None
+    if gpus is not None:
+        from ebdiff_orchestrator.reports.placements import placements_of
+
+        say = partial(print, file=sys.stderr)
+        placements = placements_of(outlook, gpus, measure, efficiency, gpu_memory, say)
     if as_json:
-        print(json.dumps(outlook.as_json(), indent=2))
+        more = {"placements": placements.as_json()} if placements else {}
+        print(json.dumps(outlook.as_json() | more, indent=2))
     elif as_yaml:
         print(plan_as_yaml(loaded), end="")
     else:
-        from ebdiff_orchestrator.status import outlook_table
+        from ebdiff_orchestrator.reports.placements_view import show_plan
 
-        Console().print(outlook_table(outlook))
+        show_plan(outlook, placements, Console())
 
 
 @app.command()

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -52,8 +52,8 @@ class Cluster:
 
     def __init__(self, embedded: bool, request: Request, retries: int = 2) -> None:
         self.embedded, self.request, self.retries = embedded, request, retries
-        self._starting: set[str] = set()
-        self._started: set[str] = set()
+        self._starting: dict[str, int] = {}
+        self._started: dict[str, int] = {}
 
     def capacity(self) -> int:
         """How many jobs the cluster holds at once, by what its nodes have."""
@@ -66,15 +66,16 @@ class Cluster:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(workers_on_node(self.request, node) for node in nodes)
 
-    def free_slots(self) -> int:
-        """How many more jobs fit now, those that were started but have not yet taken their place counted out."""
+    def free_workers(self) -> int:
+        """How many more workers fit now, those that were started but have not yet taken their place counted out."""
         import ray
 
         free = ray.available_resources()
-        slots = free.get("CPU", 0.0) / (self.request.cpus * self.request.processes)
+        workers = free.get("CPU", 0.0) / self.request.cpus
         if self.request.gpus:
-            slots = min(slots, free.get("GPU", 0.0) / (self.request.gpus * self.request.processes))
-        return max(0, min(int(slots + 1e-6) - len(self._starting), self.capacity() - len(self._started)))
+            workers = min(workers, free.get("GPU", 0.0) / self.request.gpus)
+        held, promised = sum(self._started.values()), sum(self._starting.values())
+        return max(0, min(int(workers + 1e-6) - promised, self.workers_at_once() - held))
 
     def describe_free(self) -> str:
         """For people: what of the requested kinds is free, of how much."""
@@ -84,17 +85,16 @@ class Cluster:
         kinds = ["CPU", "GPU"] if self.request.gpus else ["CPU"]
         return ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in kinds)
 
-    def start(self, job: WorkerJob) -> Future[None]:
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
         """Run the job on a TorchTrainer of its own; the future ends as the trainer's `fit()` does."""
         future: Future[None] = Future()
-        self._starting.add(job.name)
-        self._started.add(job.name)
-        Thread(target=self._fit, args=(job, future), name=f"fit {job.name}", daemon=True).start()
+        self._starting[job.name] = self._started[job.name] = workers
+        Thread(target=self._fit, args=(job, workers, future), name=f"fit {job.name}", daemon=True).start()
         return future
 
     def has_started(self, job_name: str) -> None:
         """Note that a job was seen at work, so that what it holds shows in Ray's own count."""
-        self._starting.discard(job_name)
+        self._starting.pop(job_name, None)
 
     def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on one worker's share of the cluster and wait for it."""
@@ -131,16 +131,18 @@ class Cluster:
             for reference in pending:
                 ray.cancel(reference, force=True)
 
-    def _fit(self, job: WorkerJob, future: Future[None]) -> None:
+    def _fit(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
+        error: BaseException | None = None
         try:
-            _trainer(job, self.request).fit()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
-            future.set_exception(error)
-        else:
+            _trainer(job, replace(self.request, processes=workers)).fit()
+        except BaseException as raised:  # noqa: BLE001 - handed to whoever reads the future
+            error = raised
+        self._starting.pop(job.name, None)
+        self._started.pop(job.name, None)
+        if error is None:
             future.set_result(None)
-        finally:
-            self._starting.discard(job.name)
-            self._started.discard(job.name)
+        else:
+            future.set_exception(error)
 
 
 def workers_on_node(request: Request, resources: Mapping[str, float]) -> int:

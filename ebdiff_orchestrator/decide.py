@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ebdiff_orchestrator.stages import JobOutline
@@ -10,12 +10,12 @@ from ebdiff_orchestrator.stages import JobOutline
 
 @dataclass(frozen=True)
 class Situation:
-    """Where a run stands. `free_slots`: how many more jobs the cluster can hold at this moment."""
+    """Where a run stands. `free_workers`: how many more the run may start at this moment."""
 
     done_stages: frozenset[str]
     running: frozenset[str]
     failed: frozenset[str]
-    free_slots: int
+    free_workers: int
     waited_s: float = 0.0
 
 
@@ -29,33 +29,73 @@ class Decision:
     finished: bool = False
 
 
-def next_jobs(
-    jobs: tuple[JobOutline, ...], costs: Mapping[str, float], situation: Situation, wait_limit_s: float
-) -> Decision:
-    """Start whatever can start, the longest job first; a job goes from its draw to its training on its own.
+@dataclass(frozen=True)
+class Growable:
+    """A job that could go on with more workers: how many it has, and how long it would still take with them."""
 
-    There is no barrier between regions: a job depends on nothing but the stages in its `after`. A wait has a limit,
-    which counts only while no job of this run holds resources that it will give back.
+    name: str
+    workers: int
+    remaining_s: float
+
+
+def next_jobs(
+    jobs: tuple[JobOutline, ...], workers: Mapping[str, int], situation: Situation, wait_limit_s: float
+) -> Decision:
+    """Start whatever can start, in the order of `workers`, which says how many each job takes.
+
+    There is no barrier between regions: a job depends on nothing but the stages in its `after`. No job overtakes one
+    that waits for more workers than are free. A wait has a limit, which counts only while no job of this run holds
+    resources that it will give back.
     """
     open_jobs = [job for job in jobs if not _is_over(job, situation)]
     lost = {stage for job in jobs if job.name in situation.failed for stage in job.stages} - situation.done_stages
     dead = {job.name: f"needs {', '.join(job.after)}, which failed" for job in open_jobs if lost & set(job.after)}
     idle = [job for job in open_jobs if job.name not in situation.running and job.name not in dead]
-    ready = sorted(
-        (job for job in idle if set(job.after) <= situation.done_stages),
-        key=lambda job: (-costs[job.name], job.name),
-    )
-    start = tuple(job.name for job in ready[: situation.free_slots])
-    waiting = tuple(job.name for job in ready[situation.free_slots :])
+    able = {job.name for job in idle if set(job.after) <= situation.done_stages}
+    ready = [name for name in workers if name in able]
+    fit = _how_many_fit([workers[name] for name in ready], situation.free_workers)
+    start, waiting = tuple(ready[:fit]), tuple(ready[fit:])
     if waiting and not start and not situation.running and situation.waited_s > wait_limit_s:
         late = f"no resources within workers.wait_limit_s = {wait_limit_s:.0f} s"
         return Decision(give_up={**dead, **dict.fromkeys(waiting, late)})
     return Decision(start, waiting, dead, finished=not open_jobs)
 
 
+def next_growth(
+    jobs: Sequence[Growable],
+    free_workers: int,
+    allowed: Sequence[int],
+    speed_up: Callable[[int], float],
+    restart_s: float,
+) -> tuple[str, int] | None:
+    """The job to give free workers to, and how many it then has in all; None where that would end nothing sooner.
+
+    It is the job that would end last. `allowed` are the numbers of workers that can share a batch; going on with more
+    costs a restart.
+    """
+    if not jobs:
+        return None
+    last = max(jobs, key=lambda job: (job.remaining_s, job.name))
+    wider = [count for count in allowed if last.workers < count <= last.workers + free_workers]
+    if not wider:
+        return None
+    best = max(wider, key=speed_up)
+    after_s = last.remaining_s * speed_up(last.workers) / speed_up(best)
+    return (last.name, best) if after_s + restart_s < last.remaining_s else None
+
+
 def may_retry(attempts: int, retries: int, retryable: bool) -> bool:
     """Whether a failed job gets another attempt: one budget a job, none if trying again cannot help."""
     return retryable and attempts <= retries
+
+
+def _how_many_fit(workers: Sequence[int], free: int) -> int:
+    """How many of the jobs, from the first on, find their workers."""
+    for index, count in enumerate(workers):
+        free -= count
+        if free < 0:
+            return index
+    return len(workers)
 
 
 def _is_over(job: JobOutline, situation: Situation) -> bool:

@@ -15,6 +15,7 @@ from ebdiff_orchestrator.handle import RunHandle
 from ebdiff_orchestrator.interrupts import Interrupts
 from ebdiff_orchestrator.job_loop import JobLoop
 from ebdiff_orchestrator.ledger import Ledger
+from ebdiff_orchestrator.placement.jobs import place_jobs
 from ebdiff_orchestrator.planning import Outlook, check_data_fits, look_ahead
 from ebdiff_orchestrator.plans import plan_from_values
 from ebdiff_orchestrator.reuse import take_over
@@ -120,9 +121,9 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
             samples = _encode(ledger, images, cache_dir, cluster, view)
         jobs = jobs or _known_jobs(ledger, samples, reuse, view)
         view.line(f"{len(jobs)} jobs, {cluster.request} each; free: {cluster.describe_free()}.")
-        macs = {job.name: _expected_macs(job, outlook) for job in jobs}
         with Interrupts() as interrupts:
-            JobLoop(jobs, macs, ledger, cluster, view).run(interrupts)
+            workers, limit = place_jobs(jobs, outlook, len(images), ledger, cluster, view)
+            JobLoop(jobs, workers, limit, ledger, cluster, view).run(interrupts)
         _finish(ledger, view, _in_this_process(view) if cluster.embedded else cluster.run_once, cluster.request)
 
 
@@ -204,14 +205,6 @@ def _with_dense_start(plan: Plan, directory: RunDirectory) -> tuple[Plan, DenseS
     if not drawn or plan.model != known.plan.model:
         return adopt_dense(plan)
     return plan, known.dense
-
-
-def _expected_macs(job: JobOutline, outlook: Outlook) -> float:
-    """Work of a job, to start the longest first; a shared draw comes before all."""
-    if job.train is None:
-        return float("inf")
-    region = next(o for o in outlook.regions if o.region.name == job.train.region)
-    return float(region.costs.macs * region.steps)
 
 
 def _with_absolute_paths(plan: Plan) -> Plan:

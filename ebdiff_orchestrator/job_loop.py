@@ -5,36 +5,41 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from ebdiff_orchestrator.cluster import RAY_FOLDER, Cluster
-from ebdiff_orchestrator.decide import Decision, Situation, may_retry, next_jobs
+from ebdiff_orchestrator.decide import Decision, Growable, Situation, may_retry, next_growth, next_jobs
 from ebdiff_orchestrator.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.ledger import Ledger
+from ebdiff_orchestrator.placement.schedule import allowed_widths, speed_up
 from ebdiff_orchestrator.stages import JobOutline, worker_job
 from ebdiff_orchestrator.view import View
+from schemas.durable import write_text
 from schemas.errors import RunFailed
-from schemas.job import FAILURE_FILE, PROGRESS_FILE, STOP_FILE, Failure, Progress
+from schemas.job import FAILURE_FILE, GROW_FILE, PROGRESS_FILE, STOP_FILE, Failure, Progress
 
 _POLL_S = 0.5
 _Model = TypeVar("_Model", Progress, Failure)
 _STOP_LIMIT_S = 120.0
 _CHARGE_EVERY_S = 30.0
+_FREED_WITHIN_S = 15.0  # Ray counts what a job gave back a little later
 
 
 @dataclass
 class _Attempt:
-    """One job under way."""
+    """One job under way. `grow_to`: with how many workers it is to go on from its next checkpoint."""
 
     outline: JobOutline
     number: int
+    workers: int
     future: Future[None]
     started_at: float
-    seen: bool = False
+    progress: Progress | None = None
+    grow_to: int | None = None
     charged_at: float = 0.0
 
 
@@ -47,20 +52,26 @@ class _Budget:
 
 
 class JobLoop:
-    """The jobs of one launch."""
+    """The jobs of one launch.
+
+    `workers` says in which order jobs start and how many workers each gets; `limit`: the most that all hold together.
+    """
 
     def __init__(
         self,
         jobs: tuple[JobOutline, ...],
-        expected_macs: Mapping[str, float],
+        workers: Mapping[str, int],
+        limit: int | None,
         ledger: Ledger,
         cluster: Cluster,
         view: View,
     ) -> None:
         self._jobs = {job.name: job for job in jobs}
-        self._expected_macs = expected_macs
+        self._workers_of, self._planned, self._limit = dict(workers), dict(workers), limit
         self._ledger, self._cluster, self._view = ledger, cluster, view
         self._workers = ledger.plan.workers
+        self._restart_s = 0.0
+        self._growing_since: dict[str, float] = {}
         self._running: dict[str, _Attempt] = {}
         self._budgets = {job.name: _Budget() for job in jobs}
         self._waiting_since: float | None = None
@@ -86,12 +97,15 @@ class JobLoop:
         """Start what can start; whether anything is still to be waited for."""
         if interrupts.requested:
             self._stop(interrupts)
-        decision = next_jobs(self._outlines(), self._expected_macs, self._situation(), self._workers.wait_limit_s)
+        self._shrink_what_cannot_grow()
+        decision = next_jobs(self._outlines(), self._workers_of, self._situation(), self._workers.wait_limit_s)
         for name, reason in decision.give_up.items():
             self._give_up(name, reason)
         for name in decision.start:
             self._start(name)
         self._note_waiting(decision)
+        if self._workers.elastic and not decision.waiting:
+            self._grow()
         return bool(self._running) or not decision.finished
 
     def _outlines(self) -> tuple[JobOutline, ...]:
@@ -101,16 +115,24 @@ class JobLoop:
         failed = frozenset(name for name, budget in self._budgets.items() if budget.failed)
         waited = time.time() - self._waiting_since if self._waiting_since else 0.0
         done = self._ledger.done_stages()
-        return Situation(done, frozenset(self._running), failed, self._cluster.free_slots(), waited)
+        return Situation(done, frozenset(self._running), failed, self._free_workers(), waited)
+
+    def _free_workers(self) -> int:
+        free = self._cluster.free_workers()
+        if self._limit is None:
+            return free
+        return min(free, self._limit - sum(attempt.workers for attempt in self._running.values()))
 
     def _start(self, name: str) -> None:
-        outline, budget = self._jobs[name], self._budgets[name]
-        budget.attempts += 1
+        outline, budget, workers = self._jobs[name], self._budgets[name], self._workers_of[name]
+        joins = self._growing_since.pop(name, None) is not None
+        budget.attempts += not joins
         number = self._ledger.begin_attempt(outline)
         use_gpu = self._cluster.request.gpus > 0
         job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, self._ledger.inputs, number, use_gpu)
-        self._running[name] = _Attempt(outline, number, self._cluster.start(job), time.time())
-        self._view.line(f"{name}: started (attempt {budget.attempts}).")
+        self._running[name] = _Attempt(outline, number, workers, self._cluster.start(job, workers), time.time())
+        how = f"goes on with {workers} workers" if joins else f"started (attempt {budget.attempts})"
+        self._view.line(f"{name}: {how}.")
         self._view.job(name, Progress(stage=self._ledger.first_open(outline), state="starting"))
 
     def _watch(self) -> None:
@@ -122,9 +144,11 @@ class JobLoop:
             if progress is None:
                 self._check_started(name, attempt)
                 continue
-            if not attempt.seen:
-                attempt.seen = True
+            if attempt.progress is None:
                 self._cluster.has_started(name)
+            if progress.state == "running" and (attempt.progress is None or attempt.progress.state == "starting"):
+                self._restart_s = max(self._restart_s, time.time() - attempt.started_at)
+            attempt.progress = progress
             self._ledger.see_running(attempt.outline, progress)
             self._view.job(name, progress)
 
@@ -149,6 +173,11 @@ class JobLoop:
             self._ledger.take_results((attempt.outline,))
             if self._ledger.all_done((attempt.outline,)):
                 continue
+            progress = self._progress_of(attempt)
+            if attempt.grow_to is not None and progress is not None and progress.state == "stopped":
+                self._workers_of[name] = attempt.grow_to
+                self._growing_since[name] = time.time()
+                continue
             failure = self._failure_of(attempt)
             budget = self._budgets[name]
             if may_retry(budget.attempts, self._workers.retries, failure.retryable):
@@ -160,8 +189,36 @@ class JobLoop:
     def _charge(self, attempt: _Attempt) -> None:
         """Enter the devices that an attempt held, from its start to now."""
         attempt.charged_at = time.time()
-        request = self._cluster.request
-        self._ledger.charge(attempt.outline.name, attempt.number, attempt.started_at, request.processes, request.gpus)
+        gpus = self._cluster.request.gpus
+        self._ledger.charge(attempt.outline.name, attempt.number, attempt.started_at, attempt.workers, gpus)
+
+    def _grow(self) -> None:
+        """Ask the training that would end last to stop at its next checkpoint, to go on with the free workers too."""
+        if self._growing_since or any(attempt.grow_to for attempt in self._running.values()):
+            return
+        plan = self._ledger.plan
+        jobs = [
+            Growable(name, attempt.workers, remaining_s)
+            for name, attempt in self._running.items()
+            if (remaining_s := _remaining_s(attempt)) is not None
+        ]
+        free, widths = self._free_workers(), allowed_widths(plan.training, self._cluster.workers_at_once())
+        efficiency = self._workers.parallel_efficiency
+        growth = next_growth(jobs, free, widths, lambda count: speed_up(count, efficiency), self._restart_s)
+        if growth is None:
+            return
+        name, count = growth
+        attempt = self._running[name]
+        attempt.grow_to = count
+        assert attempt.outline.train is not None
+        write_text(self._file(attempt.outline.train.name, GROW_FILE), str(attempt.number))
+        self._view.line(f"{name}: {count - attempt.workers} free workers join it at its next checkpoint.")
+
+    def _shrink_what_cannot_grow(self) -> None:
+        """A job that stopped to grow goes on as it was if the workers were not to be had after all."""
+        for name, since in self._growing_since.items():
+            if time.time() - since > _FREED_WITHIN_S:
+                self._workers_of[name] = self._planned[name]
 
     def _failure_of(self, attempt: _Attempt) -> Failure:
         """What this attempt wrote of its failure, else what Ray says of the worker's end."""
@@ -198,16 +255,23 @@ class JobLoop:
         if decision.waiting:
             waited = f", {time.time() - self._waiting_since:.0f} s so far" if self._waiting_since else ""
             self._view.waiting(
-                f"{', '.join(decision.waiting)}: waiting for {self._cluster.request} each; "
+                f"{self._described(decision.waiting)}; "
                 f"free: {self._cluster.describe_free()} (at most {self._workers.wait_limit_s:.0f} s{waited})."
             )
+
+    def _described(self, names: Sequence[str]) -> str:
+        """Who waits for what."""
+        one = replace(self._cluster.request, processes=1)
+        wider = [f"{name} for {self._workers_of[name]} workers" for name in names if self._workers_of[name] > 1]
+        waiting = f"{', '.join(names)}: waiting for {one} each"
+        return f"{waiting} ({', '.join(wider)})" if wider else waiting
 
     def _stop(self, interrupts: Interrupts) -> None:
         """Ask the workers to save and stop, and wait for those at work; a second interrupt does not wait."""
         self._view.line("Stopping: the workers save their state (Ctrl-C again: at once) ...")
         (self._ledger.directory.path / STOP_FILE).touch()
         deadline = time.monotonic() + _STOP_LIMIT_S
-        at_work = [attempt for attempt in self._running.values() if attempt.seen]
+        at_work = [attempt for attempt in self._running.values() if attempt.progress is not None]
         while not all(attempt.future.done() for attempt in at_work):
             if interrupts.insisted or time.monotonic() > deadline:
                 self._view.line("Not waiting any longer; the last checkpoints stay.")
@@ -232,6 +296,14 @@ class JobLoop:
         path = self._ledger.directory.path
         relative = os.path.relpath(path)
         return f"ebdiff resume {relative if len(relative) < len(str(path)) else path}"
+
+
+def _remaining_s(attempt: _Attempt) -> float | None:
+    """How long a training would still take with its workers; None for what is not training, or not known yet."""
+    progress, train = attempt.progress, attempt.outline.train
+    if train is None or progress is None or progress.stage != train.name or progress.state != "running":
+        return None
+    return (train.steps - progress.step) / progress.steps_per_s if progress.steps_per_s else None
 
 
 def _read(model: type[_Model], path: Path) -> _Model | None:

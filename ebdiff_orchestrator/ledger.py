@@ -85,6 +85,10 @@ class Ledger:
             )
         self._save(self.manifest.model_copy(update={"dense": dense}))
 
+    def know_step_seconds(self, seconds: Mapping[float, float]) -> None:
+        """Record what one update of each network takes, by pruning ratio."""
+        self._save(self.manifest.model_copy(update={"step_seconds": dict(seconds)}))
+
     def know_borrowed(self, sources: Mapping[str, Path]) -> None:
         """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's leases."""
         for stage, source in sources.items():

@@ -10,8 +10,8 @@ from schemas.digest import seed_from
 class StepRandomness:
     """The random numbers of one stage (DESIGN, invariant 3).
 
-    Timesteps and noise are drawn for the whole batch, so that each worker takes its share of the same numbers
-    however many workers there are; dropout, which happens inside the network, differs by rank.
+    Timesteps, noise and dropout (see `BatchDropout`) are drawn for the whole batch, so that each worker takes its
+    share of the same numbers however many workers there are.
     """
 
     def __init__(self, seed: int, stage: str, timesteps: tuple[int, int], device: torch.device) -> None:
@@ -26,6 +26,6 @@ class StepRandomness:
         """The stage's generator, set for this step; valid until the next call."""
         return self._generator.manual_seed(seed_from(*self._parts, purpose, step))
 
-    def seed_network(self, step: int, rank: int) -> None:
-        """Seed the generators that the network itself draws from (dropout)."""
-        torch.manual_seed(seed_from(*self._parts, "network", step, rank))
+    def seed_network(self, step: int) -> None:
+        """Seed the generators that the network itself draws from (dropout), alike for every part of the batch."""
+        torch.manual_seed(seed_from(*self._parts, "network", step))

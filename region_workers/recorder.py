@@ -9,7 +9,7 @@ from region_workers.device import World
 from region_workers.failures import StopRequestedError
 from region_workers.trainer import Trainer
 from schemas.durable import replace_model
-from schemas.job import PROGRESS_FILE, STOP_FILE, Progress, ProgressState, WorkerJob
+from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Progress, ProgressState, WorkerJob
 from schemas.tables import Row
 
 _HEARTBEAT_S = 1.0
@@ -76,6 +76,12 @@ class Recorder:
     def stop_requested(self) -> bool:
         """Whether the driver asks the workers to stop."""
         return self._stop_file.exists()
+
+    def growth_requested(self) -> bool:
+        """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
+        file = self._folder / GROW_FILE
+        asked = self._world.leads and file.is_file() and file.read_text() == str(self._progress.attempt)
+        return bool(self._world.from_leader(int(asked)))
 
     def note(self, text: str) -> None:
         """A few words beside the numbers (the distances of a draw, say)."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from region_workers.data.labels import Labels
 from region_workers.data.samples import LatentSamples, PixelSamples, Samples
-from region_workers.device import World
+from region_workers.device import World, current_world, prepare_process
 from region_workers.family import UNetFamily
 from region_workers.pretrained import find_dense
 from region_workers.pruned_unet import extract_expert
@@ -43,6 +43,14 @@ class StepTime:
     steps: int
     batch_size: int
     peak_memory_bytes: int | None
+
+
+def step_seconds(plan: Plan, steps: int = 5) -> dict[float, float]:
+    """Seconds of one update of each of the plan's networks on this process's device, by pruning ratio; 0: dense."""
+    prepare_process(plan.training)
+    timer = StepTimer(plan, current_world(use_gpu=plan.workers.gpus != 0))
+    ratios = sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
+    return {ratio: timer.measure(ratio, steps).seconds for ratio in ratios}
 
 
 class RandomStore:

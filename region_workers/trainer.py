@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from region_workers.device import World
+from region_workers.dropout import share_dropout, take_rows
 from region_workers.failures import NonFiniteLossError
 from region_workers.family import Batch, ModelFamily
 from region_workers.randomness import StepRandomness
@@ -45,6 +46,7 @@ class Trainer:
         self.network = network.to(world.device).train()
         if training.channels_last:
             self.network.to(memory_format=torch.channels_last)
+        self._dropouts = share_dropout(self.network)
         self.step = 0
         self._family, self._randomness, self._law = family, randomness, law
         self._training, self._world = training, world
@@ -71,7 +73,6 @@ class Trainer:
 
     def advance(self) -> None:
         """One update: timesteps and noise of this step, forward, backward, clip, Adam, EMA."""
-        self._randomness.seed_network(self.step, self._world.rank)
         loss = self._accumulate_gradients()
         if self._training.gradient_clip is not None:
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self._training.gradient_clip)
@@ -165,6 +166,8 @@ class Trainer:
         total = torch.zeros((), device=self._world.device)
         for index in range(passes):
             rows = slice(first_row + index * share, first_row + (index + 1) * share)
+            take_rows(self._dropouts, rows, batch_size)
+            self._randomness.seed_network(self.step)
             batch = self._family.batch(self.step, rows)
             if noise_BCHW is None:
                 shape = (batch_size, *batch.clean.shape[1:])

@@ -59,6 +59,7 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
             if world.leads:
                 checkpoints.save(trainer.step, recorder.active_s, trainer.state_tensors(), recorder.metrics)
             world.barrier()
+            stop = stop or recorder.growth_requested()
         if stop and trainer.step < stage.steps:
             recorder.announce("stopped", trainer.step)
             raise stopped_at(trainer.step)

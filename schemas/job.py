@@ -12,6 +12,7 @@ RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stop-requested"
+GROW_FILE = "grow-requested"  # in a train stage's folder, with the number of the attempt that is to stop for it
 MASKS_FILE = "masks.arrow"
 METRICS_FILE = "metrics.parquet"
 TICKETS_FOLDER = "tickets"

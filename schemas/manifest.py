@@ -121,6 +121,9 @@ class Manifest(Section):
     store_digest: str | None = None
     dense: DenseSource | None = None
     vae_digest: str | None = None
+    step_seconds: dict[float, float] | None = Field(
+        None, description="One update's seconds on one worker, by pruning ratio; measured where placement plans by it."
+    )
     attempts: int = Field(0, description="Jobs started so far, in all launches; numbers the next one.")
     software: dict[str, str]
     stages: dict[str, StageRecord]

@@ -15,6 +15,7 @@ from schemas.section import Section
 DIGITS = "sklearn:digits"
 _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "name": True,
+    "placement": True,
     "workers": True,
     "checkpointing": True,
     "logging": True,
@@ -216,6 +217,12 @@ class WorkersPlan(Section):
     )
     cpus: float = Field(1, gt=0, description="CPUs a worker.")
     processes: int = Field(1, ge=1, description="DDP workers a region without GPUs.")
+    parallel_efficiency: float = Field(
+        0.9, gt=0, le=1, description="Share of the speed that each doubling of a region's GPUs keeps; for placement."
+    )
+    elastic: bool = Field(
+        False, description="A free GPU joins the region that ends last, at its next checkpoint; rounding may differ."
+    )
     retries: int = Field(2, ge=0, description="Further attempts of a region after its first.")
     wait_limit_s: float = Field(3600, gt=0, description="Longest wait for free resources.")
     cache_dir: str | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
@@ -231,6 +238,27 @@ class WorkersPlan(Section):
                 "Use for example 0.5, 1 or 2.",
             )
         return value
+
+    @property
+    def one_device_each(self) -> bool:
+        """Whether a region starts on one whole device, or one process: what placement can widen."""
+        return self.gpus in ("auto", 0, 1) and self.processes == 1
+
+    @model_validator(mode="after")
+    def _elastic_from_one(self) -> Self:
+        if self.elastic and not self.one_device_each:
+            raise _one_device_each("workers.elastic", True, self)
+        return self
+
+
+def _one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueError:
+    given = f"workers.gpus = {workers.gpus}, workers.processes = {workers.processes}"
+    return cross_field_error(
+        field,
+        value,
+        f"workers.gpus of auto, 0 or 1 and one process, not {given}: it decides itself how many a region gets",
+        "Leave workers.gpus and workers.processes at their defaults.",
+    )
 
 
 class Plan(Section):
@@ -252,6 +280,10 @@ class Plan(Section):
     checkpointing: CheckpointPlan = CheckpointPlan()
     logging: LoggingPlan = LoggingPlan()
     workers: WorkersPlan = WorkersPlan()
+    placement: Literal["one-per-region", "packed", "balanced"] = Field(
+        "one-per-region",
+        description="packed: as few GPUs as end as early; balanced: several GPUs a region where that is sooner.",
+    )
 
     @model_validator(mode="after")
     def _regions_cover_the_timesteps(self) -> Self:
@@ -291,6 +323,12 @@ class Plan(Section):
                 "1, since the model has no classes",
                 "Set it so.",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _placement_from_one(self) -> Self:
+        if self.placement != "one-per-region" and not self.workers.one_device_each:
+            raise _one_device_each("placement", self.placement, self.workers)
         return self
 
     def routes(self) -> tuple[tuple[int, int], ...]:

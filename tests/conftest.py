@@ -111,6 +111,11 @@ def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def torchrun(workers: int) -> tuple[str, ...]:
+    """The launcher of several workers of one region."""
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
+
+
 def run_worker(job: WorkerJob, *launcher: str) -> None:
     """`start_worker`, and wait until it has done its work."""
     process = start_worker(job, *launcher)

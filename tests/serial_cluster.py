@@ -21,10 +21,7 @@ class SerialCluster:
     def __init__(self) -> None:
         self.jobs: list[str] = []
 
-    def free_slots(self) -> int:
-        return 1
-
-    def capacity(self) -> int:
+    def free_workers(self) -> int:
         return 1
 
     def workers_at_once(self) -> int:
@@ -36,7 +33,7 @@ class SerialCluster:
     def has_started(self, job_name: str) -> None:
         return
 
-    def start(self, job: WorkerJob) -> Future[None]:
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
         self.jobs.append(job.name)
         future: Future[None] = Future()
         try:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
 from ebdiff_orchestrator.dense_start import adopt_dense
+from ebdiff_orchestrator.placement.schedule import place
+from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, drawn_after, interval_steps, works_of
 from ebdiff_orchestrator.planning import Outlook, look_ahead
 from ebdiff_orchestrator.reports.method import method_of
-from region_workers.device import World, current_world, prepare_process
+from region_workers.device import current_world, prepare_process
 from region_workers.timing import StepTime, StepTimer
 from schemas.errors import UserError, problem
-from schemas.plan import DIGITS, Plan
+from schemas.plan import Plan
 
 _BUSY = 1.2
-_IMAGES = {DIGITS: 1797, "uoft-cs/cifar10": 50_000}
 Say = Callable[[str], None]
 
 
@@ -31,7 +31,7 @@ class Assumptions:
     `devices`: how many there are; None: one a region.
     """
 
-    draw_intervals: int = 7
+    draw_intervals: int = DRAW_INTERVALS
     images: int | None = None
     dense_steps: int | None = None
     devices: int | None = None
@@ -99,25 +99,43 @@ def estimate(plan: Plan, steps: int, assume: Assumptions, say: Say) -> Estimate:
         plan, _ = adopt_dense(plan)
     interval = _interval_steps(plan, assume)
     outlook = look_ahead(plan)
+    times, device = measure_steps(plan, steps, say)
+    return predict(plan, outlook, times, interval, assume, device)
+
+
+def measure_steps(plan: Plan, steps: int, say: Say) -> tuple[dict[float, StepTime], str]:
+    """The time of an update of every network of the plan, by pruning ratio, and the device that it was taken on."""
     prepare_process(plan.training)
     world = current_world(use_gpu=True)
-    times = _measure(plan, steps, world, say)
-    return predict(plan, outlook, times, interval, assume, world.describe(plan.training).device)
+    if world.device.type == "cpu":
+        say("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
+    timer = StepTimer(plan, world)
+    ratios = sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
+    times = {}
+    for index, ratio in enumerate(ratios):
+        say(f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})")
+        times[ratio] = timer.measure(ratio, steps)
+    return times, world.describe(plan.training).device
 
 
 def predict(
     plan: Plan, outlook: Outlook, times: Mapping[float, StepTime], interval: int, assume: Assumptions, device: str
 ) -> Estimate:
     """The estimate from step times at hand; `interval` is the steps between two masks."""
-    dense_s = times[0.0].seconds
-    draws = _draws(plan, dense_s, interval, assume)
+    seconds = {ratio: step.seconds for ratio, step in times.items()}
+    dense_s = seconds[0.0]
+    draw_steps = draw_steps_of(plan, interval, assume.draw_intervals)
+    draws = tuple(StageEstimate(name, steps, steps * dense_s) for name, steps in draw_steps.items())
     trainings = tuple(
-        StageEstimate(f"train/{r.name}", plan.steps_of(r), plan.steps_of(r) * times[r.pruning_ratio].seconds)
+        StageEstimate(f"train/{r.name}", plan.steps_of(r), plan.steps_of(r) * seconds[r.pruning_ratio])
         for r in plan.regions
     )
     slowest = max(trainings, key=lambda stage: stage.seconds)
     work_s, draw_s = (sum(stage.seconds for stage in part) for part in ((*draws, *trainings), draws))
-    versus = _Comparer(plan, dense_s, slowest.seconds, work_s)
+    works, first = works_of(plan, seconds, draw_steps)
+    devices = assume.devices or len(plan.regions)
+    schedule = place(works, devices, plan.placement, plan.workers.parallel_efficiency, first)
+    versus = _Comparer(plan, dense_s, slowest.seconds, schedule.held_s)
     return Estimate(
         plan=plan,
         device=device,
@@ -125,21 +143,13 @@ def predict(
         outlook=outlook,
         draws=draws,
         trainings=trainings,
-        makespan_s=_makespan(plan, draws, trainings, assume.devices or len(plan.regions)),
-        device_hours=work_s / 3600,
+        makespan_s=schedule.makespan_s,
+        device_hours=schedule.held_s / 3600,
         draw_share=draw_s / work_s,
         equal_steps=versus.at(slowest.steps),
         given_steps=None if assume.dense_steps is None else versus.at(assume.dense_steps),
         assumptions=_assumptions(plan, times, interval, assume),
     )
-
-
-def makespan(jobs_s: Sequence[float], devices: int) -> float:
-    """When the last of the jobs ends if each free device takes the longest that is left."""
-    free_at = [0.0] * devices
-    for job_s in sorted(jobs_s, reverse=True):
-        heapq.heapreplace(free_at, free_at[0] + job_s)
-    return max(free_at)
 
 
 @dataclass(frozen=True)
@@ -166,26 +176,9 @@ def _starts_dense(plan: Plan) -> bool:
     return plan.model.pretrained is not None or plan.draw.method == "one-shot"
 
 
-def _measure(plan: Plan, steps: int, world: World, say: Say) -> dict[float, StepTime]:
-    if world.device.type == "cpu":
-        say("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
-    timer = StepTimer(plan, world)
-    ratios = sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
-    times = {}
-    for index, ratio in enumerate(ratios):
-        say(f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})")
-        times[ratio] = timer.measure(ratio, steps)
-    return times
-
-
 def _interval_steps(plan: Plan, assume: Assumptions) -> int:
-    """The steps between two masks: the plan's, else an epoch; 0 where nothing is drawn by training."""
-    if plan.draw.method == "one-shot" or not any(region.pruning_ratio for region in plan.regions):
-        return 0
-    if plan.draw.interval_steps is not None:
-        return plan.draw.interval_steps
-    images = assume.images or _IMAGES.get(plan.data.path)
-    if images is None:
+    interval = interval_steps(plan, assume.images)
+    if interval is None:
         raise UserError(
             problem(
                 "--images",
@@ -194,50 +187,20 @@ def _interval_steps(plan: Plan, assume: Assumptions) -> int:
                 "Give it, for example --images 50000, or set draw.interval_steps.",
             )
         )
-    return max(1, images // plan.training.batch_size)
-
-
-def _intervals(plan: Plan, assume: Assumptions) -> int:
-    fullest = (plan.draw.queue_length - 1) * plan.draw.queue_stride + 1
-    return min(max(assume.draw_intervals, fullest), plan.draw.max_intervals)
-
-
-def _draws(plan: Plan, dense_s: float, interval: int, assume: Assumptions) -> tuple[StageEstimate, ...]:
-    shared = plan.draw.scope == "shared"
-    span = (0, plan.diffusion.num_train_timesteps)
-    pruned = any(region.pruning_ratio for region in plan.regions)
-    spans = [("shared", span, pruned)] if shared else [(r.name, r.train, r.pruning_ratio > 0) for r in plan.regions]
-    masks = 1 if plan.draw.method == "one-shot" else _intervals(plan, assume)
-    stages = []
-    for name, timesteps, is_drawn in spans:
-        steps = masks * (interval + _passes_of_a_mask(plan, timesteps)) if is_drawn else 0
-        stages.append(StageEstimate(f"draw/{name}", steps, steps * dense_s))
-    return tuple(stages)
-
-
-def _passes_of_a_mask(plan: Plan, timesteps: tuple[int, int]) -> int:
-    if plan.draw.importance not in ("taylor", "diff-pruning"):
-        return 0
-    span = timesteps[1] - timesteps[0]
-    return min(plan.draw.importance_timesteps or span, span)
-
-
-def _makespan(plan: Plan, draws: Sequence[StageEstimate], trainings: Sequence[StageEstimate], devices: int) -> float:
-    if plan.draw.scope == "shared":
-        return draws[0].seconds + makespan([stage.seconds for stage in trainings], devices)
-    return makespan([a.seconds + b.seconds for a, b in zip(draws, trainings, strict=True)], devices)
+    return interval
 
 
 def _assumptions(plan: Plan, times: Mapping[float, StepTime], interval: int, assume: Assumptions) -> tuple[str, ...]:
     lines = []
     if interval:
         lines.append(
-            f"Draws converge at interval {_intervals(plan, assume)}, {interval} steps each (--draw-intervals)."
+            f"Draws converge at interval {drawn_after(plan, assume.draw_intervals)}, {interval} steps each "
+            "(--draw-intervals)."
         )
     if plan.draw.importance in ("taylor", "diff-pruning"):
         lines.append(f"A {plan.draw.importance} mask costs a dense step for each of its timesteps, at most.")
     devices = assume.devices or len(plan.regions)
-    lines.append(f"{devices} device(s) like this one; each region on one; no waiting, loading or checkpoints.")
+    lines.append(f"{devices} device(s) like this one; {_placed(plan)}; no waiting, loading or checkpoints.")
     if _starts_dense(plan):
         lines.append("Speed-ups charge this plan the dense training that it starts from, as the paper does.")
     sizes = {step.batch_size for step in times.values()} - {plan.training.batch_size}
@@ -247,3 +210,11 @@ def _assumptions(plan: Plan, times: Mapping[float, StepTime], interval: int, ass
     if any(smaller > larger * _BUSY for larger, smaller in pairwise(seconds)):
         lines.append("CAUTION: a smaller network came out slower than a larger one; this machine is busy. Run again.")
     return tuple(lines)
+
+
+def _placed(plan: Plan) -> str:
+    if plan.placement == "one-per-region":
+        return "each region on one"
+    if plan.placement == "packed":
+        return "the regions packed on as few as end as early"
+    return f"balanced, where each doubling keeps {plan.workers.parallel_efficiency:.0%} of the speed"

@@ -8,6 +8,7 @@ from itertools import product
 import torch
 from torch import nn
 
+from region_workers.dropout import share_dropout, take_rows
 from region_workers.family import ModelFamily
 from region_workers.randomness import StepRandomness
 from schemas.plan import DrawPlan, TrainingPlan
@@ -39,13 +40,16 @@ def accumulate_importance_gradients(
     pass, is under `plan.diff_pruning_threshold` of the largest so far.
     """
     network.zero_grad(set_to_none=True)
+    dropouts = share_dropout(network)
     passes = training.gradient_accumulation
     share = training.batch_size // passes
     largest = 0.0
     for timestep, index in product(importance_timesteps(timesteps, plan.importance_timesteps), range(passes)):
         between_passes()
-        randomness.seed_network(step, rank=0)
-        batch = family.batch(step, slice(index * share, (index + 1) * share))
+        rows = slice(index * share, (index + 1) * share)
+        take_rows(dropouts, rows, training.batch_size)
+        randomness.seed_network(step)
+        batch = family.batch(step, rows)
         generator = randomness.generator(step, f"importance-{timestep}-{index}")
         device = batch.clean.device
         noise = torch.randn(batch.clean.shape, generator=generator, device=device)

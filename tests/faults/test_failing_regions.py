@@ -16,10 +16,12 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from conftest import ONE_REGION, run_worker, start_worker
+from conftest import ONE_REGION, run_worker, start_worker, torchrun
+from safetensors.torch import load_file
 
-from ebdiff_orchestrator import driver
+from ebdiff_orchestrator import driver, job_loop
 from ebdiff_orchestrator.cluster import Request
+from ebdiff_orchestrator.decide import next_growth
 from region_workers.results import finished_result
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
@@ -36,33 +38,38 @@ class ProcessCluster:
     embedded = True
     request = Request(processes=1, cpus=1.0, gpus=0.0)
 
-    def __init__(self, slots: int, sabotage: Callable[[WorkerJob, int, subprocess.Popen[str]], None]) -> None:
-        self.slots, self.sabotage = slots, sabotage
+    def __init__(self, workers: int, sabotage: Callable[[WorkerJob, int, subprocess.Popen[str]], None]) -> None:
+        self.workers, self.sabotage = workers, sabotage
         self.running = self.most_running = 0
         self.attempts: dict[str, int] = {}
+        self.widths: dict[str, list[int]] = {}
 
-    def free_slots(self) -> int:
-        return self.slots - self.running
+    def workers_at_once(self) -> int:
+        return self.workers
+
+    def free_workers(self) -> int:
+        return self.workers - self.running
 
     def describe_free(self) -> str:
-        return f"{self.free_slots()} of {self.slots} CPU"
+        return f"{self.free_workers()} of {self.workers} CPU"
 
     def has_started(self, job_name: str) -> None:
         return
 
-    def start(self, job: WorkerJob) -> Future[None]:
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
         future: Future[None] = Future()
-        self.running += 1
+        self.running += workers
         self.most_running = max(self.most_running, self.running)
         self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
-        Thread(target=self._run, args=(job, future), daemon=True).start()
+        self.widths.setdefault(job.name, []).append(workers)
+        Thread(target=self._run, args=(job, workers, future), daemon=True).start()
         return future
 
-    def _run(self, job: WorkerJob, future: Future[None]) -> None:
-        process = start_worker(job)
+    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
+        process = start_worker(job, *(torchrun(workers) if workers > 1 else ()))
         self.sabotage(job, self.attempts[job.name], process)
         output, _ = process.communicate()
-        self.running -= 1
+        self.running -= workers
         if process.returncode == 0:
             future.set_result(None)
         else:
@@ -243,3 +250,33 @@ def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(
     assert handle.manifest.finished()
     kept = {name: len(t.kept_channels["conv_in"].outputs or ()) for name, t in handle.tickets.items()}
     assert kept["0-260"] > kept["240-460"] > kept["440-1000"]
+
+
+def test_a_worker_that_a_finished_region_leaves_joins_one_still_training(
+    tiny_plan: MakePlan,
+    use_cluster: Callable[[ProcessCluster], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(job_loop, "next_growth", lambda *args: next_growth(*args[:-1], restart_s=0.0))  # always pays
+    regions = (
+        "regions=[{train: [0, 520], pruning_ratio: 0.3, steps: 200}, "
+        "{train: [500, 1000], pruning_ratio: 0.5, steps: 1}]"
+    )
+    options = (regions, "checkpointing.interval_steps=10")
+    use_cluster(alone := ProcessCluster(2, _nothing))
+    driver.launch(tiny_plan(*options), tmp_path / "alone")
+    assert alone.widths == {"region 0-520": [1], "region 500-1000": [1]}
+
+    use_cluster(cluster := ProcessCluster(2, _nothing))
+    driver.launch(tiny_plan(*options, "workers.elastic=true", "workers.retries=0"), tmp_path / "joined")
+
+    assert cluster.widths == {"region 0-520": [1, 2], "region 500-1000": [1]}
+    assert cluster.most_running == 2
+    record = _manifest(tmp_path / "joined").stage("train/0-520")
+    assert record.hardware is not None
+    assert (record.status, record.steps, record.hardware.world_size) == ("done", 200, 2)
+    file = "train/0-520/expert/diffusion_pytorch_model.safetensors"
+    expected, joined = load_file(tmp_path / "alone" / file), load_file(tmp_path / "joined" / file)
+    for name, tensor in expected.items():  # only the order of the gradient's sums is another
+        assert (tensor - joined[name]).abs().max() < 0.05 * tensor.abs().max() + 1e-3, name

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli import app
 from ebdiff_orchestrator.planning import look_ahead
-from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate, makespan, predict
+from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate, predict
 from region_workers import timing
 from region_workers.device import World
 from region_workers.timing import RandomStore, StepTime, StepTimer
@@ -77,9 +77,29 @@ def test_a_queue_must_fill_and_gradients_of_a_mask_cost_steps(tiny_plan: MakePla
     assert one_shot.draws[0].steps == 0
 
 
-def test_fewer_devices_than_regions_take_the_longest_first() -> None:
-    assert makespan([1.0, 5.0, 3.0, 3.0], 2) == 6.0
-    assert makespan([1.0, 2.0], 5) == 2.0
+def test_the_makespan_is_that_of_the_plans_placement(tiny_plan: MakePlan) -> None:
+    """Draws left aside (one mask of a dense start), three regions of 600, 300 and 100 s on three devices."""
+    times = {0.0: 10.0, 0.3: 6.0, 0.6: 3.0, 0.8: 1.0}
+    found = {
+        choice: _predict(
+            tiny_plan("draw.method=one-shot", "training.steps=100", f"placement={choice}"), times, interval=0, devices=3
+        )
+        for choice in ("one-per-region", "packed", "balanced")
+    }
+    assert {choice: one.makespan_s for choice, one in found.items()} == {
+        "one-per-region": 600.0,
+        "packed": 600.0,
+        "balanced": pytest.approx(700 / (2 * 0.9)),  # 600, then 100, on two devices; 300 on the third
+    }
+    assert found["packed"].device_hours * 3600 == pytest.approx(1000)
+    assert found["balanced"].device_hours * 3600 == pytest.approx(300 + 700 / 0.9)
+    assert any("balanced, where each doubling keeps 90%" in line for line in found["balanced"].assumptions)
+
+
+def test_fewer_devices_than_regions_take_the_longest_first(tiny_plan: MakePlan) -> None:
+    times = {0.0: 10.0, 0.3: 6.0, 0.6: 3.0, 0.8: 1.0}
+    plan = tiny_plan("draw.method=one-shot", "training.steps=100")
+    assert [_predict(plan, times, interval=0, devices=count).makespan_s for count in (1, 2, 9)] == [1000, 600, 600]
 
 
 def test_steps_of_every_network_are_timed(tiny_plan: MakePlan) -> None:

@@ -1,0 +1,1 @@
+"""Which region runs when, and on how many devices."""

@@ -1,0 +1,164 @@
+"""A real run on two CPU workers: what its makespan is made of, and what letting free workers join saves.
+
+python tests/benchmarks/makespan.py [--steps 900] [--rounds 1] [--json FILE]
+
+A skewed plan of two regions (0.3 pruned and many steps; 0.8 pruned and few) is run by `ebdiff launch` twice:
+`workers.elastic` off, then on, when the worker that the short region leaves joins the long one at its next
+checkpoint. Reported: the makespan beside the longest chain of stages; the time that no stage accounts for, and the
+processor time of the driver and of Ray's own processes, each as a share of the makespan; the makespan with elastic
+over that without; and how far the experts' weights are then apart (the batch and its randomness are the same, the sums
+of two workers round differently).
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import Report, arguments, settings_of
+from safetensors.torch import load_file
+
+from schemas.manifest import Manifest, read_manifest
+
+LONG, SHORT = "0-520", "500-1000"
+PLAN = """
+base: digits
+name: skewed
+regions:
+  - {{train: [0, 520], pruning_ratio: 0.3, steps: {steps}}}
+  - {{train: [500, 1000], pruning_ratio: 0.8, steps: {short_steps}}}
+model: {{block_out_channels: [64, 128]}}
+draw: {{interval_steps: 10, threshold: 0.5}}
+sampling: {{steps: 10, num_images: 16, batch_size: 16}}
+checkpointing: {{interval_steps: {interval}}}
+"""
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One launch: its manifest, seconds from start to end, and processor seconds of all but workers after the start."""
+
+    folder: Path
+    manifest: Manifest
+    wall_s: float
+    overhead_cpu_s: float
+
+    def active_s(self, region: str) -> float:
+        """A region's draw and training."""
+        return sum(self.manifest.stage(f"{kind}/{region}").active_s for kind in ("draw", "train"))
+
+    @property
+    def chain_s(self) -> float:
+        """The longest chain of stages: a region's draw and training, then the ensemble and its samples."""
+        ends = sum(self.manifest.stage(name).active_s for name in ("ensemble", "samples"))
+        return max(self.active_s(LONG), self.active_s(SHORT)) + ends
+
+    @property
+    def makespan_s(self) -> float:
+        """From the first update of the first draw until the run is finished."""
+        stages = self.manifest.stages.values()
+        starts = [stage.started_at for stage in stages if stage.started_at is not None]
+        ends = [stage.finished_at for stage in stages if stage.finished_at is not None]
+        return max(ends) - min(starts)
+
+
+def processor_seconds(session: int) -> dict[int, tuple[bool, float]]:
+    """Of every process of the session: whether it is a worker of a region, and the processor time it has used."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            name = (entry / "cmdline").read_bytes()
+            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session:
+            found[int(entry.name)] = (b"TrainWorker" in name, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
+    return found
+
+
+def launch(plan: Path, folder: Path, elastic: bool) -> Run:
+    """Run the plan to its end."""
+    command = [sys.executable, "-m", "ebdiff_orchestrator", "launch", str(plan), "--run-dir", str(folder)]
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, "--set", f"workers.elastic={str(elastic).lower()}"], start_new_session=True, stdout=sys.stderr
+    )
+    used: dict[int, tuple[bool, float]] = {}
+    at_first_step_s = 0.0
+    while process.poll() is None:
+        used |= processor_seconds(process.pid)
+        if not any(folder.glob("draw/*/progress.json")):
+            at_first_step_s = overhead(used)
+        time.sleep(1)
+    assert process.returncode == 0
+    wall_s = time.perf_counter() - began
+    return Run(folder, read_manifest(folder), wall_s, overhead(used) - at_first_step_s)
+
+
+def overhead(used: Mapping[int, tuple[bool, float]]) -> float:
+    """Processor seconds of all but the regions' workers."""
+    return sum(seconds for worker, seconds in used.values() if not worker)
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    """Between the experts' weights, relative to the largest weight."""
+    worst = 0.0
+    for region in (LONG, SHORT):
+        file = f"train/{region}/expert/diffusion_pytorch_model.safetensors"
+        a, b = load_file(one / file), load_file(other / file)
+        largest = max(float(tensor.abs().max()) for tensor in a.values())
+        worst = max(worst, *(float((a[name] - b[name]).abs().max()) / largest for name in a))
+    return worst
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=900, help="of the long region")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    steps = 40 if options.short else options.steps
+    pairs = []
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        plan = folder / "skewed.yaml"
+        plan.write_text(PLAN.format(steps=steps, short_steps=max(4, steps // 6), interval=max(2, steps // 20)))
+        for index in range(1 if options.short else options.rounds):
+            pairs.append([launch(plan, folder / f"{index}-{elastic}", elastic) for elastic in (False, True)])
+        report = Report("the makespan of a real run", settings_of(options))
+        report_runs(report, pairs)
+        report.add("elastic: largest weight difference", largest_difference(*(run.folder for run in pairs[0])), "rel.")
+    report.show(options.json)
+
+
+def report_runs(report: Report, pairs: list[list[Run]]) -> None:
+    """The figures of all rounds."""
+    plain = [pair[0] for pair in pairs]
+
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    report.add("makespan", median([run.makespan_s for run in plain]), "s")
+    report.add("from the command to its end", median([run.wall_s for run in plain]), "s")
+    report.add("longest chain of stages", median([run.chain_s for run in plain]), "s")
+    report.add("makespan / longest chain", median([r.makespan_s / r.chain_s for r in plain]), at_most=1.05)
+    lost = [(run.makespan_s - run.chain_s) / run.makespan_s for run in plain]
+    report.add("time in no stage of the chain", median(lost), "of the makespan", at_most=0.05)
+    cpu = [run.overhead_cpu_s / run.makespan_s for run in plain]
+    report.add("processor time of driver and Ray after the start", median(cpu), "of the makespan")
+    ratios = [pair[1].makespan_s / pair[0].makespan_s for pair in pairs]
+    report.add("makespan elastic / not", median(ratios), at_most=1.0)
+
+
+if __name__ == "__main__":
+    main()

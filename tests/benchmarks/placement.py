@@ -1,0 +1,72 @@
+"""How near the planner comes to the optimum, and how long it takes.
+
+python tests/benchmarks/placement.py [--cases 500] [--json FILE]
+
+500 random small cases (2 to 5 jobs on 1 to 4 devices, costs up to 30 times apart) beside the optimum found by brute
+force over every order and width, target at most 1.05 times as long; the same with the heuristic alone, which is what
+many jobs get. Then 1,000 jobs on 100 devices, target at most a second, and other sizes, beside a bound that no
+schedule can be shorter than.
+"""
+
+from __future__ import annotations
+
+import statistics
+
+from bench import Report, arguments, in_turn, settings_of
+from placement_cases import Case, large_case, optimal_makespan, small_case
+
+from ebdiff_orchestrator.placement.schedule import place, speed_up
+from ebdiff_orchestrator.placement.search import Options, Piece, finish_times, lower_bound, short_order
+
+SIZES = ((1000, 100), (100, 16), (100, 100), (30, 10), (16, 32), (10, 16), (6, 8), (3, 3))
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--cases", type=int, default=500, help="small cases (default 500)")
+    parser.add_argument("--rounds", type=int, default=5, help="timings of each size (default 5)")
+    options = parser.parse_args()
+    if options.short:
+        options.cases, options.rounds = 25, 1
+    report = Report("Placement: the planner", settings_of(options))
+    add_optimality(report, options.cases)
+    for jobs, devices in SIZES[1:2] if options.short else SIZES:
+        add_size(report, jobs, devices, options.rounds)
+    report.show(options.json)
+
+
+def add_optimality(report: Report, cases: int) -> None:
+    planned, heuristic = [], []
+    for case in map(small_case, range(cases)):
+        optimum_s = optimal_makespan(case)
+        planned.append(planned_makespan(case) / optimum_s)
+        order = short_order(options_of(case), case.devices)
+        heuristic.append(finish_times(order, case.devices)[-1] / optimum_s)
+    report.add(f"makespan over the optimum, worst of {cases}", max(planned), "x", at_most=1.05)
+    report.add(f"makespan over the optimum, mean of {cases}", statistics.mean(planned), "x")
+    report.add("the heuristic alone, worst", max(heuristic), "x")
+    report.add("the heuristic alone, mean", statistics.mean(heuristic), "x")
+
+
+def add_size(report: Report, jobs: int, devices: int, rounds: int) -> None:
+    case = large_case(jobs, devices)
+    seconds = in_turn({"plan": lambda: planned_makespan(case)}, rounds, warm_up=0)["plan"]
+    target = 1.0 if (jobs, devices) == (1000, 100) else None
+    report.add(f"{jobs} jobs on {devices} devices: planned in", statistics.median(seconds), "s", at_most=target)
+    bound_s = lower_bound(options_of(case), devices)
+    report.add(f"{jobs} jobs on {devices} devices: makespan over the bound", planned_makespan(case) / bound_s, "x")
+
+
+def planned_makespan(case: Case) -> float:
+    return place(case.works, case.devices, "balanced", case.efficiency).makespan_s
+
+
+def options_of(case: Case) -> list[Options]:
+    return [
+        tuple(Piece(w.name, k, w.seconds / speed_up(k, case.efficiency)) for k in w.widths if k <= case.devices)
+        for w in case.works
+    ]
+
+
+if __name__ == "__main__":
+    main()

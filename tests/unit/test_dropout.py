@@ -1,0 +1,54 @@
+"""Dropout does not depend on how a batch is shared out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from region_workers.dropout import share_dropout, take_rows
+
+BATCH = 8
+
+
+@pytest.fixture(params=[torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+def images(request: pytest.FixtureRequest) -> torch.Tensor:
+    return torch.rand(BATCH, 6, 4, 4).add(0.5).contiguous(memory_format=request.param)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(0.3), nn.Sequential(nn.Dropout(0.2), nn.Identity()), nn.Dropout(0.0))
+
+
+def parts_of(module: nn.Module, batch: torch.Tensor, count: int) -> torch.Tensor:
+    """The outputs of `count` equal parts, each computed as a worker of its own would."""
+    dropouts = share_dropout(module)
+    share = BATCH // count
+    outputs = []
+    for first in range(0, BATCH, share):
+        torch.manual_seed(5)
+        take_rows(dropouts, slice(first, first + share), BATCH)
+        outputs.append(module(batch[first : first + share]))
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_parts_drop_what_the_whole_batch_drops(images: torch.Tensor, count: int) -> None:
+    whole = parts_of(network(), images, 1)
+    assert 0 < int((whole == 0).sum()) < whole.numel()
+    assert torch.equal(parts_of(network(), images, count), whole)
+
+
+def test_the_whole_batch_is_dropped_as_torch_does(images: torch.Tensor) -> None:
+    plain = network()
+    torch.manual_seed(5)
+    expected = plain(images)
+    assert torch.equal(parts_of(network(), images, 1), expected)
+
+
+def test_only_what_drops_is_replaced_and_nothing_is_dropped_in_evaluation(images: torch.Tensor) -> None:
+    module = network()
+    assert len(share_dropout(module)) == 2
+    assert type(module[2]) is nn.Dropout
+    assert [id(m) for m in share_dropout(module)] == [id(m) for m in share_dropout(module)]
+    assert torch.equal(parts_of(module.eval(), images, 2), images)
