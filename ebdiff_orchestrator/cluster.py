@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -12,8 +13,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from threading import Event, Thread
+from typing import Any, ClassVar
 
 from schemas.errors import UserError, plan_error
 from schemas.job import WorkerJob
@@ -175,26 +176,88 @@ def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iter
 
     The embedded Ray asks for a token made for this run, has no dashboard, and has room for all `jobs` at once.
     """
+    address = cluster_address(address)
+    _prepare_environment(address)
+    early = _EarlyStart.begun
+    if early is None or not early.taken_over(workers, jobs, address):
+        import ray
+
+        if ray.is_initialized():  # a program that has its own connection keeps it
+            yield _cluster(workers, embedded=False)
+            return
+        try:
+            _init(workers, jobs, address)
+        except ConnectionError as error:
+            reason = f"cannot connect ({error}). Check RAY_ADDRESS and that it is up."
+            raise UserError(f"Ray at {address}: {reason}") from None
+    try:
+        yield _cluster(workers, embedded=not address)
+    finally:
+        _shut_down()
+
+
+def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> None:
+    """Start the embedded Ray, if one will be needed, while the program goes on; `connect` with the same finds it."""
+    if cluster_address(address) is None:
+        _prepare_environment(None)
+        _EarlyStart(workers, jobs).start()
+
+
+class _EarlyStart(Thread):
+    """Starts the embedded Ray in the background; shut down when the program ends, if nobody has taken it over.
+
+    The thread outlives its work: Ray's processes die with the thread that started them.
+    """
+
+    begun: ClassVar[_EarlyStart | None] = None
+
+    def __init__(self, workers: WorkersPlan, jobs: int) -> None:
+        super().__init__(name="start Ray", daemon=True)
+        self._asked = (workers, jobs, None)
+        self._error: Exception | None = None
+        self._ready = Event()
+        type(self).begun = self
+        atexit.register(self._end)
+
+    def run(self) -> None:
+        """Keep an error for whoever takes over."""
+        try:
+            _init(*self._asked)
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
+        self._ready.set()
+        Event().wait()
+
+    def taken_over(self, workers: WorkersPlan, jobs: int, address: str | None) -> bool:
+        """Wait until Ray is up; False, with Ray shut down, if it was started for something else."""
+        self._ready.wait()
+        type(self).begun = None
+        if self._error is not None:
+            raise self._error
+        fits = self._asked == (workers, jobs, address)
+        if not fits:
+            _shut_down()
+        return fits
+
+    def _end(self) -> None:
+        if type(self).begun is self:
+            self._ready.wait()
+            _shut_down()
+
+
+def _prepare_environment(address: str | None) -> None:
     _quiet()
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
-    address = cluster_address(address)
     if not address:
         for name, value in (_EMBEDDED_ENV | _WORKER_ENV).items():  # workers inherit it; a runtime_env starts slower
             os.environ.setdefault(name, value)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _shut_down() -> None:
     import ray
 
-    if ray.is_initialized():  # a program that has its own connection keeps it
-        yield _cluster(workers, embedded=False)
-        return
-    try:
-        _init(workers, jobs, address)
-    except ConnectionError as error:
-        raise UserError(f"Ray at {address}: cannot connect ({error}). Check RAY_ADDRESS and that it is up.") from None
-    try:
-        yield _cluster(workers, embedded=not address)
-    finally:
-        ray.shutdown()
+    ray.shutdown()
 
 
 def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from process_cluster import ProcessCluster
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator import driver, job_loop
@@ -87,6 +86,12 @@ def serial_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> SerialCl
     return cluster
 
 
+@pytest.fixture
+def use_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Callable[[ProcessCluster], None]:
+    """Lets the driver run its jobs on the given stand-in for Ray."""
+    return lambda cluster: monkeypatch.setattr(driver, "connect", cluster.connect)
+
+
 def tiny_vae(folder: Path) -> Path:
     """A VQModel with random weights that halves the sides; RGB to 3 channels."""
     from diffusers import VQModel
@@ -101,23 +106,3 @@ def tiny_vae(folder: Path) -> Path:
         num_vq_embeddings=16,
     ).save_pretrained(folder)
     return folder
-
-
-def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:
-    """One worker in a process of its own, as `python -m region_workers` (or under `launcher`)."""
-    job_file = Path(job.run_dir) / f"{job.name.replace(' ', '-')}.json"
-    job_file.write_text(job.model_dump_json())
-    command = [*(launcher or (sys.executable,)), "-m", "region_workers", str(job_file)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def torchrun(workers: int) -> tuple[str, ...]:
-    """The launcher of several workers of one region."""
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
-
-
-def run_worker(job: WorkerJob, *launcher: str) -> None:
-    """`start_worker`, and wait until it has done its work."""
-    process = start_worker(job, *launcher)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,8 @@ def point(axis: str, value: int) -> dict[str, float]:
     script = Path(__file__).with_name("growth_points.py")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, str(script), axis, str(value), folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        shared = {**os.environ, "PYTHONPATH": str(script.parents[1])}  # for process_cluster
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=shared)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

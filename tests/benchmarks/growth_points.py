@@ -10,23 +10,18 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from subprocess import DEVNULL, Popen
-from threading import Thread
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from process_cluster import ProcessCluster
 
 from ebdiff_orchestrator import driver, load_ensemble
-from ebdiff_orchestrator.cluster import Request
 from ebdiff_orchestrator.plans import load_plan
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
@@ -57,52 +52,9 @@ def main() -> None:
     )
 
 
-class Processes:
-    """In the place of Ray: every region's worker a process of its own, all at once."""
-
-    embedded = True
-    request = Request(processes=1, cpus=1.0, gpus=0.0)
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def workers_at_once(self) -> int:
-        return self.count
-
-    def free_workers(self) -> int:
-        return self.count
-
-    def describe_free(self) -> str:
-        return f"{self.count} CPU"
-
-    def has_started(self, job_name: str) -> None:
-        return
-
-    def start(self, job: WorkerJob, _workers: int) -> Future[None]:
-        future: Future[None] = Future()
-        file = Path(job.run_dir) / f"{job.name.replace(' ', '-')}.json"
-        file.write_text(job.model_dump_json())
-        process = Popen([sys.executable, "-m", "region_workers", str(file)], stdout=DEVNULL)
-
-        def wait() -> None:
-            code = process.wait()
-            if code:
-                future.set_exception(RuntimeError(f"exit code {code}"))
-            else:
-                future.set_result(None)
-
-        Thread(target=wait, daemon=True).start()
-        return future
-
-    @contextmanager
-    def connect(self, *_: Any) -> Iterator[Processes]:
-        """In place of `cluster.connect`."""
-        yield self
-
-
 def of_regions(count: int, folder: Path) -> Point:
     """A whole run of so many regions of the digits, a process each, then what its files cost."""
-    driver.connect = Processes(count).connect  # type: ignore[assignment]
+    driver.connect = ProcessCluster(count).connect  # type: ignore[assignment]
     edges = [round(1000 * index / count) for index in range(count + 1)]
     regions = [{"train": [a, b], "pruning_ratio": 0.5} for a, b in pairwise(edges)]
     changes = ["training.steps=60", "draw.interval_steps=2", "draw.threshold=1.0", "logging.interval_steps=20"]

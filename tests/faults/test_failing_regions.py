@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import pytest
-from conftest import ONE_REGION, run_worker, start_worker, torchrun
-from safetensors.torch import load_file
+from conftest import ONE_REGION
+from process_cluster import ProcessCluster, run_worker
 
-from ebdiff_orchestrator import driver, job_loop
-from ebdiff_orchestrator.cluster import Request
-from ebdiff_orchestrator.decide import next_growth
+from ebdiff_orchestrator import driver
 from region_workers.results import finished_result
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
@@ -30,66 +24,6 @@ from schemas.plan import Plan
 from schemas.tables import read_masks
 
 MakePlan = Callable[..., Plan]
-
-
-class ProcessCluster:
-    """Starts each job as a process on this machine; `sabotage(job, attempt, process)` may do it harm."""
-
-    embedded = True
-    request = Request(processes=1, cpus=1.0, gpus=0.0)
-
-    def __init__(self, workers: int, sabotage: Callable[[WorkerJob, int, subprocess.Popen[str]], None]) -> None:
-        self.workers, self.sabotage = workers, sabotage
-        self.running = self.most_running = 0
-        self.attempts: dict[str, int] = {}
-        self.widths: dict[str, list[int]] = {}
-
-    def workers_at_once(self) -> int:
-        return self.workers
-
-    def free_workers(self) -> int:
-        return self.workers - self.running
-
-    def describe_free(self) -> str:
-        return f"{self.free_workers()} of {self.workers} CPU"
-
-    def has_started(self, job_name: str) -> None:
-        return
-
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
-        future: Future[None] = Future()
-        self.running += workers
-        self.most_running = max(self.most_running, self.running)
-        self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
-        self.widths.setdefault(job.name, []).append(workers)
-        Thread(target=self._run, args=(job, workers, future), daemon=True).start()
-        return future
-
-    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
-        process = start_worker(job, *(torchrun(workers) if workers > 1 else ()))
-        self.sabotage(job, self.attempts[job.name], process)
-        output, _ = process.communicate()
-        self.running -= workers
-        if process.returncode == 0:
-            future.set_result(None)
-        else:
-            future.set_exception(RuntimeError(f"exit code {process.returncode}: {output}"))
-
-
-@pytest.fixture
-def use_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Callable[[ProcessCluster], None]:
-    def use(cluster: ProcessCluster) -> None:
-        @contextmanager
-        def connect(*_: Any) -> Iterator[ProcessCluster]:
-            yield cluster
-
-        monkeypatch.setattr(driver, "connect", connect)
-
-    return use
-
-
-def _nothing(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
-    return
 
 
 def _manifest(run_dir: Path) -> Manifest:
@@ -128,7 +62,7 @@ def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
     assert manifest.stage("train/440-1000").status == "done"
     assert manifest.stage("ensemble").status == "pending"
 
-    use_cluster(again := ProcessCluster(3, _nothing))
+    use_cluster(again := ProcessCluster(3))
     assert driver.resume(tmp_path / "run").manifest.finished()
     assert again.attempts == {"region 0-260": 1}
 
@@ -136,7 +70,7 @@ def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
 def test_regions_wait_for_room_and_never_exceed_it(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(cluster := ProcessCluster(1, _nothing))
+    use_cluster(cluster := ProcessCluster(1))
     assert driver.launch(tiny_plan("training.steps=4"), tmp_path / "run").manifest.finished()
     assert cluster.most_running == 1
 
@@ -144,7 +78,7 @@ def test_regions_wait_for_room_and_never_exceed_it(
 def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_higher_limit(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(cluster := ProcessCluster(3, _nothing))
+    use_cluster(cluster := ProcessCluster(3))
     with pytest.raises(RunFailed, match=r"largest mask distance 0\.\d+, threshold 0.0001\. Raise draw.max_intervals"):
         driver.launch(tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run")
     assert set(cluster.attempts.values()) == {1}
@@ -162,7 +96,7 @@ def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_
 def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_checkpoint(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(cluster := ProcessCluster(3, _nothing))
+    use_cluster(cluster := ProcessCluster(3))
     plan = tiny_plan(
         ONE_REGION, "training.learning_rate=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1"
     )
@@ -184,7 +118,7 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
         run_worker(job)
     (run_dir / "train/all/expert/config.json").unlink()
 
-    use_cluster(cluster := ProcessCluster(3, _nothing))
+    use_cluster(cluster := ProcessCluster(3))
     handle = driver.launch(tiny_plan(ONE_REGION), run_dir)
     assert cluster.attempts == {"region all": 1}
     assert handle.manifest.finished()
@@ -194,7 +128,7 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
 def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(ProcessCluster(3, _nothing))
+    use_cluster(ProcessCluster(3))
     with pytest.raises(PlanError, match=r"training\.batch_size"):
         driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run")
     assert driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run").manifest.finished()
@@ -203,7 +137,7 @@ def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one
 def test_a_damaged_ensemble_is_assembled_again(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(ProcessCluster(3, _nothing))
+    use_cluster(ProcessCluster(3))
     run_dir = tmp_path / "run"
     driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir)
     (run_dir / "ensemble/model_index.json").write_text("{")
@@ -228,14 +162,14 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
 def test_a_damaged_expert_is_found_and_made_again(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(ProcessCluster(3, _nothing))
+    use_cluster(ProcessCluster(3))
     run_dir = tmp_path / "run"
     driver.launch(tiny_plan(ONE_REGION), run_dir)
     expert = run_dir / "train/all/expert/diffusion_pytorch_model.safetensors"
     whole = expert.read_bytes()
     expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    use_cluster(again := ProcessCluster(3, _nothing))
+    use_cluster(again := ProcessCluster(3))
     driver.launch(tiny_plan(ONE_REGION), run_dir)
     assert again.attempts == {"region all": 1}
     assert expert.read_bytes() == whole
@@ -244,39 +178,9 @@ def test_a_damaged_expert_is_found_and_made_again(
 def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    use_cluster(cluster := ProcessCluster(3, _nothing))
+    use_cluster(cluster := ProcessCluster(3))
     handle = driver.launch(tiny_plan("draw.scope=shared", "training.steps=4"), tmp_path / "run")
     assert set(cluster.attempts) == {"shared draw", "region 0-260", "region 240-460", "region 440-1000"}
     assert handle.manifest.finished()
     kept = {name: len(t.kept_channels["conv_in"].outputs or ()) for name, t in handle.tickets.items()}
     assert kept["0-260"] > kept["240-460"] > kept["440-1000"]
-
-
-def test_a_worker_that_a_finished_region_leaves_joins_one_still_training(
-    tiny_plan: MakePlan,
-    use_cluster: Callable[[ProcessCluster], None],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr(job_loop, "next_growth", lambda *args: next_growth(*args[:-1], restart_s=0.0))  # always pays
-    regions = (
-        "regions=[{train: [0, 520], pruning_ratio: 0.3, steps: 200}, "
-        "{train: [500, 1000], pruning_ratio: 0.5, steps: 1}]"
-    )
-    options = (regions, "checkpointing.interval_steps=10")
-    use_cluster(alone := ProcessCluster(2, _nothing))
-    driver.launch(tiny_plan(*options), tmp_path / "alone")
-    assert alone.widths == {"region 0-520": [1], "region 500-1000": [1]}
-
-    use_cluster(cluster := ProcessCluster(2, _nothing))
-    driver.launch(tiny_plan(*options, "workers.elastic=true", "workers.retries=0"), tmp_path / "joined")
-
-    assert cluster.widths == {"region 0-520": [1, 2], "region 500-1000": [1]}
-    assert cluster.most_running == 2
-    record = _manifest(tmp_path / "joined").stage("train/0-520")
-    assert record.hardware is not None
-    assert (record.status, record.steps, record.hardware.world_size) == ("done", 200, 2)
-    file = "train/0-520/expert/diffusion_pytorch_model.safetensors"
-    expected, joined = load_file(tmp_path / "alone" / file), load_file(tmp_path / "joined" / file)
-    for name, tensor in expected.items():  # only the order of the gradient's sums is another
-        assert (tensor - joined[name]).abs().max() < 0.05 * tensor.abs().max() + 1e-3, name

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import run_worker, start_worker, torchrun
+from process_cluster import run_worker, start_worker, torchrun
 from safetensors.torch import load_file
 
 from schemas.digest import file_digest

@@ -1,0 +1,93 @@
+"""A stand-in for Ray that starts workers as processes of this machine: the driver and the workers are the real."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from ebdiff_orchestrator.cluster import Request
+from schemas.job import WorkerJob
+
+Sabotage = Callable[[WorkerJob, int, subprocess.Popen[str]], None]
+
+
+def torchrun(workers: int) -> tuple[str, ...]:
+    """The launcher of several workers of one region."""
+    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
+
+
+def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:
+    """One worker in a process of its own, as `python -m region_workers` (or under `launcher`)."""
+    job_file = Path(job.run_dir) / f"{job.name.replace(' ', '-')}.json"
+    job_file.write_text(job.model_dump_json())
+    command = [*(launcher or (sys.executable,)), "-m", "region_workers", str(job_file)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run_worker(job: WorkerJob, *launcher: str) -> None:
+    """`start_worker`, and wait until it has done its work."""
+    process = start_worker(job, *launcher)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def do_nothing(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+    """No sabotage."""
+
+
+class ProcessCluster:
+    """Starts each job as a process on this machine; `sabotage(job, attempt, process)` may do it harm."""
+
+    embedded = True
+    request = Request(processes=1, cpus=1.0, gpus=0.0)
+
+    def __init__(self, workers: int, sabotage: Sabotage = do_nothing) -> None:
+        self.workers, self.sabotage = workers, sabotage
+        self.running = self.most_running = 0
+        self.attempts: dict[str, int] = {}
+        self.widths: dict[str, list[int]] = {}
+
+    def workers_at_once(self) -> int:
+        return self.workers
+
+    def free_workers(self) -> int:
+        return self.workers - self.running
+
+    def describe_free(self) -> str:
+        return f"{self.free_workers()} of {self.workers} CPU"
+
+    def has_started(self, job_name: str) -> None:
+        return
+
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+        future: Future[None] = Future()
+        self.running += workers
+        self.most_running = max(self.most_running, self.running)
+        self.attempts[job.name] = self.attempts.get(job.name, 0) + 1
+        self.widths.setdefault(job.name, []).append(workers)
+        Thread(target=self._run, args=(job, workers, future), daemon=True).start()
+        return future
+
+    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
+        process = start_worker(job, *(torchrun(workers) if workers > 1 else ()))
+        self.sabotage(job, self.attempts[job.name], process)
+        output, _ = process.communicate()
+        self.running -= workers
+        if process.returncode == 0:
+            future.set_result(None)
+        else:
+            future.set_exception(RuntimeError(f"exit code {process.returncode}: {output}"))
+
+    def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    @contextmanager
+    def connect(self, *_: Any) -> Iterator[ProcessCluster]:
+        """In place of `cluster.connect`."""
+        yield self
