@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -23,6 +23,8 @@ from ebdiff_orchestrator.interrupts import RunStopped
 from ebdiff_orchestrator.reports.commands import add_report_commands
 from ebdiff_orchestrator.view import sampling_report, terminal_view
 from schemas.errors import RunFailed, UserError
+from schemas.manifest import MANIFEST_FILE, read_manifest
+from schemas.plan import Plan
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -75,15 +77,20 @@ def launch(
     address: AddressOption = None,
 ) -> None:
     """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
-    from ebdiff_orchestrator.driver import launch as launch_plan
     from ebdiff_orchestrator.plans import load_plan
 
-    launch_plan(load_plan(plan, changes or ()), run_dir, address=address, view=terminal_view(), reuse=reuse or ())
+    loaded = load_plan(plan, changes or ())
+    folder = run_dir or Path("runs", loaded.name)
+    _start_ray_early(folder, loaded, address)
+    from ebdiff_orchestrator.driver import launch as launch_plan
+
+    launch_plan(loaded, folder, address=address, view=terminal_view(), reuse=reuse or ())
 
 
 @app.command()
 def resume(run_dir: RunArgument, reuse: ReuseOption = None, address: AddressOption = None) -> None:
     """Go on with an unfinished run from its last good checkpoints."""
+    _start_ray_early(run_dir, None, address)
     from ebdiff_orchestrator.driver import resume as resume_run
 
     resume_run(run_dir, address=address, view=terminal_view(), reuse=reuse or ())
@@ -202,25 +209,53 @@ def sample(
     guidance: Annotated[
         float | None, typer.Option("--guidance", min=0, help="Guidance scale; default: the ensemble's; 1: none.")
     ] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Precision of the networks; fp16: GPU only.")
+    ] = "fp32",
+    compile_experts: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile each expert at its first step: a minute each on a CPU, so for many images."
+        ),
+    ] = False,
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="Read an expert's weights at its first step; one at a time is on the device."),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Share the batches out over N workers of a Ray cluster; default: this process."
+        ),
+    ] = None,
+    address: AddressOption = None,
 ) -> None:
     """Draw images from a finished ensemble."""
-    import torch
+    from ebdiff_orchestrator.ensemble.images import check_images_folder, write_images
+    from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
 
-    from ebdiff_orchestrator.ensemble.images import check_images_folder, sample_images, write_images
-    from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
-
+    if address is not None and workers is None:
+        raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
     check_images_folder(out)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline = load_ensemble(run_dir, device=device)
-    if classes and pipeline.num_classes is not None and max(classes) >= pipeline.num_classes:
-        raise UserError(f"--class {max(classes)}: expected 0 to {pipeline.num_classes - 1}. Change it.")
+    job = ImageJob(
+        ensemble=str(run_dir),
+        count=count,
+        batch_size=batch_size,
+        seed=seed,
+        steps=steps,
+        classes=tuple(classes) if classes else None,
+        guidance_scale=guidance,
+        dtype=dtype,
+        compile=compile_experts,
+        offload=offload,
+    )
     with terminal_view() as view:
-        report = sampling_report(view)
-        images = sample_images(
-            pipeline, count, seed, steps, batch_size, report, classes=classes, guidance_scale=guidance
-        )
-    write_images(images, out)
-    print(f"{count} images and grid.png in {out}")
+        if workers is None:
+            drawn = sample_here(job, sampling_report(view))
+        else:
+            drawn = sample_on_workers(job, workers, address, view)
+    write_images(drawn.pixels, out)
+    print(f"{count} images and grid.png in {out}; peak memory {drawn.peak_memory_bytes / 2**20:,.0f} MiB")
 
 
 @app.command()
@@ -239,6 +274,16 @@ def presets() -> None:
         table.add_row(f"PRESET-{name}", description)
     Console().print(table)
     print("\nMethods join: cifar10-eb, celeba64-dense, cifar10-eb-speed. `ebdiff plan NAME` shows what one would run.")
+
+
+def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
+    """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
+    from ebdiff_orchestrator.cluster import start_early
+
+    known = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
+    plan = loaded or (known.plan if known else None)
+    if plan is not None and not (known and known.finished()):
+        start_early(plan.workers, len(plan.regions), address)
 
 
 add_report_commands(app)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+
+Timestep = int | float | torch.Tensor
 
 
 def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -36,3 +39,20 @@ def in_order(parts: Sequence[torch.Tensor], rows_of_parts: Sequence[Sequence[int
     place = torch.argsort(rows)
     stacked = torch.cat(list(parts))
     return stacked.index_select(0, to_device(place, stacked.device))
+
+
+def host_values(timestep: Timestep) -> list[int | float]:
+    """The timesteps as plain numbers; waits for the device if they are a tensor there."""
+    if isinstance(timestep, torch.Tensor):
+        return cast(list[int | float], timestep.detach().reshape(-1).tolist())
+    return [int(timestep) if isinstance(timestep, numbers.Integral) else float(timestep)]
+
+
+def timesteps_of_batch(timestep: Timestep, values: list[int | float], batch: int, device: torch.device) -> torch.Tensor:
+    """The timesteps [B] on `device`. Built there when they are one number: a copy would wait for the device."""
+    if isinstance(timestep, torch.Tensor) and timestep.device == device:
+        return timestep.reshape(-1).expand(batch)
+    dtype = torch.int64 if all(isinstance(value, int) for value in values) else torch.float32
+    if len(set(values)) == 1:
+        return torch.full((batch,), values[0], dtype=dtype, device=device)
+    return to_device(torch.tensor(values, dtype=dtype), device)

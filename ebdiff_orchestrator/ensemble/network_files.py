@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,23 +52,59 @@ def read_network(folder: Path, path: str) -> nn.Module:
 
     `path` is its `class_path`. Raises `UserError` when a file is missing or does not fit.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(problem("network", folder, f"a folder with {name}", "Save the ensemble again."))
-    kind = _class_at(path)
-    network = kind.from_config(kind.load_config(folder))
-    try:
+    network = _network(folder, path)
+    with _weights_that_fit(folder):
         network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (RuntimeError, SafetensorError) as error:
-        raise UserError(
-            problem("network", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
-        ) from error
-    return cast(nn.Module, network.eval())
+    return network
+
+
+def empty_network(folder: Path, path: str, dtype: torch.dtype | None) -> nn.Module:
+    """`read_network` without the weights: its parameters, of `dtype` if one is given, are on the meta device."""
+    with torch.device("meta"):
+        network = _network(folder, path)
+    return cast_to(network, dtype)
+
+
+def fill_network(network: nn.Module, folder: Path, device: torch.device) -> None:
+    """Give an `empty_network` the weights in `folder`, strictly: on `device`, in memory of their own."""
+    dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    with _weights_that_fit(folder):
+        read = load_file(folder / WEIGHTS)
+    weights = {name: tensor.to(device, dtypes.get(name), copy=True) for name, tensor in read.items()}
+    with _weights_that_fit(folder):
+        network.load_state_dict(weights, strict=True, assign=True)
+
+
+def empty(network: nn.Module) -> None:
+    """Let go of the weights: the parameters go to the meta device."""
+    nothing = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    network.load_state_dict(nothing, strict=True, assign=True)
 
 
 def cast_to(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
     """`module` in `dtype`, or as it is for None."""
-    return module if dtype is None else module.to(dtype)
+    # Not by diffusers' own `to`, which warns of modules to keep in float32 where there are none.
+    return module if dtype is None else nn.Module.to(module, dtype)
+
+
+def _network(folder: Path, path: str) -> nn.Module:
+    """The network of that config, as it is built, in eval mode. Raises `UserError` when a file is missing."""
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise UserError(problem("network", folder, f"a folder with {name}", "Save the ensemble again."))
+    kind = _class_at(path)
+    return cast(nn.Module, kind.from_config(kind.load_config(folder)).eval())
+
+
+@contextmanager
+def _weights_that_fit(folder: Path) -> Iterator[None]:
+    """Weights that are damaged, missing or misshapen are a `UserError`."""
+    try:
+        yield
+    except (RuntimeError, OSError, SafetensorError) as error:
+        raise UserError(
+            problem("network", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
+        ) from error
 
 
 def _class_at(path: str) -> Any:

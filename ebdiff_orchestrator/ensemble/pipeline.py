@@ -11,11 +11,13 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from ebdiff_orchestrator.ensemble.dtypes import check_dtype
 from ebdiff_orchestrator.ensemble.folders import write_own_folder
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
-from ebdiff_orchestrator.ensemble.network_files import cast_to, read_network, write_network
+from ebdiff_orchestrator.ensemble.network_files import write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
+from ebdiff_orchestrator.ensemble.vae import check_vae, read_vae
 from region_workers.latents.vae import decode
 from schemas.errors import UserError, problem
 
@@ -27,7 +29,8 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     With a `vae` (AutoencoderKL or VQModel) the experts work on its latents, scaled as its config says.
     Swap schedulers as in diffusers: `pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)`.
-    `pipe.to(device)` moves every expert at once. Raises `UserError` if the VAE's latents are not what experts take.
+    `pipe.to(device)` moves every expert at once; `load_ensemble` can offload them. Raises `UserError` if the VAE's
+    latents are not what experts take.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -36,7 +39,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin, vae: ModelMixin | None = None) -> None:
         super().__init__()
         if vae is not None:
-            _check_vae(vae, unet.config.in_channels)
+            check_vae(vae, unet.config.in_channels)
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
 
     @property
@@ -79,7 +82,10 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         image = randn_tensor(shape_BCHW, generator=generator, device=self._execution_device, dtype=torch.float32)
         image = image * self.scheduler.init_noise_sigma
 
-        steps = list(zip(self.scheduler.timesteps, self.scheduler.timesteps.tolist(), strict=True))
+        values = self.scheduler.timesteps.tolist()
+        # Ours takes plain numbers; diffusers' own insist on their tensors.
+        timesteps = values if isinstance(self.scheduler, ListDDIMScheduler) else self.scheduler.timesteps
+        steps = list(zip(timesteps, values, strict=True))
         for timestep, value in self.progress_bar(steps) if show_progress else steps:
             model_input = self.scheduler.scale_model_input(image, timestep)
             noise = predicted_noise(self.unet, model_input, value, labels_B, scale)
@@ -177,11 +183,20 @@ def _images_asked_for(class_labels: ClassLabels) -> int:
 
 
 def load_ensemble(
-    path: str | Path, torch_dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    path: str | Path,
+    torch_dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    *,
+    compile: bool = False,  # noqa: A002 - torch's word and the plan's
+    offload: bool = False,
 ) -> EnsemblePipeline:
     """The pipeline in an ensemble folder, or in a run directory's `ensemble/`; from local files alone.
 
-    Raises `UserError` if there is no ensemble there or a file of it is missing.
+    `torch_dtype`: float32, bfloat16 or float16 for the networks; default: as saved, float32. `device`: default the CPU.
+    `compile`: `torch.compile` each expert at its first step, and again at another batch size.
+    `offload`: the experts' weights stay in their files; only the expert at work has its own in memory, on `device`. A
+    trajectory reads each expert once, to the same bits; the pipeline then stays on its device and in its dtype.
+    Raises `UserError` if there is no ensemble there, a file of it is missing, or the options do not go together.
     """
     folder = next((each for each in (Path(path), Path(path) / "ensemble") if is_ensemble(each)), None)
     if folder is None:
@@ -193,9 +208,19 @@ def load_ensemble(
                 "Check the path; an unfinished run has no ensemble yet: `ebdiff launch` goes on with it.",
             )
         )
-    router = TimestepRouter.from_pretrained(folder / "unet", torch_dtype=torch_dtype)
-    pipeline = EnsemblePipeline(router, _read_scheduler(folder), _read_vae(folder, torch_dtype))
-    return cast(EnsemblePipeline, pipeline if device is None else pipeline.to(device))
+    check_dtype(torch_dtype, device)
+    home = torch.device(device or "cpu")
+    router = TimestepRouter.from_pretrained(
+        folder / "unet", torch_dtype=torch_dtype, offload_to=home if offload else None
+    )
+    if compile:
+        router.compile()
+    library, name = _index(folder).get("vae") or (None, None)
+    vae = None if name is None else read_vae(folder / "vae", f"{library}.{name}", torch_dtype)
+    for network in (vae,) if offload else (router, vae):
+        if network is not None:
+            network.to(home)
+    return EnsemblePipeline(router, _read_scheduler(folder), vae)
 
 
 def is_ensemble(folder: Path) -> bool:
@@ -207,37 +232,12 @@ def _index(folder: Path) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads((folder / MODEL_INDEX).read_text()))
 
 
-def _read_vae(folder: Path, dtype: torch.dtype | None) -> Any:
-    library, name = _index(folder).get("vae") or (None, None)
-    return None if name is None else cast_to(read_network(folder / "vae", f"{library}.{name}"), dtype)
-
-
 def _read_scheduler(folder: Path) -> Any:
     name = _index(folder)["scheduler"][1]
     kind = ListDDIMScheduler if name == ListDDIMScheduler.__name__ else getattr(diffusers, name, None)
     if kind is None:
         raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))
     return kind.from_pretrained(folder / "scheduler", local_files_only=True)
-
-
-def _check_vae(vae: Any, channels: int) -> None:
-    """Raise `UserError` unless `vae` decodes latents of `channels` channels and says how they are scaled."""
-    config = vae.config
-    factor = config.get("scaling_factor")
-    if not factor or factor < 0:
-        raise UserError(
-            problem("vae.scaling_factor", factor, "a number above 0 in the VAE's config", "Set model.scaling_factor.")
-        )
-    latent_channels = config.get("vq_embed_dim") or config.get("latent_channels")
-    if latent_channels != channels:
-        raise UserError(
-            problem(
-                "vae.latent_channels",
-                latent_channels,
-                f"{channels}, the experts' in_channels",
-                "Use the VAE that the experts were trained with.",
-            )
-        )
 
 
 def _height_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

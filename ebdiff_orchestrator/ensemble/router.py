@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import inspect
 import json
-import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
+import torch._dynamo
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-from ebdiff_orchestrator.ensemble.batches import in_order, take_rows, to_device
+from ebdiff_orchestrator.ensemble.batches import (
+    Timestep,
+    host_values,
+    in_order,
+    take_rows,
+    timesteps_of_batch,
+    to_device,
+)
 from ebdiff_orchestrator.ensemble.folders import write_own_folder
-from ebdiff_orchestrator.ensemble.network_files import CONFIG, cast_to, class_path, read_network, write_network
+from ebdiff_orchestrator.ensemble.network_files import (
+    CONFIG,
+    cast_to,
+    class_path,
+    empty_network,
+    read_network,
+    write_network,
+)
+from ebdiff_orchestrator.ensemble.offload import OffloadedExperts
 from ebdiff_orchestrator.ensemble.routes import Routes
 from schemas.errors import UserError, problem
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")
 _MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds", "num_context_classes")
-
-Timestep = int | float | torch.Tensor
+_COMPILATIONS_AN_EXPERT = 8  # batch sizes, with gradients or without, ...
 
 
 class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -47,6 +61,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
             )
         self.experts = nn.ModuleList(experts)
         self._needs_context = [_needs_context(expert) for expert in experts]
+        self._offloaded: OffloadedExperts | None = None
         self.register_to_config(
             **_shared_config(experts, self._routes.names),
             routes=[list(route) for route in self._routes.routes],
@@ -65,13 +80,13 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Raises `UserError` (a ValueError) for a timestep that no expert owns.
         """
         batch = sample.shape[0]
-        values = _host_values(timestep)
+        values = host_values(timestep)
         if len(values) not in (1, batch):
             raise UserError(
                 problem("timestep", f"{len(values)} values", f"1 or {batch}, the batch size", "Give one an image.")
             )
         owners = [self._routes.owner(value) for value in values]
-        timesteps = _on_device(timestep, values, batch, sample.device)
+        timesteps = timesteps_of_batch(timestep, values, batch, sample.device)
         if len(set(owners)) == 1:
             prediction = self._run(owners[0], sample, timesteps, positional, conditioning)
         else:
@@ -94,6 +109,22 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """The name of the expert that owns `timestep`."""
         return self._routes.names[self._routes.owner(timestep)]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the experts work; an offloaded one's weights are there only while it does."""
+        return cast(torch.device, super().device) if self._offloaded is None else self._offloaded.device
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """`torch.compile` each expert, at its first step; also in place of compiling the router as a whole.
+
+        Weights, saving and loading stay as they are. An expert is compiled again for another batch size.
+        """
+        for expert in self.experts:
+            expert.compile(*args, **options)
+        # Experts of one class share its code, to which torch allows few compilations.
+        limit = _COMPILATIONS_AN_EXPERT * len(self.experts)
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+
     def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True) -> None:
         """Write config.json and one subfolder an expert, named as it is. The folder appears whole or not at all."""
         if not safe_serialization:
@@ -105,20 +136,27 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """The router that `save_pretrained` wrote, on the CPU, in eval mode; weights are loaded strictly.
 
         `torch_dtype` (or `dtype`) and `subfolder` mean what they mean in diffusers; what else a pipeline passes along
-        is accepted where it changes nothing. Raises `UserError` if the folder is no router or an expert is incomplete.
+        is accepted where it changes nothing. With `offload_to` (a device) the experts work there, and one at a time has
+        its weights in memory, read at its first step: a batch whose timesteps have several owners reads them in every
+        step. Raises `UserError` if the folder is no router or an expert is incomplete.
         """
         dtype = options.pop("torch_dtype", None) or options.pop("dtype", None)
+        offload_to = options.pop("offload_to", None)
         folder = Path(pretrained_model_name_or_path, options.pop("subfolder", None) or "")
         _refuse_unsupported(options)
         if not _is_router(folder):
             raise UserError(problem("path", folder, f"a folder that {cls.__name__} saved", "Check the path."))
         config = json.loads((folder / CONFIG).read_text())
-        experts = [
-            read_network(folder / name, path)
-            for name, path in zip(config["names"], config["expert_classes"], strict=True)
-        ]
+        folders = [folder / name for name in config["names"]]
+        networks = list(zip(folders, config["expert_classes"], strict=True))
+        if offload_to is None:
+            experts = [cast_to(read_network(*network), dtype) for network in networks]
+        else:
+            experts = [empty_network(*network, dtype) for network in networks]
         router = cls(experts, config["routes"], config["names"])
-        return cast(Self, cast_to(router, dtype).eval())
+        if offload_to is not None:
+            router._offloaded = OffloadedExperts(experts, folders, torch.device(offload_to))
+        return cast(Self, router.eval())
 
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> Self:
@@ -132,7 +170,15 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> torch.Tensor:
         if self._needs_context[owner] and not positional:
             conditioning = {"encoder_hidden_states": None, **conditioning}
-        output = self.experts[owner](sample, timesteps, *positional, return_dict=False, **conditioning)
+        if self._offloaded is not None:
+            self._offloaded.load(owner)
+        try:
+            output = self.experts[owner](sample, timesteps, *positional, return_dict=False, **conditioning)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error.inner_exception).strip().splitlines()[0]
+            raise UserError(
+                problem("compile", True, f"a machine on which torch.compile works ({reason})", "Leave compile out.")
+            ) from error
         return cast(torch.Tensor, output[0])
 
     def _run_split(
@@ -149,9 +195,24 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return in_order(parts, rows_of_parts)
 
     def _write(self, folder: Path) -> None:
-        for name, expert in zip(self._routes.names, self.experts, strict=True):
-            write_network(expert, folder / name)
+        for index, name in enumerate(self._routes.names):
+            if self._offloaded is not None:
+                self._offloaded.load(index)
+            write_network(self.experts[index], folder / name)
         self.save_config(folder)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        """What `to`, `half`, `cuda` and the like come down to."""
+        if self._offloaded is not None:
+            raise UserError(
+                problem(
+                    "offload",
+                    True,
+                    "False for an ensemble that is moved or cast",
+                    "Or give load_ensemble the device and torch_dtype.",
+                )
+            )
+        return cast(Self, super()._apply(fn, recurse))
 
 
 def _shared_config(experts: Sequence[nn.Module], names: Sequence[str]) -> dict[str, Any]:
@@ -173,22 +234,6 @@ def _needs_context(expert: nn.Module) -> bool:
     """Whether `expert` must be told that there is no context, as diffusers' UNet2DConditionModel must be."""
     context = inspect.signature(expert.forward).parameters.get("encoder_hidden_states")
     return context is not None and context.default is inspect.Parameter.empty
-
-
-def _host_values(timestep: Timestep) -> list[int | float]:
-    if isinstance(timestep, torch.Tensor):
-        return cast(list[int | float], timestep.detach().reshape(-1).tolist())
-    return [int(timestep) if isinstance(timestep, numbers.Integral) else float(timestep)]
-
-
-def _on_device(timestep: Timestep, values: list[int | float], batch: int, device: torch.device) -> torch.Tensor:
-    """The timesteps [B] on `device`. Built there when they are one number: a copy would wait for the device."""
-    if isinstance(timestep, torch.Tensor) and timestep.device == device:
-        return timestep.reshape(-1).expand(batch)
-    dtype = torch.int64 if all(isinstance(value, int) for value in values) else torch.float32
-    if len(set(values)) == 1:
-        return torch.full((batch,), values[0], dtype=dtype, device=device)
-    return to_device(torch.tensor(values, dtype=dtype), device)
 
 
 def _is_router(folder: Path) -> bool:

@@ -83,9 +83,7 @@ def arguments(text: str | None) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    parser.add_argument(
-        "--short", action="store_true", help="as small as it goes: it runs, it measures nothing"
-    )
+    parser.add_argument("--short", action="store_true", help="as small as it goes: it runs, it measures nothing")
     parser.add_argument("--threads", type=int, default=2, help="threads of the process (default 2)")
     return parser
 

@@ -1,0 +1,76 @@
+"""How sampling speeds up with workers: `ebdiff sample --workers` with one worker of one thread and with several.
+
+    python tests/benchmarks/sampling_fan_out.py [--workers 2] [--images 32] [--batch-size 8] [--steps 20] [--rounds 2]
+                                                [--short] [--json FILE]
+
+CIFAR-10's experts, untrained, on CPU workers of an embedded Ray: the same images by one worker and by all, in turn, and
+checked to be the same bits. Efficiency is how many times as fast, over how many times as many workers; reading the
+ensemble counts, starting Ray and its workers does not. `--short` takes the digits' experts.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from bench import Report, arguments, in_turn, ratio, settings_of, timed
+from untrained import untrained_networks
+
+from ebdiff_orchestrator.cluster import connect
+from ebdiff_orchestrator.ensemble import save_ensemble
+from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.sampling import ImageJob, sample_on_workers
+from ebdiff_orchestrator.view import Silent
+from schemas.plan import Plan, WorkersPlan
+
+TARGET = 0.9
+
+
+def save_untrained(plan: Plan, folder: Path) -> None:
+    """An ensemble of the plan's experts as they are initialised."""
+    _, experts = untrained_networks(plan)
+    names = [region.name for region in plan.regions]
+    save_ensemble(folder, experts, plan.routes(), names, plan.diffusion, plan.sampling)
+
+
+def measure(job: ImageJob, workers: int, rounds: int, report: Report) -> None:
+    """Seconds for the job by one worker and by all of them, on workers that have started."""
+    drawn: dict[int, np.ndarray] = {}
+
+    def draw(count: int) -> None:
+        drawn[count] = sample_on_workers(job, count, None, Silent()).pixels
+
+    with connect(WorkersPlan(), workers):
+        report.add(f"first images by {workers} workers, their start included", timed(lambda: draw(workers)), "s")
+        seconds = in_turn({"one": lambda: draw(1), "all": lambda: draw(workers)}, rounds, warm_up=0)
+    assert np.array_equal(drawn[1], drawn[workers]), "the number of workers changed an image"
+    for name, spent in seconds.items():
+        report.add(f"{name}: images a second", job.count / min(spent), "")
+    speed_up = ratio(seconds["one"], seconds["all"])
+    report.add(f"speed-up by {workers} workers", speed_up, "x")
+    report.add("efficiency", speed_up / workers, at_least=None if report.settings["short"] else TARGET)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    if options.short:
+        options.images, options.batch_size, options.steps, options.rounds = 2 * options.workers, 2, 3, 1
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # workers of one thread each
+    report = Report("sampling_fan_out", settings_of(options))
+    with tempfile.TemporaryDirectory() as folder:
+        save_untrained(load_plan("digits" if options.short else "cifar10", []), Path(folder) / "ensemble")
+        job = ImageJob(str(Path(folder) / "ensemble"), options.images, options.batch_size, steps=options.steps)
+        measure(job, options.workers, options.rounds, report)
+    report.show(options.json)
+
+
+if __name__ == "__main__":
+    main()

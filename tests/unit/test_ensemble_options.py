@@ -1,0 +1,200 @@
+"""Precision, offloading and compiling change how an ensemble is sampled, not what it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo
+from ensemble_fixtures import NAMES, ROUTES, saved_ensemble, tiny_experts, tiny_vae
+from torch._dynamo.utils import counters
+
+from ebdiff_orchestrator.ensemble import (
+    EnsemblePipeline,
+    load_ensemble,
+    offload,
+    save_ensemble,
+)
+from schemas.errors import UserError
+from schemas.plan import DiffusionPlan, SamplingPlan
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    saved_ensemble(tmp_path / "ensemble")
+    return tmp_path / "ensemble"
+
+
+@pytest.fixture
+def compilations() -> Iterator[dict[str, int]]:
+    """torch's own count, from zero, of what it compiled."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield counters["stats"]
+    torch._dynamo.reset()
+
+
+def draw(pipeline: EnsemblePipeline, count: int = 2) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
+    return pipeline(count, generator=generators, output_type="pt", show_progress=False).images
+
+
+def with_weights(pipeline: EnsemblePipeline) -> list[int]:
+    """The experts whose weights are in memory."""
+    experts = enumerate(pipeline.unet.experts)
+    return [index for index, expert in experts if all(weight.device.type != "meta" for weight in expert.parameters())]
+
+
+def test_bf16_draws_nearly_the_same_images_from_a_float32_trajectory(folder: Path) -> None:
+    exact, rough = load_ensemble(folder), load_ensemble(folder, torch_dtype=torch.bfloat16)
+    assert {weight.dtype for weight in rough.unet.parameters()} == {torch.bfloat16}
+    assert draw(rough).dtype == torch.float32
+    assert 0 < (draw(exact) - draw(rough)).abs().max() < 0.05
+
+
+def test_a_precision_that_does_not_fit_is_refused_and_says_what_does(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"dtype = float16: expected float32 or bfloat16 on a CPU"):
+        load_ensemble(folder, torch_dtype=torch.float16, device="cpu")
+    with pytest.raises(UserError, match=r"torch_dtype = torch\.int8: expected None or one of torch\.float32"):
+        load_ensemble(folder, torch_dtype=torch.int8)
+    assert load_ensemble(folder, torch_dtype=torch.float16).unet.dtype == torch.float16  # to be moved to a GPU
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_an_offloaded_ensemble_draws_the_same_bits(folder: Path, dtype: torch.dtype | None) -> None:
+    plain = load_ensemble(folder, torch_dtype=dtype)
+    offloaded = load_ensemble(folder, torch_dtype=dtype, offload=True)
+    assert offloaded.unet.dtype == plain.unet.dtype
+    assert torch.equal(draw(offloaded), draw(plain))
+    assert torch.equal(draw(offloaded, 3), draw(plain, 3))
+
+
+def test_only_the_expert_at_work_has_its_weights_in_memory(folder: Path) -> None:
+    pipeline = load_ensemble(folder, offload=True)
+    assert with_weights(pipeline) == []
+    seen: list[list[int]] = []
+    pipeline(2, timesteps=[900, 500, 300, 100, 0], on_step=lambda: seen.append(with_weights(pipeline)))
+    assert seen == [[2], [2], [1], [0], [0]]
+
+
+def test_a_trajectory_reads_every_expert_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def fill(network: torch.nn.Module, where: Path, device: torch.device, real: object = offload.fill_network) -> None:
+        read.append(where.name)
+        real(network, where, device)  # type: ignore[operator]
+
+    monkeypatch.setattr(offload, "fill_network", fill)
+    pipeline = load_ensemble(folder, offload=True)
+    assert read == []
+    draw(pipeline)
+    assert read == NAMES[::-1]
+
+
+def test_a_batch_of_several_owners_works_offloaded(folder: Path) -> None:
+    images, timesteps = torch.randn(3, 1, 8, 8), torch.tensor([900, 5, 300])
+    with torch.no_grad():
+        expected = load_ensemble(folder).unet(images, timesteps).sample
+        assert torch.equal(load_ensemble(folder, offload=True).unet(images, timesteps).sample, expected)
+
+
+@pytest.mark.parametrize("move", [lambda p: p.to("cpu"), lambda p: p.unet.half(), lambda p: p.unet.to(torch.bfloat16)])
+def test_an_offloaded_ensemble_stays_where_it_is_and_in_its_precision(folder: Path, move: object) -> None:
+    pipeline = load_ensemble(folder, offload=True)
+    with pytest.raises(UserError, match=r"offload = True: expected False .* load_ensemble the device and torch_dtype"):
+        move(pipeline)  # type: ignore[operator]
+
+
+def test_an_offloaded_ensemble_is_saved_whole(folder: Path, tmp_path: Path) -> None:
+    pipeline = load_ensemble(folder, offload=True)
+    pipeline.save_pretrained(tmp_path / "copy")
+    for name in NAMES:
+        assert (tmp_path / "copy/unet" / name / WEIGHTS).read_bytes() == (folder / "unet" / name / WEIGHTS).read_bytes()
+    assert torch.equal(draw(pipeline), draw(load_ensemble(tmp_path / "copy")))
+
+
+def test_offloaded_weights_that_do_not_fit_are_named_when_they_are_read(folder: Path) -> None:
+    pipeline = load_ensemble(folder, offload=True)
+    weights = folder / "unet" / NAMES[1] / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=f"{NAMES[1]}: expected weights that fit"):
+        draw(pipeline)
+    weights.unlink()
+    with pytest.raises(UserError, match=f"{NAMES[1]}: expected weights that fit"):
+        draw(pipeline)
+    with pytest.raises(UserError, match=f"{NAMES[1]}: expected a folder with"):
+        load_ensemble(folder, offload=True)
+
+
+def test_an_ensemble_with_a_vae_draws_the_same_bits_offloaded(tmp_path: Path) -> None:
+    experts = tiny_experts(sample_size=4, in_channels=3, out_channels=3)
+    save_ensemble(tmp_path, experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=4), tiny_vae())
+    assert torch.equal(draw(load_ensemble(tmp_path, offload=True)), draw(load_ensemble(tmp_path)))
+
+
+def test_each_expert_is_compiled_once_at_its_first_step(folder: Path, compilations: dict[str, int]) -> None:
+    compiled = load_ensemble(folder)
+    compiled.unet.compile(backend="eager")  # the real one takes a minute
+    assert compilations["unique_graphs"] == 0
+    after = []
+    compiled(
+        2,
+        timesteps=[900, 500, 300, 100, 0],
+        show_progress=False,
+        on_step=lambda: after.append(compilations["unique_graphs"]),
+    )
+    assert after == [1, 1, 2, 3, 3]
+    assert torch.allclose(draw(compiled), draw(load_ensemble(folder)), atol=1e-5)
+    assert compilations["unique_graphs"] == 3
+
+
+def test_more_experts_than_torch_compiles_of_one_class_are_all_compiled(
+    folder: Path, compilations: dict[str, int]
+) -> None:
+    compiled = load_ensemble(folder)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        compiled.unet.compile(backend="eager")
+        draw(compiled)
+    assert compilations["unique_graphs"] == 3
+
+
+def test_a_compiled_ensemble_is_saved_and_loaded_as_any_other(
+    folder: Path, tmp_path: Path, compilations: dict[str, int]
+) -> None:
+    compiled = load_ensemble(folder)
+    compiled.unet.compile(backend="eager")
+    draw(compiled)
+    compiled.save_pretrained(tmp_path / "copy")
+    assert set(compiled.unet.state_dict()) == set(load_ensemble(folder).unet.state_dict())
+    assert torch.equal(draw(load_ensemble(tmp_path / "copy")), draw(load_ensemble(folder)))
+
+
+def test_offloading_a_compiled_ensemble_compiles_nothing_twice(folder: Path, compilations: dict[str, int]) -> None:
+    both = load_ensemble(folder, offload=True)
+    both.unet.compile(backend="eager")
+    first, second = draw(both), draw(both)
+    assert compilations["unique_graphs"] == 3
+    assert torch.equal(first, second)
+    assert torch.allclose(first, draw(load_ensemble(folder)), atol=1e-5)
+
+
+def test_a_machine_that_cannot_compile_is_told_to_leave_it_out(folder: Path, compilations: dict[str, int]) -> None:
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("no C++ compiler found")
+
+    pipeline = load_ensemble(folder)
+    pipeline.unet.compile(backend=no_compiler)
+    with pytest.raises(UserError, match=r"compile = True: .*no C\+\+ compiler found.* Leave compile out"):
+        draw(pipeline)
+
+
+@pytest.mark.slow
+def test_compiled_for_real_an_ensemble_draws_the_same_images_within_rounding(tmp_path: Path) -> None:
+    save_ensemble(tmp_path, tiny_experts()[:1], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan(steps=6))
+    compiled = load_ensemble(tmp_path, compile=True)
+    assert torch.allclose(draw(compiled), draw(load_ensemble(tmp_path)), atol=1e-4)
+    assert counters["inductor"]

@@ -1,0 +1,113 @@
+"""`ebdiff sample`: its options reach the networks, and workers draw what one process draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ensemble_fixtures import saved_ensemble
+from PIL import Image
+from serial_cluster import SerialCluster
+from typer.testing import CliRunner
+
+from ebdiff_orchestrator import sampling
+from ebdiff_orchestrator.cli import app
+from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
+from ebdiff_orchestrator.view import Silent
+from schemas.errors import RunFailed, UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    saved_ensemble(tmp_path / "ensemble")
+    return tmp_path / "ensemble"
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What was asked of a cluster that makes one call after another, the last one first."""
+    asked: list[tuple[Any, ...]] = []
+
+    class Backwards(SerialCluster):
+        def run_many(self, function: Any, calls: Any) -> Any:
+            asked.extend(calls)
+            return reversed(list(super().run_many(function, calls)))
+
+    monkeypatch.setattr(sampling, "connect", Backwards().connect)
+    return asked
+
+
+def ebdiff_sample(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, ["sample", *map(str, arguments)], catch_exceptions=False, standalone_mode=False)
+    return result.output
+
+
+def pixels(folder: Path, count: int) -> np.ndarray:
+    return np.stack([np.asarray(Image.open(folder / f"{index:05d}.png")) for index in range(count)]).astype(int)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_draws_the_same_bits_in_order(
+    folder: Path, calls: list[tuple[Any, ...]], workers: int
+) -> None:
+    job = ImageJob(str(folder), count=8, batch_size=3, seed=5)
+    torch.set_num_threads(1)  # as a plan's workers have
+    expected = sample_here(job, lambda done, total: None)
+    drawn = sample_on_workers(job, workers, None, Silent())
+    assert np.array_equal(drawn.pixels, expected.pixels)
+    assert drawn.peak_memory_bytes > 0
+    assert len(calls) == workers
+    assert sorted(batch.start for _, share, *_ in calls for batch in share) == [0, 3, 6]
+
+
+def test_workers_without_a_batch_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"--workers = 3: expected at most 2: 8 images are 2 batches of 4"):
+        sample_on_workers(ImageJob(str(folder), count=8, batch_size=4), 3, None, Silent())
+
+
+def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, calls: list[tuple[Any, ...]]) -> None:
+    for wrong, message in (
+        (ImageJob(str(folder), 4, 2, steps=2000), "num_inference_steps = 2000"),
+        (ImageJob(str(folder), 4, 2, dtype="fp16"), "dtype = float16"),
+        (ImageJob(str(folder), 4, 2, classes=(1,)), "classes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            sample_on_workers(wrong, 2, None, Silent())
+
+
+def test_a_worker_that_breaks_is_a_failed_run(
+    folder: Path, calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "_draw", lambda *_: 1 / 0)
+    with pytest.raises(RunFailed, match=r"A worker failed \(division by zero\)"):
+        sample_on_workers(ImageJob(str(folder), 4, 2), 2, None, Silent())
+
+
+def test_the_command_s_options_change_what_is_drawn_by_no_more_than_they_say(folder: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for name, options in {"plain": [], "offload": ["--offload"], "bf16": ["--dtype", "bf16"]}.items():
+        said = ebdiff_sample(folder, "-n", "3", "--batch-size", "2", "--out", tmp_path / name, *options)
+        assert "3 images and grid.png" in said
+        assert "peak memory" in said
+        drawn[name] = pixels(tmp_path / name, 3)
+    assert np.array_equal(drawn["plain"], drawn["offload"])
+    assert 0 < np.abs(drawn["plain"] - drawn["bf16"]).max() < 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--address", "auto"], "--address: expected --workers"),
+        (["--workers", "2"], "--workers = 2: expected at most 1"),
+        *([] if torch.cuda.is_available() else [(["--dtype", "fp16"], "dtype = float16")]),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    folder: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ebdiff_sample(folder, "-n", "4", "--out", tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
