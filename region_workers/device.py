@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -12,6 +13,8 @@ import torch.distributed as dist
 
 from schemas.job import Hardware
 from schemas.plan import TrainingPlan
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def current_world(use_gpu: bool) -> World:
 
 def prepare_process(training: TrainingPlan) -> None:
     """Set the threads, and in `determinism: exact` everything that makes equal inputs give equal bits."""
+    keep_freed_memory()
     torch.set_num_threads(training.cpu_threads)
     exact = training.determinism == "exact"
     if exact:
@@ -84,3 +88,15 @@ def prepare_process(training: TrainingPlan) -> None:
     torch.backends.cudnn.benchmark = not exact
     torch.backends.cuda.matmul.allow_tf32 = not exact
     torch.backends.cudnn.allow_tf32 = not exact
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what tensors on the host give back, for the next step, rather than return it to the system.
+
+    The system hands memory out as pages that must be zeroed and mapped anew: a step of the CIFAR-10 UNet on a CPU
+    touched 80,000 of them, a twentieth of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # there is none but glibc's
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most it allows
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

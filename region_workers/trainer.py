@@ -166,7 +166,7 @@ class Trainer:
         total = torch.zeros((), device=self._world.device)
         for index in range(passes):
             rows = slice(first_row + index * share, first_row + (index + 1) * share)
-            take_rows(self._dropouts, rows, batch_size)
+            take_rows(self._dropouts, rows, batch_size, self._world.device)
             self._randomness.seed_network(self.step)
             batch = self._family.batch(self.step, rows)
             if noise_BCHW is None:

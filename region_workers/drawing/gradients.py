@@ -47,7 +47,7 @@ def accumulate_importance_gradients(
     for timestep, index in product(importance_timesteps(timesteps, plan.importance_timesteps), range(passes)):
         between_passes()
         rows = slice(index * share, (index + 1) * share)
-        take_rows(dropouts, rows, training.batch_size)
+        take_rows(dropouts, rows, training.batch_size, next(network.parameters()).device)
         randomness.seed_network(step)
         batch = family.batch(step, rows)
         generator = randomness.generator(step, f"importance-{timestep}-{index}")

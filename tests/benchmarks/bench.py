@@ -53,7 +53,9 @@ class Report:
     def add(
         self, name: str, value: float, unit: str = "", *, at_least: float | None = None, at_most: float | None = None
     ) -> None:
-        """Note a figure."""
+        """Note a figure; in the short form it has no target, since that measures nothing."""
+        if self.settings.get("short"):
+            at_least = at_most = None
         self.figures.append(Figure(name, value, unit, at_least, at_most))
 
     def as_json(self) -> dict[str, Any]:

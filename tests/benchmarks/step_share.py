@@ -1,40 +1,52 @@
-"""How much of a training step is not forward, backward, clipping or the optimizer.
+"""What the training loop adds to its step: its share of the time, its waiting for the device, its share of the memory.
 
-    python tests/benchmarks/step_share.py [--preset cifar10] [--batch-size 8] [--steps 12] [--threads 2] [--json]
+    python tests/benchmarks/step_share.py [--preset cifar10] [--batch-size N] [--steps 12] [--threads 2]
+                                          [--set KEY=VALUE]... [--short] [--json FILE]
 
-The same trainer, on random images, timed whole and with a clock around the parts that any loop must have.
+The trainer and its record, on images of noise (batch: 8 on a CPU, 128 on a GPU):
+
+- the loop's own time is what is neither forward, backward, clipping nor the optimizer, by clocks around these. On a
+  GPU each clock waits for the device, so nothing of it hides behind the device's work;
+- synchronisations are reads of a device's value by the host (`aten::item` and its kin) and, on a GPU, CUDA's calls
+  that wait, in steps without a log interval. On a CPU fused Adam's kernel reads its step counts, which are the host's
+  own there: these are no waiting and are not counted;
+- the peak of the tensors' memory within a step is held against what the step needs: weights, gradients, two moments,
+  EMA, and the activations that autograd keeps for the backward pass. Activations go as gradients come, so less is
+  possible; no less than weights, moments and EMA with the larger of the two.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from bench import Report, arguments, settings_of
+from own_loop import OwnLoop, random_images, this_device
 from torch import nn
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
 
-from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
-from region_workers.data.store import ImageStore, ensure_store
-from region_workers.device import World, prepare_process
-from region_workers.family import UNetFamily
-from region_workers.randomness import StepRandomness
-from region_workers.recorder import Recorder
-from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
-from schemas.job import WorkerJob
+
+WAITS = {
+    *("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"),
+    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
+}
+WARM_UP_STEPS = 2  # the first steps allocate
 
 
 class Clock:
-    """Seconds spent inside the timed calls."""
+    """Seconds spent inside the timed calls; on a GPU these wait for the device before and after."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -43,85 +55,160 @@ class Clock:
         """`function`, timed."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = now()
             try:
                 return function(*arguments, **options)
             finally:
-                self.seconds += time.perf_counter() - began
+                self.seconds += now() - began
 
         return timed
 
 
+def now() -> float:
+    """Seconds, once the device has done its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @contextmanager
 def timed_essentials(trainer: Trainer, clock: Clock) -> Iterator[None]:
-    """Time forward with loss, backward, clipping and the optimizer's step for a while."""
+    """Time forward, backward, clipping and the optimizer's step for a while."""
     before = torch.Tensor.backward, nn.utils.clip_grad_norm_
-    torch.Tensor.backward = clock.around(before[0])  # type: ignore[method-assign]
-    nn.utils.clip_grad_norm_ = clock.around(before[1])  # type: ignore[assignment]
-    trainer.network.forward = clock.around(trainer.network.forward)  # type: ignore[method-assign]
-    trainer.optimizer.step = clock.around(trainer.optimizer.step)  # type: ignore[method-assign]
+    torch.Tensor.backward = clock.around(before[0])
+    nn.utils.clip_grad_norm_ = clock.around(before[1])
+    trainer.network.forward = clock.around(trainer.network.forward)
+    trainer.optimizer.step = clock.around(trainer.optimizer.step)
     try:
         yield
     finally:
-        torch.Tensor.backward, nn.utils.clip_grad_norm_ = before  # type: ignore[method-assign]
+        torch.Tensor.backward, nn.utils.clip_grad_norm_ = before
+        del trainer.network.forward, trainer.optimizer.step
 
 
-def random_images(preset: str, folder: Path, changes: list[str]) -> tuple[WorkerJob, ImageStore]:
-    """A job of the preset on images of noise."""
-    from PIL import Image
-
-    plan = load_plan(preset, changes)
-    shape = (plan.data.resolution, plan.data.resolution, 3)
-    (folder / "images").mkdir()
-    for index in range(max(64, plan.training.batch_size)):
-        pixels = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
-    plan = load_plan(preset, [f"data.path={folder / 'images'}", *changes])
-    store = ensure_store(plan.data, folder / "cache")
-    outline = outline_jobs(plan, Inputs(store.digest))[0]
-    return worker_job(plan, outline, folder / "run", Inputs(store.digest)), store
-
-
-def measure(job: WorkerJob, store: ImageStore, steps: int) -> dict[str, float]:
+def own_share(loop: OwnLoop, steps: int) -> tuple[float, float]:
     """Median seconds a step, and the share of it that is the loop's own."""
-    prepare_process(job.training)
-    assert job.draw is not None
-    world = World(torch.device("cpu"), 0, 1)
-    randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
-    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
-    law = TimestepLaw(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
-    trainer = Trainer(family.build_dense(), family, randomness, law, job.training, world)
-    recorder = Recorder(job, job.draw.name, job.draw.key, steps, world, job.training.learning_rate)
-    recorder.begin(0, [], 0.0)
     whole, own = [], []
-    with timed_essentials(trainer, clock := Clock()):
-        for index in range(steps + 2):
-            clock.seconds, began = 0.0, time.perf_counter()
-            trainer.advance()
-            recorder.after_step(trainer)
-            seconds = time.perf_counter() - began
-            if index >= 2:  # the first steps allocate
-                whole.append(seconds)
-                own.append((seconds - clock.seconds) / seconds)
-    return {"step_s": statistics.median(whole), "own_share": statistics.median(own)}
+    with timed_essentials(loop.trainer, clock := Clock()):
+        for _ in range(steps):
+            clock.seconds, began = 0.0, now()
+            loop.step()
+            seconds = now() - began
+            whole.append(seconds)
+            own.append((seconds - clock.seconds) / seconds)
+    return statistics.median(whole), statistics.median(own)
+
+
+def synchronisations(loop: OwnLoop, steps: int) -> list[str]:
+    """The names of the events in which the host waited for the device, in steps without a log interval."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as profiler, record_function("steps"):
+        for _ in range(steps):
+            loop.step()
+    events: Sequence[FunctionEvent] = profiler.events()
+    on_host = [event for event in events if event.device_type == DeviceType.CPU]
+    span = next(event.time_range for event in on_host if event.name == "steps")
+    return [
+        event.name
+        for event in on_host
+        if event.name in WAITS and span.start <= event.time_range.start <= span.end and not in_fused_adam(event)
+    ]
+
+
+def in_fused_adam(event: FunctionEvent) -> bool:
+    """Whether it is within the optimizer's CPU kernel."""
+    parent = event.cpu_parent
+    return parent is not None and (parent.name == "aten::_fused_adam_" or in_fused_adam(parent))
+
+
+def peak_bytes(loop: OwnLoop) -> int:
+    """The most memory that tensors hold within a step, what stays from step to step included."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        loop.step()
+        return torch.cuda.max_memory_allocated()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loop.step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return state_bytes(loop.trainer) + max(accumulate(change for _, change in changes))
+
+
+def state_bytes(trainer: Trainer) -> int:
+    """Weights, moments and EMA."""
+    return sum(tensor.nbytes for tensor in trainer.state_tensors().values())
+
+
+def gradient_bytes(trainer: Trainer) -> int:
+    """One number for each weight."""
+    return sum(parameter.nbytes for parameter in trainer.parameters.values())
+
+
+def activation_bytes(loop: OwnLoop) -> int:
+    """What autograd keeps of a step's forward pass: each storage once, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in loop.trainer.parameters.values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loop.step()
+    return sum(kept.values())
+
+
+def report_time(report: Report, loop: OwnLoop, steps: int) -> None:
+    """The loop's own share of a step."""
+    step_s, share = own_share(loop, steps)
+    report.add("a step", step_s, "s")
+    report.add("the loop's own share of it", 100 * share, "%", at_most=2.0)
+
+
+def report_waits(report: Report, loop: OwnLoop, steps: int) -> None:
+    """How often the host waited."""
+    waits = Counter(synchronisations(loop, steps))
+    report.add(f"synchronisations in {steps} steps", waits.total(), " ".join(waits), at_most=0)
+
+
+def report_memory(report: Report, loop: OwnLoop) -> None:
+    """The peak over the need."""
+    state, gradients, activations = state_bytes(loop.trainer), gradient_bytes(loop.trainer), activation_bytes(loop)
+    peak = peak_bytes(loop)
+    report.add("weights, moments, EMA", state / 2**20, "MiB")
+    report.add("gradients", gradients / 2**20, "MiB")
+    report.add("activations", activations / 2**20, "MiB")
+    report.add("peak", peak / 2**20, "MiB")
+    report.add("peak over all of these", peak / (state + gradients + activations), "x", at_most=1.10)
+    report.add("peak over the least possible", peak / (state + max(gradients, activations)), "x")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = arguments(__doc__)
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--batch-size", type=int, default=128 if this_device().type == "cuda" else 8)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    if options.short:
+        options.preset, options.batch_size, options.steps = "digits", 4, 2
+    return options
 
 
 def main() -> None:
-    """Print one line, or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
+    options = parse_arguments()
+    given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
+    report = Report("The loop's share of a training step", settings_of(options))
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(*random_images(options.preset, Path(folder), changes), options.steps)
-    if options.json:
-        print(json.dumps({**vars(options), **figures}))
-    else:
-        print(f"{figures['step_s']:.3f} s a step, {figures['own_share']:.2%} of it the loop's own")
+        loop = OwnLoop(*random_images(options.preset, Path(folder), [*given, *options.changes]), log=False)
+        for _ in range(WARM_UP_STEPS):
+            loop.step()
+        report_time(report, loop, options.steps)
+        report_waits(report, loop, min(options.steps, 4))
+        report_memory(report, loop)
+    report.show(options.json)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def parts_of(module: nn.Module, batch: torch.Tensor, count: int) -> torch.Tensor
     outputs = []
     for first in range(0, BATCH, share):
         torch.manual_seed(5)
-        take_rows(dropouts, slice(first, first + share), BATCH)
+        take_rows(dropouts, slice(first, first + share), BATCH, torch.device("cpu"))
         outputs.append(module(batch[first : first + share]))
     return torch.cat(outputs)
 
@@ -39,11 +39,23 @@ def test_parts_drop_what_the_whole_batch_drops(images: torch.Tensor, count: int)
     assert torch.equal(parts_of(network(), images, count), whole)
 
 
-def test_the_whole_batch_is_dropped_as_torch_does(images: torch.Tensor) -> None:
-    plain = network()
-    torch.manual_seed(5)
-    expected = plain(images)
-    assert torch.equal(parts_of(network(), images, 1), expected)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_share_that_is_asked_for_is_dropped_and_the_mean_stays(dtype: torch.dtype) -> None:
+    module = nn.Sequential(nn.Dropout(0.1))
+    ones = torch.ones(BATCH, 64, 32, 32, dtype=dtype, requires_grad=True)
+    dropped = parts_of(module, ones, 1)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.1, abs=0.002)
+    assert float(dropped.float().mean()) == pytest.approx(1.0, abs=0.005)
+    dropped.sum().backward()
+    assert ones.grad is not None
+    assert torch.equal(ones.grad, dropped.detach())
+
+
+def test_numbers_are_dropped_independently() -> None:
+    dropped = parts_of(nn.Sequential(nn.Dropout(0.5)), torch.ones(BATCH, 64, 32, 32), 1).flatten() == 0
+    for apart in range(1, 9):
+        both = float((dropped[apart:] & dropped[:-apart]).float().mean())
+        assert both == pytest.approx(0.25, abs=0.005)
 
 
 def test_only_what_drops_is_replaced_and_nothing_is_dropped_in_evaluation(images: torch.Tensor) -> None:

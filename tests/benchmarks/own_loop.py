@@ -1,0 +1,92 @@
+"""Training steps of the project, made as a worker makes them: for the benchmarks of a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from plain_loop import write_noise_images
+from torch import nn
+
+from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from region_workers.data.store import ImageStore, ensure_store
+from region_workers.device import World, prepare_process
+from region_workers.family import UNetFamily
+from region_workers.pruned_unet import extract_expert
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.randomness import StepRandomness
+from region_workers.recorder import Recorder
+from region_workers.timesteps import TimestepLaw
+from region_workers.trainer import Trainer
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+IMAGES = "images"
+
+
+def plan_on_noise(preset: str, folder: Path, changes: Sequence[str]) -> Plan:
+    """The preset, with images of noise that are written to `folder`: 16 batches of them."""
+    plan = load_plan(preset, list(changes))
+    write_noise_images(folder / IMAGES, 16 * plan.training.batch_size, plan.data.resolution)
+    return load_plan(preset, [f"data.path={folder / IMAGES}", *changes])
+
+
+def first_job(plan: Plan, folder: Path) -> tuple[WorkerJob, ImageStore]:
+    """The job of the plan's first region, to run in `folder`, and its images, decoded there."""
+    store = ensure_store(plan.data, folder / "cache")
+    outline = outline_jobs(plan, Inputs(store.digest))[0]
+    return worker_job(plan, outline, folder / "run", Inputs(store.digest)), store
+
+
+def random_images(preset: str, folder: Path, changes: Sequence[str]) -> tuple[WorkerJob, ImageStore]:
+    """A job of the preset on images of noise."""
+    return first_job(plan_on_noise(preset, folder, changes), folder)
+
+
+def this_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class OwnLoop:
+    """The trainer of a job's draw, or of an expert in its region if `ratio` is given; `step` is one turn of its loop.
+
+    `log` turned off, no step is at a log interval.
+    """
+
+    def __init__(self, job: WorkerJob, store: ImageStore, ratio: float = 0.0, log: bool = True) -> None:
+        assert job.draw is not None
+        self._training = job.training
+        self.settle()
+        world = World(this_device(), 0, 1)
+        randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
+        family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
+        law = TimestepLaw(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
+        torch.manual_seed(job.seed)
+        network = _pruned(family, ratio)
+        self.trainer = Trainer(network, family, randomness, law, job.training, world)
+        logging = job.logging if log else job.logging.model_copy(update={"interval_steps": 1 << 40})
+        job = job.model_copy(update={"logging": logging})
+        self.recorder = Recorder(job, job.draw.name, job.draw.key, None, world, job.training.learning_rate)
+        self.recorder.begin(0, [], 0.0)
+
+    def settle(self) -> None:
+        """Give the process the job's threads and determinism."""
+        prepare_process(self._training)
+
+    def step(self) -> None:
+        """One update and its record."""
+        self.trainer.advance()
+        self.recorder.after_step(self.trainer)
+
+
+def _pruned(family: UNetFamily, ratio: float) -> nn.Module:
+    dense = family.build_dense()
+    if ratio == 0:
+        return dense
+    groups = find_groups(dense, family.example_inputs(dense))
+    mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
+    return extract_expert(dense, kept_channels(groups, mask))

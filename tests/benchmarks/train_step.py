@@ -1,0 +1,224 @@
+"""A training step of ours beside the plain loop's, and an expert's beside the dense network's.
+
+    python tests/benchmarks/train_step.py [--preset cifar10] [--batch-size N] [--rounds 5] [--steps N] [--threads 2]
+                                          [--set KEY=VALUE]... [--short] [--json FILE]
+
+The plain loop is plain_loop.py, in a process of its own; ours is the trainer and the record that it keeps. They take
+turns of `--steps` steps, on the same network and image files. Batch and steps of a turn: 8 and 1 on a CPU, 128 and 20
+on a GPU.
+
+On a CPU ours is timed in fp32 and in bf16; on a GPU also with channels_last and torch.compile, under `determinism`
+exact and fast. An update counts as 3 x 2 x MACs operations an image (a backward is two forwards; the MACs are those
+with attention's products), and its share of the peak is against large matrix products in the same precision, which
+take turns with the rest. Experts are timed as they are trained: their steps would take the dense network's time over
+the ratio of MACs if nothing but MACs took time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench import Report, arguments, in_turn, ratio, settings_of
+from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise, this_device
+from plain_loop import PlainLoop, default_workers
+
+from region_workers.costs import region_costs
+from region_workers.dense import dense_config
+from schemas.plan import Plan
+
+PLAIN = "plain loop, fp32"
+DENSE = 0.0
+
+Turns = dict[str, Callable[[], object]]
+Seconds = Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of training: its options, the speed-up over the plain loop that is aimed at, the networks timed in it."""
+
+    name: str
+    training: dict[str, Any]
+    at_least: float | None
+    pruning_ratios: tuple[float, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What its products are computed in."""
+        return torch.bfloat16 if self.training.get("precision") == "bf16" else torch.float32
+
+    def label(self, pruning_ratio: float = DENSE) -> str:
+        """One of its networks."""
+        return f"{self.name}, {'dense' if pruning_ratio == DENSE else f'{pruning_ratio:.0%} expert'}"
+
+
+def variants(cuda: bool, pruning_ratios: tuple[float, ...], compiled: bool) -> list[Variant]:
+    """The ways that are worth their time on the device. On a GPU the experts train in the fastest only."""
+    bf16 = {"precision": "bf16"}
+    if not cuda:
+        return [Variant("ours, fp32", {}, 1.05, pruning_ratios), Variant("ours, bf16", bf16, 1.7, pruning_ratios)]
+    best = {**bf16, "channels_last": True, "compile": compiled}
+    return [
+        Variant("ours, fp32 exact", {}, None, (DENSE,)),
+        Variant("ours, bf16 exact", best, None, (DENSE,)),
+        Variant("ours, bf16 fast", {**best, "determinism": "fast"}, 4.0, pruning_ratios),
+    ]
+
+
+class MatrixProducts:
+    """Products of two large square matrices, whose speed is the peak that can be had; a call makes `count` of them."""
+
+    def __init__(self, dtype: torch.dtype, side: int, count: int) -> None:
+        self._a, self._b = torch.randn(2, side, side, device=this_device()).to(dtype)
+        self._count = count
+        self.operations = 2 * count * side**3
+
+    def __call__(self) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = False  # as a turn of ours may have left it
+        for _ in range(self._count):
+            torch.mm(self._a, self._b)
+
+
+def serve_plain(connection: Connection, threads: int, loop_of: dict[str, Any]) -> None:
+    """Train the plain loop by as many steps as it is told to, until it is told 0."""
+    torch.set_num_threads(threads)
+    loop = PlainLoop(device=this_device(), workers=default_workers(), **loop_of)
+    while steps := connection.recv():
+        for _ in range(steps):
+            loop.step()
+        connection.send(steps)
+
+
+@contextmanager
+def plain_turns(plan: Plan, folder: Path, options: argparse.Namespace) -> Iterator[Turns]:
+    """The plain loop, on the plan's network and images and its first region's timesteps, in a process of its own.
+
+    What ours asks of its process (determinism, say) must not reach it.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    loop_of = {
+        "network": dense_config(plan.model, plan.data),
+        "images": folder / IMAGES,
+        "batch_size": plan.training.batch_size,
+        "region": plan.regions[0].train,
+    }
+    process = context.Process(target=serve_plain, args=(there, options.threads, loop_of))
+    process.start()
+    there.close()  # only the process holds it now, so that `recv` ends if it dies
+
+    def turn() -> None:
+        here.send(options.steps)
+        here.recv()
+
+    try:
+        yield {PLAIN: turn}
+        here.send(0)
+    finally:
+        here.close()
+        process.join()
+
+
+def own_turns(plan: Plan, folder: Path, ways: Sequence[Variant], steps: int) -> Turns:
+    """Ours, in each way and with each of its networks."""
+    job, store = first_job(plan, folder)
+    turns: Turns = {}
+    for way in ways:
+        job = job.model_copy(update={"training": plan.training.model_copy(update=way.training)})
+        for pruning_ratio in way.pruning_ratios:
+            turns[way.label(pruning_ratio)] = partial(take_steps, OwnLoop(job, store, pruning_ratio), steps)
+    return turns
+
+
+def take_steps(loop: OwnLoop, steps: int) -> None:
+    """A turn of ours, under its own settings of the process."""
+    loop.settle()
+    for _ in range(steps):
+        loop.step()
+
+
+def measure(plan: Plan, folder: Path, options: argparse.Namespace, report: Report) -> None:
+    """Time all of them in turn."""
+    cuda = this_device().type == "cuda"
+    pruning_ratios = [region.pruning_ratio for region in plan.regions]
+    ways = variants(cuda, (DENSE, *pruning_ratios[-1 if options.short else 0 :]), compiled=not options.short)
+    side, count = (8192, 20) if cuda else (2048, 1)
+    products = {way.dtype: MatrixProducts(way.dtype, 256 if options.short else side, count) for way in ways}
+    with plain_turns(plan, folder, options) as turns:
+        turns |= own_turns(plan, folder, ways, options.steps)
+        turns |= {str(dtype): product for dtype, product in products.items()}
+        seconds = in_turn(turns, options.rounds)
+    report_steps(report, seconds, ways, options.steps)
+    for dtype, product in products.items():
+        speed = product.operations / statistics.median(seconds[str(dtype)])
+        report.add(f"peak: {dtype} matrix products", speed / 1e12, "TFLOP/s")
+    for way in ways:
+        report_peak(report, seconds, way, plan, products[way.dtype], options.steps)
+        report_experts(report, seconds, way, plan)
+
+
+def report_steps(report: Report, seconds: Seconds, ways: Sequence[Variant], steps: int) -> None:
+    """Seconds a step, and how many times the plain loop's speed that is."""
+    for name in (PLAIN, *(way.label(pruning_ratio) for way in ways for pruning_ratio in way.pruning_ratios)):
+        report.add(name, statistics.median(seconds[name]) / steps, "s a step")
+    for way in ways:
+        times = ratio(seconds[PLAIN], seconds[way.label()])
+        report.add(f"{way.name}: speed over {PLAIN}", times, "x", at_least=way.at_least)
+
+
+def report_peak(
+    report: Report, seconds: Seconds, way: Variant, plan: Plan, products: MatrixProducts, steps: int
+) -> None:
+    """The dense network's operations a second over those of the matrix products."""
+    macs = region_costs(plan.model, plan.data, DENSE).macs_with_attention
+    operations = 3 * 2 * macs * plan.training.batch_size * steps
+    share = ratio(seconds[str(way.dtype)], seconds[way.label()]) * operations / products.operations
+    report.add(f"{way.name}: share of the peak", 100 * share, "%")
+
+
+def report_experts(report: Report, seconds: Seconds, way: Variant, plan: Plan) -> None:
+    """How much faster than the dense network's an expert's step is, beside the ratio of their MACs."""
+    dense_macs = region_costs(plan.model, plan.data, DENSE).macs_with_attention
+    for pruning_ratio in way.pruning_ratios[1:]:
+        times = ratio(seconds[way.label()], seconds[way.label(pruning_ratio)])
+        macs = region_costs(plan.model, plan.data, pruning_ratio).macs_with_attention
+        report.add(f"{way.label(pruning_ratio)}: speed over dense", times, f"x, MACs {dense_macs / macs:.2f}x")
+
+
+def parse_arguments() -> argparse.Namespace:
+    cuda = this_device().type == "cuda"
+    parser = arguments(__doc__)
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--batch-size", type=int, default=128 if cuda else 8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20 if cuda else 1, help="steps of a turn")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    if options.short:
+        options.preset, options.batch_size, options.rounds, options.steps = "digits", 4, 1, 1
+        options.changes = ["model.block_out_channels=[16, 32]"]
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
+    given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
+    report = Report("A training step", settings_of(options))
+    with tempfile.TemporaryDirectory() as folder:
+        measure(plan_on_noise(options.preset, Path(folder), [*given, *options.changes]), Path(folder), options, report)
+    report.show(options.json)
+
+
+if __name__ == "__main__":
+    main()

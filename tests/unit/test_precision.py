@@ -1,0 +1,93 @@
+"""Precision, memory format and compilation: nearly the same training, and each resumes to the same bits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
+
+from region_workers.checkpoints import Checkpoints
+from region_workers.device import World
+from region_workers.trainer import Trainer
+
+__all__ = ["make_trainer"]
+
+BF16, CHANNELS_LAST, COMPILE = "training.precision=bf16", "training.channels_last=true", "training.compile=true"
+ACCUMULATE = "training.gradient_accumulation=2"
+NO_ATTENTION = "model.down_block_types=[DownBlock2D, DownBlock2D]"
+MODES = [
+    (),
+    (BF16,),
+    (CHANNELS_LAST,),
+    (ACCUMULATE,),
+    (BF16, CHANNELS_LAST, ACCUMULATE),
+    ("training.gradient_clip=null", "training.ema_decay=null"),
+    ("training.weight_decay=0.01", "training.ema_warmup=true", "training.cpu_threads=2"),
+]
+
+
+def _resumed(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) -> Trainer:
+    """A new trainer that goes on from the other's checkpoint, made after 2 steps."""
+    first, second = make_trainer(*changes), make_trainer(*changes)
+    checkpoints = Checkpoints(folder, "key", keep=1)
+    checkpoints.save(2, 0.0, state_after(first, 2), [])
+    checkpoint = checkpoints.newest_good(World(torch.device("cpu"), 0, 1))
+    assert checkpoint is not None
+    second.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
+    return second
+
+
+def _check_resume(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) -> None:
+    whole = make_trainer(*changes)
+    half = state_after(whole, 2)
+    resumed = _resumed(make_trainer, changes, folder)
+    assert largest_difference(half, resumed.state_tensors()) == 0.0
+    end = state_after(whole, 2)
+    assert largest_difference(half, end) > 0.0
+    assert largest_difference(end, state_after(resumed, 2)) == 0.0
+
+
+@pytest.mark.parametrize("changes", MODES, ids=" ".join)
+def test_a_resumed_trainer_ends_in_the_same_bits(
+    make_trainer: MakeTrainer, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    _check_resume(make_trainer, changes, tmp_path / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler on a CPU")
+def test_a_resumed_compiled_trainer_ends_in_the_same_bits(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    _check_resume(make_trainer, (COMPILE, BF16, CHANNELS_LAST, NO_ATTENTION), tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize("option", [BF16, CHANNELS_LAST])
+def test_precision_and_memory_format_train_to_nearly_the_same_loss(make_trainer: MakeTrainer, option: str) -> None:
+    losses = []
+    for changes in ((), (option,)):
+        trainer = make_trainer(*changes)
+        state_after(trainer, 5)
+        losses.append(trainer.read_metrics()[0])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+@pytest.mark.parametrize("option", [BF16, CHANNELS_LAST])
+def test_precision_and_memory_format_change_the_bits(make_trainer: MakeTrainer, option: str) -> None:
+    assert largest_difference(state_after(make_trainer(), 2), state_after(make_trainer(option), 2)) > 0.0
+
+
+def test_weights_moments_and_ema_are_fp32_in_bf16_training(make_trainer: MakeTrainer) -> None:
+    assert {tensor.dtype for tensor in state_after(make_trainer(BF16), 1).values()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler on a CPU")
+def test_a_compiled_network_trains_to_the_same_loss(make_trainer: MakeTrainer) -> None:
+    losses = []
+    for changes in ((), (COMPILE,)):
+        trainer = make_trainer("model.dropout=0.0", NO_ATTENTION, *changes)
+        state_after(trainer, 1)
+        losses.append(trainer.read_metrics()[0])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -1,0 +1,57 @@
+"""Trainers on the tiny plan's first draw, and their state after some steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from region_workers.data.store import ensure_store
+from region_workers.device import World, prepare_process
+from region_workers.family import UNetFamily
+from region_workers.randomness import StepRandomness
+from region_workers.timesteps import TimestepLaw
+from region_workers.trainer import Trainer
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+MakeTrainer = Callable[..., Trainer]
+
+
+@pytest.fixture
+def make_trainer(
+    tiny_plan: Callable[..., Plan],
+    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
+    cache_dir: Path,
+    tmp_path: Path,
+) -> MakeTrainer:
+    """A trainer of the tiny plan with `key=value` changes, always from the same start."""
+
+    def make(*changes: str) -> Trainer:
+        plan = tiny_plan(*changes)
+        job = make_jobs(plan, tmp_path)[0]
+        assert job.draw is not None
+        prepare_process(plan.training)
+        world = World(torch.device("cpu"), 0, 1)
+        randomness = StepRandomness(plan.seed, "draw", job.draw.timesteps, world.device)
+        family = UNetFamily(job, ensure_store(plan.data, cache_dir), world.device, randomness.seed_for("data"))
+        torch.manual_seed(0)
+        law = TimestepLaw(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
+        return Trainer(family.build_dense(), family, randomness, law, plan.training, world)
+
+    return make
+
+
+def state_after(trainer: Trainer, steps: int) -> dict[str, torch.Tensor]:
+    """A copy of everything a checkpoint would hold, `steps` updates from now."""
+    for _ in range(steps):
+        trainer.advance()
+    return {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Over all numbers of two states."""
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
