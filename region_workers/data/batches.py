@@ -90,7 +90,7 @@ class BatchSource:
     def _gather(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if self._resident is not None:
             return self._resident.index_select(0, self._to_device(torch.from_numpy(numbers)))
-        return self._to_device(torch.from_numpy(self._samples.rows[numbers]))
+        return self._to_device(torch.from_numpy(self._samples.read(numbers)))
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._device.type != "cuda":
@@ -107,5 +107,6 @@ class BatchSource:
         resident = torch.empty(rows.shape, dtype=dtype, device=self._device)
         at_once = max(1, _COPY_BYTES // rows[:1].nbytes)
         for start in range(0, len(rows), at_once):
-            resident[start : start + at_once].copy_(torch.from_numpy(np.array(rows[start : start + at_once])))
+            stop = min(start + at_once, len(rows))
+            resident[start:stop].copy_(torch.from_numpy(self._samples.read(np.arange(start, stop))))
         return resident

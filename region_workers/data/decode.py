@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from schemas.plan import CropPlan
+if TYPE_CHECKING:  # a decoding process starts in half the time without pydantic
+    from schemas.plan import DataPlan
 
 Pixels = npt.NDArray[np.uint8]
-Payload = bytes | Path | Pixels | None
+Payload = bytes | str | None  # a file, its path, or nothing
 Label = int | str | None
 
 # Raise it whenever `decode` gives other pixels for the same file: stores of the older version are then built anew.
@@ -54,36 +55,74 @@ class Item(NamedTuple):
     label: Label = None
 
 
+class Transform(NamedTuple):
+    """What is done to each image, as plain values. `crop`: the square's centre, column and row, and its side."""
+
+    resolution: int
+    channels: int
+    crop: tuple[int, int, int] | None = None
+    interpolation: str = "lanczos"
+
+    @classmethod
+    def of(cls, plan: DataPlan) -> Transform:
+        """The plan's."""
+        crop = None if plan.crop is None else (plan.crop.center_x, plan.crop.center_y, plan.crop.size)
+        return cls(plan.resolution, plan.channels, crop, plan.interpolation)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image's pixels: height, width, channels."""
+        return (self.resolution, self.resolution, self.channels)
+
+
+class Decoded(NamedTuple):
+    """`pixels` uint8 [n, H, W, C] of the readable files; the others' positions and why."""
+
+    pixels: Pixels
+    unreadable: dict[int, str]
+
+
 class UnreadableImageError(ValueError):
     """A file that gives no picture; the message says why."""
 
 
-def decode(
-    payload: Payload, resolution: int, channels: int, crop: CropPlan | None = None, interpolation: str = "lanczos"
-) -> Pixels:
-    """The image as uint8 [resolution, resolution, channels].
+def decode_files(payloads: Sequence[Payload], transform: Transform, room: Pixels | None = None) -> Decoded:
+    """Each file decoded, in order; the pixels fill `room` [N, H, W, C] from its start, if it is given."""
+    pixels = np.empty((len(payloads), *transform.shape), dtype=np.uint8) if room is None else room
+    unreadable: dict[int, str] = {}
+    for position, payload in enumerate(payloads):
+        try:
+            image = decode(payload, transform)
+        except UnreadableImageError as error:
+            unreadable[position] = str(error)
+        else:
+            pixels[position - len(unreadable)] = image
+    return Decoded(pixels[: len(payloads) - len(unreadable)], unreadable)
 
-    Turned as its EXIF orientation says; alpha laid on white; 16-bit greyscale scaled to 8 bits; the square of `crop`,
-    or else the one at its centre, resized to `resolution` pixels with one of Pillow's antialiased FILTERS, unless it
-    fits already. Raises UnreadableImageError, also for an image that does not hold the whole square of `crop`.
+
+def decode(payload: Payload, transform: Transform) -> Pixels:
+    """The image as uint8 [H, W, C].
+
+    Turned as its EXIF orientation says; alpha laid on white; 16-bit greyscale scaled to 8 bits; the square of the crop,
+    or else the one at its centre, resized to the resolution with one of Pillow's antialiased FILTERS, unless it
+    fits already. Raises UnreadableImageError, also for an image that does not hold the whole square of the crop.
     """
     try:
         with _open(payload) as image:
-            upright = ImageOps.exif_transpose(image)
-            coloured = _to_channels(upright, channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            coloured = _to_channels(image, transform.channels)
     except _UNREADABLE as error:
         raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    square = _centre(coloured) if crop is None else _cut(coloured, crop)
-    if square.size != (resolution, resolution):
-        square = square.resize((resolution, resolution), FILTERS[interpolation])
-    return np.asarray(square, dtype=np.uint8).reshape(resolution, resolution, channels)
+    square = _centre(coloured) if transform.crop is None else _cut(coloured, *transform.crop)
+    size = (transform.resolution, transform.resolution)
+    if square.size != size:
+        square = square.resize(size, FILTERS[transform.interpolation])
+    return np.frombuffer(square.tobytes(), dtype=np.uint8).reshape(transform.shape)
 
 
 def _open(payload: Payload) -> Image.Image:
     if payload is None:
         raise ValueError("the row holds no image")
-    if isinstance(payload, np.ndarray):
-        return Image.fromarray(payload)
     if isinstance(payload, bytes):
         return Image.open(io.BytesIO(payload))
     return Image.open(payload)
@@ -96,7 +135,8 @@ def _to_channels(image: Image.Image, channels: int) -> Image.Image:
         raise ValueError("floating-point pixels have no agreed range; convert the file to 8 or 16 bits")
     elif image.has_transparency_data:
         image = _on_white(image)
-    return image.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
@@ -120,9 +160,9 @@ def _centre(image: Image.Image) -> Image.Image:
     return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
 
 
-def _cut(image: Image.Image, crop: CropPlan) -> Image.Image:
-    left, top = crop.center_x - crop.size // 2, crop.center_y - crop.size // 2
-    right, bottom = left + crop.size, top + crop.size
+def _cut(image: Image.Image, center_x: int, center_y: int, side: int) -> Image.Image:
+    left, top = center_x - side // 2, center_y - side // 2
+    right, bottom = left + side, top + side
     if left < 0 or top < 0 or right > image.width or bottom > image.height:
         raise UnreadableImageError(
             f"its {image.width} x {image.height} pixels do not hold the square of data.crop, "

@@ -43,13 +43,13 @@ class HubSource:
             return None
         return class_names(_features(self._dataset()).arrow_schema, self._plan.label_column)
 
-    def items(self) -> Iterator[Item]:
+    def items(self, start: int = 0) -> Iterator[Item]:
         rows, label_column = self._dataset(), self._plan.label_column
         schema = _features(rows).arrow_schema
         column = image_column(schema, self._plan.image_column, self._plan.path)
         if label_column is not None:
             check_label_column(schema, label_column, self._plan.path)
-        for number, row in enumerate(_undecoded(rows, column, label_column)):
+        for number, row in enumerate(_undecoded(rows, column, label_column).skip(start), start):
             yield Item(f"row {number}", _payload(row[column]), _label(row, label_column))
 
     def _dataset(self) -> Any:

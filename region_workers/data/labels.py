@@ -37,20 +37,24 @@ class LabelRecorder:
         self._numbers = array("q")
         self._strings_seen = False
 
-    def add(self, name: str, label: Label) -> None:
-        """Take the label of the image called `name`. Raises PlanError if it is null, negative or no known class."""
+    def add(self, name: str, label: Label) -> int | str:
+        """Take the label of the image called `name`, and return it.
+
+        Raises PlanError if it is null, negative or no known class.
+        """
         if isinstance(label, str):
             self._strings_seen = True
             if label not in self._number_of and self._names is not None:
                 raise self._error(name, f"the label {label!r}", f"one of its {len(self._names)} classes")
             self._numbers.append(self._number_of.setdefault(label, len(self._number_of)))
-            return
+            return label
         if label is None:
             raise self._error(name, "no label", "a label")
         if label < 0 or (self._names is not None and label >= len(self._names)):
             classes = "" if self._names is None else f" below its {len(self._names)} classes"
             raise self._error(name, f"the label {label}", f"a number from 0{classes}")
         self._numbers.append(label)
+        return label
 
     def finish(self) -> tuple[Labels, tuple[str, ...] | None]:
         """The labels, int64 [N], and the names of the classes; None for numbers that have no names."""

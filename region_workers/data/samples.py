@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from region_workers.data.labels import Labels
+from region_workers.data.rows import row_reader
 
 
 class Samples(Protocol):
@@ -20,6 +21,9 @@ class Samples(Protocol):
 
     def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Where the samples `indices` are, mirrored or not: int64 [B]."""
+
+    def read(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """A copy of the rows with these numbers, int64 [B]."""
 
     def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         """Rows on the device as float32 [B, C, H, W]; `mirrored` bool [B], None if no row of this stream ever is."""
@@ -48,6 +52,7 @@ class PixelSamples:
 
     def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
         self.rows: npt.NDArray[Any] = images_NHWC
+        self.read = row_reader(self.rows)
 
     def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         return indices
@@ -69,6 +74,7 @@ class LatentSamples:
     def __init__(self, latents_VNCHW: npt.NDArray[np.float16]) -> None:
         self._variants, self._count = int(latents_VNCHW.shape[0]), int(latents_VNCHW.shape[1])
         self.rows: npt.NDArray[Any] = latents_VNCHW.reshape(-1, *latents_VNCHW.shape[2:])  # a view of the file
+        self.read = row_reader(self.rows)
 
     def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         assert self._variants == 2 or not mirrored.any()

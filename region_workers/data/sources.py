@@ -14,18 +14,19 @@ import pyarrow.parquet as pq
 
 from region_workers.data.columns import check_label_column, class_names, image_column, labels_of
 from region_workers.data.decode import Item, Label
+from region_workers.data.files import FOLDER_LABEL, class_folders, files_digest, visible_files
 from region_workers.data.hub import HubSource
-from region_workers.data.splits import check_not_split, files_of_split, without_split_folder
-from schemas.digest import digest
+from region_workers.data.splits import check_not_split, files_of_split
 from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
 
+_TABLE_SUFFIX = ".parquet"
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
 )
 _ROWS_AT_ONCE = 64
-_FOLDER_LABEL = "label"  # the name that the datasets library gives to the folders of a folder of images
+_READ_BYTES = 1 << 20
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _EXPECTED = f"a Parquet file, a folder of Parquet files or of images, a data set's name on the hub, or {DIGITS}"
 
@@ -42,8 +43,8 @@ class Source(Protocol):
     def class_names(self) -> tuple[str, ...] | None:
         """The names of the classes in the order of their numbers, if the source knows them before it is read."""
 
-    def items(self) -> Iterator[Item]:
-        """Every image, readable or not; without labels unless the plan names a column of them."""
+    def items(self, start: int = 0) -> Iterator[Item]:
+        """Every image from number `start` on, readable or not; with labels if the plan names a column of them."""
 
 
 def open_source(plan: DataPlan, cache_dir: Path) -> Source:
@@ -51,7 +52,7 @@ def open_source(plan: DataPlan, cache_dir: Path) -> Source:
     path = Path(plan.path).expanduser()
     if plan.path == DIGITS or path.exists():
         return _local_source(path, plan)
-    if _HUB_NAME.fullmatch(plan.path) and path.suffix.lower() not in {".parquet", *_IMAGE_SUFFIXES}:
+    if _HUB_NAME.fullmatch(plan.path) and path.suffix.lower() not in {_TABLE_SUFFIX, *_IMAGE_SUFFIXES}:
         return HubSource(plan, cache_dir)
     raise plan_error("data.path", plan.path, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
 
@@ -62,8 +63,8 @@ class DigitsSource:
     def __init__(self, label_column: str | None = None) -> None:
         from sklearn.datasets import load_digits
 
-        if label_column not in (None, _FOLDER_LABEL):
-            raise plan_error("data.label_column", label_column, f"{_FOLDER_LABEL} for {DIGITS}", "Set it so.")
+        if label_column not in (None, FOLDER_LABEL):
+            raise plan_error("data.label_column", label_column, f"{FOLDER_LABEL} for {DIGITS}", "Set it so.")
         digits = load_digits()
         values = digits.images  # float64 [1797, 8, 8], 0 to 16
         self._images = np.rint(values * 255 / 16).astype(np.uint8)
@@ -78,9 +79,12 @@ class DigitsSource:
     def class_names(self) -> tuple[str, ...] | None:
         return tuple(str(digit) for digit in range(10)) if self._labels else None
 
-    def items(self) -> Iterator[Item]:
-        for row, image in enumerate(self._images):
-            yield Item(f"row {row}", image, self._labels[row] if self._labels else None)
+    def items(self, start: int = 0) -> Iterator[Item]:
+        height, width = self._images.shape[1:]
+        header = f"P5 {width} {height} 255\n".encode()  # PGM, the plainest of image files
+        for row in range(start, len(self._images)):
+            file = header + self._images[row].tobytes()
+            yield Item(f"row {row}", file, self._labels[row] if self._labels else None)
 
 
 class ParquetSource:
@@ -97,7 +101,9 @@ class ParquetSource:
                 check_label_column(schema, self._label_column, str(file))
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "parquet", "column": self._column, **_files_identity(self._root, self._files)}
+        folder = self._root if self._root.is_dir() else self._root.parent
+        names = [file.relative_to(folder).as_posix() for file in self._files]
+        return {"kind": "parquet", "column": self._column, **_identity(self._root, folder, names)}
 
     def count(self) -> int | None:
         rows: int = sum(_open_parquet(file).metadata.num_rows for file in self._files)
@@ -106,40 +112,48 @@ class ParquetSource:
     def class_names(self) -> tuple[str, ...] | None:
         return class_names(self._schema, self._label_column) if self._label_column else None
 
-    def items(self) -> Iterator[Item]:
-        columns = [self._column] + ([self._label_column] if self._label_column else [])
+    def items(self, start: int = 0) -> Iterator[Item]:
         for file in self._files:
-            row = 0
-            for batch in _open_parquet(file).iter_batches(_ROWS_AT_ONCE, columns=columns):
-                payloads = _payloads(batch.column(self._column))
-                labels: list[Label] = [None] * len(payloads)
-                if self._label_column:
-                    labels = labels_of(batch, self._label_column)
-                for payload, label in zip(payloads, labels, strict=True):
+            table = _open_parquet(file)
+            rows = table.metadata.num_rows
+            if start < rows:
+                yield from self._items_of(file, table, start)
+            start = max(0, start - rows)
+
+    def _items_of(self, file: Path, table: pq.ParquetFile, start: int) -> Iterator[Item]:
+        columns = [self._column] + ([self._label_column] if self._label_column else [])
+        row, groups = _row_groups_from(table, start)
+        for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns, use_threads=False):
+            payloads = _payloads(batch.column(self._column))
+            labels: list[Label] = [None] * len(payloads)
+            if self._label_column:
+                labels = labels_of(batch, self._label_column)
+            for payload, label in zip(payloads, labels, strict=True):
+                if row >= start:
                     yield Item(f"{file.name} row {row}", payload, label)
-                    row += 1
+                row += 1
 
 
 class FolderSource:
     """Image files below a folder, in the order of their relative paths; the folders at its top are the classes."""
 
-    def __init__(self, root: Path, files: list[Path], label_column: str | None = None) -> None:
-        self._root, self._files = root, files
-        self._classes = None if label_column is None else _class_folders(root, files, label_column)
+    def __init__(self, root: Path, names: list[str], label_column: str | None = None) -> None:
+        self._root, self._names = root, names
+        self._classes = None if label_column is None else class_folders(root, names, label_column)
 
     def identity(self) -> dict[str, Any]:
-        return {"kind": "folder", **_files_identity(self._root, self._files)}
+        return {"kind": "folder", **_identity(self._root, self._root, self._names)}
 
     def count(self) -> int | None:
-        return len(self._files)
+        return len(self._names)
 
     def class_names(self) -> tuple[str, ...] | None:
         return None if self._classes is None else tuple(sorted(set(self._classes)))
 
-    def items(self) -> Iterator[Item]:
-        for number, file in enumerate(self._files):
+    def items(self, start: int = 0) -> Iterator[Item]:
+        for number in range(start, len(self._names)):
             label = None if self._classes is None else self._classes[number]
-            yield Item(file.relative_to(self._root).as_posix(), file, label)
+            yield Item(self._names[number], f"{self._root}/{self._names[number]}", label)
 
 
 def _local_source(path: Path, plan: DataPlan) -> Source:
@@ -159,56 +173,41 @@ def _file_source(path: Path, plan: DataPlan) -> Source:
 
 
 def _folder_source(root: Path, plan: DataPlan) -> Source:
-    # Hidden files are none of the user's images: macOS leaves "._name.jpg" beside them, caches their own folders.
-    files = [path for path in _visible_files(root) if path.suffix.lower() in {".parquet", *_IMAGE_SUFFIXES}]
-    if not files:
+    names = [name for name in visible_files(root) if name.lower().endswith((_TABLE_SUFFIX, *_IMAGE_SUFFIXES))]
+    if not names:
         raise plan_error("data.path", plan.path, _EXPECTED, "The folder holds neither images nor Parquet files.")
-    files = files_of_split(root, files, plan)
-    tables = [path for path in files if path.suffix.lower() == ".parquet"]
+    names = files_of_split(root, names, plan)
+    tables = [name for name in names if name.lower().endswith(_TABLE_SUFFIX)]
     if not tables:
-        return FolderSource(root, files, plan.label_column)
-    if len(tables) < len(files):
-        remedy = f"The folder holds {len(tables)} Parquet and {len(files) - len(tables)} image files: separate them."
+        return FolderSource(root, names, plan.label_column)
+    if len(tables) < len(names):
+        remedy = f"The folder holds {len(tables)} Parquet and {len(names) - len(tables)} image files: separate them."
         raise plan_error("data.path", plan.path, "a folder of Parquet files or of images, not of both", remedy)
-    return ParquetSource(root, tables, plan)
+    return ParquetSource(root, [root / name for name in tables], plan)
 
 
-def _class_folders(root: Path, files: list[Path], label_column: str) -> list[str]:
-    """The class of each file: its folder at the top, below a split's own folder."""
-    if label_column != _FOLDER_LABEL:
-        remedy = "The folders at its top are the classes: set it so."
-        raise plan_error("data.label_column", label_column, f"{_FOLDER_LABEL} for the folder of images {root}", remedy)
-    relative = [file.relative_to(root) for file in files]
-    inside = without_split_folder(relative)
-    for whole, path in zip(relative, inside, strict=True):
-        if len(path.parts) < 2:
-            remedy = f"{whole} lies in none: move it, or set data.label_column to null."
-            raise plan_error("data.label_column", label_column, "every image in the folder of its class", remedy)
-    return [path.parts[0] for path in inside]
-
-
-def _visible_files(root: Path) -> list[Path]:
-    relative = (path.relative_to(root) for path in root.rglob("*"))
-    shown = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
-    return [root / path for path in sorted(shown, key=Path.as_posix) if (root / path).is_file()]
-
-
-def _files_identity(root: Path, files: list[Path]) -> dict[str, Any]:
-    # Sizes and times stand for the content: hashing it would read the whole data set on every start.
-    entries = []
-    for file in files:
-        status = file.stat()
-        name = file.name if file == root else file.relative_to(root).as_posix()
-        entries.append([name, status.st_size, status.st_mtime_ns])
-    return {"path": str(root.resolve()), "files": len(files), "files_digest": digest(entries)}
+def _identity(path: Path, folder: Path, names: list[str]) -> dict[str, Any]:
+    return {"path": str(path.resolve()), "files": len(names), "files_digest": files_digest(folder, names)}
 
 
 def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        # Read a little at a time: otherwise all of a row group, which may be the whole file, would lie in memory.
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
     except pa.ArrowInvalid as error:
         remedy = f"It does not read as Parquet ({str(error).splitlines()[0]}): convert or replace the file."
         raise plan_error("data.path", path, "a Parquet file", remedy) from error
+
+
+def _row_groups_from(table: pq.ParquetFile, start: int) -> tuple[int, list[int]]:
+    """The number of the first row in the row group that holds row `start`; that group and those behind it."""
+    first_row, count = 0, table.metadata.num_row_groups
+    for group in range(count):
+        rows = table.metadata.row_group(group).num_rows
+        if first_row + rows > start:
+            return first_row, list(range(group, count))
+        first_row += rows
+    return first_row, []
 
 
 def _payloads(column: pa.Array) -> list[bytes | None]:

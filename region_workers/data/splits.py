@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from schemas.errors import plan_error
@@ -16,21 +17,23 @@ _SPLIT_OF_WORD = {
 }
 
 
-def files_of_split(root: Path, files: list[Path], plan: DataPlan) -> list[Path]:
+def files_of_split(root: Path, names: list[str], plan: DataPlan) -> list[str]:
     """The files of `plan.split`: those whose folder or name begins with a word for it (train/, test-0.parquet).
+
+    `names` are relative to `root`.
 
     A folder that names fewer than two splits is not split, and all of it is `train`: one that is called train may
     hold trains. Raises PlanError if the split is not there.
     """
-    split_of_file = {file: _split_of(file.relative_to(root)) for file in files}
-    splits = sorted({split for split in split_of_file.values() if split})
+    split_of_name = [_split_of(name) for name in names]
+    splits = sorted({split for split in split_of_name if split})
     if len(splits) < 2:
         check_not_split(plan)
-        return files
+        return names
     wanted = _SPLIT_OF_WORD.get(plan.split)
     if wanted not in splits:
         raise plan_error("data.split", plan.split, f"one of {', '.join(splits)}", f"These are what {root} holds.")
-    return [file for file, split in split_of_file.items() if split == wanted]
+    return [name for name, split in zip(names, split_of_name, strict=True) if split == wanted]
 
 
 def check_not_split(plan: DataPlan) -> None:
@@ -40,15 +43,16 @@ def check_not_split(plan: DataPlan) -> None:
         raise plan_error("data.split", plan.split, "train, which means all of it", remedy)
 
 
-def without_split_folder(relative: list[Path]) -> list[Path]:
-    """Paths within a split: without the folder at the top that names it (train/), if all of them lie in such folders.
+def without_split_folder(names: Sequence[str]) -> Sequence[str]:
+    """Names within a split: without the folder at the top that names it (train/), if all of them lie in such folders.
 
     Tells the folders of classes from the folder of a split.
     """
-    in_split = all(len(path.parts) > 1 and _split_of(path) for path in relative)
-    return [Path(*path.parts[1:]) for path in relative] if in_split else relative
+    in_split = all("/" in name and _split_of(name) for name in names)
+    return [name.partition("/")[2] for name in names] if in_split else names
 
 
-def _split_of(relative: Path) -> str | None:
-    words = [relative.parts[0]] if len(relative.parts) > 1 else re.split(r"[-_.\d]", relative.name)[:1]
-    return _SPLIT_OF_WORD.get(words[0].lower())
+def _split_of(name: str) -> str | None:
+    folder, slash, _ = name.partition("/")
+    word = folder if slash else re.split(r"[-_.\d]", name, maxsplit=1)[0]
+    return _SPLIT_OF_WORD.get(word.lower())

@@ -20,7 +20,6 @@ from region_workers.data.lock import Report, build_lock
 from region_workers.data.samples import PixelSamples
 from region_workers.data.sources import Source, open_source
 from schemas.digest import digest
-from schemas.durable import write_folder
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
 from schemas.store import StoreInfo
@@ -80,7 +79,7 @@ class ImageStore:
 
     def samples(self) -> PixelSamples:
         """The images as samples to be served in batches."""
-        return PixelSamples(np.asarray(self.images))
+        return PixelSamples(self.images)
 
     def verify(self) -> None:
         """Read every pixel and raise RunFailed unless the digest of pixels and labels is the recorded one."""
@@ -114,9 +113,9 @@ def ensure_store(
     """The store of the plan's images, built now if there is none; built once though several processes ask at a time.
 
     `report(done, total)` counts images while this process, or the one that it waits for, builds; a total of 0 means
-    that it is not known. Raises PlanError for a source that cannot be read or is empty and for images without
-    a proper label, RunFailed for too many
-    unreadable images, for a builder without progress in `stall_limit_s` seconds and for a full disk.
+    that it is not known. A build that was killed goes on from what it had made safe. Raises PlanError for a source
+    that cannot be read or is empty and for images without a proper label, RunFailed for too many unreadable images,
+    for a builder without progress in `stall_limit_s` seconds and for a full disk.
     """
     cache_folder(cache_dir, "images")
     source = open_source(plan, cache_dir)
@@ -196,18 +195,21 @@ def _build_locked(
     with build_lock(folder.parent / f"{folder.name}.lock", report, stall_limit_s) as noted_report:
         store = _opened(folder, key)
         if store is None:
-            # Only the lock's holder builds this key, so temporary folders of its name are a killed builder's.
-            for leftover in folder.parent.glob(f".partial-*-{folder.name}"):
-                shutil.rmtree(leftover)
-            _check_space(source, plan, folder.parent)
-            write_folder(folder, lambda temporary: build_store(temporary, source, plan, key, identity, noted_report))
+            if (folder / INFO).exists():  # it was whole once; without, it is a killed builder's, to go on with
+                shutil.rmtree(folder)
+            _check_space(source, plan, folder)
+            try:
+                build_store(folder, source, plan, key, identity, noted_report)
+            except (PlanError, RunFailed):
+                shutil.rmtree(folder)
+                raise
             store = ImageStore.open(folder)
             _log.info("decoded %d images of %s (%d unreadable)", len(store), plan.path, store.unreadable)
     return store
 
 
 def _opened(folder: Path, key: str) -> ImageStore | None:
-    if not folder.exists():
+    if not (folder / INFO).exists():
         return None
     try:
         store = ImageStore.open(folder)
@@ -223,10 +225,12 @@ def _cache_error(path: Path, reason: str) -> PlanError:
 
 
 def _check_space(source: Source, plan: DataPlan, folder: Path) -> None:
-    needed_bytes = (source.count() or 0) * plan.resolution**2 * plan.channels
-    free_bytes = shutil.disk_usage(folder).free
+    pixels = folder / PIXELS
+    there_bytes = pixels.stat().st_size if pixels.exists() else 0
+    needed_bytes = (source.count() or 0) * plan.resolution**2 * plan.channels - there_bytes
+    free_bytes = shutil.disk_usage(folder.parent).free
     if needed_bytes > free_bytes:
         raise RunFailed(
-            f"the decoded images of {plan.path} need {needed_bytes / 1e9:.1f} GB and {folder} has "
+            f"the decoded images of {plan.path} need {needed_bytes / 1e9:.1f} GB and {folder.parent} has "
             f"{free_bytes / 1e9:.1f} GB free. Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
         )

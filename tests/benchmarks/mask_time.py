@@ -1,26 +1,29 @@
-"""What one mask of a paper's UNet costs, beside tracing and pruning a copy of the network for each mask.
+"""What one mask of a paper's UNet costs, beside building a dependency graph and pruning a copy for each mask.
 
-python tests/benchmarks/mask_time.py [--network cifar10|lsun|imagenet] [--threads 2] [--repeats 20] [--device cuda]
-                                     [--json]
+    python tests/benchmarks/mask_time.py [--network cifar10|lsun|imagenet] [--threads 2] [--rounds 3] [--masks 5]
+                                         [--device cuda] [--short] [--json FILE]
+
+A mask is the scores of all channels and the bits kept of them, as a draw takes it at every interval; for Taylor and
+diff-pruning with the gradients at hand, since their passes are training and not pruning. Instead, as research code
+does it: a copy of the network, its graph traced, and the channels cut out of it by the library's own pruner.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch_pruning
+from bench import Report, arguments, in_turn, ratio, settings_of
 from torch import Tensor, nn
 
 from region_workers.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
-from region_workers.pruning.importance import channel_scores
-from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.pruning.importance import Importance, channel_scores
+from region_workers.pruning.mask import compute_mask, kept_channels, prunable_bits
 from schemas.model import LatentModelPlan, ModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
 
@@ -49,70 +52,77 @@ NETWORKS: dict[str, tuple[ModelPlan, DataPlan]] = {
         DataPlan(resolution=256, channels=3),
     ),
 }
+TINY = (PixelModelPlan(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4), DataPlan())
+IMPORTANCES: tuple[Importance, ...] = ("magnitude", "taylor", "diff-pruning")
+MOST_S = {"cifar10": 0.1, "lsun": 1.0, "imagenet": 1.0}
 RATIO = 0.6
 
 
 def main() -> None:
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    model, data = NETWORKS[arguments.network]
-    network = build_dense(model, data).to(arguments.device)
-    inputs = example_inputs(model, data, network.device)
-    report = measure(network, inputs, arguments.repeats, arguments.graph_repeats)
-    if arguments.json:
-        setting = {
-            "network": arguments.network,
-            "threads": arguments.threads,
-            "device": arguments.device,
-            "torch": torch.__version__,
-        }
-        print(json.dumps({**report, **setting}, indent=2))
-        return
-    print(f"{arguments.network} UNet, ratio {RATIO}, {arguments.threads} threads, {arguments.device}; medians")
-    print(f"mask (scores and bits)        {report['mask_s'] * 1e3:9.1f} ms")
-    print(f"kept channels of a ticket     {report['kept_channels_s'] * 1e3:9.1f} ms")
-    print(f"groups, once a draw           {report['groups_s'] * 1e3:9.1f} ms")
-    instead_s = report["graph_and_copy_s"]
-    print(f"graph and pruned copy instead {instead_s * 1e3:9.1f} ms  ({report['ratio']:.0f} times a mask)")
+    """Measure and report."""
+    options = parse_arguments()
+    if options.short:
+        options.threads, options.rounds = 1, 1
+    torch.set_num_threads(options.threads)
+    model, data = TINY if options.short else NETWORKS[options.network]
+    torch.manual_seed(0)
+    network = build_dense(model, data).to(options.device)
+    report = Report("a mask", {**settings_of(options), "ratio": RATIO})
+    measure(report, network, example_inputs(model, data, network.device), options)
+    report.show(options.json)
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = arguments(__doc__)
     parser.add_argument("--network", choices=NETWORKS, default="cifar10")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=20, help="masks timed")
-    parser.add_argument("--graph-repeats", type=int, default=3, help="graphs and pruned copies timed")
+    parser.add_argument("--rounds", type=int, default=3, help="graphs and pruned copies timed, for each importance")
+    parser.add_argument("--masks", type=int, default=5, help="masks timed in a round")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
 
-def measure(network: nn.Module, inputs: dict[str, Tensor], repeats: int, graph_repeats: int) -> dict[str, float]:
+def measure(report: Report, network: nn.Module, inputs: dict[str, Tensor], options: argparse.Namespace) -> None:
+    """Masks of every importance, each beside its graph and copy in every round."""
     groups = find_groups(network, inputs)
     parameters = dict(network.named_parameters())
+    gradients = {name: 1e-3 * torch.randn_like(parameter) for name, parameter in parameters.items()}
 
-    def mask() -> torch.Tensor:
-        return compute_mask(groups, channel_scores(groups, parameters, "magnitude"), RATIO)
+    def mask(importance: Importance) -> Tensor:
+        return compute_mask(groups, channel_scores(groups, parameters, importance, gradients), RATIO)
 
-    bits = mask()
-    mask_s = median_s(mask, repeats)
-    graph_and_copy_s = median_s(lambda: prune_a_copy(network, inputs), graph_repeats)
-    return {
-        "mask_s": mask_s,
-        "kept_channels_s": median_s(lambda: kept_channels(groups, bits), repeats),
-        "groups_s": median_s(lambda: find_groups(network, inputs), graph_repeats),
-        "graph_and_copy_s": graph_and_copy_s,
-        "ratio": graph_and_copy_s / mask_s,
-    }
+    report.add("parameters", sum(parameter.numel() for parameter in parameters.values()) / 1e6, "M")
+    report.add("bits of a mask", prunable_bits(groups))
+    for importance in IMPORTANCES:
+        given = None if importance == "magnitude" else gradients
+        masks: list[float] = []
+        copies: list[float] = []
+        for _ in range(options.rounds):
+            masks.append(median_s(lambda importance=importance: mask(importance), options.masks))
+            copies.append(median_s(lambda given=given: prune_a_copy(network, inputs, given), 1, warm_up=0))
+        report.add(f"{importance}: a mask", statistics.median(masks), "s", at_most=MOST_S[options.network])
+        report.add(f"{importance}: graph and pruned copy instead", statistics.median(copies), "s")
+        report.add(f"{importance}: instead over a mask", ratio(copies, masks), "x", at_least=20)
+    bits = mask("magnitude")
+    report.add("kept channels of a ticket", median_s(lambda: kept_channels(groups, bits), options.masks), "s")
+    report.add("groups, once a draw", median_s(lambda: find_groups(network, inputs), options.rounds), "s")
 
 
-def prune_a_copy(network: nn.Module, inputs: dict[str, Tensor]) -> None:
+def prune_a_copy(network: nn.Module, inputs: dict[str, Tensor], gradients: Mapping[str, Tensor] | None) -> None:
     """A mask by the library's own pruner: a copy of the network, its graph, and the channels cut out of it."""
     copied = copy.deepcopy(network)
-    pruner = torch_pruning.pruner.MagnitudePruner(
+    for name, parameter in copied.named_parameters():
+        parameter.grad = None if gradients is None else gradients[name]
+    importance = torch_pruning.importance
+    scores = (
+        importance.GroupMagnitudeImportance(p=2, normalizer=None)
+        if gradients is None
+        else importance.GroupTaylorImportance(normalizer=None)
+    )
+    pruner = torch_pruning.pruner.BasePruner(
         copied,
         inputs,
-        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2, normalizer=None),
+        importance=scores,
         pruning_ratio=RATIO,
         ignored_layers=[copied.conv_out],
         channel_groups={},
@@ -122,15 +132,9 @@ def prune_a_copy(network: nn.Module, inputs: dict[str, Tensor]) -> None:
     pruner.step()
 
 
-def median_s(work: Callable[[], object], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def median_s(work: Callable[[], object], calls: int, warm_up: int = 1) -> float:
+    """Median seconds of a call."""
+    return statistics.median(in_turn({"": work}, calls, warm_up)[""])
 
 
 if __name__ == "__main__":

@@ -62,6 +62,20 @@ def test_values_are_the_images_scaled_to_one(store: ImageStore) -> None:
     np.testing.assert_allclose(images_BCHW.numpy(), expected, atol=1e-6)
 
 
+def test_reading_every_image_leaves_the_file_out_of_the_process_memory(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    store = ensure_store(DataPlan(path=str(tmp_path), resolution=256, channels=3), tmp_path / "cache")
+    source = BatchSource(store, CPU, 4, random_flip=False, seed=0)
+    served = torch.cat([source.batch(0), source.batch(1)])
+    _, *lines = Path("/proc/self/smaps").read_text().split(str(store.folder / "pixels.npy"))[1].splitlines()
+    resident_kib = next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+    assert resident_kib < store.images.nbytes / 1024 / 2
+    first = store.images[source.indices(0)[0]].transpose(2, 0, 1) / 127.5 - 1
+    np.testing.assert_allclose(served[0].numpy(), first, atol=1e-6)
+
+
 def test_black_and_white_are_minus_one_and_one(tmp_path: Path) -> None:
     images = BatchSource(ensure_store(DataPlan(), tmp_path), CPU, 64, random_flip=False, seed=0).batch(0)
     assert images.min().item() == -1.0

@@ -9,14 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from region_workers.data.decode import UnreadableImageError, decode
-from schemas.plan import CropPlan
+from region_workers.data.decode import Pixels, Transform, UnreadableImageError
+from region_workers.data.decode import decode as decode_file
+from schemas.plan import CropPlan, DataPlan
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def decode(
+    data: bytes | None, resolution: int, channels: int, crop: CropPlan | None = None, interpolation: str = "lanczos"
+) -> Pixels:
+    plan = DataPlan.model_validate(
+        {"resolution": resolution, "channels": channels, "crop": crop, "interpolation": interpolation}
+    )
+    return decode_file(data, Transform.of(plan))
 
 
 def constant(mode: str, colour: Any, size: int = 8) -> Image.Image:
@@ -62,6 +72,13 @@ def test_every_mode_gives_its_grey_level(image: Image.Image, kind: str, grey: in
     assert pixels.shape == (8, 8, channels)
     assert pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - grey).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "TIFF", "PPM", "WEBP", "TGA", "JPEG2000"])
+def test_every_lossless_format_gives_its_pixels(kind: str) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decode(encoded(half_red_half_blue(), kind, **options), 16, 3)
+    assert np.array_equal(pixels, np.asarray(half_red_half_blue()))
 
 
 def test_a_palette_gives_its_colours() -> None:

@@ -55,6 +55,17 @@ def test_a_parquet_struct_without_metadata_is_read_in_order(tmp_path: Path) -> N
     assert greys_of(DataPlan(path=str(path)), tmp_path) == greys
 
 
+def test_a_table_in_one_piece_is_read_a_little_at_a_time(tmp_path: Path) -> None:
+    files = [bytes([grey]) * 2_000 for grey in range(256)] * 80
+    path = tmp_path / "images.parquet"
+    pq.write_table(pa.table({"image": files}), path, compression="none", use_dictionary=False)
+    assert path.stat().st_size > 40_000_000
+    before = pa.total_allocated_bytes()
+    for number, item in enumerate(open_source(DataPlan(path=str(path)), tmp_path).items()):
+        assert item.payload == files[number]
+        assert pa.total_allocated_bytes() - before < 20_000_000
+
+
 def test_a_binary_column_is_a_column_of_images(tmp_path: Path) -> None:
     pq.write_table(pa.table({"png": pa.array([png(5), png(6)])}), tmp_path / "images.parquet")
     assert greys_of(DataPlan(path=str(tmp_path / "images.parquet")), tmp_path) == [5, 6]
@@ -179,6 +190,36 @@ def test_a_changed_source_has_another_identity(tmp_path: Path) -> None:
     assert open_source(plan, tmp_path).identity() == before
     os.utime(path, ns=(0, 0))
     assert open_source(plan, tmp_path).identity() != before
+
+
+@pytest.mark.parametrize("kind", ["digits", "one table", "tables", "folder", "hub"])
+def test_a_source_gives_its_images_from_any_one_on(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = str(folder)
+    if kind == "digits":
+        path = DataPlan().path
+    elif kind == "folder":
+        for grey in range(10):
+            (folder / f"{grey}.png").write_bytes(png(grey))
+    else:
+        write_parquet(folder / "a.parquet", list(range(7)))  # row groups of three
+        path = str(folder / "a.parquet")
+    if kind == "tables":
+        write_parquet(folder / "b.parquet", [7, 8])
+        path = str(folder)
+    if kind == "hub":
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: _Info)
+        stream = datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "datasets")).to_iterable_dataset()
+        monkeypatch.setattr(hub, "_load", lambda *_: stream)
+        path = "some/images"
+    source = open_source(DataPlan(path=path), tmp_path)
+    whole = list(source.items())
+    assert len(whole) >= 7
+    for start in (1, 3, 4, 6, 7, 8, len(whole)):
+        assert list(source.items(start)) == whole[start:]
 
 
 class _Info:

@@ -8,12 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import region_workers.data.parallel as parallel
+import region_workers.data.parts as parts
+from region_workers.data.decode import Decoded, Payload, Transform
+from region_workers.data.decode_process import DecodeProcess
 from region_workers.data.lock import build_lock
 from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
 from schemas.errors import RunFailed
@@ -21,21 +28,29 @@ from schemas.plan import DataPlan
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-train.parquet"
 
-# Builds the store of a folder; each image decoded is announced and takes 20 ms, so that builders overlap.
+# Builds the store of a folder; each image decoded is announced and takes 20 ms, so that builders overlap. A task is 5
+# images, every task is worth a part, and after a given number of images the builder waits to be killed.
 BUILDER = """
 import sys, time
 from pathlib import Path
+import region_workers.data.decode as decode
 import region_workers.data.parallel as parallel
+import region_workers.data.parts as parts
 from region_workers.data.store import ensure_store
 from schemas.plan import DataPlan
 
-plain = parallel.decode
+plain, count = decode.decode, 0
 def slow(*arguments):
+    global count
+    count += 1
+    if count > int(sys.argv[3]):
+        time.sleep(600)
     print("decoded", flush=True)
     time.sleep(0.02)
     return plain(*arguments)
-parallel.decode = slow
-print("digest", ensure_store(DataPlan(path=sys.argv[1]), Path(sys.argv[2])).digest, flush=True)
+decode.decode = slow
+parallel._ALONE_S, parallel._TASK_IMAGES, parts._PART_S = 1e9, 5, 0.0
+print("digest", ensure_store(DataPlan.model_validate_json(sys.argv[1]), Path(sys.argv[2])).digest, flush=True)
 """
 
 
@@ -48,9 +63,27 @@ def make_images(folder: Path, count: int, broken: int = 0) -> DataPlan:
     return DataPlan(path=str(folder))
 
 
-def start_builder(plan: DataPlan, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILDER, plan.path, str(cache)]
+def start_builder(plan: DataPlan, cache: Path, stop_after: int = 1000) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", BUILDER, plan.model_dump_json(), str(cache), str(stop_after)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def kill_a_build(plan: DataPlan, cache: Path, images: int, part: str) -> Path:
+    """Let a builder decode some images, kill it once a part is on the disk; returns the store's folder."""
+    builder = start_builder(plan, cache, stop_after=images)
+    deadline = time.monotonic() + 60
+    while not (parts := list((cache / "images").glob(f"*/parts/{part}"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    builder.send_signal(signal.SIGKILL)
+    builder.communicate(timeout=60)
+    return parts[0].parents[1]
+
+
+def finish_build(plan: DataPlan, cache: Path) -> tuple[int, str]:
+    """How many images another builder decodes, and the digest of the store that it finishes."""
+    lines = start_builder(plan, cache).communicate(timeout=60)[0].splitlines()
+    return lines.count("decoded"), lines[-1].removeprefix("digest ")
 
 
 def store_folders(cache: Path) -> list[Path]:
@@ -147,18 +180,97 @@ def test_processes_that_ask_at_once_build_once(tmp_path: Path) -> None:
     assert len({line for lines in outputs for line in lines if line.startswith("digest")}) == 1
 
 
-def test_a_killed_builder_leaves_no_store_and_the_next_one_builds(tmp_path: Path) -> None:
+def test_a_killed_builder_leaves_no_store_and_the_next_one_goes_on(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 60)
-    builder = start_builder(plan, tmp_path)
-    assert builder.stdout is not None
-    assert builder.stdout.readline() == "decoded\n"
-    builder.send_signal(signal.SIGKILL)
-    builder.communicate(timeout=60)
-    (leftover,) = store_folders(tmp_path)
-    assert leftover.name.startswith(".partial-")
-    store = ensure_store(plan, tmp_path)
-    assert len(store) == 60
-    assert store_folders(tmp_path) == [store.folder]
+    folder = kill_a_build(plan, tmp_path / "killed", images=40, part="00002.json")
+    with pytest.raises(RunFailed, match="no whole image store"):
+        ImageStore.open(folder)
+    decoded, digest = finish_build(plan, tmp_path / "killed")
+    assert 20 <= decoded <= 45  # three parts hold at least 15 images
+    assert digest == ensure_store(plan, tmp_path / "whole").digest
+    store = ensure_store(plan, tmp_path / "killed")
+    assert store.images[:, 0, 0, 0].tolist() == list(range(60))
+    store.verify()
+    assert sorted(path.name for path in folder.iterdir()) == ["pixels.npy", "store.json"]
+
+
+def test_a_part_whose_pixels_have_changed_is_decoded_again(tmp_path: Path) -> None:
+    plan = make_images(tmp_path / "data", 60)
+    folder = kill_a_build(plan, tmp_path / "killed", images=40, part="00003.json")
+    first = json.loads((folder / "parts" / "00000.json").read_text())["images"]
+    with (folder / "pixels.npy").open("r+b") as file:
+        file.seek(128 + 64 * first)  # behind the .npy header and the first part: 8 x 8 pixels an image
+        file.write(b"\xff")
+    decoded, digest = finish_build(plan, tmp_path / "killed")
+    assert decoded == 60 - first
+    assert digest == ensure_store(plan, tmp_path / "whole").digest
+
+
+def test_a_resumed_build_keeps_the_labels_and_the_unreadable(tmp_path: Path) -> None:
+    for name in ("zebra", "ant"):
+        make_images(tmp_path / name, 24)
+    (tmp_path / "data").mkdir()
+    for name in ("zebra", "ant"):
+        (tmp_path / name).rename(tmp_path / "data" / name)
+    (tmp_path / "data" / "ant" / "000.png").write_bytes(b"no image")
+    plan = DataPlan(path=str(tmp_path / "data"), label_column="label", max_unreadable=0.1)
+    whole = ensure_store(plan, tmp_path / "whole")
+    kill_a_build(plan, tmp_path / "killed", images=40, part="00002.json")
+    store = ensure_store(plan, tmp_path / "killed")
+    assert store.labels is not None
+    assert store.labels.tolist() == [0] * 23 + [1] * 24
+    assert store.info == whole.info
+    assert store.info.unreadable_names == ("ant/000.png",)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_decoding_in_other_processes_gives_the_same_store(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_images(tmp_path / "data", 150, broken=3).model_copy(update={"max_unreadable": 0.1})
+    if kind == "parquet":
+        files = [path.read_bytes() for path in sorted((tmp_path / "data").iterdir())]
+        pq.write_table(pa.table({"image": [None, *files]}), tmp_path / "images.parquet")
+        plan = plan.model_copy(update={"path": str(tmp_path / "images.parquet")})
+    monkeypatch.setattr(parallel, "_ALONE_S", 1e9)
+    alone = ensure_store(plan, tmp_path / "alone")
+    monkeypatch.setattr(parallel, "_ALONE_S", 0.0)
+    together = ensure_store(plan, tmp_path / "together")
+    assert len(together) == 150
+    assert together.info == alone.info
+    assert np.array_equal(together.images, alone.images)
+
+
+def test_a_decoding_process_that_dies_is_an_error(tmp_path: Path) -> None:
+    with DecodeProcess(Transform(8, 1), most_files=2) as process:
+        process._process.kill()
+        with pytest.raises(ChildProcessError, match="exit status -9"):
+            process.decode([b"", b""])
+
+
+def test_a_build_that_loses_a_decoding_process_names_the_images_and_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mortal(DecodeProcess):
+        def decode(self, payloads: Sequence[Payload]) -> Decoded:
+            if str(payloads[0]).endswith("050.png"):
+                self._process.kill()
+            return super().decode(payloads)
+
+    plan = make_images(tmp_path / "data", 60)
+    monkeypatch.setattr(parallel, "_ALONE_S", 0.0)
+    monkeypatch.setattr(parallel, "_TASK_IMAGES", 5)
+    monkeypatch.setattr(parts, "_PART_S", 0.0)
+    monkeypatch.setattr(parallel, "DecodeProcess", Mortal)
+    with pytest.raises(ChildProcessError, match=r"-9.*images 050\.png to 054\.png.*Launch again"):
+        ensure_store(plan, tmp_path)
+    (folder,) = store_folders(tmp_path)
+    assert list((folder / "parts").iterdir())
+    monkeypatch.undo()
+    reports: list[int] = []
+    store = ensure_store(plan, tmp_path, lambda done, _: reports.append(done))
+    assert 0 < reports[0] < 60  # what the parts hold
+    assert store.images[:, 0, 0, 0].tolist() == list(range(60))
 
 
 def test_the_wait_for_a_builder_without_progress_ends_and_says_so(tmp_path: Path) -> None:

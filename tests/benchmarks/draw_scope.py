@@ -1,0 +1,116 @@
+"""One dense warm-up that draws every region's ticket (`draw.scope: shared`) beside one draw for each region.
+
+    python tests/benchmarks/draw_scope.py [--preset digits] [--set KEY=VALUE]... [--threads 2] [--short] [--json FILE]
+
+The draw stages of the preset, three regions at 30, 60 and 80%, as workers run them, one after another in this process.
+The cost: updates of the dense network and seconds. Regions draw side by side on a GPU each, so what a run waits for is
+the longest of its own draws, or the shared one, and what it pays for is their sum.
+
+The tickets: how far the masks lie from each other (share of bits that differ), and which share of the smaller one's
+kept channels the larger one keeps too, beside the share to expect of masks that have nothing to do with each other.
+All draws start from the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from itertools import combinations
+from pathlib import Path
+
+from bench import Report, arguments, settings_of
+
+from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.reports.masks import NamedMask, kept_bits, recorded_masks
+from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from region_workers.data.store import ensure_store
+from region_workers.results import finished_result
+from region_workers.run import run_job
+from schemas.job import StageResult
+from schemas.plan import Plan
+
+SCOPES = ("per-region", "shared")
+SHORT = ("model.block_out_channels=[16, 32]", "training.batch_size=8", "draw.interval_steps=2", "draw.threshold=0.5")
+
+
+def main() -> None:
+    """Draw both ways and report."""
+    options = parse_arguments()
+    report = Report("draw scope", settings_of(options))
+    masks: dict[str, list[NamedMask]] = {}
+    updates: dict[str, list[int]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for scope in SCOPES:
+            plan = load_plan(options.preset, [f"draw.scope={scope}", *options.changes])
+            results = draw(plan, Path(folder) / scope)
+            report_cost(report, scope, results)
+            updates[scope] = [result.steps for result in results]
+            masks[scope] = report_tickets(report, scope, plan, Path(folder) / scope)
+    report.add("updates to pay for: shared over per-region", sum(updates["shared"]) / sum(updates["per-region"]), "x")
+    report.add("updates to wait for: shared over per-region", max(updates["shared"]) / max(updates["per-region"]), "x")
+    for scope in SCOPES:
+        for a, b in combinations(masks[scope], 2):
+            compare(report, a, b)
+    for a, b in zip(masks["per-region"], masks["shared"], strict=True):
+        compare(report, a, b)
+    report.show(options.json)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = arguments(__doc__)
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    options.threads = 1 if options.short else options.threads
+    options.changes = [f"training.cpu_threads={options.threads}", *(SHORT if options.short else ()), *options.changes]
+    return options
+
+
+def draw(plan: Plan, run_dir: Path) -> list[StageResult]:
+    """The results of the plan's draws, done one after another."""
+    run_dir.mkdir()
+    inputs = Inputs(ensure_store(plan.data, run_dir.parent / "cache").digest)
+    results = []
+    for outline in outline_jobs(plan, inputs):
+        if outline.draw is None:
+            continue
+        job = worker_job(plan, outline, run_dir, inputs)
+        run_job(job.model_copy(update={"train": None, "cache_dir": str(run_dir.parent / "cache")}))
+        result = finished_result(run_dir, outline.draw)
+        assert result is not None
+        results.append(result)
+    return results
+
+
+def report_cost(report: Report, scope: str, results: list[StageResult]) -> None:
+    """Updates and seconds of all draws, and of the longest."""
+    report.add(f"{scope}: updates", sum(result.steps for result in results))
+    report.add(f"{scope}: updates of the longest draw", max(result.steps for result in results))
+    report.add(f"{scope}: all draws", sum(result.active_s for result in results), "s")
+    report.add(f"{scope}: the longest draw", max(result.active_s for result in results), "s")
+
+
+def report_tickets(report: Report, scope: str, plan: Plan, run_dir: Path) -> list[NamedMask]:
+    """When each region's ticket appeared, and what it keeps; its mask."""
+    chosen = []
+    for masks in recorded_masks(run_dir, plan):
+        assert masks.ticket is not None
+        mask = masks.chosen(f"{scope} ")
+        report.add(f"{mask.name}: ticket", masks.ticket.step, "updates")
+        report.add(f"{mask.name}: channels kept", kept_bits(mask.words) / mask.bits)
+        chosen.append(mask)
+    return chosen
+
+
+def compare(report: Report, a: NamedMask, b: NamedMask) -> None:
+    """How far two masks lie from each other."""
+    smaller, larger = sorted((kept_bits(a.words), kept_bits(b.words)))
+    name = f"{a.name} and {b.name}"
+    report.add(f"{name}: distance", kept_bits(a.words ^ b.words) / a.bits)
+    report.add(f"{name}: kept by both", kept_bits(a.words & b.words) / smaller)
+    report.add(f"{name}: kept by both, by chance", larger / a.bits)
+
+
+if __name__ == "__main__":
+    main()
