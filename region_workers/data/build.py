@@ -113,7 +113,7 @@ def _decode_rest(
             if total is not None:
                 check_unreadable(content.complaints, content.done, total, plan)
             if log.is_due():
-                log.write(content.part(key))
+                log.write(content.next_part(key))
             report(content.done, total or 0)
     if not content.done:
         raise plan_error("data.path", plan.path, "at least one image", "The data set is empty: choose another.")

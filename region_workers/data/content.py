@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Iterable
 from typing import BinaryIO
@@ -24,7 +23,7 @@ class Content:
     def __init__(self, file: BinaryIO, transform: Transform, recorder: LabelRecorder | None) -> None:
         self._file, self._recorder = file, recorder
         self._image_shape = transform.shape
-        self._image_bytes = math.prod(transform.shape)
+        self._image_bytes = transform.image_bytes
         self._pixels_start = _write_header(file, self.shape(0))
         self.pixels_sha = hashlib.sha256()
         self.images = 0
@@ -53,8 +52,8 @@ class Content:
             for name, label in zip(decoded.names, decoded.labels, strict=True):
                 self._new_labels.append(self._recorder.add(name, label))
 
-    def part(self, key: str) -> Part:
-        """How far it is, with what is new since the last part."""
+    def next_part(self, key: str) -> Part:
+        """What was taken since the last part; from here on the next one counts."""
         part = Part(
             key=key,
             done=self.done,

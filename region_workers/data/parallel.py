@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import time
 from collections import deque
@@ -13,12 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from region_workers.data.decode import Decoded, Item, Label, Pixels, Transform, decode_files
-from region_workers.data.decode_process import DecodeProcess
+from region_workers.data.decode import Item, Label, Transform
+from region_workers.data.decode_process import Decoded, DecodeProcess, Pixels, decode_here
 
 # A task is handed over when it holds this many images or this many bytes, as files or as pixels, so that neither the
 # cost of a hand-over nor the size of the largest images decides the speed or the memory.
-_TASK_IMAGES = 64
+_TASK_IMAGES = 128
 _TASK_BYTES = 4 << 20
 _TASKS_IN_FLIGHT_PER_PROCESS = 3
 _ALONE_S = 0.2  # a small data set is decoded before other processes would have started
@@ -45,7 +44,7 @@ def decode_all(items: Iterator[Item], transform: Transform) -> Generator[Decoded
         if time.monotonic() >= alone_until:
             yield from _decode_in_processes(itertools.chain([task], tasks), transform)
         else:
-            yield _described(task, decode_files([item.payload for item in task], transform))
+            yield _described(task, decode_here([item.payload for item in task], transform))
 
 
 def _tasks(items: Iterator[Item], transform: Transform) -> Iterator[list[Item]]:
@@ -63,7 +62,7 @@ def _tasks(items: Iterator[Item], transform: Transform) -> Iterator[list[Item]]:
 
 
 def _most_images(transform: Transform) -> int:
-    return max(1, min(_TASK_IMAGES, _TASK_BYTES // math.prod(transform.shape)))
+    return max(1, min(_TASK_IMAGES, _TASK_BYTES // transform.image_bytes))
 
 
 def _decode_in_processes(tasks: Iterator[list[Item]], transform: Transform) -> Iterator[DecodedItems]:

@@ -19,8 +19,8 @@ from PIL import Image
 
 import region_workers.data.parallel as parallel
 import region_workers.data.parts as parts
-from region_workers.data.decode import Decoded, Payload, Transform
-from region_workers.data.decode_process import DecodeProcess
+from region_workers.data.decode import Payload, Transform
+from region_workers.data.decode_process import Decoded, DecodeProcess
 from region_workers.data.lock import build_lock
 from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
 from schemas.errors import RunFailed
