@@ -23,7 +23,7 @@ AXES = {
     "size": (32, 64, 128, 256, 432),  # base channels: 2M to 407M parameters
     "images": (1_000, 10_000, 100_000, 1_000_000),
 }
-SHORT = {"regions": (1,), "size": (32,), "images": (300,)}
+SHORT = {"size": (32,), "images": (300,)}
 LABELS = {"regions": "regions", "size": "parameters (millions)", "images": "images"}
 Points = list[dict[str, float]]
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves (needs matplotlib)")
     options = parser.parse_args()
     values = SHORT if options.short else AXES
-    curves = {axis: [point(axis, value) for value in values[axis]] for axis in options.axis or AXES}
+    curves = {axis: [point(axis, value) for value in values[axis]] for axis in options.axis or values}
     report = Report("growth", settings_of(options))
     for axis, points in curves.items():
         report_axis(report, axis, points)

@@ -12,7 +12,9 @@ import pytest
 
 _HERE = Path(__file__).parent
 _STARTS_RAY = {"startup.py", "makespan.py", "sampling_fan_out.py"}  # a minute each; the CLI's own tests start it too
-_SCRIPTS = sorted(path.name for path in _HERE.glob("*.py") if "arguments(__doc__)" in path.read_text())
+_SCRIPTS = sorted(
+    path.name for path in _HERE.glob("*.py") if "= arguments(__doc__)" in path.read_text() and "test_" not in path.name
+)
 
 
 def test_the_benchmarks_are_found() -> None:
