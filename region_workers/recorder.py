@@ -67,8 +67,8 @@ class Recorder:
         return at_interval and bool(self._world.from_leader(int(self.stop_requested())))
 
     def heartbeat(self, step: int) -> bool:
-        """Say that the worker is alive, at most once a second; whether it was time to."""
-        if time.time() - self._heartbeat_at < _HEARTBEAT_S:
+        """Say that the worker is alive, at its first step and then at most once a second; whether it was time to."""
+        if step != self._first_step + 1 and time.time() - self._heartbeat_at < _HEARTBEAT_S:
             return False
         self.announce("running", step)
         return True

@@ -101,14 +101,19 @@ def machine() -> dict[str, Any]:
     return {"cores": os.cpu_count(), "processor": platform.machine(), "gpu": gpu, "torch": torch.__version__}
 
 
-def in_turn(functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+def in_turn(
+    functions: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, untimed: int = 0
+) -> dict[str, list[float]]:
     """Seconds of each function in each round, one after another in every round: a drift of the machine meets all.
 
-    On a GPU each call is waited for.
+    Each turn begins with so many `untimed` calls, where a function must find its memory and caches warm again. On a GPU
+    each call is waited for.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for index in range(warm_up + rounds):
         for name, function in functions.items():
+            for _ in range(untimed):
+                function()
             spent = timed(function)
             if index >= warm_up:
                 seconds[name].append(spent)

@@ -158,7 +158,7 @@ def measure(plan: Plan, folder: Path, options: argparse.Namespace, report: Repor
     with plain_turns(plan, folder, options) as turns:
         turns |= own_turns(plan, folder, ways, options.steps)
         turns |= {str(dtype): product for dtype, product in products.items()}
-        seconds = in_turn(turns, options.rounds)
+        seconds = in_turn(turns, options.rounds, untimed=0 if options.short else 2)
     report_steps(report, seconds, ways, options.steps)
     for dtype, product in products.items():
         speed = product.operations / statistics.median(seconds[str(dtype)])
