@@ -54,6 +54,7 @@ class Recorder:
         self._first_step = self._row_step = step
         self._row_at = time.perf_counter()
         self.announce("running", step)
+        self._heartbeat_at = 0.0  # the first step is told at once
 
     def after_step(self, trainer: Trainer) -> bool:
         """Note one finished step; whether the run was asked to stop. Waits for the device at the log interval only."""
@@ -67,8 +68,8 @@ class Recorder:
         return at_interval and bool(self._world.from_leader(int(self.stop_requested())))
 
     def heartbeat(self, step: int) -> bool:
-        """Say that the worker is alive, at its first step and then at most once a second; whether it was time to."""
-        if step != self._first_step + 1 and time.time() - self._heartbeat_at < _HEARTBEAT_S:
+        """Say that the worker is alive, the first time and then at most once a second; whether it was time to."""
+        if time.time() - self._heartbeat_at < _HEARTBEAT_S:
             return False
         self.announce("running", step)
         return True

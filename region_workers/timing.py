@@ -49,8 +49,12 @@ def step_seconds(plan: Plan, steps: int = 5) -> dict[float, float]:
     """Seconds of one update of each of the plan's networks on this process's device, by pruning ratio; 0: dense."""
     prepare_process(plan.training)
     timer = StepTimer(plan, current_world(use_gpu=plan.workers.gpus != 0))
-    ratios = sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
-    return {ratio: timer.measure(ratio, steps).seconds for ratio in ratios}
+    return {ratio: timer.measure(ratio, steps).seconds for ratio in ratios_of(plan)}
+
+
+def ratios_of(plan: Plan) -> list[float]:
+    """The pruning ratios of the plan's networks, ascending from 0, the dense network."""
+    return sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
 
 
 class RandomStore:
@@ -150,7 +154,7 @@ class StepTimer:
         job = _job(plan.model_copy(update={"training": training}), self._dense_digest)
         family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
         law = TimestepLaw(span, training.timesteps, plan.diffusion, self._world.device)
-        return Trainer(_network(family, ratio), family, randomness, law, training, self._world)
+        return Trainer(network_at(family, ratio), family, randomness, law, training, self._world)
 
 
 def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: None) -> float:
@@ -162,7 +166,8 @@ def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: No
     return (time.perf_counter() - began) / steps
 
 
-def _network(family: UNetFamily, ratio: float) -> nn.Module:
+def network_at(family: UNetFamily, ratio: float) -> nn.Module:
+    """The family's dense network, or cut to the width of `ratio`: which channels stay does not change what it costs."""
     dense = family.build_dense()
     if ratio == 0:
         return dense

@@ -13,6 +13,7 @@ from schemas.regions import NAME, RegionPlan, check_regions
 from schemas.section import Section
 
 DIGITS = "sklearn:digits"
+Placement = Literal["one-per-region", "packed", "balanced"]
 _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "name": True,
     "placement": True,
@@ -280,7 +281,7 @@ class Plan(Section):
     checkpointing: CheckpointPlan = CheckpointPlan()
     logging: LoggingPlan = LoggingPlan()
     workers: WorkersPlan = WorkersPlan()
-    placement: Literal["one-per-region", "packed", "balanced"] = Field(
+    placement: Placement = Field(
         "one-per-region",
         description="packed: as few GPUs as end as early; balanced: several GPUs a region where that is sooner.",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from ebdiff_orchestrator.placement.exact import shortened
 from ebdiff_orchestrator.placement.search import (
@@ -22,10 +22,9 @@ from ebdiff_orchestrator.placement.search import (
     without_waste,
 )
 from schemas.errors import UserError, problem
-from schemas.plan import TrainingPlan
+from schemas.plan import Placement, TrainingPlan
 
-Choice = Literal["one-per-region", "packed", "balanced"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
+CHOICES: tuple[Placement, ...] = get_args(Placement)
 _AS_LONG = 1.01  # packed: a makespan up to 1% longer counts as the same
 
 
@@ -109,7 +108,7 @@ def allowed_widths(training: TrainingPlan, devices: int) -> tuple[int, ...]:
 def place(
     works: Sequence[Work],
     devices: int,
-    choice: Choice,
+    choice: Placement,
     efficiency: float,
     first: Work | None = None,
     device_memory_bytes: int | None = None,

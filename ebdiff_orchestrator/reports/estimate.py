@@ -13,7 +13,7 @@ from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, d
 from ebdiff_orchestrator.planning import Outlook, look_ahead
 from ebdiff_orchestrator.reports.method import method_of
 from region_workers.device import current_world, prepare_process
-from region_workers.timing import StepTime, StepTimer
+from region_workers.timing import StepTime, StepTimer, ratios_of
 from schemas.errors import UserError, problem
 from schemas.plan import Plan
 
@@ -110,7 +110,7 @@ def measure_steps(plan: Plan, steps: int, say: Say) -> tuple[dict[float, StepTim
     if world.device.type == "cpu":
         say("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
     timer = StepTimer(plan, world)
-    ratios = sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
+    ratios = ratios_of(plan)
     times = {}
     for index, ratio in enumerate(ratios):
         say(f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ebdiff_orchestrator.placement.schedule import CHOICES, Choice, Schedule, place
+from ebdiff_orchestrator.placement.schedule import CHOICES, Schedule, place
 from ebdiff_orchestrator.placement.works import (
     DRAW_INTERVALS,
     dense_steps_by_macs,
@@ -18,11 +18,11 @@ from ebdiff_orchestrator.placement.works import (
 from ebdiff_orchestrator.planning import Outlook
 from ebdiff_orchestrator.reports.estimate import Say, measure_steps
 from schemas.errors import UserError, problem
-from schemas.plan import Plan
+from schemas.plan import Placement, Plan
 
 _STEPS = 5  # timed of each network
 _MOST_COUNTS = 32
-Placed = Mapping[Choice, Schedule]
+Placed = Mapping[Placement, Schedule]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from ebdiff_orchestrator.placement.schedule import Choice, Schedule, Slot
+from ebdiff_orchestrator.placement.schedule import Schedule, Slot
 from ebdiff_orchestrator.planning import Outlook
 from ebdiff_orchestrator.reports.estimate_view import duration
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.placements import Placements
 from ebdiff_orchestrator.status import outlook_table
+from schemas.plan import Placement
 
 _WIDTH = 80
 _IDLE, _BUSY = ".", "="
@@ -75,7 +76,7 @@ def _by_devices(found: Placements) -> TextTable:
     return TextTable(("GPUs", *(_marked(choice, found) for choice in found.here)), tuple(rows), footnotes)
 
 
-def _marked(choice: Choice, found: Placements) -> str:
+def _marked(choice: Placement, found: Placements) -> str:
     return f"{choice}*" if choice == found.plan.placement else choice
 
 

@@ -7,19 +7,16 @@ from pathlib import Path
 
 import torch
 from plain_loop import write_noise_images
-from torch import nn
 
 from ebdiff_orchestrator.plans import load_plan
 from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.device import World, prepare_process
 from region_workers.family import UNetFamily
-from region_workers.pruned_unet import extract_expert
-from region_workers.pruning.groups import find_groups
-from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import Recorder
 from region_workers.timesteps import TimestepLaw
+from region_workers.timing import network_at
 from region_workers.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan
@@ -66,7 +63,7 @@ class OwnLoop:
         family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
         law = TimestepLaw(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
         torch.manual_seed(job.seed)
-        network = _pruned(family, ratio)
+        network = network_at(family, ratio)
         self.trainer = Trainer(network, family, randomness, law, job.training, world)
         logging = job.logging if log else job.logging.model_copy(update={"interval_steps": 1 << 40})
         job = job.model_copy(update={"logging": logging})
@@ -81,12 +78,3 @@ class OwnLoop:
         """One update and its record."""
         self.trainer.advance()
         self.recorder.after_step(self.trainer)
-
-
-def _pruned(family: UNetFamily, ratio: float) -> nn.Module:
-    dense = family.build_dense()
-    if ratio == 0:
-        return dense
-    groups = find_groups(dense, family.example_inputs(dense))
-    mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
-    return extract_expert(dense, kept_channels(groups, mask))

@@ -12,7 +12,7 @@ from benchmarks.placement_cases import Case, large_case, optimal_makespan, small
 
 from ebdiff_orchestrator.placement.schedule import (
     CHOICES,
-    Choice,
+    Placement,
     Schedule,
     Work,
     allowed_widths,
@@ -30,7 +30,7 @@ MakePlan = Callable[..., Plan]
 PAPER = [Work("30%", 3.39, (1, 2, 4)), Work("60%", 1.49, (1, 2, 4)), Work("80%", 0.375, (1, 2, 4))]
 
 
-def _placed(case: Case, choice: Choice) -> Schedule:
+def _placed(case: Case, choice: Placement) -> Schedule:
     return place(case.works, case.devices, choice, case.efficiency)
 
 
@@ -57,7 +57,7 @@ def test_500_small_cases_are_planned_within_a_thousandth_of_the_optimum() -> Non
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_a_device_runs_one_job_at_a_time_and_every_job_runs_once_as_it_may(choice: Choice) -> None:
+def test_a_device_runs_one_job_at_a_time_and_every_job_runs_once_as_it_may(choice: Placement) -> None:
     for case in map(small_case, range(100)):
         schedule = _placed(case, choice)
         works = {work.name: work for work in case.works}
@@ -130,7 +130,7 @@ def _bound(case: Case) -> float:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_the_order_in_which_jobs_are_given_does_not_matter(choice: Choice) -> None:
+def test_the_order_in_which_jobs_are_given_does_not_matter(choice: Placement) -> None:
     works = [Work(f"region {index}", 1.0 + index % 3, (1, 2, 4)) for index in range(9)]
     shuffled = random.Random(0).sample(works, len(works))
     assert place(shuffled, 4, choice, 0.9) == place(works, 4, choice, 0.9)
