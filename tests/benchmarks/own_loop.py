@@ -56,8 +56,7 @@ class OwnLoop:
 
     def __init__(self, job: WorkerJob, store: ImageStore, ratio: float = 0.0, log: bool = True) -> None:
         assert job.draw is not None
-        self._training = job.training
-        self.settle()
+        prepare_process(job.training)
         world = World(this_device(), 0, 1)
         randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
         family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
@@ -69,10 +68,6 @@ class OwnLoop:
         job = job.model_copy(update={"logging": logging})
         self.recorder = Recorder(job, job.draw.name, job.draw.key, None, world, job.training.learning_rate)
         self.recorder.begin(0, [], 0.0)
-
-    def settle(self) -> None:
-        """Give the process the job's threads and determinism."""
-        prepare_process(self._training)
 
     def step(self) -> None:
         """One update and its record."""

@@ -3,9 +3,9 @@
     python tests/benchmarks/train_step.py [--preset cifar10] [--batch-size N] [--rounds 5] [--steps N] [--threads 2]
                                           [--set KEY=VALUE]... [--short] [--json FILE]
 
-The plain loop is plain_loop.py, in a process of its own; ours is the trainer and the record that it keeps. They take
-turns of `--steps` steps, on the same network and image files. Batch and steps of a turn: 8 and 1 on a CPU, 128 and 20
-on a GPU.
+The plain loop is plain_loop.py; ours is the trainer and the record that it keeps. Each has a process of its own, and
+they take turns of `--steps` steps, on the same network and image files. Batch and
+steps of a turn: 8 and 1 on a CPU, 128 and 20 on a GPU.
 
 On a CPU ours is timed in fp32 and in bf16; on a GPU also with channels_last and torch.compile, under `determinism`
 exact and fast. An update counts as 3 x 2 x MACs operations an image (a backward is two forwards; the MACs are those
@@ -21,7 +21,7 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -40,7 +40,6 @@ from schemas.plan import Plan
 PLAIN = "plain loop, fp32"
 DENSE = 0.0
 
-Turns = dict[str, Callable[[], object]]
 Seconds = Mapping[str, Sequence[float]]
 
 
@@ -85,36 +84,46 @@ class MatrixProducts:
         self.operations = 2 * count * side**3
 
     def __call__(self) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = False  # as a turn of ours may have left it
         for _ in range(self._count):
             torch.mm(self._a, self._b)
 
 
-def serve_plain(connection: Connection, threads: int, loop_of: dict[str, Any]) -> None:
-    """Train the plain loop by as many steps as it is told to, until it is told 0."""
+def plain_loop(plan: Plan, folder: Path) -> PlainLoop:
+    """The plain loop, on the plan's network and images and its first region's timesteps."""
+    network = dense_config(plan.model, plan.data)
+    region = plan.regions[0].train
+    batch_size, workers = plan.training.batch_size, default_workers()
+    return PlainLoop(network, folder / IMAGES, batch_size, workers, this_device(), region)
+
+
+def own_loop(plan: Plan, folder: Path, training: dict[str, Any], pruning_ratio: float) -> OwnLoop:
+    """Ours, in one way and with one network."""
+    job, store = first_job(plan, folder)
+    job = job.model_copy(update={"training": plan.training.model_copy(update=training)})
+    return OwnLoop(job, store, pruning_ratio)
+
+
+def serve(connection: Connection, threads: int, make: Callable[[], PlainLoop | OwnLoop]) -> None:
+    """Train a loop by as many steps as it is told to, until it is told 0."""
     torch.set_num_threads(threads)
-    loop = PlainLoop(device=this_device(), workers=default_workers(), **loop_of)
+    loop = make()
     while steps := connection.recv():
         for _ in range(steps):
             loop.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         connection.send(steps)
 
 
 @contextmanager
-def plain_turns(plan: Plan, folder: Path, options: argparse.Namespace) -> Iterator[Turns]:
-    """The plain loop, on the plan's network and images and its first region's timesteps, in a process of its own.
+def own_process(make: Callable[[], PlainLoop | OwnLoop], options: argparse.Namespace) -> Iterator[Callable[[], object]]:
+    """Turns of a loop that has a process to itself.
 
-    What ours asks of its process (determinism, say) must not reach it.
+    What one asks of its process (determinism, say) must not reach another, nor one's memory push out another's.
     """
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    loop_of = {
-        "network": dense_config(plan.model, plan.data),
-        "images": folder / IMAGES,
-        "batch_size": plan.training.batch_size,
-        "region": plan.regions[0].train,
-    }
-    process = context.Process(target=serve_plain, args=(there, options.threads, loop_of))
+    process = context.Process(target=serve, args=(there, options.threads, make))
     process.start()
     there.close()  # only the process holds it now, so that `recv` ends if it dies
 
@@ -123,29 +132,11 @@ def plain_turns(plan: Plan, folder: Path, options: argparse.Namespace) -> Iterat
         here.recv()
 
     try:
-        yield {PLAIN: turn}
+        yield turn
         here.send(0)
     finally:
         here.close()
         process.join()
-
-
-def own_turns(plan: Plan, folder: Path, ways: Sequence[Variant], steps: int) -> Turns:
-    """Ours, in each way and with each of its networks."""
-    job, store = first_job(plan, folder)
-    turns: Turns = {}
-    for way in ways:
-        job = job.model_copy(update={"training": plan.training.model_copy(update=way.training)})
-        for pruning_ratio in way.pruning_ratios:
-            turns[way.label(pruning_ratio)] = partial(take_steps, OwnLoop(job, store, pruning_ratio), steps)
-    return turns
-
-
-def take_steps(loop: OwnLoop, steps: int) -> None:
-    """A turn of ours, under its own settings of the process."""
-    loop.settle()
-    for _ in range(steps):
-        loop.step()
 
 
 def measure(plan: Plan, folder: Path, options: argparse.Namespace, report: Report) -> None:
@@ -155,10 +146,15 @@ def measure(plan: Plan, folder: Path, options: argparse.Namespace, report: Repor
     ways = variants(cuda, (DENSE, *pruning_ratios[-1 if options.short else 0 :]), compiled=not options.short)
     side, count = (8192, 20) if cuda else (2048, 1)
     products = {way.dtype: MatrixProducts(way.dtype, 256 if options.short else side, count) for way in ways}
-    with plain_turns(plan, folder, options) as turns:
-        turns |= own_turns(plan, folder, ways, options.steps)
+    loops: dict[str, Callable[[], PlainLoop | OwnLoop]] = {PLAIN: partial(plain_loop, plan, folder)}
+    for way in ways:
+        for each in way.pruning_ratios:
+            loops[way.label(each)] = partial(own_loop, plan, folder, way.training, each)
+    first_job(plan, folder)  # decodes the images before the processes ask for them
+    with ExitStack() as processes:
+        turns = {name: processes.enter_context(own_process(make, options)) for name, make in loops.items()}
         turns |= {str(dtype): product for dtype, product in products.items()}
-        seconds = in_turn(turns, options.rounds, untimed=0 if options.short else 2)
+        seconds = in_turn(turns, options.rounds, untimed=0 if options.short else 1)
     report_steps(report, seconds, ways, options.steps)
     for dtype, product in products.items():
         speed = product.operations / statistics.median(seconds[str(dtype)])
