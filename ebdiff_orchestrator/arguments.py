@@ -19,3 +19,9 @@ SetOption = Annotated[
     ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray."
+    ),
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 import traceback
@@ -10,18 +11,21 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ebdiff_orchestrator.arguments import PlanArgument, RunArgument, SetOption
+from ebdiff_orchestrator.arguments import AddressOption, PlanArgument, RunArgument, SetOption
+from ebdiff_orchestrator.doctor.command import add_doctor_command
 from ebdiff_orchestrator.evaluation.command import add_evaluate_command
 from ebdiff_orchestrator.interrupts import RunStopped
 from ebdiff_orchestrator.reports.commands import add_report_commands
-from ebdiff_orchestrator.view import sampling_report, terminal_view
+from ebdiff_orchestrator.sample_command import add_sample_command
+from ebdiff_orchestrator.usage import usage_problem
+from ebdiff_orchestrator.view import terminal_view
 from schemas.errors import RunFailed, UserError
 from schemas.manifest import MANIFEST_FILE, read_manifest
 from schemas.plan import Plan
@@ -40,10 +44,12 @@ ReuseOption = Annotated[
     list[Path] | None,
     typer.Option("--reuse", metavar="RUN", help="Take equal tickets and experts over from this run; repeatable."),
 ]
-AddressOption = Annotated[
-    str | None,
+
+
+TakeOverOption = Annotated[
+    bool,
     typer.Option(
-        "--address", help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray."
+        "--take-over", help="Take the run from another launch or resume that works on it; that one then stops."
     ),
 ]
 
@@ -75,6 +81,7 @@ def launch(
     changes: SetOption = None,
     reuse: ReuseOption = None,
     address: AddressOption = None,
+    take_over: TakeOverOption = False,
 ) -> None:
     """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
     from ebdiff_orchestrator.plans import load_plan
@@ -84,16 +91,21 @@ def launch(
     _start_ray_early(folder, loaded, address)
     from ebdiff_orchestrator.driver import launch as launch_plan
 
-    launch_plan(loaded, folder, address=address, view=terminal_view(), reuse=reuse or ())
+    launch_plan(loaded, folder, address=address, view=terminal_view(), reuse=reuse or (), take_over=take_over)
 
 
 @app.command()
-def resume(run_dir: RunArgument, reuse: ReuseOption = None, address: AddressOption = None) -> None:
+def resume(
+    run_dir: RunArgument,
+    reuse: ReuseOption = None,
+    address: AddressOption = None,
+    take_over: TakeOverOption = False,
+) -> None:
     """Go on with an unfinished run from its last good checkpoints."""
     _start_ray_early(run_dir, None, address)
     from ebdiff_orchestrator.driver import resume as resume_run
 
-    resume_run(run_dir, address=address, view=terminal_view(), reuse=reuse or ())
+    resume_run(run_dir, address=address, view=terminal_view(), reuse=reuse or (), take_over=take_over)
 
 
 @app.command()
@@ -101,6 +113,8 @@ def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOpti
     """Train a run's experts further, as in --set training.steps=300000; the bits are those of one long run."""
     from ebdiff_orchestrator.driver import extend as extend_run
 
+    if not changes:
+        raise UserError("--set: expected the new number of steps. Give it, as in --set training.steps=300000.")
     extend_run(run_dir, changes or (), address=address, view=terminal_view())
 
 
@@ -191,74 +205,6 @@ def plan(
 
 
 @app.command()
-def sample(
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or an ensemble's folder.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the PNGs and grid.png.")],
-    count: Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")] = 64,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Sampling steps; default: the ensemble's.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images at a time; changes only speed and memory.")
-    ] = 64,
-    classes: Annotated[
-        list[int] | None,
-        typer.Option("--class", min=0, help="A class to draw, for a class-conditional ensemble; repeatable, in turn."),
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option("--guidance", min=0, help="Guidance scale; default: the ensemble's; 1: none.")
-    ] = None,
-    dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Precision of the networks; fp16: GPU only.")
-    ] = "fp32",
-    compile_experts: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="torch.compile each expert at its first step: a minute each on a CPU, so for many images."
-        ),
-    ] = False,
-    offload: Annotated[
-        bool,
-        typer.Option("--offload", help="Read an expert's weights at its first step; one at a time is on the device."),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers", min=1, help="Share the batches out over N workers of a Ray cluster; default: this process."
-        ),
-    ] = None,
-    address: AddressOption = None,
-) -> None:
-    """Draw images from a finished ensemble."""
-    from ebdiff_orchestrator.ensemble.images import check_images_folder, write_images
-    from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
-
-    if address is not None and workers is None:
-        raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
-    check_images_folder(out)
-    job = ImageJob(
-        ensemble=str(run_dir),
-        count=count,
-        batch_size=batch_size,
-        seed=seed,
-        steps=steps,
-        classes=tuple(classes) if classes else None,
-        guidance_scale=guidance,
-        dtype=dtype,
-        compile=compile_experts,
-        offload=offload,
-    )
-    with terminal_view() as view:
-        if workers is None:
-            drawn = sample_here(job, sampling_report(view))
-        else:
-            drawn = sample_on_workers(job, workers, address, view)
-    write_images(drawn.pixels, out)
-    print(f"{count} images and grid.png in {out}; peak memory {drawn.peak_memory_bytes / 2**20:,.0f} MiB")
-
-
-@app.command()
 def presets() -> None:
     """List the plans that come with the package."""
     from ebdiff_orchestrator.preset_plans import methods
@@ -287,11 +233,14 @@ def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> 
 
 
 add_report_commands(app)
+add_sample_command(app)
 add_evaluate_command(app)
+add_doctor_command(app)
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 1 failed run, 2 bad input, 130 interrupted."""
+    """Run the command line; exit 0 done, 1 failed run, 2 bad input, 130 interrupted (SIGTERM too)."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_guarded())
 
 
@@ -309,12 +258,12 @@ def _guarded() -> int:
         return _fail(error, EXIT_INTERRUPTED)
     except typer.Abort:
         return EXIT_INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the last place; click's usage errors know how to show themselves
-        show = getattr(error, "show", None)
-        if show is None:
+    except Exception as error:  # noqa: BLE001 - the last place
+        wrong = usage_problem(error, sys.argv)
+        if wrong is None:
             return _fail(error, EXIT_FAILED, unexpected=True)
-        show()
-        return int(getattr(error, "exit_code", EXIT_BAD_INPUT))
+        print(wrong, file=sys.stderr)
+        return EXIT_BAD_INPUT
     if code == EXIT_INTERRUPTED:  # typer's word for a Ctrl-C outside the job loop
         print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
     return code if isinstance(code, int) else 0

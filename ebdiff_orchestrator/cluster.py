@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import secrets
+import tempfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,11 +18,16 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, ClassVar
 
-from schemas.errors import UserError, plan_error
+from schemas.digest import digest
+from schemas.errors import RunFailed, UserError, plan_error
 from schemas.job import WorkerJob
+from schemas.location import object_url
 from schemas.plan import WorkersPlan
 
 _STARTS = 3
+_LOOK_S = 1.0
+_NOTICE_S = 5.0
+_ASK_LIMIT_S = 180.0  # for a function on each node: a process starts there, torch may ask CUDA
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 _EMBEDDED_ENV = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
@@ -48,11 +55,22 @@ class Request:
         return each if self.processes == 1 else f"{self.processes} workers of {each}"
 
 
+@dataclass(frozen=True)
+class NodeAnswer:
+    """What a function returned on one node, or the `problem` that kept it from running there."""
+
+    node: str
+    resources: Mapping[str, float]
+    value: Any
+    problem: str | None
+
+
 class Cluster:
     """A connection to Ray, made by `connect`."""
 
-    def __init__(self, embedded: bool, request: Request, retries: int = 2) -> None:
-        self.embedded, self.request, self.retries = embedded, request, retries
+    def __init__(self, embedded: bool, request: Request, retries: int = 2, wait_limit_s: float = 3600.0) -> None:
+        self.embedded, self.request = embedded, request
+        self.retries, self.wait_limit_s = retries, wait_limit_s
         self._starting: dict[str, int] = {}
         self._started: dict[str, int] = {}
 
@@ -86,6 +104,15 @@ class Cluster:
         kinds = ["CPU", "GPU"] if self.request.gpus else ["CPU"]
         return ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in kinds)
 
+    def too_late(self, request: Request) -> str:
+        """What to say when a request has waited for too long."""
+        kinds = "workers.gpus or workers.cpus" if request.gpus else "workers.cpus"
+        return (
+            f"{request} asked for, but the cluster has {self.describe_free()} free, and that for "
+            f"workers.wait_limit_s = {self.wait_limit_s:.0f} s. Lower {kinds}, set placement: packed, add nodes, or "
+            "raise workers.wait_limit_s."
+        )
+
     def start(self, job: WorkerJob, workers: int) -> Future[None]:
         """Run the job on a TorchTrainer of its own; the future ends as the trainer's `fit()` does."""
         future: Future[None] = Future()
@@ -98,9 +125,17 @@ class Cluster:
         self._starting.pop(job_name, None)
 
     def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function on one worker's share of the cluster and wait for it."""
+        """Run a function on one worker's share of the cluster and wait for it.
+
+        RunFailed if that share does not come free within `workers.wait_limit_s`.
+        """
         import ray
 
+        deadline = time.monotonic() + self.wait_limit_s
+        while not self.free_workers():
+            if time.monotonic() > deadline:
+                raise RunFailed(self.too_late(self.request))
+            time.sleep(_LOOK_S)
         task = ray.remote(num_cpus=self.request.cpus, num_gpus=min(self.request.gpus, 1.0), max_retries=0)(function)
         return ray.get(task.remote(*arguments))
 
@@ -132,6 +167,15 @@ class Cluster:
             for reference in pending:
                 ray.cancel(reference, force=True)
 
+    def was_preempted(self, error: BaseException | None) -> bool:
+        """Whether what ended a trainer is that its machine was taken away."""
+        from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
+
+        if isinstance(error, WorkerGroupError):
+            causes = [getattr(each, "health_check_failure", each) for each in error.worker_failures.values()]
+            return any(getattr(cause, "preempted", False) for cause in causes)
+        return isinstance(error, PreemptionError)
+
     def _fit(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
         error: BaseException | None = None
         try:
@@ -144,6 +188,32 @@ class Cluster:
             future.set_result(None)
         else:
             future.set_exception(error)
+
+    def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
+        """Run a function once on every node, whatever is free there, at the same time; at most `_ASK_LIMIT_S`."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        task = ray.remote(num_cpus=0, max_retries=0)(function)
+        places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        asked = [task.options(scheduling_strategy=place).remote(*arguments) for place in places]
+        ended = set(ray.wait(asked, num_returns=len(asked), timeout=_ASK_LIMIT_S)[0])
+        return [_answer(node, task, task in ended) for node, task in zip(nodes, asked, strict=True)]
+
+
+def _answer(node: Mapping[str, Any], task: Any, ended: bool) -> NodeAnswer:
+    import ray
+
+    name, value, problem = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})", None, None
+    try:
+        if ended:
+            value = ray.get(task)
+        else:
+            problem = f"no answer within {_ASK_LIMIT_S:.0f} s"
+    except ray.exceptions.RayError as error:
+        problem = str(error).strip().splitlines()[-1]
+    return NodeAnswer(name, node["Resources"], value, problem)
 
 
 def workers_on_node(request: Request, resources: Mapping[str, float]) -> int:
@@ -188,7 +258,8 @@ def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iter
         try:
             _init(workers, jobs, address)
         except ConnectionError as error:
-            reason = f"cannot connect ({error}). Check RAY_ADDRESS and that it is up."
+            check = "Check the address, that it is up, and that RAY_AUTH_MODE and the token here are as there."
+            reason = f"cannot connect ({error}). {check}"
             raise UserError(f"Ray at {address}: {reason}") from None
     try:
         yield _cluster(workers, embedded=not address)
@@ -263,7 +334,8 @@ def _shut_down() -> None:
 def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:
     import ray
 
-    cluster = Cluster(embedded, request_of(workers, ray.cluster_resources().get("GPU", 0.0)), workers.retries)
+    request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
+    cluster = Cluster(embedded, request, workers.retries, workers.wait_limit_s)
     if embedded and not cluster.capacity():
         free = cluster.describe_free()
         raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")
@@ -286,7 +358,7 @@ def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, 8 * jobs * processes)))
     for attempt in range(_STARTS):
         try:
-            ray.init(num_cpus=cpus, include_dashboard=False, **options)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, **options)  # not one that happens to run here
             return
         except Exception as error:
             if "timed out" not in str(error) or attempt + 1 == _STARTS:
@@ -297,7 +369,7 @@ def _init(workers: WorkersPlan, jobs: int, address: str | None) -> None:
 def _trainer(job: WorkerJob, request: Request) -> Any:
     """A trainer under a name of its own: our checkpoints are the truth, so Ray's must never be resumed."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     resources = {"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {})
     return TorchTrainer(
@@ -306,12 +378,20 @@ def _trainer(job: WorkerJob, request: Request) -> Any:
         scaling_config=ScalingConfig(
             num_workers=request.processes, use_gpu=request.gpus > 0, resources_per_worker=resources
         ),
+        torch_config=TorchConfig(timeout_s=math.ceil(job.hang_limit_s)),
         run_config=RunConfig(
             name=f"{job.name.replace(' ', '-')}-{job.attempt}-{secrets.token_hex(4)}",
-            storage_path=str(Path(job.run_dir) / RAY_FOLDER),
-            failure_config=FailureConfig(max_failures=0),
+            storage_path=_ray_folder(job.run_dir),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # the driver decides on retries
         ),
     )
+
+
+def _ray_folder(run_dir: str) -> str:
+    """Where Ray Train keeps what nobody reads: in the run, or, if that is in an object store, on this machine."""
+    if object_url(run_dir) is None:
+        return str(Path(run_dir) / RAY_FOLDER)
+    return str(Path(tempfile.gettempdir(), f"ebdiff-ray-{digest(run_dir)[:16]}"))
 
 
 def _work(config: dict[str, str]) -> None:
@@ -320,9 +400,28 @@ def _work(config: dict[str, str]) -> None:
     from region_workers.run import run_job
 
     try:
-        run_job(WorkerJob.model_validate_json(config["job"]))
+        run_job(WorkerJob.model_validate_json(config["job"]), _Notice())
     except StopRequestedError:
         return
+
+
+class _Notice:
+    """Whether Ray says that a node of this region is about to be taken away; asked for every few seconds at most."""
+
+    def __init__(self) -> None:
+        from ray.train import get_context
+
+        self._alone = get_context().get_world_size() == 1
+        self._asked_at = -math.inf
+
+    def __call__(self) -> bool:
+        from ray.train import get_preemption_info
+
+        # Several workers must ask equally often, which they do at the log interval; one asks when it likes.
+        if self._alone and time.monotonic() - self._asked_at < _NOTICE_S:
+            return False
+        self._asked_at = time.monotonic()
+        return get_preemption_info() is not None
 
 
 def _quiet() -> None:

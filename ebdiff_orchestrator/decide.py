@@ -21,10 +21,14 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """The jobs to start now, those that wait for resources, those that can never run, and whether all is over."""
+    """The jobs to start now, those that wait for resources or have waited too long, those that can never run.
+
+    `finished`: whether all is over.
+    """
 
     start: tuple[str, ...] = ()
     waiting: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
     give_up: Mapping[str, str] = field(default_factory=dict)
     finished: bool = False
 
@@ -56,9 +60,8 @@ def next_jobs(
     fit = _how_many_fit([workers[name] for name in ready], situation.free_workers)
     start, waiting = tuple(ready[:fit]), tuple(ready[fit:])
     if waiting and not start and not situation.running and situation.waited_s > wait_limit_s:
-        late = f"no resources within workers.wait_limit_s = {wait_limit_s:.0f} s"
-        return Decision(give_up={**dead, **dict.fromkeys(waiting, late)})
-    return Decision(start, waiting, dead, finished=not open_jobs)
+        return Decision(late=waiting, give_up=dead)
+    return Decision(start, waiting, give_up=dead, finished=not open_jobs)
 
 
 def next_growth(

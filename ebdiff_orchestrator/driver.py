@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,8 +33,9 @@ from region_workers.data.labels import check_labels
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
 from region_workers.latents.store import LatentStore, ensure_latents, find_latents
+from schemas.clock import unix_time
 from schemas.digest import digest
-from schemas.job import EXPERT_FOLDER, STOP_FILE, Artifact
+from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.manifest import DenseSource
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
@@ -50,32 +50,35 @@ def launch(
     address: str | None = None,
     view: View | None = None,
     reuse: Sequence[str | Path] = (),
+    take_over: bool = False,
 ) -> RunHandle:
     """Run the plan to a finished ensemble in `run_dir` (default: runs/<plan.name>), or go on with it there.
 
-    A finished run is returned as it is. Equal stages of the runs in `reuse` are taken over instead of computed.
-    Uses the Ray cluster at `address` or RAY_ADDRESS, else one embedded in this
-    process. Raises PlanError or UserError before anything starts if the plan cannot run or the directory holds a
-    different experiment, RunFailed if a region failed for good (the others' work is saved), RunStopped on Ctrl-C.
+    `run_dir` is a folder or a URL (`s3://`, `gs://`). A finished run is returned as it is. Equal stages of the runs in
+    `reuse` are taken over instead of computed. Uses the Ray cluster at `address` or RAY_ADDRESS, else one embedded in
+    this process. Another driver at work on the run is a UserError, unless `take_over`: then that one stops before it
+    writes again. Raises PlanError or UserError before anything starts if the plan cannot run or the directory holds a
+    different experiment, RunFailed if a region failed for good (the others' work is saved), RunTakenOverError if
+    another driver took the run over, RunStopped on Ctrl-C.
     """
-    directory = RunDirectory(Path(run_dir) if run_dir is not None else Path("runs") / plan.name)
+    directory = RunDirectory(run_dir if run_dir is not None else Path("runs") / plan.name)
     view = view or Silent()
     plan, dense = _with_dense_start(_with_absolute_paths(plan), directory)
     outlook = None if directory.exists() else look_ahead(plan, dense)  # a plan that cannot run leaves no directory
-    with directory.held():
+    with directory.held(take_over, view.line):
         ledger = Ledger(directory, directory.begin(plan), view.line)
         ledger.know_dense(dense)
         ledger.distrust_damaged()
         if ledger.manifest.finished():
-            view.line(f"The run in {directory.path} is finished; nothing to do.")
+            view.line(f"The run in {directory.location} is finished; nothing to do.")
         else:
             outlook = outlook or look_ahead(plan, dense)
-            (directory.path / STOP_FILE).unlink(missing_ok=True)
+            directory.ask_to_stop(False)
             ledger.begin_launch()
             with view, directory.discarded_if_refused():
-                _carry_out(ledger, outlook, view, address, [Path(run) for run in reuse])
-                view.line(f"Done: {directory.path / ASSEMBLE} (grid: {directory.path / SAMPLE}/grid.png)")
-    return RunHandle(directory.path)
+                _carry_out(ledger, outlook, view, address, reuse)
+                view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")
+    return RunHandle(directory.location)
 
 
 def resume(
@@ -84,10 +87,12 @@ def resume(
     address: str | None = None,
     view: View | None = None,
     reuse: Sequence[str | Path] = (),
+    take_over: bool = False,
 ) -> RunHandle:
     """Go on with the run in `run_dir` by its own plan; as `launch` otherwise."""
-    directory = RunDirectory(Path(run_dir))
-    return launch(directory.read().plan, directory.path, address=address, view=view, reuse=reuse)
+    directory = RunDirectory(run_dir)
+    plan = directory.read().plan
+    return launch(plan, directory.location, address=address, view=view, reuse=reuse, take_over=take_over)
 
 
 def extend(
@@ -98,14 +103,14 @@ def extend(
     The experts go on from where they ended, to the same bits as one long run; ensemble and samples are made anew.
     Raises PlanError for a change of anything else, and for fewer steps than a training has made.
     """
-    directory = RunDirectory(Path(run_dir))
+    directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
-    with directory.held():
+    with directory.held(say=(view or Silent()).line):
         directory.extend(plan)
-    return resume(directory.path, address=address, view=view)
+    return resume(directory.location, address=address, view=view)
 
 
-def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None, reuse: Sequence[Path]) -> None:
+def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None, reuse: Sequence[str | Path]) -> None:
     plan = ledger.plan
     cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser()
     images = _decode(plan, cache_dir, view)
@@ -148,7 +153,7 @@ def _encode(ledger: Ledger, images: ImageStore, cache_dir: Path, cluster: Cluste
     """The latents of the images, by as many workers as the cluster holds."""
     plan = ledger.plan
     assert isinstance(plan.model, LatentModelPlan)
-    started = time.time()
+    started = unix_time()
     view.line(f"Encoding {len(images)} images with the VAE {plan.model.vae} ...")
     try:
         return ensure_latents(
@@ -166,7 +171,9 @@ def _encode(ledger: Ledger, images: ImageStore, cache_dir: Path, cluster: Cluste
         ledger.charge("encode", 1, started, workers, min(cluster.request.gpus, 1.0))
 
 
-def _known_jobs(ledger: Ledger, samples: SampleStore, reuse: Sequence[Path], view: View) -> tuple[JobOutline, ...]:
+def _known_jobs(
+    ledger: Ledger, samples: SampleStore, reuse: Sequence[str | Path], view: View
+) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
     ledger.know_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
     jobs = outline_jobs(ledger.plan, ledger.inputs)
@@ -177,16 +184,16 @@ def _known_jobs(ledger: Ledger, samples: SampleStore, reuse: Sequence[Path], vie
 
 def _finish(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> None:
     """Assemble, then sample, unless that is done for these very experts."""
-    plan, run_dir = ledger.plan, ledger.directory.path
+    plan, location = ledger.plan, ledger.directory.location
     experts = {
         region.name: digest([a.sha256 for a in ledger.artifacts(train_stage_name(region), EXPERT_FOLDER)])
         for region in plan.regions
     }
     vae = ledger.inputs.vae
     ensemble_key = assemble_key(plan, experts, vae)
-    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, run_dir, vae), request.gpus)
+    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, location, vae), request.gpus)
     view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
-    ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, run_dir), request.gpus)
+    ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, location), request.gpus)
 
 
 def _in_this_process(view: View) -> RunOnce:

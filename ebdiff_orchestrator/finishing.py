@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -12,6 +11,7 @@ from torch import nn
 from ebdiff_orchestrator.ensemble.images import sample_images, write_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
+from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
 from region_workers.dense import load_network
 from region_workers.latents.vae import load_vae
@@ -22,35 +22,38 @@ from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
 
-def assemble(plan: Plan, run_dir: Path, vae_digest: str | None) -> tuple[Artifact, ...]:
-    """Write the ensemble of the finished experts, with the VAE of their latents, to `run_dir/ensemble`; its files.
+def assemble(plan: Plan, location: str, vae_digest: str | None) -> tuple[Artifact, ...]:
+    """Write the ensemble of the finished experts, with the VAE of their latents, to the run's `ensemble`; its files.
 
     Raises RunFailed if that VAE is no longer the one of `vae_digest`.
     """
-    folders = [run_dir / train_stage_name(region) / EXPERT_FOLDER for region in plan.regions]
-    experts = [load_network(folder) for folder in folders]
+    run = RunDirectory(location)
+    run.fetch_stages([train_stage_name(region) for region in plan.regions])
+    experts = [load_network(run.path / train_stage_name(region) / EXPERT_FOLDER) for region in plan.regions]
     names = [region.name for region in plan.regions]
     save_ensemble(
-        run_dir / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, _vae(plan, vae_digest)
+        run.path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, _vae(plan, vae_digest)
     )
-    return _artifacts(run_dir, run_dir / ASSEMBLE)
+    return _published(run, ASSEMBLE)
 
 
-def sample(plan: Plan, run_dir: Path, report: Callable[[int, int], None] | None = None) -> tuple[Artifact, ...]:
-    """Write the plan's images and their grid to `run_dir/samples`; the files. On the GPU where there is one."""
+def sample(plan: Plan, location: str, report: Callable[[int, int], None] | None = None) -> tuple[Artifact, ...]:
+    """Write the plan's images and their grid to the run's `samples`; the files. On the GPU where there is one."""
     use_gpu = torch.cuda.is_available() and plan.workers.gpus != 0
     device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
+    run = RunDirectory(location)
+    run.fetch_stages([ASSEMBLE])
     images = sample_images(
-        load_ensemble(run_dir / ASSEMBLE, device=device),
+        load_ensemble(run.path / ASSEMBLE, device=device),
         sampling.num_images,
         plan.seed,
         sampling.steps,
         sampling.batch_size,
         report,
     )
-    write_images(images, run_dir / SAMPLE)
-    return _artifacts(run_dir, run_dir / SAMPLE)
+    write_images(images, run.path / SAMPLE)
+    return _published(run, SAMPLE)
 
 
 def _vae(plan: Plan, digest: str | None) -> nn.Module | None:
@@ -63,5 +66,6 @@ def _vae(plan: Plan, digest: str | None) -> nn.Module | None:
     return cast(nn.Module, vae)
 
 
-def _artifacts(run_dir: Path, folder: Path) -> tuple[Artifact, ...]:
-    return tuple(artifact(run_dir, path) for path in files_in(folder))
+def _published(run: RunDirectory, folder: str) -> tuple[Artifact, ...]:
+    run.publish(folder)
+    return tuple(artifact(run.path, path) for path in files_in(run.path / folder))

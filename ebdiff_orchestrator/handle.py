@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import ASSEMBLE, draw_folder
+from ebdiff_orchestrator.stages import ASSEMBLE, draw_folder, stage_names
 from schemas.job import TICKET_FILE
 from schemas.manifest import Manifest
 from schemas.ticket import Ticket
@@ -15,9 +15,9 @@ from schemas.ticket import Ticket
 
 @dataclass(frozen=True)
 class RunHandle:
-    """A run on disk."""
+    """A run in a folder or under a URL."""
 
-    run_dir: Path
+    run_dir: str | Path
 
     @property
     def manifest(self) -> Manifest:
@@ -27,11 +27,15 @@ class RunHandle:
     @property
     def tickets(self) -> dict[str, Ticket]:
         """The ticket of each region that has one, by the region's name."""
-        plan = self.manifest.plan
-        files = {region.name: self.run_dir / draw_folder(plan, region) / TICKET_FILE for region in plan.regions}
+        run = RunDirectory(self.run_dir)
+        plan = run.read().plan
+        run.fetch_stages([name for name in stage_names(plan) if name.startswith("draw/")])
+        files = {region.name: run.path / draw_folder(plan, region) / TICKET_FILE for region in plan.regions}
         return {n: Ticket.model_validate_json(f.read_text()) for n, f in files.items() if f.is_file()}
 
     @property
     def ensemble(self) -> EnsemblePipeline:
         """The finished ensemble as a diffusers pipeline, on the CPU."""
-        return load_ensemble(self.run_dir / ASSEMBLE)
+        run = RunDirectory(self.run_dir)
+        run.fetch_stages([ASSEMBLE])
+        return load_ensemble(run.path / ASSEMBLE)

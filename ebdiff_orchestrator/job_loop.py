@@ -18,13 +18,12 @@ from ebdiff_orchestrator.ledger import Ledger
 from ebdiff_orchestrator.placement.schedule import allowed_widths, speed_up
 from ebdiff_orchestrator.stages import JobOutline, worker_job
 from ebdiff_orchestrator.view import View
-from schemas.durable import write_text
+from schemas.clock import unix_time
 from schemas.errors import RunFailed
-from schemas.job import FAILURE_FILE, GROW_FILE, PROGRESS_FILE, STOP_FILE, Failure, Progress
+from schemas.job import FAILURE_FILE, GROW_FILE, PROGRESS_FILE, Failure, Progress
 
 _POLL_S = 0.5
 _Model = TypeVar("_Model", Progress, Failure)
-_STOP_LIMIT_S = 120.0
 _CHARGE_EVERY_S = 30.0
 _FREED_WITHIN_S = 15.0  # Ray counts what a job gave back a little later
 
@@ -45,10 +44,19 @@ class _Attempt:
 
 @dataclass
 class _Budget:
-    """A job's attempts in this launch, and why it has failed for good."""
+    """A job's attempts since it last got further, where it got to, and why it has failed for good.
+
+    `reached`: the stage and the step that an attempt went on from, so what is saved.
+    """
 
     attempts: int = 0
+    reached: tuple[int, int] = (0, 0)
     failed: str | None = None
+
+    def begins_at(self, reached: tuple[int, int]) -> None:
+        """An attempt goes on from there; one that starts from further than all before it has a whole budget."""
+        if reached > self.reached:
+            self.reached, self.attempts = reached, 1
 
 
 class JobLoop:
@@ -101,6 +109,10 @@ class JobLoop:
         decision = next_jobs(self._outlines(), self._workers_of, self._situation(), self._workers.wait_limit_s)
         for name, reason in decision.give_up.items():
             self._give_up(name, reason)
+        for name in decision.late:
+            self._give_up(
+                name, self._cluster.too_late(replace(self._cluster.request, processes=self._workers_of[name]))
+            )
         for name in decision.start:
             self._start(name)
         self._note_waiting(decision)
@@ -113,7 +125,7 @@ class JobLoop:
 
     def _situation(self) -> Situation:
         failed = frozenset(name for name, budget in self._budgets.items() if budget.failed)
-        waited = time.time() - self._waiting_since if self._waiting_since else 0.0
+        waited = unix_time() - self._waiting_since if self._waiting_since else 0.0
         done = self._ledger.done_stages()
         return Situation(done, frozenset(self._running), failed, self._free_workers(), waited)
 
@@ -129,8 +141,10 @@ class JobLoop:
         budget.attempts += not joins
         number = self._ledger.begin_attempt(outline)
         use_gpu = self._cluster.request.gpus > 0
-        job = worker_job(self._ledger.plan, outline, self._ledger.directory.path, self._ledger.inputs, number, use_gpu)
-        self._running[name] = _Attempt(outline, number, workers, self._cluster.start(job, workers), time.time())
+        directory = self._ledger.directory
+        job = worker_job(self._ledger.plan, outline, directory.location, self._ledger.inputs, number, use_gpu)
+        job = job.model_copy(update={"owner": directory.owner})
+        self._running[name] = _Attempt(outline, number, workers, self._cluster.start(job, workers), unix_time())
         how = f"goes on with {workers} workers" if joins else f"started (attempt {budget.attempts})"
         self._view.line(f"{name}: {how}.")
         self._view.job(name, Progress(stage=self._ledger.first_open(outline), state="starting"))
@@ -138,7 +152,7 @@ class JobLoop:
     def _watch(self) -> None:
         """Read what the workers say of themselves."""
         for name, attempt in list(self._running.items()):
-            if time.time() - attempt.charged_at > _CHARGE_EVERY_S:  # so that a killed driver loses little of it
+            if unix_time() - attempt.charged_at > _CHARGE_EVERY_S:  # so that a killed driver loses little of it
                 self._charge(attempt)
             progress = self._progress_of(attempt)
             if progress is None:
@@ -147,7 +161,8 @@ class JobLoop:
             if attempt.progress is None:
                 self._cluster.has_started(name)
             if progress.state == "running" and (attempt.progress is None or attempt.progress.state == "starting"):
-                self._restart_s = max(self._restart_s, time.time() - attempt.started_at)
+                self._restart_s = max(self._restart_s, unix_time() - attempt.started_at)
+                self._budgets[name].begins_at((attempt.outline.stages.index(progress.stage), progress.first_step))
             attempt.progress = progress
             self._ledger.see_running(attempt.outline, progress)
             self._view.job(name, progress)
@@ -160,7 +175,7 @@ class JobLoop:
     def _check_started(self, name: str, attempt: _Attempt) -> None:
         """Give up a job that Ray has not placed in time; the others go on."""
         limit = self._workers.wait_limit_s
-        if time.time() - attempt.started_at > limit and not attempt.future.done():
+        if unix_time() - attempt.started_at > limit and not attempt.future.done():
             del self._running[name]
             late = f"Given to Ray, but no worker began within workers.wait_limit_s = {limit:.0f} s; see `ray status`."
             self._give_up(name, late)
@@ -176,10 +191,14 @@ class JobLoop:
             progress = self._progress_of(attempt)
             if attempt.grow_to is not None and progress is not None and progress.state == "stopped":
                 self._workers_of[name] = attempt.grow_to
-                self._growing_since[name] = time.time()
+                self._growing_since[name] = unix_time()
+                continue
+            budget = self._budgets[name]
+            if self._left_early(attempt, progress):
+                budget.attempts -= 1
+                self._view.line(f"{name}: its machine is taken away; it goes on elsewhere from what is saved.")
                 continue
             failure = self._failure_of(attempt)
-            budget = self._budgets[name]
             if may_retry(budget.attempts, self._workers.retries, failure.retryable):
                 self._view.line(f"{name}: {failure.message} Trying again.")
                 self._ledger.mark(failure.stage, "pending", failure.message)
@@ -188,7 +207,7 @@ class JobLoop:
 
     def _charge(self, attempt: _Attempt) -> None:
         """Enter the devices that an attempt held, from its start to now."""
-        attempt.charged_at = time.time()
+        attempt.charged_at = unix_time()
         gpus = self._cluster.request.gpus
         self._ledger.charge(attempt.outline.name, attempt.number, attempt.started_at, attempt.workers, gpus)
 
@@ -211,14 +230,19 @@ class JobLoop:
         attempt = self._running[name]
         attempt.grow_to = count
         assert attempt.outline.train is not None
-        write_text(self._file(attempt.outline.train.name, GROW_FILE), str(attempt.number))
+        self._ledger.directory.write_note(f"{attempt.outline.train.name}/{GROW_FILE}", str(attempt.number))
         self._view.line(f"{name}: {count - attempt.workers} free workers join it at its next checkpoint.")
 
     def _shrink_what_cannot_grow(self) -> None:
         """A job that stopped to grow goes on as it was if the workers were not to be had after all."""
         for name, since in self._growing_since.items():
-            if time.time() - since > _FREED_WITHIN_S:
+            if unix_time() - since > _FREED_WITHIN_S:
                 self._workers_of[name] = self._planned[name]
+
+    def _left_early(self, attempt: _Attempt, progress: Progress | None) -> bool:
+        """Whether an attempt ended because its machine is taken away: that is no failure, and costs no retry."""
+        saved = progress is not None and progress.state == "stopped" and attempt.future.exception() is None
+        return saved or self._cluster.was_preempted(attempt.future.exception())
 
     def _failure_of(self, attempt: _Attempt) -> Failure:
         """What this attempt wrote of its failure, else what Ray says of the worker's end."""
@@ -236,7 +260,7 @@ class JobLoop:
             message=message,
             retryable=True,
             traceback=str(error or ""),
-            at=time.time(),
+            at=unix_time(),
         )
 
     def _file(self, stage: str, name: str) -> Path:
@@ -251,9 +275,9 @@ class JobLoop:
         if not decision.waiting or decision.start or self._running:
             self._waiting_since = None
         elif self._waiting_since is None:
-            self._waiting_since = time.time()
+            self._waiting_since = unix_time()
         if decision.waiting:
-            waited = f", {time.time() - self._waiting_since:.0f} s so far" if self._waiting_since else ""
+            waited = f", {unix_time() - self._waiting_since:.0f} s so far" if self._waiting_since else ""
             self._view.waiting(
                 f"{self._described(decision.waiting)}; "
                 f"free: {self._cluster.describe_free()} (at most {self._workers.wait_limit_s:.0f} s{waited})."
@@ -269,8 +293,8 @@ class JobLoop:
     def _stop(self, interrupts: Interrupts) -> None:
         """Ask the workers to save and stop, and wait for those at work; a second interrupt does not wait."""
         self._view.line("Stopping: the workers save their state (Ctrl-C again: at once) ...")
-        (self._ledger.directory.path / STOP_FILE).touch()
-        deadline = time.monotonic() + _STOP_LIMIT_S
+        self._ledger.directory.ask_to_stop(True)
+        deadline = time.monotonic() + self._ledger.plan.checkpointing.stop_limit_s
         at_work = [attempt for attempt in self._running.values() if attempt.progress is not None]
         while not all(attempt.future.done() for attempt in at_work):
             if interrupts.insisted or time.monotonic() > deadline:
@@ -293,9 +317,9 @@ class JobLoop:
             )
 
     def _how_to_go_on(self) -> str:
-        path = self._ledger.directory.path
-        relative = os.path.relpath(path)
-        return f"ebdiff resume {relative if len(relative) < len(str(path)) else path}"
+        location = self._ledger.directory.location
+        relative = location if self._ledger.directory.is_mirrored else os.path.relpath(location)
+        return f"ebdiff resume {relative if len(relative) < len(location) else location}"
 
 
 def _remaining_s(attempt: _Attempt) -> float | None:

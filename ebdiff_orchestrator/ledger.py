@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import Inputs, JobOutline
 from region_workers.results import finished_result
+from schemas.clock import unix_time
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
 from schemas.manifest import DenseSource, Launch, Lease, Manifest, StageRecord, Status
@@ -32,7 +31,7 @@ class Ledger:
 
     def begin_launch(self) -> None:
         """The clock of this launch starts; every later entry moves its end along."""
-        self._launch = Launch(started_at=time.time(), ended_at=time.time())
+        self._launch = Launch(started_at=unix_time(), ended_at=unix_time())
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage is finished."""
@@ -100,7 +99,7 @@ class Ledger:
             job=job,
             attempt=attempt,
             started_at=started_at,
-            ended_at=time.time(),
+            ended_at=unix_time(),
             workers=workers,
             gpus=workers * gpus_each,
         )
@@ -142,20 +141,19 @@ class Ledger:
 
     def take_results(self, jobs: tuple[JobOutline, ...]) -> None:
         """Enter the stages that workers have finished, once their files are verified."""
-        for job in jobs:
-            for stage in (job.draw, job.train):
-                if stage is None or self.is_done(stage.name):
-                    continue
-                result = finished_result(self.directory.path, stage)
-                if result is None:
-                    continue
-                damaged = self.directory.damaged(result.artifacts)
-                if damaged:
-                    self._forget(stage.name, damaged[0])
-                else:
-                    self._enter(result)
-                    source = f", taken over from {result.reused_from}" if result.reused_from else ""
-                    self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps{source}).")
+        stages = [stage for job in jobs for stage in (job.draw, job.train) if stage and not self.is_done(stage.name)]
+        self.directory.refresh([stage.name for stage in stages])
+        for stage in stages:
+            result = finished_result(self.directory.path, stage)
+            if result is None:
+                continue
+            damaged = self.directory.damaged(result.artifacts)
+            if damaged:
+                self._forget(stage.name, damaged[0])
+            else:
+                self._enter(result)
+                source = f", taken over from {result.reused_from}" if result.reused_from else ""
+                self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps{source}).")
 
     def mark(self, stage: str, status: Status, error: str | None) -> None:
         """Set a stage's status and what is to be said of it."""
@@ -166,9 +164,9 @@ class Ledger:
         record = self.manifest.stage(name)
         if record.status == "done" and record.key == key:
             return
-        started = time.time()
+        started = unix_time()
         self._put(record, key=key, status="running", attempts=record.attempts + 1, started_at=started)
-        shutil.rmtree(self.directory.path / name, ignore_errors=True)
+        self.directory.discard(name)
         try:
             artifacts = act()
         except BaseException as error:
@@ -176,7 +174,7 @@ class Ledger:
             raise
         finally:
             self.charge(name, record.attempts + 1, started, 1, min(gpus, 1.0))
-        finished = time.time()
+        finished = unix_time()
         self._put(
             self.manifest.stage(name),
             status="done",
@@ -188,7 +186,7 @@ class Ledger:
 
     def _forget(self, stage: str, damaged: str) -> None:
         self._say(f"{stage}: {damaged} is missing or damaged; the stage is done again.")
-        (self.directory.path / stage / RESULT_FILE).unlink(missing_ok=True)
+        self.directory.discard(f"{stage}/{RESULT_FILE}")
 
     def _enter(self, result: StageResult) -> None:
         record = self.manifest.stage(result.stage)
@@ -214,7 +212,7 @@ class Ledger:
     def _save(self, manifest: Manifest) -> None:
         """Write the manifest; this launch has lasted until now."""
         if self._launch is not None:
-            launch = self._launch.model_copy(update={"ended_at": time.time()})
+            launch = self._launch.model_copy(update={"ended_at": unix_time()})
             earlier = tuple(one for one in manifest.launches if one.started_at != launch.started_at)
             manifest = manifest.model_copy(update={"launches": (*earlier, launch)})
         self.manifest = self.directory.write(manifest)

@@ -10,7 +10,9 @@ import yaml
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.preset_plans import merged, methods, preset_values, presets
-from schemas.errors import PlanError, from_validation_error
+from ebdiff_orchestrator.yaml_text import read_yaml
+from schemas.errors import PlanError, from_validation_error, shown
+from schemas.keys import similar_word
 from schemas.plan import Plan
 
 
@@ -33,7 +35,7 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
     try:
         return Plan.model_validate(values)
     except ValidationError as error:
-        raise from_validation_error(error, f"The plan {title} cannot run as written") from None
+        raise from_validation_error(error, f"The plan {title} cannot run as written", Plan) from None
 
 
 def plan_as_yaml(plan: Plan) -> str:
@@ -44,24 +46,29 @@ def plan_as_yaml(plan: Plan) -> str:
 def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(plan)
     if path.is_dir():
-        raise PlanError(f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}).")
+        raise PlanError(
+            f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}). "
+            "Name the file in it, or a preset."
+        )
     if path.suffix not in (".yaml", ".yml") and not path.is_file():
-        values = preset_values(plan)
-        if values is None:
-            raise PlanError(
-                f"PLAN = {plan}: neither a preset ({', '.join(presets())}, each also with a method, as in cifar10-eb: "
-                f"{', '.join(methods())}) nor a file. Check the name or the path."
-            )
-        return values
-    try:
-        values = yaml.load(_text_of(path), _StrictLoader)
-    except yaml.YAMLError as error:
-        raise PlanError(f"PLAN = {plan}: not valid YAML: {error}") from None
+        return _preset(plan)
+    values = read_yaml(_text_of(path), f"PLAN = {plan}")
     if not isinstance(values, dict):
         raise PlanError(
             f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits --yaml` for one."
         )
     return _with_base(values, path, above)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    values = preset_values(name)
+    if values is None:
+        known = [*presets(), *(f"{preset}-{method}" for preset in presets() for method in methods())]
+        raise PlanError(
+            f"PLAN = {name}: expected a file, or a preset ({', '.join(presets())}), also with a method, as in "
+            f"cifar10-eb ({', '.join(methods())}). Check the name or the path.{similar_word(name, known)}"
+        )
+    return values
 
 
 def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> d
         return values
     above = (*above, path.resolve())
     if not isinstance(base, str) or (path.parent / base).resolve() in above:
-        raise PlanError(f"base = {base}: expected a preset or another YAML file. Change it in {path}.")
+        raise PlanError(f"base = {shown(base)}: expected a preset or another YAML file. Change it in {path}.")
     beside = path.parent / base
     try:
         below = _read(str(beside) if beside.is_file() else base, above)
@@ -81,37 +88,25 @@ def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> d
 
 
 def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise PlanError(
-            f"PLAN = {path}: no such file. Give a YAML file, or a preset: {', '.join(presets())}."
-        ) from None
+            f"PLAN = {path}: no such file; expected a YAML file or a preset ({', '.join(presets())}). Check the path."
+        )
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"PLAN = {path}: expected a readable UTF-8 text file ({error}).") from None
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is a mistake, not a silent loss of the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice[0]} stands twice; merge its sections", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+        raise PlanError(
+            f"PLAN = {path}: expected a readable UTF-8 text file ({error}). Check the file, or save it anew as UTF-8."
+        ) from None
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key:
-        raise PlanError(f"--set {change}: expected key=value, for example --set training.steps=2000.")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise PlanError(f"--set {change}: the value is not valid YAML. Quote it.") from None
+        raise PlanError(f"--set {shown(change)}: expected key=value. Write it as in --set training.steps=2000.")
+    value = read_yaml(text, f"--set {shown(change)}")
     if isinstance(value, str) and _is_exponent_number(value):
         value = float(value)  # YAML 1.1 reads 2e-4 as text
     *parents, last = key.split(".")
@@ -128,7 +123,7 @@ def _step_into(target: Any, part: str, path: str, change: str) -> Any:
     if child is None:
         child = target[part] = {}
     if not isinstance(child, dict | list):
-        raise PlanError(f"--set {change}: {path} is a single value, not a section. Check the key.")
+        raise PlanError(f"--set {shown(change)}: {path} is a single value; expected a section there. Check the key.")
     return child
 
 
@@ -141,7 +136,9 @@ def _assign(target: Any, last: str, value: Any, change: str) -> None:
 
 def _position(target: list[Any], part: str, change: str) -> int:
     if not part.isdigit() or int(part) >= len(target):
-        raise PlanError(f"--set {change}: expected a position from 0 to {len(target) - 1} in place of {part}.")
+        raise PlanError(
+            f"--set {shown(change)}: expected a position from 0 to {len(target) - 1} in place of {part}. Change it."
+        )
     return int(part)
 
 

@@ -18,7 +18,7 @@ Stage = DrawStage | TrainStage
 
 
 def take_over(
-    directory: RunDirectory, jobs: Sequence[JobOutline], runs: Sequence[Path], say: Callable[[str], None]
+    directory: RunDirectory, jobs: Sequence[JobOutline], runs: Sequence[str | Path], say: Callable[[str], None]
 ) -> dict[str, Path]:
     """Copy into `directory` every stage of `jobs` that one of `runs` has finished under the same key.
 
@@ -29,14 +29,20 @@ def take_over(
     others = [RunDirectory(run) for run in runs]
     for other in others:
         other.read()
+        other.fetch_folder("")
+    if others:
+        directory.fetch_folder("")
     borrowed = {}
     for job in jobs:
         for stage in (job.draw, job.train):
             if stage is None or finished_result(directory.path, stage) is not None:
                 continue
-            if not any(_take(directory.path, other.path, stage) for other in others) and isinstance(stage, TrainStage):
+            if any(_take(directory.path, other.path, stage) for other in others):
+                directory.publish(stage.name)
+            elif isinstance(stage, TrainStage):
                 source = _borrow_checkpoint(directory.path, [other.path for other in others], stage, say)
                 if source is not None:
+                    directory.publish(f"{stage.name}/{CHECKPOINTS_FOLDER}")
                     borrowed[stage.name] = source
     return borrowed
 

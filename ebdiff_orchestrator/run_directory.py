@@ -1,36 +1,63 @@
-"""A run is its directory: opening one, its manifest, its lock, and verifying what it holds."""
+"""A run is its directory: opening one, its manifest, its owner, and verifying what it holds."""
 
 from __future__ import annotations
 
-import fcntl
 import platform
 import re
-import time
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ebdiff_orchestrator.mirror import Mirror, NoMirror, StoreMirror
+from ebdiff_orchestrator.ownership import Claims, FolderClaims, Ownership, Say, StoredClaims, claim_run
 from ebdiff_orchestrator.stages import stage_names
 from region_workers.checkpoints import newest_step
+from region_workers.data.store import default_cache_dir
+from region_workers.object_store import ObjectStore
 from region_workers.results import is_whole
-from schemas.durable import write_model
+from schemas.clock import unix_time
+from schemas.digest import digest
+from schemas.durable import write_model, write_text
 from schemas.errors import PlanError, UserError, plan_error
-from schemas.job import CHECKPOINTS_FOLDER, Artifact
+from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact
+from schemas.location import folder_of, object_url
 from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest
+from schemas.owner import OWNERS_FOLDER
 from schemas.plan import Plan
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
-_LOCK_FILE = ".driver-lock"
+_MIRRORS_FOLDER = "runs"
 _STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")
 
 
 class RunDirectory:
-    """The directory of one run. Only its driver writes the manifest."""
+    """The directory of one run: a path, or a `file://`, `s3://` or `gs://` URL. Only its driver writes the manifest.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+    `path` is the folder to work in: the directory itself, or what stands for the URL on this machine.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        url = object_url(location)
+        self._ownership: Ownership | None = None
+        self._mirror: Mirror = NoMirror()
+        self._claims: Claims
+        if url is None:
+            self.path = folder_of(location)
+            self.location = str(self.path)
+            self._claims = FolderClaims(self.path)
+            return
+        self.path = default_cache_dir() / _MIRRORS_FOLDER / digest(url)[:16]
+        self.location = url
+        store = ObjectStore(url)
+        self._mirror, self._claims = StoreMirror(store, self.path), StoredClaims(store)
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether the run is in an object store."""
+        return not isinstance(self._mirror, NoMirror)
 
     @property
     def manifest_file(self) -> Path:
@@ -38,20 +65,83 @@ class RunDirectory:
         return self.path / MANIFEST_FILE
 
     def exists(self) -> bool:
-        """Whether there is a run in this directory."""
+        """Whether there is a run in this directory. UserError if its store does not say."""
+        try:
+            self._mirror.fetch([MANIFEST_FILE])
+        except OSError as error:
+            raise self._unusable(error) from None
         return self.manifest_file.is_file()
 
     def read(self) -> Manifest:
         """The manifest. UserError if the directory holds no run, or one this version cannot read."""
         if not self.exists():
-            raise UserError(f"DIR = {self.path}: no run here (no {MANIFEST_FILE}). Check the path, or launch a plan.")
+            raise UserError(
+                f"DIR = {self.location}: no run here; expected a folder with a {MANIFEST_FILE}. "
+                "Check the path, or launch a plan."
+            )
         return read_manifest(self.path)
 
     def write(self, manifest: Manifest) -> Manifest:
-        """Write the manifest durably; returns it as written."""
-        stamped = manifest.model_copy(update={"updated_at": time.time()})
+        """Write the manifest durably; returns it as written. RunTakenOverError if another driver has the run now."""
+        self.check_owner()
+        stamped = manifest.model_copy(update={"updated_at": unix_time()})
         write_model(self.manifest_file, stamped)
+        self._mirror.publish(MANIFEST_FILE)
         return stamped
+
+    def write_note(self, key: str, text: str) -> None:
+        """Leave a word for the workers, in the file of that key."""
+        write_text(self.path / key, text)
+        self._mirror.publish(key)
+
+    def refresh(self, stages: Sequence[str]) -> None:
+        """See what the workers of these stages say of themselves."""
+        said = (PROGRESS_FILE, FAILURE_FILE, RESULT_FILE)
+        self._mirror.fetch([f"{stage}/{name}" for stage in stages for name in said])
+
+    def fetch_stages(self, stages: Sequence[str]) -> None:
+        """Have the recorded files of these stages in `path`."""
+        manifest = self.read()
+        self._mirror.fetch_artifacts([item for name in stages for item in manifest.stage(name).artifacts])
+
+    def fetch_folder(self, folder: str) -> None:
+        """Have the files of a folder in `path`."""
+        self._mirror.fetch_folder(folder)
+
+    def publish(self, folder: str) -> None:
+        """The folder's files are whole: let everybody see them."""
+        self._mirror.publish(folder)
+
+    def discard(self, key: str) -> None:
+        """Delete a file of the run, or a folder."""
+        place = self.path / key
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+        self._mirror.discard(key)
+
+    def discard_copy(self) -> None:
+        """Delete what stands for a run in an object store on this machine."""
+        if self.is_mirrored:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def ask_to_stop(self, stop: bool) -> None:
+        """Ask the workers to save and stop, or no longer."""
+        if stop:
+            self.write_note(STOP_FILE, "")
+        else:
+            self.discard(STOP_FILE)
+
+    @property
+    def owner(self) -> str:
+        """The name of this driver's claim, while it holds the run."""
+        return self._ownership.name if self._ownership else ""
+
+    def check_owner(self) -> None:
+        """Raise RunTakenOverError if this driver held the run and another has it now."""
+        if self._ownership is not None:
+            self._ownership.check()
 
     def begin(self, plan: Plan) -> Manifest:
         """The manifest of this plan's run: a new one, or the one at hand if it is of the same experiment.
@@ -77,7 +167,10 @@ class RunDirectory:
         ]
         if changed:
             lines = "\n".join(f"  - {line}" for line in changed)
-            raise PlanError(f"ebdiff extend changes nothing but training.steps and regions.N.steps, not:\n{lines}")
+            raise PlanError(
+                "--set: expected a change of training.steps or regions.N.steps, which is all that ebdiff extend changes, "
+                f"not:\n{lines}\nLeave it out, or launch a new run."
+            )
         stages = dict(manifest.stages)
         for region in plan.regions:
             record = manifest.stage(f"train/{region.name}")
@@ -95,18 +188,33 @@ class RunDirectory:
         return self.write(manifest.model_copy(update=update))
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Hold the run, so that no second driver works on it. UserError if another one does."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / _LOCK_FILE).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"DIR = {self.path}: another launch or resume is working on this run. "
-                    f"Watch it with `ebdiff status {self.path} --watch`, or give another --run-dir."
-                ) from None
+    def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:
+        """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`."""
+        try:
+            self._ownership = claim_run(self._claims, self.location, take_over=take_over, say=say)
+        except OSError as error:
+            raise self._unusable(error) from None
+        try:
             yield
+        finally:
+            self._ownership.release()
+            self._ownership = None
+            if not self.manifest_file.is_file():  # it was refused: nothing of it stays
+                self.discard(OWNERS_FOLDER)
+                with suppress(OSError):  # somebody else's files are in it
+                    self.path.rmdir()
+
+    def _unusable(self, error: OSError) -> UserError:
+        """For people: why nothing can be written there."""
+        if self.is_mirrored:
+            return UserError(
+                f"DIR = {self.location}: expected a store that answers, and a bucket that exists ({error}). "
+                "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
+            )
+        return UserError(
+            f"DIR = {self.location}: expected a folder that can be written ({error.strerror or error}). "
+            "Give another --run-dir, or make it writable."
+        )
 
     @contextmanager
     def discarded_if_refused(self) -> Iterator[None]:
@@ -115,14 +223,12 @@ class RunDirectory:
             yield
         except UserError:
             if not self.read().begun():
-                self.manifest_file.unlink()
-                (self.path / _LOCK_FILE).unlink(missing_ok=True)
-                with suppress(OSError):  # somebody else's files are in it
-                    self.path.rmdir()
+                self.discard(MANIFEST_FILE)
             raise
 
     def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
         """The artifacts that are missing or whose bytes are not those recorded."""
+        self._mirror.fetch_artifacts(artifacts)
         return [item.path for item in artifacts if not is_whole(self.path, item)]
 
 
@@ -156,13 +262,13 @@ def _refusal(path: Path, old: Plan, new: Plan) -> str:
     lines = "\n".join(f"  - {line}" for line in changed)
     lines += _extend_hint(path, changed)
     return (
-        f"DIR = {path}: holds a run of a different experiment. What differs (there -> asked for):\n{lines}\n"
+        f"DIR = {path}: holds a run of a different experiment; expected one of this plan. What differs (there -> asked for):\n{lines}\n"
         f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"
     )
 
 
 def _new_manifest(plan: Plan) -> Manifest:
-    now = time.time()
+    now = unix_time()
     return Manifest(
         created_at=now,
         updated_at=now,

@@ -94,9 +94,21 @@ def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: Vi
 def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
     """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
     pipeline = load_ensemble(job.ensemble, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
-    if job.classes and pipeline.num_classes is not None and max(job.classes) >= pipeline.num_classes:
-        raise UserError(f"--class {max(job.classes)}: expected 0 to {pipeline.num_classes - 1}. Change it.")
+    _check_options(job, pipeline.num_classes, len(pipeline.scheduler))
     return pipeline
+
+
+def _check_options(job: ImageJob, num_classes: int | None, timesteps: int) -> None:
+    """Raise UserError, naming the option, for what this ensemble has not."""
+    if job.steps is not None and job.steps > timesteps:
+        raise UserError(problem("--steps", job.steps, f"at most {timesteps}, the ensemble's timesteps", "Lower it."))
+    if num_classes is None and job.classes:
+        raise UserError(problem("--class", job.classes[0], "none, since the ensemble has no classes", "Leave it out."))
+    if num_classes is None and job.guidance_scale not in (None, 1.0):
+        expected = "1, since the ensemble has no classes"
+        raise UserError(problem("--guidance", f"{job.guidance_scale:g}", expected, "Leave it out."))
+    if num_classes is not None and job.classes and max(job.classes) >= num_classes:
+        raise UserError(problem("--class", max(job.classes), f"0 to {num_classes - 1}", "Change it."))
 
 
 def _draw(

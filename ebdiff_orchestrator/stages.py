@@ -70,7 +70,7 @@ def draw_folder(plan: Plan, region: RegionPlan) -> str:
 
 
 def worker_job(
-    plan: Plan, outline: JobOutline, run_dir: Path, inputs: Inputs, attempt: int = 1, use_gpu: bool = True
+    plan: Plan, outline: JobOutline, run_dir: str | Path, inputs: Inputs, attempt: int = 1, use_gpu: bool = True
 ) -> WorkerJob:
     """The outline with everything a worker needs."""
     return WorkerJob(
@@ -88,6 +88,7 @@ def worker_job(
         draw_plan=plan.draw,
         training=plan.training,
         checkpointing=plan.checkpointing,
+        hang_limit_s=plan.workers.hang_limit_s,
         logging=plan.logging,
         draw=outline.draw,
         train=outline.train,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ebdiff_orchestrator.reports.method import method_of
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.view import progress_table
 from region_workers.costs import Costs
+from schemas.clock import unix_time
 from schemas.job import PROGRESS_FILE, Progress
 from schemas.manifest import Manifest, StageRecord
 
@@ -43,20 +45,20 @@ class RunStatus:
             table.add_column(heading)
         for record in self.manifest.stages.values():
             table.add_row(*_cells(record))
-        heard = {n: p for n, p in self.progress.items() if time.time() - p.updated_at < _FRESH_S}
+        heard = {n: p for n, p in self.progress.items() if unix_time() - p.updated_at < _FRESH_S}
         running = {n: p for n, p in heard.items() if p.state == "running"}
         return Group(table, progress_table(running)) if running else Group(table)
 
 
-def read_status(run_dir: Path) -> RunStatus:
+def read_status(run_dir: str | Path) -> RunStatus:
     """The status of the run in `run_dir`; UserError if there is none."""
     directory = RunDirectory(run_dir)
     manifest = directory.read()
+    directory.refresh(list(manifest.stages))
     progress = {}
     for name in manifest.stages:
-        path = directory.path / name / PROGRESS_FILE
-        if path.is_file():
-            progress[name] = Progress.model_validate_json(path.read_text())
+        with suppress(OSError, ValueError):  # not there, or not as written: at work, the next one comes in a second
+            progress[name] = Progress.model_validate_json((directory.path / name / PROGRESS_FILE).read_text())
     return RunStatus(manifest, progress)
 
 

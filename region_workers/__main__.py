@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -21,7 +22,8 @@ def main() -> int:
         return 2
     job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        limit = timedelta(seconds=job.hang_limit_s)
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
     try:
         run_job(job)
     except StopRequestedError:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from region_workers.device import World
+from region_workers.host_copy import HostCopy
 from schemas.digest import file_digest
 from schemas.durable import remove_leftovers, write_folder
-from schemas.section import Section
+from schemas.sealed import Sealed
 from schemas.tables import Row, read_metrics, write_metrics
 
 _STATE, _METRICS, _INFO = "state.safetensors", "metrics.parquet", "checkpoint.json"
 
 
-class CheckpointInfo(Section):
+class CheckpointInfo(Sealed):
     """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file."""
 
     key: str
@@ -53,11 +56,25 @@ def newest_step(folder: Path) -> int:
 
 
 class Checkpoints:
-    """The checkpoints of one stage, newest last; only the newest `keep` stay."""
+    """The checkpoints of one stage, newest last; only the newest `keep` stay.
+
+    One at a time is written in the background, from a copy on the host, while training goes on. Leaving the context
+    waits for it. `passed_over` says, for people, which damaged ones `newest_good` found; empty: none.
+    """
 
     def __init__(self, folder: Path, key: str, keep: int) -> None:
         self._folder, self._key, self._keep = folder, key, keep
+        self._copy = HostCopy()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self.passed_over = ""
         folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
 
     def save(
         self,
@@ -67,15 +84,33 @@ class Checkpoints:
         metrics: list[Row],
         write_more: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write one checkpoint durably, then drop the oldest. `write_more` may add files of the stage's own.
+        """Take one checkpoint: what is given is copied now, and written durably while the caller goes on.
 
-        A step that has a good checkpoint already keeps it: the same step has the same state.
+        `write_more` may add files of the stage's own, from what does not change any more. A step that has a good
+        checkpoint already keeps it: the same step has the same state. Raises what the last writing failed with.
         """
+        self.wait()
         if _verified(self._path(step), self._key) is not None:
             return
+        copies, rows = self._copy.take(tensors), list(metrics)
+        self._writing = self._writer.submit(self._write, step, active_s, copies, rows, write_more)
 
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk; raises what its writing failed with."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(
+        self,
+        step: int,
+        active_s: float,
+        tensors: dict[str, torch.Tensor],
+        metrics: list[Row],
+        write_more: Callable[[Path], None] | None,
+    ) -> None:
         def write(folder: Path) -> None:
-            save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, folder / _STATE)
+            save_file(tensors, folder / _STATE)
             write_metrics(folder / _METRICS, metrics)
             if write_more is not None:
                 write_more(folder)
@@ -100,6 +135,7 @@ class Checkpoints:
         for folder in reversed(_all(self._folder)):
             info = _verified(folder, self._key)
             if info is None:
+                self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket; "
                 shutil.rmtree(folder)
             elif most_steps is None or info.step <= most_steps:
                 return info.step
@@ -110,10 +146,11 @@ class Checkpoints:
         return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
 
     def _path(self, step: int) -> Path:
-        return self._folder / f"step-{step:09d}"
+        return self._folder / _name(step)
 
     def clear(self) -> None:
         """Delete every checkpoint, once the stage's result is on disk."""
+        self.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -131,4 +168,9 @@ def _verified(folder: Path, key: str) -> CheckpointInfo | None:
         return None
     files = {name: folder / name for name in info.sha256}
     whole = all(path.is_file() and file_digest(path) == info.sha256[name] for name, path in files.items())
-    return info if whole and info.key == key else None
+    in_place = info.key == key and folder.name == _name(info.step)
+    return info if whole and in_place else None
+
+
+def _name(step: int) -> str:
+    return f"step-{step:09d}"

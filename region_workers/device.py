@@ -6,6 +6,7 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,28 @@ from schemas.plan import TrainingPlan
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
+def never() -> bool:
+    """No."""
+    return False
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True)
 class World:
-    """Which of a region's workers this one is, and on what it computes."""
+    """Which of a region's workers this one is, and on what it computes.
+
+    `leaves_soon` says whether a machine of the region is about to be taken away; all workers ask it equally often.
+    `pulse` is told of every step.
+    """
 
     device: torch.device
     rank: int
     size: int
+    leaves_soon: Callable[[], bool] = never
+    pulse: Callable[[], None] = nothing
 
     @property
     def leads(self) -> bool:
@@ -63,7 +79,7 @@ class World:
         return tensor
 
 
-def current_world(use_gpu: bool) -> World:
+def current_world(use_gpu: bool, leaves_soon: Callable[[], bool] = never, pulse: Callable[[], None] = nothing) -> World:
     """From the process group if there is one, else a world of one."""
     joined = dist.is_available() and dist.is_initialized()
     if use_gpu and torch.cuda.is_available():
@@ -71,7 +87,8 @@ def current_world(use_gpu: bool) -> World:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    return World(device, dist.get_rank() if joined else 0, dist.get_world_size() if joined else 1)
+    rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+    return World(device, rank, size, leaves_soon, pulse)
 
 
 def prepare_process(training: TrainingPlan) -> None:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 import torch
+import torch.distributed as dist
 
 from schemas.errors import RunFailed, UserError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
+_FOR_GOOD = (*_NO_SPACE, *_NO_WRITING, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class NonFiniteLossError(RunFailed):
@@ -19,13 +26,32 @@ class StageHeldError(RuntimeError):
     """Another worker, perhaps one left over from before a crash, still holds the stage."""
 
 
+class HangError(RuntimeError):
+    """No step was made for too long."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(
+            f"No step was made for {limit_s:.0f} s, so the worker ended itself: another worker of its region or the "
+            "device does not answer. Where a step really takes so long, raise workers.hang_limit_s."
+        )
+
+
 class StopRequestedError(Exception):
     """The run was asked to stop; the state is saved."""
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same work may succeed when tried again: not if its inputs decide that it fails."""
-    return not isinstance(error, RunFailed | UserError | torch.OutOfMemoryError | AssertionError)
+    """Whether the same work may succeed when tried again: if the machine or its neighbours failed, not the program.
+
+    That is a device that broke, a connection or a disk that did not answer, a worker told to end. What the program or
+    its inputs decide would fail again.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in _FOR_GOOD
+    broken = (StageHeldError, HangError, torch.AcceleratorError, dist.DistError, SystemExit, KeyboardInterrupt)
+    return isinstance(error, broken) or _is_of_the_process_group(error)
 
 
 def message_for_people(error: BaseException) -> str:
@@ -35,6 +61,17 @@ def message_for_people(error: BaseException) -> str:
             "The device ran out of memory. Lower training.batch_size, raise training.gradient_accumulation, "
             "use training.precision=bf16, or give each region more of the device (workers.gpus)."
         )
-    if isinstance(error, RunFailed | UserError | StageHeldError):
+    if isinstance(error, dist.DistError) or _is_of_the_process_group(error):
+        return f"The workers of the region lost each other: {str(error).splitlines()[0]}"
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return f"{error}: the disk is full, or over its quota. Free some space there; what was saved is whole."
+    if isinstance(error, OSError) and error.errno in _NO_WRITING:
+        return f"{error}: it cannot be written. Give the run's user the right to; what was saved is whole."
+    if isinstance(error, RunFailed | UserError | StageHeldError | HangError):
         return str(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _is_of_the_process_group(error: BaseException) -> bool:
+    """Gloo, and torch.distributed when a neighbour is gone, raise plain RuntimeErrors."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "process group"))

@@ -67,7 +67,7 @@ def check_prunable(config: Mapping[str, Any]) -> None:
                 "out_channels",
                 config["out_channels"],
                 f"in_channels = {config['in_channels']}, since the network predicts the noise alone",
-                "Networks that also predict a variance are not supported.",
+                "Choose one that predicts no variance.",
             )
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from region_workers.costs import CostCounter, cost_counter
@@ -17,6 +18,7 @@ from region_workers.networks import check_prunable, network_inputs
 from schemas.digest import digest, file_digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
+from schemas.json_files import read_object
 from schemas.manifest import MANIFEST_FILE, DenseSource, read_manifest
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
@@ -44,11 +46,14 @@ class DenseFolder:
     def load(self, dropout: float, side: int) -> nn.Module:
         """The network with its weights, float32, on the CPU, for samples of that side; dropout as the plan says.
 
-        Weights are loaded strictly.
+        Weights are loaded strictly; PlanError if they are not those of the network.
         """
-        network: nn.Module = network_class(self.class_name).from_pretrained(
-            self.folder, dropout=dropout, sample_size=side, low_cpu_mem_usage=False, use_safetensors=True
-        )
+        try:
+            network: nn.Module = network_class(self.class_name).from_pretrained(
+                self.folder, dropout=dropout, sample_size=side, low_cpu_mem_usage=False, use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise _bad_weights(self.folder, str(error).splitlines()[0]) from None
         return network
 
 
@@ -64,7 +69,7 @@ def find_dense(pretrained: str) -> DenseFolder:
         folder = _network_folder(_download(pretrained), pretrained)
     else:
         raise plan_error(_FIELD, pretrained, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
-    config = json.loads((folder / _CONFIG).read_text())
+    config = _config(folder, pretrained)
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     if arguments.pop("kept_channels", None):
         raise plan_error(_FIELD, pretrained, "a dense network", "This one is pruned: give the one that it came from.")
@@ -72,9 +77,14 @@ def find_dense(pretrained: str) -> DenseFolder:
         raise plan_error(_FIELD, pretrained, f"weights as {WEIGHTS_FILE}", "Convert them: no pickle is read.")
     dense = DenseFolder(folder, str(config.get("_class_name")), arguments, run)
     try:
-        check_prunable(cast(Any, _without_weights(dense.class_name, arguments)).config)
+        network = _without_weights(dense.class_name, arguments)
+        check_prunable(cast(Any, network).config)
     except UserError as error:
         raise PlanError(f"{_FIELD} = {pretrained}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+        remedy = f"Its {_CONFIG} says what cannot be built ({error}). Replace the file."
+        raise plan_error(_FIELD, pretrained, _EXPECTED, remedy) from None
+    _check_weights(folder, network)
     return dense
 
 
@@ -99,10 +109,56 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
 def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = None) -> CostCounter:
     """What the plan's dense network and its prunings cost; `dense`: its start as recorded, for it may have moved."""
     if model.pretrained is None:
-        return cost_counter(model, data)
+        shape = DataPlan(resolution=data.resolution, channels=data.channels)  # all that the network takes of the data
+        return cost_counter(model, shape)
     found = dense or find_dense(model.pretrained)
     network = _without_weights(found.class_name, found.arguments)
     return CostCounter(network, network_inputs(network, side=sample_shape(model, data)[1]))
+
+
+def _check_weights(folder: Path, network: nn.Module) -> None:
+    """Raise PlanError unless the files in `folder` hold as many weights of each shape as `network` has.
+
+    Only their headers are read. Names are left to the loading, since diffusers knows older ones too.
+    """
+    found: Counter[tuple[int, ...]] = Counter()
+    for path in _weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                found.update(tuple(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise _bad_weights(folder, f"{path.name} is no whole safetensors file: {error}") from None
+    expected = Counter(tuple(tensor.shape) for tensor in network.state_dict().values())
+    for shape in (found - expected) + (expected - found):
+        counts = f"{found[shape]} weights of shape {list(shape)}, not {expected[shape]}"
+        raise _bad_weights(folder, f"{WEIGHTS_FILE} holds {counts} as by {_CONFIG}")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The one file of the weights, or those that the index of several names."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    index = folder / f"{WEIGHTS_FILE}.index.json"
+    try:
+        names = sorted(set(read_object(index)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _bad_weights(folder, f"there is neither {WEIGHTS_FILE} nor a readable {index.name}: {error}") from None
+    outside = [name for name in names if name != Path(str(name)).name]
+    if outside:
+        raise _bad_weights(folder, f"{index.name} names {outside[0]}, which is outside the folder")
+    return [folder / name for name in names]
+
+
+def _bad_weights(folder: Path, reason: str) -> PlanError:
+    expected = f"safetensors weights that fit its {_CONFIG}"
+    return plan_error(_FIELD, folder, expected, f"They do not ({reason}). Replace the files, or save the model anew.")
+
+
+def _config(folder: Path, pretrained: str) -> dict[str, Any]:
+    try:
+        return read_object(folder / _CONFIG)
+    except ValueError as error:
+        raise plan_error(_FIELD, pretrained, _EXPECTED, f"{folder}: {error}. Replace the file.") from None
 
 
 def _without_weights(class_name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -114,14 +170,17 @@ def _without_weights(class_name: str, arguments: dict[str, Any]) -> nn.Module:
 
 def _expert_of(run: Path) -> Path:
     """The expert of a run of one region that was not pruned."""
-    manifest = read_manifest(run)
+    try:
+        manifest = read_manifest(run)
+    except UserError as error:
+        raise PlanError(f"{_FIELD} = {run}: {error}") from None
     regions = manifest.plan.regions
     if len(regions) != 1 or regions[0].pruning_ratio != 0:
         found = ", ".join(f"{region.name} pruned by {region.pruning_ratio:g}" for region in regions)
-        raise plan_error(_FIELD, run, "a run of one region with pruning_ratio 0", f"It trains {found}.")
+        raise plan_error(_FIELD, run, "a run of one region with pruning_ratio 0", f"It trains {found}: choose another.")
     stage = f"train/{regions[0].name}"
     if manifest.stage(stage).status != "done":
-        raise plan_error(_FIELD, run, "a finished run", f"Its training is not done: ebdiff resume {run}")
+        raise plan_error(_FIELD, run, "a finished run", f"Its training is not done. Finish it: ebdiff resume {run}")
     return run / stage / EXPERT_FOLDER
 
 
@@ -131,14 +190,17 @@ def _network_folder(path: Path, pretrained: str) -> Path:
         config = folder / _CONFIG
         if not config.is_file():
             continue
-        values = json.loads(config.read_text())
-        names = values.get("names")
+        values = _config(folder, pretrained)
         if values.get("_class_name") != "TimestepRouter":
             return folder
-        if len(names) == 1:
-            return folder / str(names[0])
-        raise plan_error(_FIELD, pretrained, "one dense network", f"This is an ensemble of {len(names)} experts.")
-    raise plan_error(_FIELD, pretrained, _EXPECTED, f"The folder has neither {_CONFIG} nor unet/{_CONFIG}.")
+        names = values.get("names")
+        experts = [name for name in names if name == Path(str(name)).name] if isinstance(names, list) else []
+        if len(experts) == 1:
+            return folder / str(experts[0])
+        remedy = f"This is an ensemble of {len(experts)} experts: give one of their folders."
+        raise plan_error(_FIELD, pretrained, "one dense network", remedy)
+    remedy = f"It has neither {_CONFIG} nor unet/{_CONFIG}: check the path."
+    raise plan_error(_FIELD, pretrained, _EXPECTED, remedy)
 
 
 def _download(name: str) -> Path:
@@ -150,7 +212,5 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["vae/*", "vqvae/*"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise PlanError(
-            f"{_FIELD} = {name}: no such folder here, and it cannot be fetched from the hub ({reason}). Check the path "
-            "or the name."
-        ) from None
+        remedy = f"There is no such folder here, and the hub gives none ({reason}): check the path or the name."
+        raise plan_error(_FIELD, name, _EXPECTED, remedy) from None

@@ -45,6 +45,7 @@ class LoadedStrictly:
             raise ValueError(f"{args[0] if args else cls.__name__}: the weights do not fit config.json: {problems}.")
         for weight in (*model.parameters(), *model.buffers()):
             weight.data = weight.data.clone()  # it lay in the mapped file, at any address
+        model.register_to_config(_name_or_path="")  # no part of the network: a path of this machine
         return (model, report) if wants_report else model
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from region_workers.device import World
 from region_workers.failures import StopRequestedError
 from region_workers.trainer import Trainer
+from schemas.clock import unix_time
 from schemas.durable import replace_model
 from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Progress, ProgressState, WorkerJob
+from schemas.owner import is_outdated
 from schemas.tables import Row
 
 _HEARTBEAT_S = 1.0
@@ -17,7 +19,7 @@ _HEARTBEAT_S = 1.0
 
 def announce_start(job: WorkerJob, stage: str) -> None:
     """Say that a worker has taken the job and is getting ready."""
-    now = time.time()
+    now = unix_time()
     progress = Progress(stage=stage, attempt=job.attempt, state="starting", stage_started_at=now, updated_at=now)
     replace_model(Path(job.run_dir) / stage / PROGRESS_FILE, progress)
 
@@ -29,12 +31,12 @@ class Recorder:
         self, job: WorkerJob, stage: str, key: str, total_steps: int | None, world: World, learning_rate: float
     ) -> None:
         self._folder = Path(job.run_dir) / stage
-        self._stop_file = Path(job.run_dir) / STOP_FILE
+        self._run_dir, self._owner = Path(job.run_dir), job.owner
         self._interval = job.logging.interval_steps
         self._world, self._learning_rate = world, learning_rate
         self.stage, self.key = stage, key
         self.metrics: list[Row] = []
-        self.started_at = time.time()
+        self.started_at = unix_time()
         self._progress = Progress(
             stage=stage, attempt=job.attempt, total_steps=total_steps, stage_started_at=self.started_at
         )
@@ -46,13 +48,14 @@ class Recorder:
     @property
     def active_s(self) -> float:
         """Seconds of work on this stage: this attempt's, and what an earlier one had saved."""
-        return self._earlier_s + time.time() - self.started_at
+        return self._earlier_s + unix_time() - self.started_at
 
     def begin(self, step: int, metrics: list[Row], earlier_s: float) -> None:
         """Start, or go on from a checkpoint made after `step` updates."""
         self.metrics, self._earlier_s = list(metrics), earlier_s
         self._first_step = self._row_step = step
         self._row_at = time.perf_counter()
+        self._progress = self._progress.model_copy(update={"first_step": step})
         self.announce("running", step)
         self._heartbeat_at = 0.0  # the first step is told at once
 
@@ -69,14 +72,16 @@ class Recorder:
 
     def heartbeat(self, step: int) -> bool:
         """Say that the worker is alive, the first time and then at most once a second; whether it was time to."""
-        if time.time() - self._heartbeat_at < _HEARTBEAT_S:
+        self._world.pulse()
+        if unix_time() - self._heartbeat_at < _HEARTBEAT_S:
             return False
         self.announce("running", step)
         return True
 
     def stop_requested(self) -> bool:
-        """Whether the driver asks the workers to stop."""
-        return self._stop_file.exists()
+        """Whether the driver asks the workers to stop, has lost the run to another, or the machine is taken away."""
+        stop = (self._run_dir / STOP_FILE).exists() or is_outdated(self._run_dir, self._owner)
+        return self._world.leaves_soon() or stop
 
     def growth_requested(self) -> bool:
         """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
@@ -90,7 +95,7 @@ class Recorder:
 
     def announce(self, state: ProgressState, step: int) -> None:
         """Rewrite the progress file."""
-        self._heartbeat_at = time.time()
+        self._heartbeat_at = unix_time()
         elapsed = max(self._heartbeat_at - self.started_at, 1e-9)
         rate = (step - self._first_step) / elapsed
         self._progress = self._progress.model_copy(
@@ -111,7 +116,7 @@ class Recorder:
                 "gradient_norm": gradient_norm,
                 "learning_rate": self._learning_rate,
                 "steps_per_s": rate,
-                "unix_time_s": time.time(),
+                "unix_time_s": unix_time(),
             }
         )
         self._progress = self._progress.model_copy(update={"loss": loss})

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from region_workers.device import World
 from region_workers.recorder import Recorder
+from schemas.clock import unix_time
 from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage, WorkerJob
@@ -58,7 +58,7 @@ def publish(
         stage=recorder.stage,
         key=recorder.key,
         started_at=recorder.started_at,
-        finished_at=time.time(),
+        finished_at=unix_time(),
         active_s=recorder.active_s,
         steps=steps,
         inputs=inputs,

@@ -5,23 +5,27 @@ from __future__ import annotations
 import fcntl
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from region_workers.courier import Courier, working_folder
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import default_cache_dir, ensure_store
-from region_workers.device import World, current_world, prepare_process
+from region_workers.device import World, current_world, never, prepare_process
 from region_workers.drawing.draw import Draw
-from region_workers.failures import StageHeldError, StopRequestedError, is_retryable, message_for_people
+from region_workers.failures import HangError, StageHeldError, StopRequestedError, is_retryable, message_for_people
 from region_workers.family import UNetFamily
 from region_workers.latents.store import open_latents
 from region_workers.randomness import StepRandomness
 from region_workers.recorder import announce_start
 from region_workers.results import finished_result
 from region_workers.training import train
+from region_workers.watchdog import Watchdog, end_process
+from schemas.clock import unix_time
 from schemas.digest import seed_from
 from schemas.durable import remove_leftovers, write_model
 from schemas.errors import RunFailed
@@ -29,34 +33,62 @@ from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
 from schemas.model import LatentModelPlan
 
 _LOCK_WAIT_S = 120.0
+_SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
 
 
-def run_job(job: WorkerJob) -> None:
+def run_job(job: WorkerJob, leaves_soon: Callable[[], bool] = never) -> None:
     """Complete the job's stages, skipping what is finished; StopRequestedError if the run was asked to stop.
 
-    A failure is written beside the stage before it is raised, so that the driver can tell people about it.
+    It saves and stops likewise when `leaves_soon` says that the machine is about to be taken away. A failure is
+    written beside the stage before it is raised, so that the driver can tell people about it. A worker that makes no
+    step for `job.hang_limit_s` writes that, and ends its process.
     """
-    stage = job.stages()[0]
-    try:
-        prepare_process(job.training)
-        world = current_world(job.use_gpu)
+    prepare_process(job.training)
+    world = current_world(job.use_gpu, leaves_soon)
+    with working_folder(job, world, _cache_dir(job) / _SCRATCH_FOLDER) as (here, courier):
+        _Work(here, courier).do(world)
+
+
+class _Work:
+    """One job on one worker."""
+
+    def __init__(self, job: WorkerJob, courier: Courier | None) -> None:
+        self._job, self._courier = job, courier
+        self._stage = job.stages()[0]
+
+    def do(self, world: World) -> None:
+        """Stage after stage; a failure is written, and raised."""
+        try:
+            with Watchdog(self._job.hang_limit_s, self._end_hanging) as watchdog:
+                self._do_stages(replace(world, pulse=watchdog.pulse))
+        except StopRequestedError:
+            raise
+        except BaseException as error:
+            _write_failure(self._job, self._stage, error)
+            raise
+
+    def _do_stages(self, world: World) -> None:
+        job = self._job
         open_stages = [s for s in (job.draw, job.train) if s is not None and not _is_finished(job, s, world)]
         if not open_stages:
             return
-        stage = open_stages[0].name
+        self._stage = open_stages[0].name
         if world.leads:
-            announce_start(job, stage)
+            announce_start(job, self._stage)
         store = _open_store(job, world)
-        for open_stage in open_stages:
-            stage = open_stage.name
+        for stage in open_stages:
+            self._stage = stage.name
             world.forget_peak_memory()
-            with _only_worker(job, stage, world):
-                _run_stage(job, open_stage, store, world)
-    except StopRequestedError:
-        raise
-    except BaseException as error:
-        _write_failure(job, stage, error)
-        raise
+            with _only_worker(job, stage.name, world):
+                _run_stage(job, stage, store, world)
+            if self._courier is not None:
+                self._courier.hand_over()
+
+    def _end_hanging(self) -> None:
+        _write_failure(self._job, self._stage, HangError(self._job.hang_limit_s))
+        if self._courier is not None:
+            self._courier.carry_all()
+        end_process()
 
 
 def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: SampleStore, world: World) -> None:
@@ -78,7 +110,7 @@ def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) ->
 
 def _open_store(job: WorkerJob, world: World) -> SampleStore:
     """What is denoised: the images, or their latents."""
-    cache_dir = (Path(job.cache_dir) if job.cache_dir else default_cache_dir()).expanduser()
+    cache_dir = _cache_dir(job)
     if isinstance(job.model, LatentModelPlan):
         threads = job.training.cpu_threads
         latents = open_latents(
@@ -94,6 +126,10 @@ def _open_store(job: WorkerJob, world: World) -> SampleStore:
         )
     world.barrier()
     return store
+
+
+def _cache_dir(job: WorkerJob) -> Path:
+    return (Path(job.cache_dir) if job.cache_dir else default_cache_dir()).expanduser()
 
 
 @contextmanager
@@ -132,6 +168,6 @@ def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
         message=message_for_people(error),
         retryable=is_retryable(error),
         traceback="".join(traceback.format_exception(error)),
-        at=time.time(),
+        at=unix_time(),
     )
     write_model(path, failure)

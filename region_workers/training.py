@@ -19,6 +19,7 @@ from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
 from schemas.digest import digest
 from schemas.durable import write_folder
+from schemas.errors import RunFailed
 from schemas.job import (
     CHECKPOINTS_FOLDER,
     EXPERT_FOLDER,
@@ -30,6 +31,7 @@ from schemas.job import (
     TrainStage,
     WorkerJob,
 )
+from schemas.sealed import broken_in
 from schemas.tables import Row, write_metrics
 
 
@@ -37,13 +39,28 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     """Train to `stage.steps` updates from the last good checkpoint, then publish the expert (EMA weights)."""
     run_dir = Path(job.run_dir)
     folder = run_dir / stage.name
+    _check_ticket(_ticket_folder(run_dir, stage))
     inputs = ticket_artifacts(run_dir, stage)
     expert = load_network(_ticket_folder(run_dir, stage) / EXPERT_FOLDER)
     law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
-    checkpoints = Checkpoints(folder / CHECKPOINTS_FOLDER, state_key(stage, inputs), job.checkpointing.keep)
+    with Checkpoints(folder / CHECKPOINTS_FOLDER, state_key(stage, inputs), job.checkpointing.keep) as checkpoints:
+        _train(job, stage, trainer, recorder, checkpoints, world)
+    if world.leads:
+        _write_expert(folder, expert, trainer)
+        write_metrics(folder / METRICS_FILE, recorder.metrics)
+        files = [*files_in(folder / EXPERT_FOLDER), folder / METRICS_FILE]
+        publish(job, recorder, world, trainer.step, files, _last_loss(recorder.metrics), inputs)
+    world.barrier()
+
+
+def _train(
+    job: WorkerJob, stage: TrainStage, trainer: Trainer, recorder: Recorder, checkpoints: Checkpoints, world: World
+) -> None:
+    """The loop, from the last good checkpoint to the last step; StopRequestedError once it has saved to stop."""
     checkpoint = checkpoints.newest_good(world, stage.steps)
+    recorder.note(checkpoints.passed_over)
     if checkpoint is None:
         recorder.begin(0, [], 0.0)
     else:
@@ -61,15 +78,11 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
             world.barrier()
             stop = stop or recorder.growth_requested()
         if stop and trainer.step < stage.steps:
+            checkpoints.wait()
+            world.barrier()
             recorder.announce("stopped", trainer.step)
             raise stopped_at(trainer.step)
-
-    if world.leads:
-        _write_expert(folder, expert, trainer)
-        write_metrics(folder / METRICS_FILE, recorder.metrics)
-        files = [*files_in(folder / EXPERT_FOLDER), folder / METRICS_FILE]
-        publish(job, recorder, world, trainer.step, files, _last_loss(recorder.metrics), inputs)
-    world.barrier()
+    checkpoints.wait()
 
 
 def ticket_artifacts(run_dir: Path, stage: TrainStage) -> tuple[Artifact, ...]:
@@ -85,6 +98,15 @@ def state_key(stage: TrainStage, inputs: tuple[Artifact, ...]) -> str:
 
 def _ticket_folder(run_dir: Path, stage: TrainStage) -> Path:
     return run_dir / stage.draw / TICKETS_FOLDER / stage.region
+
+
+def _check_ticket(folder: Path) -> None:
+    broken = broken_in(folder)
+    if broken is not None:
+        raise RunFailed(
+            f"{folder / broken} is missing or not what the draw wrote. Go on with `ebdiff resume`: the ticket is drawn "
+            "again, to the same bits."
+        )
 
 
 def _last_loss(metrics: list[Row]) -> dict[str, float]:

@@ -68,6 +68,11 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is still being written, or was left by a killed writer."""
+    return name.startswith(_TEMPORARY)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed writer left under temporary names in `folder`."""
     for leftover in folder.glob(f"{_TEMPORARY}*"):

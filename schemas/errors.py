@@ -2,8 +2,33 @@
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+import re
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
+
+from schemas.keys import meant_keys, similar_word
+
+_MOST_LINES, _MOST_CHARACTERS, _MOST_BITS = 20, 120, 400
+_WHOLE, _NUMBER, _FLAG = "a whole number", "a number", "true or false"
+_EXPECTED = {  # where pydantic's own words speak of Python
+    **dict.fromkeys(["int_type", "int_parsing", "int_from_float", "int_parsing_size"], _WHOLE),
+    **dict.fromkeys(["float_type", "float_parsing"], _NUMBER),
+    **dict.fromkeys(["bool_type", "bool_parsing"], _FLAG),
+    **dict.fromkeys(["model_type", "model_attributes_type", "dict_type"], "a section of keys and values"),
+    **dict.fromkeys(["tuple_type", "list_type"], "a list"),
+    "string_type": "text",
+    "finite_number": "a finite number",
+}
+_REPHRASED = {
+    "Input should be greater": "a number greater",
+    "Input should be less": "a number less",
+    "Input should be ": "",
+    "String should have": "text of",
+    "String should match pattern": "text to match pattern",
+    "Tuple should have": "a list of",
+}
 
 
 class UserError(ValueError):
@@ -37,27 +62,70 @@ def cross_field_error(field: str, value: object, expected: str, remedy: str) -> 
     )
 
 
-def from_validation_error(error: ValidationError, title: str) -> PlanError:
-    """Every problem of a pydantic error, a line each, as one `PlanError`."""
-    lines = [_line(dict(item)) for item in error.errors(include_url=False)]
-    return PlanError(f"{title}:\n" + "\n".join(f"  - {line}" for line in lines))
+def from_validation_error(error: ValidationError, title: str, model: type[BaseModel]) -> PlanError:
+    """Every problem of a pydantic error, a line each, as one `PlanError`; `model` is what was validated."""
+    items: dict[str, list[dict[str, Any]]] = {}
+    for number, item in enumerate(error.errors(include_url=False)):
+        rule = f" {number}" if item["type"] == "plan" else ""  # rules over several fields stand alone
+        items.setdefault(_field(item["loc"]) + rule, []).append(dict(item))
+    lines = [_line(group, model) for group in items.values()]
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return PlanError(f"{title}:\n" + "\n".join(f"  - {line}" for line in [*lines[:_MOST_LINES], *more]))
 
 
-def _line(item: dict[str, object]) -> str:
-    if item["type"] == "plan":
-        return str(item["msg"])
-    location = item["loc"]
-    assert isinstance(location, tuple)
+def shown(value: object) -> str:
+    """A value as a plan's author writes it, cut to a readable length."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a number of {value.bit_length()} bits"
+    text = str(value)
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
+    """One field's problem; several items are what each of its types (a number, or a word) has to say."""
+    item = items[0]
+    field, kind = _field(item["loc"]), item["type"]
+    if kind == "plan":
+        return str(item["msg"]).replace("regions.train", f"{field}.train")  # a region does not know its place
+    if kind == "extra_forbidden":
+        return _unknown_key(field, item, model)
+    if kind == "missing":
+        return f"{field} is missing: expected a value. Add it to the plan or give --set {field}=..."
+    if kind == "invalid_key":
+        return problem(field, "...", "a key that is text", "Check the indentation, or quote the key.")
+    if kind == "union_tag_invalid":
+        tag, tags = str(item["ctx"]["tag"]), str(item["ctx"]["expected_tags"])
+        return problem(f"{field}.family", tag, tags.replace(", ", " or "), "Change it." + _similar(tag, tags))
+    expected = " or ".join(dict.fromkeys(_expectation(each) for each in items))
+    remedy = f"Change it in the plan or with --set {field}=..."
+    guess = _similar(str(item["input"]), str(item["ctx"]["expected"])) if kind == "literal_error" else ""
+    return problem(field, shown(item["input"]), expected, remedy + guess)
+
+
+def _unknown_key(field: str, item: dict[str, Any], model: type[BaseModel]) -> str:
+    meant = " or ".join(meant_keys(model, item["loc"]))
+    remedy = f"Did you mean {meant}?" if meant else "Check the spelling."
+    see = "`ebdiff plan digits --yaml` prints every key."
+    return problem(field, shown(item["input"]), "a key that plans have", f"{remedy} {see}")
+
+
+def _field(location: tuple[int | str, ...]) -> str:
+    """As it is written in a plan: without the kinds that pydantic tried a value as."""
     if location[:1] == ("model",) and location[1:2] in (("pixel",), ("latent",)):
-        location = ("model", *location[2:])  # pydantic names the kind of model that it took the section for
-    field = ".".join(str(part) for part in location) or "plan"
-    if item["type"] == "extra_forbidden":
-        return problem(
-            field,
-            item["input"],
-            "a key that plans have",
-            "Check the spelling; `ebdiff plan digits --yaml` prints every key.",
-        )
-    if item["type"] == "missing":
-        return f"{field} is missing: a value is required. Add it to the plan or give --set {field}=..."
-    return f"{field} = {item['input']!r}: {item['msg']}. Change it in the plan or with --set {field}=..."
+        location = ("model", *location[2:])
+    if location[:2] == ("workers", "gpus"):
+        location = location[:2]
+    return ".".join(str(part) for part in location) or "plan"
+
+
+def _expectation(item: dict[str, Any]) -> str:
+    text = _EXPECTED.get(str(item["type"]), str(item["msg"]))
+    for words, instead in _REPHRASED.items():
+        text = text.replace(words, instead)
+    return text
+
+
+def _similar(word: str, quoted: str) -> str:
+    return similar_word(word, re.findall(r"'([^']*)'", quoted))

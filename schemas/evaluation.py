@@ -8,6 +8,7 @@ from pydantic import Field
 
 from schemas.manifest import Evaluation
 from schemas.plan import DataPlan, TrainingPlan
+from schemas.sealed import Sealed
 from schemas.section import Section
 
 
@@ -51,7 +52,7 @@ class FeatureJob(Section):
     use_gpu: bool = False
 
 
-class ShardRecord(Section):
+class ShardRecord(Sealed):
     """Written last, beside a finished shard's features."""
 
     sha256: str = Field(description="Of the features' file.")
@@ -70,12 +71,13 @@ class StepShare(Section):
     macs: int = Field(description="Of one network evaluation of one image, by torch-pruning's counter.")
 
 
-class EvaluationReport(Section):
+class EvaluationReport(Sealed):
     """A measurement with what it needs to be read rightly."""
 
     evaluation: Evaluation
     label: str = Field(description="What the number is, for example FID-50k.")
     reference: str = Field(description="The images that it is measured against.")
+    statistics_sha256: str = Field(description="Of the statistics beside the report.")
     stored_bytes: int = Field(description="The ensemble on disk.")
     shares: tuple[StepShare, ...]
     params_by_timesteps: int = Field(description="Averaged over the timesteps that each region owns (paper, table 4).")

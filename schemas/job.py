@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Literal
+
+from pydantic import field_validator
 
 from schemas.model import ModelPlan
 from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, TrainingPlan
+from schemas.sealed import Sealed
 from schemas.section import Section
 
 RESULT_FILE = "result.json"
@@ -57,6 +61,7 @@ class WorkerJob(Section):
     name: str
     attempt: int
     run_dir: str
+    owner: str = ""  # the claim of the driver that gave the job; one that is not the run's newest is void
     cache_dir: str | None = None
     use_gpu: bool = True
     store_digest: str  # of what is denoised: the images, or the latents made of them
@@ -68,6 +73,7 @@ class WorkerJob(Section):
     draw_plan: DrawPlan
     training: TrainingPlan
     checkpointing: CheckpointPlan
+    hang_limit_s: float = 1800.0
     logging: LoggingPlan
     draw: DrawStage | None
     train: TrainStage | None
@@ -78,11 +84,19 @@ class WorkerJob(Section):
 
 
 class Artifact(Section):
-    """A file of a run: path relative to the run directory, and what it must hold."""
+    """A file of a run: path relative to the run directory, which it must not leave, and what it must hold."""
 
     path: str
     size_bytes: int
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_in_the_run(cls, value: str) -> str:
+        path = PurePosixPath(value)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{value!r} is not a path inside the run directory")
+        return value
 
 
 class Hardware(Section):
@@ -93,7 +107,7 @@ class Hardware(Section):
     cpu_threads: int
 
 
-class StageResult(Section):
+class StageResult(Sealed):
     """Written last by a finished stage."""
 
     stage: str
@@ -117,6 +131,7 @@ class Progress(Section):
     attempt: int = 0
     state: ProgressState = "running"
     step: int = 0
+    first_step: int = 0  # what this attempt went on from
     total_steps: int | None = None
     loss: float | None = None
     steps_per_s: float | None = None

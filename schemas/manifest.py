@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +9,9 @@ from pydantic import Field, ValidationError
 
 from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
+from schemas.json_files import read_object
 from schemas.plan import Plan
+from schemas.sealed import Sealed, seal_fits
 from schemas.section import Section
 
 MANIFEST_FILE = "manifest.json"
@@ -110,7 +111,7 @@ class Evaluation(Section):
         return self.num_images >= 50_000
 
 
-class Manifest(Section):
+class Manifest(Sealed):
     """Everything the driver knows about a run. Only the driver writes it."""
 
     version: Literal[2] = 2
@@ -151,16 +152,25 @@ class Manifest(Section):
 
 def read_manifest(run_dir: Path) -> Manifest:
     """The manifest in a run directory. UserError if it is not one that this version reads."""
-    file = run_dir / MANIFEST_FILE
     try:
-        values = json.loads(file.read_text())
-        version = values.get("version") if isinstance(values, dict) else None
-        if version == MANIFEST_VERSION:
+        values = read_object(run_dir / MANIFEST_FILE)
+        if not seal_fits(values):
+            raise ValueError("it is not what was written")
+        if values.get("version") == MANIFEST_VERSION:
             return Manifest.model_validate(values)
-        reason = f"version {version}"
-    except (ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except ValidationError as error:
+        raise _damaged(run_dir, error.errors()[0]["msg"]) from None
+    except ValueError as error:
+        raise _damaged(run_dir, str(error)) from None
     raise UserError(
-        f"DIR = {run_dir}: {MANIFEST_FILE} is not one of version {MANIFEST_VERSION} ({reason}). "
+        f"DIR = {run_dir}: {MANIFEST_FILE} is of version {values.get('version')}; expected {MANIFEST_VERSION}. "
         "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
+    )
+
+
+def _damaged(run_dir: Path, reason: str) -> UserError:
+    return UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
+        "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
+        "not done again."
     )

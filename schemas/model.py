@@ -9,22 +9,30 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from schemas.errors import cross_field_error
 from schemas.section import Section
 
+Width = Annotated[int, Field(ge=1, le=65536)]
+PixelDownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+PixelUpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+
+LatentDownBlock = Literal[PixelDownBlock, "CrossAttnDownBlock2D"]
+LatentUpBlock = Literal[PixelUpBlock, "CrossAttnUpBlock2D"]
+
 
 class _NetworkPlan(Section):
     """What both kinds of dense network have, by diffusers' argument names."""
 
     pretrained: str | None = Field(
         None,
+        min_length=1,
         description="Start from this dense network: a diffusers folder or hub name (with or without unet/), or an "
         "earlier dense run. It replaces the arguments below by its own; null: fresh weights.",
     )
-    block_out_channels: tuple[int, ...]
-    layers_per_block: int = Field(2, ge=1)
+    block_out_channels: tuple[Width, ...]
+    layers_per_block: int = Field(2, ge=1, le=100)
     down_block_types: tuple[str, ...]
     up_block_types: tuple[str, ...]
     norm_num_groups: int = Field(8, ge=1)
-    attention_head_dim: int | None = None
-    act_fn: str = "silu"
+    attention_head_dim: int | None = Field(None, ge=1)
+    act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     dropout: float = Field(0.0, ge=0, lt=1)
     num_classes: int | None = Field(None, ge=1, description="Classes of a class-conditional model; null: none.")
     label_dropout: float = Field(
@@ -34,6 +42,8 @@ class _NetworkPlan(Section):
     @model_validator(mode="after")
     def _blocks_agree(self) -> Self:
         levels = len(self.block_out_channels)
+        if levels == 0:
+            raise cross_field_error("model.block_out_channels", [], "at least one width", "Name one for each level.")
         for field in ("down_block_types", "up_block_types"):
             types = getattr(self, field)
             if len(types) != levels:
@@ -58,13 +68,13 @@ class PixelModelPlan(_NetworkPlan):
     """The dense network on pixels: diffusers' UNet2DModel, by its own argument names."""
 
     family: Literal["pixel"] = "pixel"
-    block_out_channels: tuple[int, ...] = (64, 128)
-    down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D")
-    up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "UpBlock2D")
+    block_out_channels: tuple[Width, ...] = (64, 128)
+    down_block_types: tuple[PixelDownBlock, ...] = ("DownBlock2D", "AttnDownBlock2D")
+    up_block_types: tuple[PixelUpBlock, ...] = ("AttnUpBlock2D", "UpBlock2D")
     norm_eps: float = Field(1e-6, gt=0)
-    downsample_padding: int = 0
+    downsample_padding: int = Field(0, ge=0, le=1)
     flip_sin_to_cos: bool = False
-    freq_shift: int = 1
+    freq_shift: int = Field(1, ge=0, le=1)
     add_attention: bool = True
 
 
@@ -75,27 +85,32 @@ class LatentModelPlan(_NetworkPlan):
     """
 
     family: Literal["latent"]
-    vae: str = Field(description="A diffusers AutoencoderKL or VQModel: a folder or a hub name.")
+    vae: str = Field(min_length=1, description="A diffusers AutoencoderKL or VQModel: a folder or a hub name.")
     vae_subfolder: str | None = Field(None, description="Where in it the VAE is; found by itself in a pipeline.")
     scaling_factor: float | None = Field(None, gt=0, description="Latents are multiplied by it; null: the VAE's own.")
-    latent_channels: int = Field(3, ge=1)
+    latent_channels: int = Field(3, ge=1, le=65536)
     latent_downscale: int = Field(4, ge=1, description="Pixels a latent's side stands for; VQ-f4: 4.")
-    block_out_channels: tuple[int, ...] = (192, 384, 576, 960)
-    down_block_types: tuple[str, ...] = (
+    block_out_channels: tuple[Width, ...] = (192, 384, 576, 960)
+    down_block_types: tuple[LatentDownBlock, ...] = (
         "DownBlock2D",
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
     )
-    up_block_types: tuple[str, ...] = ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D")
+    up_block_types: tuple[LatentUpBlock, ...] = (
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "UpBlock2D",
+    )
     norm_num_groups: int = Field(32, ge=1)
-    attention_head_dim: int | None = Field(1, description="The number of heads, by diffusers' misnomer.")
+    attention_head_dim: int | None = Field(1, ge=1, description="The number of heads, by diffusers' misnomer.")
     norm_eps: float = Field(1e-5, gt=0)
-    downsample_padding: int = 1
+    downsample_padding: int = Field(1, ge=0, le=1)
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    cross_attention_dim: int = Field(512, ge=1)
-    transformer_layers_per_block: int = Field(1, ge=1)
+    freq_shift: int = Field(0, ge=0, le=1)
+    cross_attention_dim: int = Field(512, ge=1, le=65536)
+    transformer_layers_per_block: int = Field(1, ge=1, le=100)
 
     @model_validator(mode="after")
     def _context_exists(self) -> Self:

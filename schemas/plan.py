@@ -38,6 +38,7 @@ class DataPlan(Section):
 
     path: str = Field(
         DIGITS,
+        min_length=1,
         description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}.",
     )
     config_name: str | None = Field(None, description="The hub data set's configuration.")
@@ -52,7 +53,7 @@ class DataPlan(Section):
     interpolation: Literal["lanczos", "bilinear", "bicubic"] = Field(
         "lanczos", description="Pillow's antialiased filter that resizes to `resolution`."
     )
-    resolution: int = Field(8, ge=4, description="Side in pixels: shorter side resized, centre cropped.")
+    resolution: int = Field(8, ge=4, le=16384, description="Side in pixels: shorter side resized, centre cropped.")
     channels: Literal[1, 3] = Field(1, description="1: greyscale, 3: RGB (alpha is laid on white).")
     random_flip: bool = Field(False, description="Mirror each image with probability 1/2, anew each step.")
     max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
@@ -61,7 +62,7 @@ class DataPlan(Section):
 class DiffusionPlan(Section):
     """The forward process (DDPM, arXiv 2006.11239): T timesteps and their betas."""
 
-    num_train_timesteps: int = Field(1000, ge=2, description="T.")
+    num_train_timesteps: int = Field(1000, ge=2, le=1_000_000, description="T.")
     beta_schedule: Literal["linear", "scaled_linear"] = Field(
         "linear", description="scaled_linear: linear in the square root, as LDM does."
     )
@@ -143,9 +144,9 @@ class TimestepPlan(Section):
 class TrainingPlan(Section):
     """One region's training, and the dense training of its draw."""
 
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=10**12)
     batch_size: int = Field(128, ge=1, description="Images a step, over all workers of a region.")
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, le=1)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0)
     timesteps: TimestepPlan = TimestepPlan()
@@ -164,7 +165,7 @@ class TrainingPlan(Section):
         description="exact: a resumed run equals an uninterrupted one, bit for bit; fast: not so on a GPU.",
     )
     cpu_threads: int = Field(
-        1, ge=1, description="Threads of a worker; part of the experiment, since it changes the bits on a CPU."
+        1, ge=1, le=4096, description="Threads of a worker; part of the experiment, since it changes the bits on a CPU."
     )
 
     @model_validator(mode="after")
@@ -192,7 +193,7 @@ class SamplingPlan(Section):
     guidance_scale: float = Field(
         1.0, ge=0, description="Classifier-free guidance of a class-conditional model; 1: none."
     )
-    num_images: int = Field(64, ge=1)
+    num_images: int = Field(64, ge=1, le=10**7)
     batch_size: int = Field(64, ge=1)
 
 
@@ -201,6 +202,9 @@ class CheckpointPlan(Section):
 
     interval_steps: int = Field(1000, ge=1)
     keep: int = Field(2, ge=1, description="Newest checkpoints that stay on disk.")
+    stop_limit_s: float = Field(
+        120, gt=0, le=10**8, description="Longest wait for the workers to save, once the run is asked to stop."
+    )
 
 
 class LoggingPlan(Section):
@@ -224,8 +228,14 @@ class WorkersPlan(Section):
     elastic: bool = Field(
         False, description="A free GPU joins the region that ends last, at its next checkpoint; rounding may differ."
     )
-    retries: int = Field(2, ge=0, description="Further attempts of a region after its first.")
-    wait_limit_s: float = Field(3600, gt=0, description="Longest wait for free resources.")
+    retries: int = Field(2, ge=0, description="Further attempts of a region, anew with each that got further.")
+    wait_limit_s: float = Field(3600, gt=0, le=10**8, description="Longest wait for free resources.")
+    hang_limit_s: float = Field(
+        1800,
+        gt=0,
+        le=10**8,
+        description="Longest time without a step; a worker that makes none any more ends, to be tried again.",
+    )
     cache_dir: str | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
 
     @field_validator("gpus")
@@ -266,7 +276,7 @@ class Plan(Section):
     """The whole experiment. `Plan.model_validate(dict)` raises pydantic's ValidationError, a ValueError."""
 
     name: str = Field("run", pattern=NAME, description="Names the run directory, if none is given.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     data: DataPlan = DataPlan()
     model: ModelPlan = PixelModelPlan()
     diffusion: DiffusionPlan = DiffusionPlan()

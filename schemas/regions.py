@@ -20,7 +20,9 @@ class RegionPlan(Section):
         ge=0, lt=1, description="Target share of channels to remove in every prunable layer; 0 keeps the network dense."
     )
     name: str = Field("", description="Default: start-stop.", pattern=NAME)
-    steps: int | None = Field(None, ge=1, description="Training steps of this region, if not training.steps.")
+    steps: int | None = Field(
+        None, ge=1, le=10**12, description="Training steps of this region, if not training.steps."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -53,9 +55,7 @@ def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> 
     if len(set(names)) != len(names):
         raise cross_field_error("regions.name", names, "different names", "Rename one of the regions.")
     if spans[0][0] != 0:
-        raise cross_field_error(
-            "regions.0.train", spans[0], "a start of 0", "The first region must start at timestep 0."
-        )
+        raise cross_field_error("regions.0.train", spans[0], "a start of 0", "Start the first region at timestep 0.")
     if spans[-1][1] != num_train_timesteps:
         raise cross_field_error(
             f"regions.{len(spans) - 1}.train",

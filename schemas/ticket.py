@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from schemas.sealed import Sealed
 from schemas.section import Section
 
 
@@ -12,7 +13,7 @@ class KeptChannels(Section):
     inputs: tuple[int, ...] | None = None
 
 
-class Ticket(Section):
+class Ticket(Sealed):
     """What a draw hands to a training. A dense region's ticket keeps everything."""
 
     region: str

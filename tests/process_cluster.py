@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 from ebdiff_orchestrator.cluster import Request
 from schemas.job import WorkerJob
+from schemas.location import object_url
 
 Sabotage = Callable[[WorkerJob, int, subprocess.Popen[str]], None]
 
@@ -24,7 +26,8 @@ def torchrun(workers: int) -> tuple[str, ...]:
 
 def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:
     """One worker in a process of its own, as `python -m region_workers` (or under `launcher`)."""
-    job_file = Path(job.run_dir) / f"{job.name.replace(' ', '-')}.json"
+    folder = tempfile.mkdtemp() if object_url(job.run_dir) else job.run_dir
+    job_file = Path(folder) / f"{job.name.replace(' ', '-')}.json"
     job_file.write_text(job.model_dump_json())
     command = [*(launcher or (sys.executable,)), "-m", "region_workers", str(job_file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -65,6 +68,12 @@ class ProcessCluster:
     def has_started(self, job_name: str) -> None:
         return
 
+    def was_preempted(self, error: BaseException | None) -> bool:
+        return False
+
+    def too_late(self, request: Request) -> str:
+        return f"{request} could not be had"
+
     def start(self, job: WorkerJob, workers: int) -> Future[None]:
         future: Future[None] = Future()
         self.running += workers
@@ -79,7 +88,7 @@ class ProcessCluster:
         self.sabotage(job, self.attempts[job.name], process)
         output, _ = process.communicate()
         self.running -= workers
-        if process.returncode == 0:
+        if process.returncode in (0, 130):  # done, or saved and stopped as asked
             future.set_result(None)
         else:
             future.set_exception(RuntimeError(f"exit code {process.returncode}: {output}"))

@@ -33,6 +33,12 @@ class SerialCluster:
     def has_started(self, job_name: str) -> None:
         return
 
+    def was_preempted(self, error: BaseException | None) -> bool:
+        return False
+
+    def too_late(self, request: Request) -> str:
+        return f"{request} could not be had"
+
     def start(self, job: WorkerJob, workers: int) -> Future[None]:
         self.jobs.append(job.name)
         future: Future[None] = Future()

@@ -20,8 +20,8 @@ def check_dtype(dtype: torch.dtype | None, device: str | torch.device | None) ->
         raise UserError(
             problem(
                 "dtype",
-                "float16",
-                "float32 or bfloat16 on a CPU, which takes 20 to 40 times as long in float16",
-                "Use bfloat16, or a GPU.",
+                "fp16 (float16)",
+                "fp32 or bf16 on a CPU, which takes 20 to 40 times as long in float16",
+                "Use bf16 (bfloat16), or a GPU.",
             )
         )

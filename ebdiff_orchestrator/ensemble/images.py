@@ -133,7 +133,7 @@ class _StepCounter:
 
 def check_images_folder(out: Path) -> None:
     """Raise `UserError` if `write_images` would refuse `out`; to be asked before the work is done."""
-    check_own_folder(out, _holds_images_only, _KIND)
+    check_own_folder(out, _holds_images_only, _KIND, "--out")
 
 
 def write_images(images_NHWC: np.ndarray, out: Path) -> None:

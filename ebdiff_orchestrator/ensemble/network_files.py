@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from schemas.errors import UserError, problem
+from schemas.json_files import read_object
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -93,7 +94,13 @@ def _network(folder: Path, path: str) -> nn.Module:
         if not (folder / name).is_file():
             raise UserError(problem("network", folder, f"a folder with {name}", "Save the ensemble again."))
     kind = _class_at(path)
-    return cast(nn.Module, kind.from_config(kind.load_config(folder)).eval())
+    try:
+        return cast(nn.Module, kind.from_config(read_object(folder / CONFIG)).eval())
+    except UserError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        remedy = f"Save the ensemble again ({error})."
+        raise UserError(problem("network", folder, f"a {CONFIG} of a {path}", remedy)) from None
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from diffusers.utils.torch_utils import randn_tensor
 
 from ebdiff_orchestrator.ensemble.dtypes import check_dtype
-from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.folders import check_whole, write_own_folder
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
 from ebdiff_orchestrator.ensemble.network_files import write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
@@ -20,6 +20,8 @@ from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vae import check_vae, read_vae
 from region_workers.latents.vae import decode
 from schemas.errors import UserError, problem
+from schemas.json_files import read_object
+from schemas.sealed import seal_folder
 
 MODEL_INDEX = "model_index.json"
 
@@ -123,6 +125,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
             **{name: list(self.config[name]) for name in components},
         }
         (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        seal_folder(folder)
 
     def _check(self, batch_size: int, generator: Generators, output_type: str) -> None:
         if isinstance(generator, list) and len(generator) != batch_size:
@@ -196,9 +199,13 @@ def load_ensemble(
     `compile`: `torch.compile` each expert at its first step, and again at another batch size.
     `offload`: the experts' weights stay in their files; only the expert at work has its own in memory, on `device`. A
     trajectory reads each expert once, to the same bits; the pipeline then stays on its device and in its dtype.
-    Raises `UserError` if there is no ensemble there, a file of it is missing, or the options do not go together.
+    Raises `UserError` if there is no ensemble there, a file of it is missing or not what was saved, or the options do
+    not go together.
     """
-    folder = next((each for each in (Path(path), Path(path) / "ensemble") if is_ensemble(each)), None)
+    candidates = (Path(path), Path(path) / "ensemble")
+    for each in candidates:
+        check_whole(each)
+    folder = next((each for each in candidates if is_ensemble(each)), None)
     if folder is None:
         raise UserError(
             problem(
@@ -215,7 +222,7 @@ def load_ensemble(
     )
     if compile:
         router.compile()
-    library, name = _index(folder).get("vae") or (None, None)
+    library, name = _component(folder, "vae")
     vae = None if name is None else read_vae(folder / "vae", f"{library}.{name}", torch_dtype)
     for network in (vae,) if offload else (router, vae):
         if network is not None:
@@ -225,19 +232,32 @@ def load_ensemble(
 
 def is_ensemble(folder: Path) -> bool:
     """Whether `folder` is an ensemble: a model index whose `unet` is a `TimestepRouter`."""
-    return (folder / MODEL_INDEX).is_file() and TimestepRouter.__name__ in (_index(folder).get("unet") or [])
+    return (folder / MODEL_INDEX).is_file() and _component(folder, "unet")[1] == TimestepRouter.__name__
 
 
-def _index(folder: Path) -> dict[str, Any]:
-    return cast(dict[str, Any], json.loads((folder / MODEL_INDEX).read_text()))
+def _component(folder: Path, name: str) -> tuple[str | None, str | None]:
+    """The library and the class of one of the pipeline's components; None for one that it has not."""
+    try:
+        entry = read_object(folder / MODEL_INDEX).get(name) or [None, None]
+        library, kind = entry
+    except (ValueError, TypeError) as error:
+        remedy = f"Save the ensemble again ({error})."
+        raise UserError(problem("path", folder / MODEL_INDEX, "a pipeline's index", remedy)) from None
+    return library, kind
 
 
 def _read_scheduler(folder: Path) -> Any:
-    name = _index(folder)["scheduler"][1]
-    kind = ListDDIMScheduler if name == ListDDIMScheduler.__name__ else getattr(diffusers, name, None)
-    if kind is None:
+    _, name = _component(folder, "scheduler")
+    kind = ListDDIMScheduler if name == ListDDIMScheduler.__name__ else getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))
-    return kind.from_pretrained(folder / "scheduler", local_files_only=True)
+    try:
+        return cast(Any, kind).from_pretrained(folder / "scheduler", local_files_only=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        remedy = f"Save the ensemble again ({str(error).splitlines()[0]})."
+        raise UserError(problem("scheduler", folder / "scheduler", f"the config of a {name}", remedy)) from None
 
 
 def _height_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

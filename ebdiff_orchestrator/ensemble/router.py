@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeGuard, cast
 
 import torch
 import torch._dynamo
@@ -23,7 +22,7 @@ from ebdiff_orchestrator.ensemble.batches import (
     timesteps_of_batch,
     to_device,
 )
-from ebdiff_orchestrator.ensemble.folders import write_own_folder
+from ebdiff_orchestrator.ensemble.folders import check_whole, write_own_folder
 from ebdiff_orchestrator.ensemble.network_files import (
     CONFIG,
     cast_to,
@@ -35,6 +34,8 @@ from ebdiff_orchestrator.ensemble.network_files import (
 from ebdiff_orchestrator.ensemble.offload import OffloadedExperts
 from ebdiff_orchestrator.ensemble.routes import Routes
 from schemas.errors import UserError, problem
+from schemas.json_files import read_object
+from schemas.sealed import seal_folder
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")
 _MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds", "num_context_classes")
@@ -138,15 +139,16 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         `torch_dtype` (or `dtype`) and `subfolder` mean what they mean in diffusers; what else a pipeline passes along
         is accepted where it changes nothing. With `offload_to` (a device) the experts work there, and one at a time has
         its weights in memory, read at its first step: a batch whose timesteps have several owners reads them in every
-        step. Raises `UserError` if the folder is no router or an expert is incomplete.
+        step. Raises `UserError` if the folder is no router or a file of it is not what was saved.
         """
         dtype = options.pop("torch_dtype", None) or options.pop("dtype", None)
         offload_to = options.pop("offload_to", None)
         folder = Path(pretrained_model_name_or_path, options.pop("subfolder", None) or "")
         _refuse_unsupported(options)
+        check_whole(folder)
         if not _is_router(folder):
             raise UserError(problem("path", folder, f"a folder that {cls.__name__} saved", "Check the path."))
-        config = json.loads((folder / CONFIG).read_text())
+        config = _saved_config(folder)
         folders = [folder / name for name in config["names"]]
         networks = list(zip(folders, config["expert_classes"], strict=True))
         if offload_to is None:
@@ -200,6 +202,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 self._offloaded.load(index)
             write_network(self.experts[index], folder / name)
         self.save_config(folder)
+        seal_folder(folder)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """What `to`, `half`, `cuda` and the like come down to."""
@@ -237,8 +240,36 @@ def _needs_context(expert: nn.Module) -> bool:
 
 
 def _is_router(folder: Path) -> bool:
-    config = folder / CONFIG
-    return config.is_file() and json.loads(config.read_text()).get("_class_name") == TimestepRouter.__name__
+    return (folder / CONFIG).is_file() and _config_in(folder).get("_class_name") == TimestepRouter.__name__
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
+    try:
+        return read_object(folder / CONFIG)
+    except ValueError as error:
+        raise _bad_config(folder, str(error)) from None
+
+
+def _saved_config(folder: Path) -> dict[str, Any]:
+    """The config of a saved router, checked before any file is looked for by its names."""
+    config = _config_in(folder)
+    names, classes = config.get("names"), config.get("expert_classes")
+    if not (_are_texts(names) and _are_texts(classes) and len(names) == len(classes)):
+        raise _bad_config(folder, "names and expert_classes do not go together")
+    try:
+        Routes(config.get("routes") or [], names)
+    except (UserError, TypeError) as error:
+        raise _bad_config(folder, str(error)) from None
+    return config
+
+
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _bad_config(folder: Path, reason: str) -> UserError:
+    expected = f"the {CONFIG} of a {TimestepRouter.__name__}"
+    return UserError(problem("path", folder, expected, f"Save the ensemble again ({reason})."))
 
 
 def _refuse_unsupported(options: dict[str, Any]) -> None:

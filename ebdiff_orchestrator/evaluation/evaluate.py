@@ -10,16 +10,19 @@ from pathlib import Path
 
 import torch
 
+from ebdiff_orchestrator.cluster import cluster_address
 from ebdiff_orchestrator.evaluation.costs import step_shares, weighted_by_steps
 from ebdiff_orchestrator.evaluation.features import Crews, make_features
 from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
 from ebdiff_orchestrator.evaluation.label import fid_label
 from ebdiff_orchestrator.evaluation.records import (
+    EVALUATION_FOLDER,
     REPORT_FILE,
     STATISTICS_FILE,
     ensemble_digest,
     evaluation_folder,
     evaluation_key,
+    whole_report,
 )
 from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
 from ebdiff_orchestrator.evaluation.shards import finished_record, image_file, remove_shards, shards_of
@@ -29,6 +32,7 @@ from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import ASSEMBLE
 from ebdiff_orchestrator.view import Silent, View
 from region_workers.data.store import default_cache_dir, ensure_store
+from schemas.clock import unix_time
 from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.errors import UserError, problem
@@ -95,8 +99,10 @@ def evaluate_run(
     run_dir: str | Path, options: Options, address: str | None = None, view: View | None = None
 ) -> EvaluationReport:
     """`evaluate`, with everything that its table shows."""
-    directory, view = RunDirectory(Path(run_dir)), view or Silent()
+    directory, view = RunDirectory(run_dir), view or Silent()
     plan = _finished(directory).plan
+    if directory.is_mirrored:
+        _bring_here(directory, address, options)
     images = _sampled_images(directory, plan, options)
     with directory.held(), view, ExitStack() as stack:
         inception = weights_file(options.inception_weights)
@@ -105,11 +111,11 @@ def evaluate_run(
         manifest = _finished(directory)
         key = evaluation_key(manifest, options.num_images, images, inception_sha256, reference.digest)
         folder = evaluation_folder(directory.path, key)
-        recorded = manifest.evaluations.get(key)
+        recorded = whole_report(folder) if key in manifest.evaluations else None
         if recorded is not None and not _images_wanted(folder, options):
             view.line("This was evaluated before; nothing to do.")
             remove_shards(folder)  # which are there if it was killed at its very end
-            return _report(manifest, recorded, reference.description)
+            return recorded
         load_inception(inception, torch.device("cpu"))  # a wrong file is refused here, not by every worker
         job = FeatureJob(
             folder=str(folder),
@@ -125,19 +131,30 @@ def evaluate_run(
         return _record(directory, evaluation, reference.description)
 
 
+def _bring_here(directory: RunDirectory, address: str | None, options: Options) -> None:
+    """Fetch what an evaluation reads from a run in an object store; it is made on this machine."""
+    if cluster_address(address) and not options.in_process:
+        raise UserError(
+            f"DIR = {directory.location}: expected a run in a folder that all nodes share, to be evaluated by a "
+            "cluster. Copy the run to one, or evaluate on one machine with --here."
+        )
+    directory.fetch_stages([ASSEMBLE])
+    directory.fetch_folder(EVALUATION_FOLDER)
+
+
 def _finished(directory: RunDirectory) -> Manifest:
     manifest = directory.read()
     if not manifest.finished():
         open_stages = [name for name, record in manifest.stages.items() if record.status != "done"]
         raise UserError(
-            f"DIR = {directory.path}: the run is not finished ({', '.join(open_stages)}). "
-            f"Finish it first: ebdiff resume {directory.path}"
+            f"DIR = {directory.location}: expected a finished run, but open are {', '.join(open_stages)}. "
+            f"Finish it first: ebdiff resume {directory.location}"
         )
     damaged = directory.damaged(manifest.stage(ASSEMBLE).artifacts)
     if damaged:
         raise UserError(
-            f"DIR = {directory.path}: {damaged[0]} is missing or damaged. "
-            f"Have it made again: ebdiff resume {directory.path}"
+            f"DIR = {directory.location}: {damaged[0]} is missing or damaged; expected the file as it was written. "
+            f"Have it made again: ebdiff resume {directory.location}"
         )
     return manifest
 
@@ -211,16 +228,17 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, cre
         seconds_per_image=sum(record.making_s for record in records if record is not None) / job.num_images,
         wall_s=time.monotonic() - began,
         workers=crews.used.workers if crews.used is not None else 0,
-        at=time.time(),
+        at=unix_time(),
     )
 
 
 def _record(directory: RunDirectory, evaluation: Evaluation, reference: str) -> EvaluationReport:
     """Write the report, then the manifest; only then may the shards go."""
     manifest, folder = directory.read(), evaluation_folder(directory.path, evaluation.key)
-    report = _report(manifest, evaluation, reference)
+    report = _report(manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
     write_model(folder / REPORT_FILE, report)
     evaluations = {**manifest.evaluations, evaluation.key: evaluation}
+    directory.publish((folder / REPORT_FILE).relative_to(directory.path).as_posix())
     directory.write(manifest.model_copy(update={"evaluations": evaluations}))
     remove_shards(folder)
     return report
@@ -229,19 +247,19 @@ def _record(directory: RunDirectory, evaluation: Evaluation, reference: str) -> 
 @contextmanager
 def _charged(directory: RunDirectory, crews: Crews) -> Iterator[None]:
     """Enter in the manifest what the evaluation held, also if it breaks off; under a job name of its own."""
-    began = time.time()
+    began = unix_time()
     try:
         yield
     finally:
         crew, manifest = crews.used, directory.read()
         if crew is not None:
             attempt = 1 + sum(lease.job == EVALUATE_JOB for lease in manifest.leases)
-            times = {"started_at": began, "ended_at": time.time()}
+            times = {"started_at": began, "ended_at": unix_time()}
             lease = Lease(job=EVALUATE_JOB, attempt=attempt, workers=crew.workers, gpus=crew.gpus, **times)
             directory.write(manifest.model_copy(update={"leases": (*manifest.leases, lease)}))
 
 
-def _report(manifest: Manifest, evaluation: Evaluation, reference: str) -> EvaluationReport:
+def _report(manifest: Manifest, evaluation: Evaluation, reference: str, statistics_sha256: str) -> EvaluationReport:
     outlook = look_ahead(manifest.plan, manifest.dense)
     shares = step_shares(outlook, evaluation.steps)
     params, macs = weighted_by_steps(shares)
@@ -250,6 +268,7 @@ def _report(manifest: Manifest, evaluation: Evaluation, reference: str) -> Evalu
         evaluation=evaluation,
         label=fid_label(evaluation),
         reference=reference,
+        statistics_sha256=statistics_sha256,
         stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),
         shares=shares,
         params_by_timesteps=outlook.weighted.params,

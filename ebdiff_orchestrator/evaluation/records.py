@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ebdiff_orchestrator.stages import ASSEMBLE
-from schemas.digest import digest
+from schemas.digest import digest, file_digest
+from schemas.errors import UserError
 from schemas.evaluation import EvaluationReport, SampledImages
 from schemas.manifest import Manifest
 
 REPORT_FILE, STATISTICS_FILE = "report.json", "statistics.npz"
-_FOLDER = "evaluation"
+EVALUATION_FOLDER = "evaluation"
 _VERSION = 1  # of how images are drawn and measured
 
 
@@ -41,7 +42,7 @@ def evaluation_key(
 
 def work_folder(run_dir: Path) -> Path:
     """Where the evaluations of a run lie."""
-    return run_dir / _FOLDER
+    return run_dir / EVALUATION_FOLDER
 
 
 def evaluation_folder(run_dir: Path, key: str) -> Path:
@@ -52,10 +53,28 @@ def evaluation_folder(run_dir: Path, key: str) -> Path:
 def current_reports(run_dir: Path, manifest: Manifest) -> tuple[EvaluationReport, ...]:
     """The reports of the recorded evaluations of the ensemble that the run has now, the newest last.
 
-    Those of an earlier one, from before the run was extended, are left out.
+    Those of an earlier one, from before the run was extended, are left out. UserError for a damaged one.
     """
     ensemble = ensemble_digest(manifest)
     files = [evaluation_folder(run_dir, key) / REPORT_FILE for key in manifest.evaluations]
-    reports = [EvaluationReport.model_validate_json(file.read_bytes()) for file in files if file.is_file()]
+    reports = [_read(file) for file in files if file.is_file()]
     current = [report for report in reports if report.evaluation.ensemble_digest == ensemble]
     return tuple(sorted(current, key=lambda report: report.evaluation.at))
+
+
+def whole_report(folder: Path) -> EvaluationReport | None:
+    """The report in an evaluation's folder; None if it or the statistics beside it are missing or damaged."""
+    try:
+        report = _read(folder / REPORT_FILE)
+        whole = file_digest(folder / STATISTICS_FILE) == report.statistics_sha256
+    except (OSError, UserError):
+        return None
+    return report if whole else None
+
+
+def _read(file: Path) -> EvaluationReport:
+    try:
+        return EvaluationReport.model_validate_json(file.read_bytes())
+    except ValueError:
+        remedy = "The same `ebdiff evaluate` makes it again; or delete it."
+        raise UserError(f"{file} is damaged: expected the report as it was written. {remedy}") from None

@@ -93,7 +93,7 @@ def _check_sizes(files: list[Path]) -> None:
         try:
             with Image.open(file) as image:
                 sizes.setdefault(image.size, file)
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(
                 problem("--reference", file, "an image that can be read", f"Remove it ({error}).")
             ) from None

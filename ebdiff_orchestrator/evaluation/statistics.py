@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import struct
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +20,8 @@ from ebdiff_orchestrator.evaluation.inception import FEATURES
 from ebdiff_orchestrator.evaluation.shards import read_features, shards_of
 from schemas.durable import write_file
 from schemas.errors import RunFailed
+
+_NOT_SUCH_ARRAYS = (KeyError, AttributeError, TypeError, EOFError, RuntimeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def read_statistics(path: Path) -> Statistics:
         with np.load(path, allow_pickle=False) as archive:
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
             num_images = int(archive["images"]) if "images" in archive else 0
-    except (KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (*_NOT_SUCH_ARRAYS, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ValueError(f"no arrays mu and sigma in it ({error})") from error
     if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
         raise ValueError(f"mu {mean.shape}, sigma {covariance.shape}; not ({FEATURES},), ({FEATURES}, {FEATURES})")

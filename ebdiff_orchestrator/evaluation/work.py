@@ -27,6 +27,7 @@ from ebdiff_orchestrator.evaluation.shards import (
 from region_workers.data.store import default_cache_dir, ensure_store
 from region_workers.device import current_world, prepare_process
 from region_workers.failures import message_for_people
+from schemas.clock import unix_time
 from schemas.digest import file_digest
 from schemas.durable import replace_model, write_bytes
 from schemas.errors import RunFailed, UserError
@@ -132,7 +133,7 @@ class _Stored:
             )
 
     def images(self, shard: Shard, report: Report) -> Images:
-        return np.asarray(self._store.images[shard.first : shard.first + shard.count])
+        return self._store.piece(shard.first, shard.first + shard.count)
 
 
 class _Folder:
@@ -177,5 +178,5 @@ class _Note:
         if time.monotonic() - self._noted_at < _PROGRESS_EVERY_S:
             return
         self._noted_at = time.monotonic()
-        progress = Progress(stage=self._shard.name, step=int(self._shard.count * share), updated_at=time.time())
+        progress = Progress(stage=self._shard.name, step=int(self._shard.count * share), updated_at=unix_time())
         replace_model(progress_file(self._folder, self._shard), progress)

@@ -109,7 +109,7 @@ def report_tickets(
 ) -> TicketsReport:
     """The report of a run, drawing or finished; UserError for a folder without a run or masks of another network."""
     plan = RunDirectory(run_dir).read().plan
-    recorded = recorded_masks(run_dir, plan)
+    recorded = recorded_masks(_at_hand(run_dir), plan)
     notes = [
         f"{region.name}: keeps everything, so no mask is taken." for region in plan.regions if not region.pruning_ratio
     ]
@@ -127,7 +127,15 @@ def report_tickets(
 
 
 def _masks_of(run_dir: Path) -> list[RecordedMasks]:
-    return [masks for masks in recorded_masks(run_dir, RunDirectory(run_dir).read().plan) if len(masks)]
+    plan = RunDirectory(run_dir).read().plan
+    return [masks for masks in recorded_masks(_at_hand(run_dir), plan) if len(masks)]
+
+
+def _at_hand(run_dir: Path) -> Path:
+    """A folder with the run's draws."""
+    run = RunDirectory(run_dir)
+    run.fetch_folder("draw")
+    return run.path
 
 
 def _ticket_report(masks: RecordedMasks, settings: Settings, own: DrawPlan) -> TicketReport:

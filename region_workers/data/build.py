@@ -1,9 +1,8 @@
-"""Decode a source into the files of a store: pixels.npy, labels.npy if the plan asks for labels, and store.json."""
+"""Decode a source into the files of a store: pixels.npy, their checksums, labels.npy if asked for, and store.json."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import shutil
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from region_workers.data.checksums import CHECKSUMS, write_array
 from region_workers.data.content import Content
 from region_workers.data.decode import Transform
 from region_workers.data.labels import LabelRecorder, Labels, count_classes
@@ -20,8 +20,8 @@ from region_workers.data.lock import Report
 from region_workers.data.parallel import decode_all
 from region_workers.data.parts import PartLog
 from region_workers.data.sources import Source
-from schemas.durable import write_bytes, write_model
-from schemas.errors import RunFailed, plan_error
+from schemas.durable import write_model
+from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
 from schemas.store import StoreInfo
 
@@ -39,8 +39,8 @@ def build_store(
 ) -> None:
     """Fill `folder` with the pixels and labels of every readable image, in order, and with what they are.
 
-    Goes on from the parts that a killed build left there. Raises PlanError if there are no images or if one has no
-    proper label, RunFailed if more than the plan's share of them is unreadable or if the source changes meanwhile.
+    Goes on from the parts that a killed build left there. Raises PlanError if there are no images, if one has no
+    proper label or if more than the plan's share of them is unreadable, RunFailed if the source changes meanwhile.
     """
     folder.mkdir(exist_ok=True)
     recorder = LabelRecorder(plan.label_column, source.class_names()) if plan.label_column is not None else None
@@ -51,8 +51,8 @@ def build_store(
         _decode_rest(content, log, source, plan, key, total, report)
         content.finish()
     labels, class_names = recorder.finish() if recorder is not None else (None, None)
-    if labels is not None:
-        _write_labels(folder / LABELS, labels)
+    checksums_sha256 = write_array(folder / CHECKSUMS, content.checksums())
+    labels_sha256 = None if labels is None else write_array(folder / LABELS, labels)
     if source.identity() != identity:
         raise RunFailed(f"{plan.path} changed while it was read. Start again once its files are at rest.")
     info = StoreInfo(
@@ -60,6 +60,8 @@ def build_store(
         digest=content_digest(content.pixels_sha, content.shape(), labels),
         shape=content.shape(),
         pixels_bytes=(folder / PIXELS).stat().st_size,
+        checksums_sha256=checksums_sha256,
+        labels_sha256=labels_sha256,
         unreadable_names=tuple(content.unreadable_names),
         num_classes=None if labels is None else count_classes(labels, class_names),
         class_names=class_names,
@@ -79,14 +81,15 @@ def content_digest(pixels_sha: hashlib._Hash, shape: tuple[int, ...], labels: La
 
 
 def check_unreadable(unreadable: Sequence[str], done: int, total: int, plan: DataPlan) -> None:
-    """Raise RunFailed, naming the first unreadable images, if they are more than the plan's share of `total`."""
+    """Raise PlanError, naming the first unreadable images, if they are more than the plan's share of `total`."""
     if len(unreadable) <= plan.max_unreadable * total:
         return
     names = "; ".join(unreadable[:_NAMES_SHOWN])
     more = f"; and {len(unreadable) - _NAMES_SHOWN} more" if len(unreadable) > _NAMES_SHOWN else ""
-    raise RunFailed(
-        f"{len(unreadable)} of the {done} images read from {plan.path} are unreadable, more than data.max_unreadable = "
-        f"{plan.max_unreadable} of {total}: {names}{more}. Repair or remove them, or raise data.max_unreadable."
+    raise PlanError(
+        f"data.max_unreadable = {plan.max_unreadable}: expected at most this share of the {total} images "
+        f"in {plan.path} to be unreadable, but {len(unreadable)} of the {done} images read so far are: {names}{more}. "
+        "Repair or remove them, or raise data.max_unreadable."
     )
 
 
@@ -118,9 +121,3 @@ def _decode_rest(
     if not content.done:
         raise plan_error("data.path", plan.path, "at least one image", "The data set is empty: choose another.")
     check_unreadable(content.complaints, content.done, content.done, plan)
-
-
-def _write_labels(path: Path, labels: Labels) -> None:
-    data = io.BytesIO()
-    np.save(data, labels, allow_pickle=False)
-    write_bytes(path, data.getvalue())

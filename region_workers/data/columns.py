@@ -34,7 +34,8 @@ def check_label_column(schema: pa.Schema, wanted: str, path: str) -> None:
     if kind is None or not _holds_labels(kind):
         has = "it is not there" if kind is None else f"it holds {kind}"
         possible = [name for name, kind in _with_fields(schema) if _holds_labels(kind)]
-        remedy = f"Set data.label_column to one of: {', '.join(possible)}." if possible else "No column holds labels."
+        named = f"Set data.label_column to one of: {', '.join(possible)}."
+        remedy = named if possible else "No column holds labels: choose other data."
         raise plan_error("data.label_column", wanted, f"a column of integers or strings in {path}; {has}", remedy)
 
 
@@ -105,8 +106,11 @@ def _with_fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
 
 def _noted_features(schema: pa.Schema) -> dict[str, Any]:
     metadata = (schema.metadata or {}).get(b"huggingface")
-    features: dict[str, Any] = json.loads(metadata).get("info", {}).get("features", {}) if metadata else {}
-    return features
+    try:
+        features = json.loads(metadata)["info"]["features"] if metadata else {}
+    except (ValueError, LookupError, TypeError):  # somebody else's note, or a damaged one
+        return {}
+    return features if isinstance(features, dict) else {}
 
 
 def _marked_as_images(schema: pa.Schema) -> list[str]:
@@ -125,5 +129,5 @@ def _error(value: str, expected: str, candidates: list[str], schema: pa.Schema) 
         remedy = f"Set data.image_column to one of: {', '.join(candidates)}."
     else:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-        remedy = f"No column holds image files (binary, or a struct with bytes); it has: {columns}."
+        remedy = f"No column holds image files (binary, or a struct with bytes); it has: {columns}. Choose other data."
     return plan_error("data.image_column", value, expected, remedy)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
 
+from region_workers.data.checksums import Checksums, checksums_of
 from region_workers.data.decode import Transform
+from region_workers.data.decode_process import Pixels
 from region_workers.data.labels import LabelRecorder
 from region_workers.data.parallel import DecodedItems
 from region_workers.data.parts import Part
@@ -29,6 +31,7 @@ class Content:
         self.images = 0
         self.unreadable_names: list[str] = []
         self.complaints: list[str] = []  # the same, with the reasons
+        self._checksums: list[Checksums] = []
         self._new_unreadable: list[tuple[str, str]] = []  # since the last part, as the labels below
         self._new_labels: list[int | str] = []
 
@@ -44,6 +47,7 @@ class Content:
     def take(self, decoded: DecodedItems) -> None:
         """Append what was decoded next."""
         self.pixels_sha.update(decoded.pixels.data)
+        self._checksums.append(checksums_of(decoded.pixels))
         self._file.write(decoded.pixels.data)
         self.images += len(decoded.pixels)
         self._note_unreadable(decoded.unreadable)
@@ -67,20 +71,32 @@ class Content:
 
     def restore(self, part: Part) -> bool:
         """Take a part of an earlier build for decoded, if the file holds its pixels; whether it does."""
-        sha = self.pixels_sha.copy()
+        sha, checksums = self.pixels_sha.copy(), []
         self._file.seek(self._position(self.images))
-        missing_bytes = (part.images - self.images) * self._image_bytes
-        while missing_bytes > 0 and (data := self._file.read(min(_READ_BYTES, missing_bytes))):
-            sha.update(data)
-            missing_bytes -= len(data)
+        for pixels in self._pixels_in_file(part.images - self.images):
+            sha.update(pixels.data)
+            checksums.append(checksums_of(pixels))
         if sha.hexdigest() != part.digest:
             return False
         self.pixels_sha, self.images = sha, part.images
+        self._checksums += checksums
         self._note_unreadable(part.unreadable)
         if self._recorder is not None:
             for label in part.labels:
                 self._recorder.add("", label)
         return True
+
+    def _pixels_in_file(self, images: int) -> Iterator[Pixels]:
+        """The next images in the file, as many as there are of them, some at a time."""
+        at_once = max(1, _READ_BYTES // self._image_bytes)
+        for first in range(0, images, at_once):
+            data = self._file.read(min(at_once, images - first) * self._image_bytes)
+            whole = len(data) // self._image_bytes
+            yield np.frombuffer(data, np.uint8, whole * self._image_bytes).reshape(whole, *self._image_shape)
+
+    def checksums(self) -> Checksums:
+        """Of each image so far: uint32 [images]."""
+        return np.concatenate([np.empty(0, np.uint32), *self._checksums])
 
     def cut(self) -> None:
         """Drop what stands in the file behind the restored parts; from here on it is written."""

@@ -29,7 +29,7 @@ def visible_files(root: Path) -> list[str]:
 def class_folders(root: Path, names: Sequence[str], label_column: str) -> list[str]:
     """The class of each file: its folder at the top, below a split's own folder. Raises PlanError if it has none."""
     if label_column != FOLDER_LABEL:
-        remedy = "The folders at its top are the classes: set it so."
+        remedy = "The folders at its top are the classes. Set it so."
         raise plan_error("data.label_column", label_column, f"{FOLDER_LABEL} for the folder of images {root}", remedy)
     classes = []
     for name, inside in zip(names, without_split_folder(names), strict=True):

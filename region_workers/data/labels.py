@@ -13,6 +13,7 @@ from schemas.errors import plan_error
 
 Labels = npt.NDArray[np.int64]
 
+_MOST_CLASSES = 2**31
 _REMEDY = "Repair or remove that image, or name another column."
 
 
@@ -50,7 +51,7 @@ class LabelRecorder:
             return label
         if label is None:
             raise self._error(name, "no label", "a label")
-        if label < 0 or (self._names is not None and label >= len(self._names)):
+        if not 0 <= label < _MOST_CLASSES or (self._names is not None and label >= len(self._names)):
             classes = "" if self._names is None else f" below its {len(self._names)} classes"
             raise self._error(name, f"the label {label}", f"a number from 0{classes}")
         self._numbers.append(label)

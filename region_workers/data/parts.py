@@ -12,13 +12,13 @@ from typing import BinaryIO, Self
 from pydantic import ValidationError
 
 from schemas.durable import write_model
-from schemas.section import Section
+from schemas.sealed import Sealed
 
 _PART_BYTES, _PART_S = 64 << 20, 10.0
 _MOST_BYTES = 512 << 20  # by so much decoding may be ahead of the disk
 
 
-class Part(Section):
+class Part(Sealed):
     """Where the pixels stood when they were last made safe; names and labels are those since the part before."""
 
     key: str

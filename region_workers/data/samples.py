@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,7 +10,14 @@ import numpy.typing as npt
 import torch
 
 from region_workers.data.labels import Labels
-from region_workers.data.rows import row_reader
+from region_workers.data.rows import ReadRows, row_reader
+
+Check = Callable[[ReadRows], ReadRows]
+
+
+def unchecked(read: ReadRows) -> ReadRows:
+    """Of rows that lie in no file."""
+    return read
 
 
 class Samples(Protocol):
@@ -50,9 +58,9 @@ class SampleStore(Protocol):
 class PixelSamples:
     """Images uint8 [N, H, W, C], served in [-1, 1]; mirrored on the device."""
 
-    def __init__(self, images_NHWC: npt.NDArray[np.uint8]) -> None:
+    def __init__(self, images_NHWC: npt.NDArray[np.uint8], check: Check = unchecked) -> None:
         self.rows: npt.NDArray[Any] = images_NHWC
-        self.read = row_reader(self.rows)
+        self.read = check(row_reader(self.rows))
 
     def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         return indices
@@ -71,10 +79,10 @@ class LatentSamples:
     A mirrored image has other latents than its image's, mirrored.
     """
 
-    def __init__(self, latents_VNCHW: npt.NDArray[np.float16]) -> None:
+    def __init__(self, latents_VNCHW: npt.NDArray[np.float16], check: Check = unchecked) -> None:
         self._variants, self._count = int(latents_VNCHW.shape[0]), int(latents_VNCHW.shape[1])
         self.rows: npt.NDArray[Any] = latents_VNCHW.reshape(-1, *latents_VNCHW.shape[2:])  # a view of the file
-        self.read = row_reader(self.rows)
+        self.read = check(row_reader(self.rows))
 
     def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         assert self._variants == 2 or not mirrored.any()

@@ -123,7 +123,7 @@ class ParquetSource:
     def _items_of(self, file: Path, table: pq.ParquetFile, start: int) -> Iterator[Item]:
         columns = [self._column] + ([self._label_column] if self._label_column else [])
         row, groups = _row_groups_from(table, start)
-        for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns, use_threads=False):
+        for batch in _batches(file, table, groups, columns):
             payloads = _payloads(batch.column(self._column))
             labels: list[Label] = [None] * len(payloads)
             if self._label_column:
@@ -163,7 +163,10 @@ def _local_source(path: Path, plan: DataPlan) -> Source:
     if plan.path != DIGITS and path.is_dir():
         return _folder_source(path, plan)
     check_not_split(plan)
-    return DigitsSource(plan.label_column) if plan.path == DIGITS else _file_source(path, plan)
+    if plan.path == DIGITS:
+        _check_no_column(plan)
+        return DigitsSource(plan.label_column)
+    return _file_source(path, plan)
 
 
 def _file_source(path: Path, plan: DataPlan) -> Source:
@@ -175,15 +178,23 @@ def _file_source(path: Path, plan: DataPlan) -> Source:
 def _folder_source(root: Path, plan: DataPlan) -> Source:
     names = [name for name in visible_files(root) if name.lower().endswith((_TABLE_SUFFIX, *_IMAGE_SUFFIXES))]
     if not names:
-        raise plan_error("data.path", plan.path, _EXPECTED, "The folder holds neither images nor Parquet files.")
+        remedy = "The folder holds neither images nor Parquet files: choose another."
+        raise plan_error("data.path", plan.path, _EXPECTED, remedy)
     names = files_of_split(root, names, plan)
     tables = [name for name in names if name.lower().endswith(_TABLE_SUFFIX)]
     if not tables:
+        _check_no_column(plan)
         return FolderSource(root, names, plan.label_column)
     if len(tables) < len(names):
         remedy = f"The folder holds {len(tables)} Parquet and {len(names) - len(tables)} image files: separate them."
         raise plan_error("data.path", plan.path, "a folder of Parquet files or of images, not of both", remedy)
     return ParquetSource(root, [root / name for name in tables], plan)
+
+
+def _check_no_column(plan: DataPlan) -> None:
+    if plan.image_column is not None:
+        remedy = "Only tables have columns of images: leave it out."
+        raise plan_error("data.image_column", plan.image_column, f"null for {plan.path}", remedy)
 
 
 def _identity(path: Path, folder: Path, names: list[str]) -> dict[str, Any]:
@@ -194,9 +205,20 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
     try:
         # Read a little at a time: otherwise all of a row group, which may be the whole file, would lie in memory.
         return pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
-    except pa.ArrowInvalid as error:
-        remedy = f"It does not read as Parquet ({str(error).splitlines()[0]}): convert or replace the file."
-        raise plan_error("data.path", path, "a Parquet file", remedy) from error
+    except (pa.ArrowException, OSError) as error:
+        raise _bad_table(path, error) from error
+
+
+def _bad_table(path: Path, error: Exception) -> Exception:
+    remedy = f"It does not read as Parquet ({str(error).splitlines()[0]}): convert or replace the file."
+    return plan_error("data.path", path, "a Parquet file", remedy)
+
+
+def _batches(file: Path, table: pq.ParquetFile, groups: list[int], columns: list[str]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from table.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _bad_table(file, error) from error
 
 
 def _row_groups_from(table: pq.ParquetFile, start: int) -> tuple[int, list[int]]:

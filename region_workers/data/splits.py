@@ -32,7 +32,8 @@ def files_of_split(root: Path, names: list[str], plan: DataPlan) -> list[str]:
         return names
     wanted = _SPLIT_OF_WORD.get(plan.split)
     if wanted not in splits:
-        raise plan_error("data.split", plan.split, f"one of {', '.join(splits)}", f"These are what {root} holds.")
+        remedy = f"These are what {root} holds: choose one of them."
+        raise plan_error("data.split", plan.split, f"one of {', '.join(splits)}", remedy)
     return [name for name, split in zip(names, split_of_name, strict=True) if split == wanted]
 
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from region_workers.data.build import INFO, LABELS, PIXELS, build_store, check_unreadable, content_digest
+from region_workers.data.checksums import CHECKSUMS, Checksums, checked, read_array
 from region_workers.data.decode import TRANSFORM_VERSION
 from region_workers.data.labels import Labels
 from region_workers.data.lock import Report, build_lock
@@ -36,11 +38,17 @@ class ImageStore:
     """
 
     def __init__(
-        self, folder: Path, info: StoreInfo, images: np.memmap[Any, np.dtype[np.uint8]], labels: Labels | None
+        self,
+        folder: Path,
+        info: StoreInfo,
+        images: np.memmap[Any, np.dtype[np.uint8]],
+        checksums: Checksums,
+        labels: Labels | None,
     ) -> None:
         self.folder = folder
         self.info = info
         self.images = images
+        self._checksums = checksums
         self.labels = labels
 
     @classmethod
@@ -54,10 +62,12 @@ class ImageStore:
             images = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
             if images.shape != info.shape or images.dtype != np.uint8:
                 raise ValueError(f"{PIXELS} holds {images.dtype} {images.shape}, not uint8 {info.shape} as {INFO} says")
-            labels = None if info.num_classes is None else read_labels(folder / LABELS, info.shape[0])
-        except (OSError, ValueError, ValidationError) as error:
-            raise RunFailed(f"{folder} is no whole image store: {error}. Delete it; it is built anew.") from error
-        return cls(folder, info, images, labels)
+            checksums = read_array(folder / CHECKSUMS, np.uint32, len(images), info.checksums_sha256)
+            labels = read_labels(folder, info.num_classes, len(images), info.labels_sha256)
+        except (OSError, ValueError) as error:
+            reason = f"{INFO} is not what was written" if isinstance(error, ValidationError) else error
+            raise RunFailed(f"{folder} is no whole image store: {reason}. Delete it; it is built anew.") from error
+        return cls(folder, info, images, checksums, labels)
 
     @property
     def digest(self) -> str:
@@ -78,8 +88,12 @@ class ImageStore:
         return self.info.shape[0]
 
     def samples(self) -> PixelSamples:
-        """The images as samples to be served in batches."""
-        return PixelSamples(self.images)
+        """The images as samples to be served in batches; RunFailed where one is not what was decoded."""
+        return PixelSamples(self.images, lambda read: checked(read, self._checksums, self.folder))
+
+    def piece(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """A copy of the images [start, stop), read as the samples are."""
+        return self.samples().read(np.arange(start, min(stop, len(self))))
 
     def verify(self) -> None:
         """Read every pixel and raise RunFailed unless the digest of pixels and labels is the recorded one."""
@@ -91,12 +105,9 @@ class ImageStore:
             raise RunFailed(f"the pixels in {self.folder} have changed since they were written. Delete the folder.")
 
 
-def read_labels(path: Path, count: int) -> Labels:
-    """The labels of `count` images. Raises OSError or ValueError if the file is missing or holds anything else."""
-    labels: Labels = np.load(path, allow_pickle=False)
-    if labels.shape != (count,) or labels.dtype != np.int64:
-        raise ValueError(f"{path.name} holds {labels.dtype} {labels.shape}, not int64 ({count},)")
-    return labels
+def read_labels(folder: Path, num_classes: int | None, count: int, sha256: str | None) -> Labels | None:
+    """The labels of a store's `count` images, None without classes. Raises OSError or ValueError as `read_array`."""
+    return None if num_classes is None else read_array(folder / LABELS, np.int64, count, sha256)
 
 
 def default_cache_dir() -> Path:
@@ -114,8 +125,8 @@ def ensure_store(
 
     `report(done, total)` counts images while this process, or the one that it waits for, builds; a total of 0 means
     that it is not known. A build that was killed goes on from what it had made safe. Raises PlanError for a source
-    that cannot be read or is empty and for images without a proper label, RunFailed for too many unreadable images,
-    for a builder without progress in `stall_limit_s` seconds and for a full disk.
+    that cannot be read or is empty, for too many unreadable images and for images without a proper label, RunFailed for
+    a builder without progress in `stall_limit_s` seconds and for a full disk.
     """
     cache_folder(cache_dir, "images")
     source = open_source(plan, cache_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from schemas.job import (
     DrawTarget,
     WorkerJob,
 )
+from schemas.sealed import broken_in, seal_folder
 from schemas.tables import Row, read_masks, write_masks, write_metrics
 from schemas.ticket import Ticket
 
@@ -72,7 +74,11 @@ class Draw:
 
         Raises TicketNotDrawnError after `draw.max_intervals` masks, unless the plan says to take the last one.
         """
-        self._restore(self._checkpoints.newest_good(self._world))
+        with self._checkpoints:
+            self._run()
+
+    def _run(self) -> None:
+        self._restore(self._newest_checkpoint())
         for target in self._stage.targets:
             if target.pruning_ratio == 0 and target.region not in self._tickets:
                 self._take_dense(target)
@@ -82,6 +88,8 @@ class Draw:
             self._train_until_drawn()
         except StopRequestedError:
             self._save()
+            self._checkpoints.wait()
+            self._world.barrier()
             self._recorder.announce("stopped", self._trainer.step)
             raise
         self._publish()
@@ -218,6 +226,7 @@ class Draw:
         def write(folder: Path) -> None:
             write_model(folder / TICKET_FILE, ticket)
             expert.save_pretrained(folder / EXPERT_FOLDER)
+            seal_folder(folder)
 
         write_folder(self._folder / TICKETS_FOLDER / ticket.region, write)
 
@@ -225,6 +234,7 @@ class Draw:
         if self._trainer.step < self._interval * self._plan.max_intervals:
             return
         self._save()
+        self._checkpoints.wait()
         names = ", ".join(target.region for target in self._waiting())
         raise TicketNotDrawnError(
             f"No ticket for region {names} after draw.max_intervals = {self._plan.max_intervals} masks "
@@ -256,9 +266,20 @@ class Draw:
                 self._recorder.active_s,
                 self._trainer.state_tensors(),
                 self._recorder.metrics,
-                lambda folder: write_masks(folder / MASKS_FILE, self._mask_rows),
+                partial(_write_masks, list(self._mask_rows)),
             )
         self._world.barrier()
+
+    def _newest_checkpoint(self) -> Checkpoint | None:
+        """The last good checkpoint; None if a ticket drawn so far is damaged, for no checkpoint holds its weights."""
+        tickets = [self._folder / TICKETS_FOLDER / target.region for target in self._stage.targets]
+        damaged = [f"{folder.name}/{broken}" for folder in tickets if (broken := broken_in(folder)) is not None]
+        checkpoint = self._checkpoints.newest_good(self._world)
+        if damaged:
+            self._recorder.note(f"ticket {damaged[0]} was damaged; the draw begins anew")
+            return None
+        self._recorder.note(self._checkpoints.passed_over)
+        return checkpoint
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Masks and tickets follow from the checkpoint; tickets drawn after it are drawn again."""
@@ -291,6 +312,10 @@ class Draw:
             publish(self._job, self._recorder, self._world, self._trainer.step, files, metrics)
             self._checkpoints.clear()
         self._world.barrier()
+
+
+def _write_masks(rows: list[Row], folder: Path) -> None:
+    write_masks(folder / MASKS_FILE, rows)
 
 
 def _mask_row(target: DrawTarget, interval: int, step: int, mask: torch.Tensor) -> Row:

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from region_workers.data.build import LABELS
+from region_workers.data.checksums import CHECKSUMS, Checksums, write_array
 from region_workers.data.labels import Labels
 from region_workers.data.lock import Report
 from region_workers.data.store import ImageStore
 from region_workers.latents.encode import ENCODING_VERSION, ShardCall, encode_images, encode_shard
 from region_workers.latents.shards import LATENTS, Latents, LatentShape, ShardFile
 from schemas.digest import digest
-from schemas.durable import write_file, write_model
+from schemas.durable import write_model
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
@@ -84,7 +85,7 @@ def build_latents(folder: Path, job: Encoding, cache_dir: Path, run_many: RunMan
         digests[missing[index]] = shards.write(missing[index], latents)
         done += latents.shape[1]
         report(done, len(job.store))
-    _finish(folder, job, [digests[number] for number in range(len(shards.spans))])
+    _finish(folder, job, [digests[number] for number in range(len(shards.spans))], shards.checksums.ravel())
 
 
 def _here(job: Encoding, spans: list[tuple[int, int]], done: int, report: Report) -> Iterator[tuple[int, Latents]]:
@@ -134,15 +135,17 @@ def content_digest(shard_digests: Sequence[str], shape: LatentShape, labels: Lab
     return sha.hexdigest()
 
 
-def _finish(folder: Path, job: Encoding, digests: list[str]) -> None:
+def _finish(folder: Path, job: Encoding, digests: list[str], checksums: Checksums) -> None:
     labels = job.store.labels
-    if labels is not None:
-        write_file(folder / LABELS, lambda path: _save(path, labels))
+    checksums_sha256 = write_array(folder / CHECKSUMS, checksums)
+    labels_sha256 = None if labels is None else write_array(folder / LABELS, labels)
     info = LatentInfo(
         key=job.key,
         digest=content_digest(digests, job.shape, labels),
         shape=job.shape,
         latents_bytes=(folder / LATENTS).stat().st_size,
+        checksums_sha256=checksums_sha256,
+        labels_sha256=labels_sha256,
         shard_digests=tuple(digests),
         shard_images=SHARD_IMAGES,
         images_digest=job.store.digest,
@@ -151,11 +154,6 @@ def _finish(folder: Path, job: Encoding, digests: list[str]) -> None:
         class_names=job.store.info.class_names,
     )
     write_model(folder / INFO, info)
-
-
-def _save(path: Path, labels: Labels) -> None:
-    with path.open("wb") as file:  # given a path, numpy would append .npy
-        np.save(file, labels, allow_pickle=False)
 
 
 def _check_space(folder: Path, job: Encoding) -> None:

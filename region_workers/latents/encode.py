@@ -73,7 +73,7 @@ def encode_images(
     pieces = []
     with torch.no_grad(), _same_bits(cpu_threads):
         for first in range(start, stop, _BATCH_IMAGES):
-            images_BHWC = np.array(store.images[first : min(first + _BATCH_IMAGES, stop)])
+            images_BHWC = store.piece(first, min(first + _BATCH_IMAGES, stop))
             images_BCHW = torch.from_numpy(images_BHWC).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
             variants = [images_BCHW, images_BCHW.flip(3)] if mirror_too else [images_BCHW]
             latents_VBChw = torch.stack([encode(vae, variant.contiguous()) for variant in variants]).half()

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from region_workers.data.checksums import checksums_of
 from schemas.durable import write_model
 from schemas.store import ShardRecord
 
@@ -36,17 +37,21 @@ class ShardFile:
         self._key, self._shape = key, shape
         self._header = _header(shape)
         self._image_bytes = 2 * int(np.prod(shape[2:]))
+        self.checksums = np.zeros(shape[:2], np.uint32)  # of each image's latents, by variant
         self._prepare()
 
     def whole(self) -> dict[int, str]:
         """The shards that are there and whole, by number, with their digests; reads them all."""
         latents = np.memmap(self._path, "<f2", "r", len(self._header), self._shape)
         recorded = {number: self._recorded(number) for number in range(len(self.spans))}
-        return {
+        whole = {
             number: digest
             for number, digest in recorded.items()
             if digest is not None and shard_digest(latents, self.spans[number]) == digest
         }
+        for start, stop in (self.spans[number] for number in whole):
+            self._note_checksums(latents[:, start:stop], start)
+        return whole
 
     def write(self, number: int, latents_VnChw: Latents) -> str:
         """Put a shard into its place, durably, then its record; returns its digest."""
@@ -59,10 +64,15 @@ class ShardFile:
                 file.write(np.ascontiguousarray(part, dtype="<f2").data)
             file.flush()
             os.fsync(file.fileno())
+        self._note_checksums(latents_VnChw, start)
         digest = shard_digest(latents_VnChw, (0, stop - start))
         record = ShardRecord(key=self._key, start=start, stop=stop, digest=digest)
         write_model(self._record_path(number), record)
         return digest
+
+    def _note_checksums(self, latents_VnChw: Latents, start: int) -> None:
+        for variant, part in enumerate(latents_VnChw):
+            self.checksums[variant, start : start + len(part)] = checksums_of(np.ascontiguousarray(part, dtype="<f2"))
 
     def _prepare(self) -> None:
         self._records.mkdir(parents=True, exist_ok=True)

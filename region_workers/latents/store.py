@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from region_workers.data.build import LABELS
+from region_workers.data.checksums import CHECKSUMS, Checksums, checked, read_array
 from region_workers.data.labels import Labels
 from region_workers.data.lock import Report, build_lock
 from region_workers.data.samples import LatentSamples
@@ -32,11 +32,17 @@ class LatentStore:
     """Scaled latents: `latents` float16 [V, N, C, h, w], V = 2 with the mirrored images; `labels` int64 [N] or None."""
 
     def __init__(
-        self, folder: Path, info: LatentInfo, latents: np.memmap[Any, np.dtype[np.float16]], labels: Labels | None
+        self,
+        folder: Path,
+        info: LatentInfo,
+        latents: np.memmap[Any, np.dtype[np.float16]],
+        checksums: Checksums,
+        labels: Labels | None,
     ) -> None:
         self.folder = folder
         self.info = info
         self.latents = latents
+        self._checksums = checksums
         self.labels = labels
 
     @classmethod
@@ -50,10 +56,13 @@ class LatentStore:
             latents = np.load(folder / LATENTS, mmap_mode="r", allow_pickle=False)
             if latents.shape != info.shape or latents.dtype != np.float16:
                 raise ValueError(f"{LATENTS} holds {latents.dtype} {latents.shape}, not {info.dtype} {info.shape}")
-            labels = None if info.num_classes is None else read_labels(folder / LABELS, info.shape[1])
-        except (OSError, ValueError, ValidationError) as error:
-            raise RunFailed(f"{folder} is no whole latent store: {error}. Delete it; it is built anew.") from error
-        return cls(folder, info, latents, labels)
+            rows = info.shape[0] * info.shape[1]
+            checksums = read_array(folder / CHECKSUMS, np.uint32, rows, info.checksums_sha256)
+            labels = read_labels(folder, info.num_classes, info.shape[1], info.labels_sha256)
+        except (OSError, ValueError) as error:
+            reason = f"{INFO} is not what was written" if isinstance(error, ValidationError) else error
+            raise RunFailed(f"{folder} is no whole latent store: {reason}. Delete it; it is built anew.") from error
+        return cls(folder, info, latents, checksums, labels)
 
     @property
     def digest(self) -> str:
@@ -69,8 +78,8 @@ class LatentStore:
         return self.info.shape[1]
 
     def samples(self) -> LatentSamples:
-        """The latents as samples to be served in batches."""
-        return LatentSamples(np.asarray(self.latents))
+        """The latents as samples to be served in batches; RunFailed where one is not what was encoded."""
+        return LatentSamples(np.asarray(self.latents), lambda read: checked(read, self._checksums, self.folder))
 
     def verify(self) -> None:
         """Read every latent and raise RunFailed unless the digest of latents and labels is the recorded one."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from typing import Any
 import torch
 
 from schemas.digest import digest
-from schemas.errors import PlanError, plan_error
+from schemas.errors import plan_error
+from schemas.json_files import read_object
 from schemas.model import LatentModelPlan
 from schemas.store import VaeInfo
 
@@ -33,7 +33,10 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
     `channels` channels.
     """
     folder = _find(model)
-    config = json.loads((folder / _CONFIG).read_text())
+    try:
+        config = read_object(folder / _CONFIG)
+    except ValueError as error:
+        raise plan_error(_FIELD, model.vae, _EXPECTED, f"{folder}: {error}: replace the file.") from None
     name = str(config.get("_class_name"))
     if name not in _CLASSES:
         raise plan_error(
@@ -148,7 +151,5 @@ def _download(name: str, places: tuple[str, ...]) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PlanError(
-            f"{_FIELD} = {name}: cannot be fetched from the hub ({reason}). Check the name and the network, or give a "
-            "local folder."
-        ) from error
+        remedy = f"There is no such folder here, and the hub gives none ({reason}): check the path or the name."
+        raise plan_error(_FIELD, name, _EXPECTED, remedy) from error

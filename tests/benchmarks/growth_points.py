@@ -94,6 +94,7 @@ def of_size(base_channels: int, folder: Path) -> Point:
     peak_mb = World(_CPU, 0, 1).peak_memory_bytes() / 1e6
     checkpoints = Checkpoints(folder / "checkpoints", "key", 1)
     save_s = seconds(lambda: checkpoints.save(trainer.step, 0.0, trainer.state_tensors(), []))
+    checkpoints.wait()
 
     def resume() -> None:
         found = checkpoints.newest_good(World(_CPU, 0, 1))

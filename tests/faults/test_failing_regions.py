@@ -98,7 +98,7 @@ def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_c
 ) -> None:
     use_cluster(cluster := ProcessCluster(3))
     plan = tiny_plan(
-        ONE_REGION, "training.learning_rate=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1"
+        ONE_REGION, "training.weight_decay=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1"
     )
     with pytest.raises(RunFailed, match=r"of step \d+ .* is not finite"):
         driver.launch(plan, tmp_path / "run")

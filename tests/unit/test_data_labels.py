@@ -180,7 +180,7 @@ def test_the_digest_is_of_the_labels_too(tmp_path: Path) -> None:
     assert len({first.digest, other.digest, bare.digest}) == 3
     first.verify()
     np.save(first.folder / "labels.npy", np.array([1, 0]))
-    with pytest.raises(RunFailed, match="have changed"):
+    with pytest.raises(RunFailed, match="labels.npy is not what was written"):
         ImageStore.open(first.folder).verify()
     (first.folder / "labels.npy").unlink()
     with pytest.raises(RunFailed, match="no whole image store"):
@@ -222,7 +222,7 @@ def test_a_crop_reaches_the_decoders_and_is_told_where_it_does_not_fit(tmp_path:
         by_hand = image.crop((25, 57, 153, 185)).resize((64, 64), Image.Resampling.BILINEAR)
     assert np.array_equal(store.images[1], np.asarray(by_hand))
     wide = plan.model_copy(update={"crop": CropPlan(center_x=89, center_y=121, size=180)})
-    with pytest.raises(RunFailed, match=r"178 x 218 pixels do not hold the square of data\.crop, columns -1\.\.178"):
+    with pytest.raises(PlanError, match=r"178 x 218 pixels do not hold the square of data\.crop, columns -1\.\.178"):
         ensure_store(wide, tmp_path)
 
 

@@ -23,7 +23,7 @@ from region_workers.data.decode import Payload, Transform
 from region_workers.data.decode_process import Decoded, DecodeProcess
 from region_workers.data.lock import build_lock
 from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
-from schemas.errors import RunFailed
+from schemas.errors import PlanError, RunFailed
 from schemas.plan import DataPlan
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-train.parquet"
@@ -139,7 +139,7 @@ def test_unreadable_images_within_the_limit_are_left_out_and_named(tmp_path: Pat
 
 def test_unreadable_images_above_the_limit_stop_and_leave_nothing(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 93, broken=7)
-    with pytest.raises(RunFailed, match=r"7 of the .*broken-0\.png .*and 2 more.*data\.max_unreadable"):
+    with pytest.raises(PlanError, match=r"7 of the .*broken-0\.png .*and 2 more.*data\.max_unreadable"):
         ensure_store(plan, tmp_path)
     assert store_folders(tmp_path) == []
 
@@ -147,7 +147,7 @@ def test_unreadable_images_above_the_limit_stop_and_leave_nothing(tmp_path: Path
 def test_a_store_built_under_a_higher_limit_does_not_get_round_a_lower_one(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 8, broken=2)
     ensure_store(plan.model_copy(update={"max_unreadable": 0.5}), tmp_path)
-    with pytest.raises(RunFailed, match=r"broken-0\.png"):
+    with pytest.raises(PlanError, match=r"broken-0\.png"):
         ensure_store(plan, tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_a_killed_builder_leaves_no_store_and_the_next_one_goes_on(tmp_path: Pat
     store = ensure_store(plan, tmp_path / "killed")
     assert store.images[:, 0, 0, 0].tolist() == list(range(60))
     store.verify()
-    assert sorted(path.name for path in folder.iterdir()) == ["pixels.npy", "store.json"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.npy", "pixels.npy", "store.json"]
 
 
 def test_a_part_whose_pixels_have_changed_is_decoded_again(tmp_path: Path) -> None:

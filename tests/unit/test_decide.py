@@ -57,9 +57,9 @@ def test_a_failed_region_does_not_keep_the_others_from_starting() -> None:
 
 def test_a_wait_is_given_up_after_its_limit_but_not_while_own_jobs_hold_the_resources() -> None:
     late = _situation(free_workers=0, waited_s=61)
-    assert set(next_jobs(JOBS, WORKERS, late, wait_limit_s=60).give_up) == set(WORKERS)
+    assert set(next_jobs(JOBS, WORKERS, late, wait_limit_s=60).late) == set(WORKERS)
     busy = _situation(free_workers=0, waited_s=61, running=("region 0-260",))
-    assert not next_jobs(JOBS, WORKERS, busy, wait_limit_s=60).give_up
+    assert not next_jobs(JOBS, WORKERS, busy, wait_limit_s=60).late
 
 
 def test_everything_done_or_failed_is_the_end() -> None:

@@ -126,7 +126,7 @@ def test_offloaded_weights_that_do_not_fit_are_named_when_they_are_read(folder: 
     weights.unlink()
     with pytest.raises(UserError, match=f"{NAMES[1]}: expected weights that fit"):
         draw(pipeline)
-    with pytest.raises(UserError, match=f"{NAMES[1]}: expected a folder with"):
+    with pytest.raises(UserError, match=f"{NAMES[1]}/{WEIGHTS}: expected the file as it was saved"):
         load_ensemble(folder, offload=True)
 
 

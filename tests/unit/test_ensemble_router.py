@@ -150,7 +150,7 @@ def test_a_saved_router_loads_to_the_same_bits_as_plain_files(tmp_path: Path) ->
         str(file.relative_to(tmp_path / "unet")) for file in (tmp_path / "unet").rglob("*") if file.is_file()
     )
     assert files == sorted(
-        ["config.json"]
+        ["config.json", "seal.json"]
         + [f"{name}/{file}" for name in NAMES for file in ("config.json", "diffusion_pytorch_model.safetensors")]
     )
     loaded = TimestepRouter.from_pretrained(tmp_path / "unet")
@@ -176,6 +176,9 @@ def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> Non
 def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
     TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
     (tmp_path / "unet" / "440-1000" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"440-1000/diffusion_pytorch_model\.safetensors: expected the file as it was"):
+        TimestepRouter.from_pretrained(tmp_path / "unet")
+    (tmp_path / "unet" / "seal.json").unlink()
     with pytest.raises(UserError, match=r"440-1000: expected a folder with diffusion_pytorch_model\.safetensors"):
         TimestepRouter.from_pretrained(tmp_path / "unet")
 
@@ -212,5 +215,6 @@ def test_a_config_cannot_name_code_to_run(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     config["expert_classes"] = ["antigravity.Expert"] * 3
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "unet" / "seal.json").unlink()
     with pytest.raises(UserError, match="import antigravity before loading"):
         TimestepRouter.from_pretrained(tmp_path / "unet")

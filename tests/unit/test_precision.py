@@ -35,6 +35,7 @@ def _resumed(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) 
     first, second = make_trainer(*changes), make_trainer(*changes)
     checkpoints = Checkpoints(folder, "key", keep=1)
     checkpoints.save(2, 0.0, state_after(first, 2), [])
+    checkpoints.wait()
     checkpoint = checkpoints.newest_good(World(torch.device("cpu"), 0, 1))
     assert checkpoint is not None
     second.load_state_tensors(checkpoint.tensors, checkpoint.info.step)

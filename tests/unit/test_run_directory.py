@@ -45,10 +45,16 @@ def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePl
 
 
 def test_a_second_driver_is_kept_out(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).held(), pytest.raises(UserError, match="another launch"), RunDirectory(tmp_path).held():
+    with RunDirectory(tmp_path).held(), pytest.raises(UserError, match="process"), RunDirectory(tmp_path).held():
         pytest.fail("two drivers held one run")
     with RunDirectory(tmp_path).held():
         pass
+
+
+def test_a_run_that_is_refused_leaves_nothing_in_its_folder(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path / "run").held():
+        pass
+    assert not (tmp_path / "run").exists()
 
 
 def test_changed_missing_and_truncated_files_are_found(tmp_path: Path) -> None:
@@ -66,7 +72,7 @@ def test_a_directory_without_a_run_and_a_foreign_manifest_are_user_errors(tmp_pa
     with pytest.raises(UserError, match="no run here"):
         RunDirectory(tmp_path).read()
     (tmp_path / "manifest.json").write_text('{"version": 99}')
-    with pytest.raises(UserError, match="not one of version 2"):
+    with pytest.raises(UserError, match="of version 99, not 2"):
         RunDirectory(tmp_path).read()
 
 

@@ -1,0 +1,154 @@
+"""What one node says of itself, gathered on it by a function that a cluster can run anywhere."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+from contextlib import suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from region_workers.data.store import default_cache_dir
+from schemas.digest import digest, file_digest
+from schemas.section import Section
+
+PACKAGES = ("ebdiff-orchestrator", "torch", "ray", "diffusers", "torch-pruning", "numpy", "safetensors", "pyarrow")
+OUR_CODE = "code"  # among the versions: the digest of this project's own files
+_OUR_PACKAGES = ("schemas", "region_workers", "ebdiff_orchestrator")
+_ROOT = Path(__file__).resolve().parents[2]
+_DEVICES = Path("/dev/nvidiactl"), Path("/dev/nvidia0")
+_CUDA_LIMIT_S = 120.0
+_ASK_CUDA = """
+import torch
+devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+[torch.zeros(1, device=f"cuda:{i}") for i in range(len(devices))]
+print(*(f"{device.total_memory} {device.name}" for device in devices), sep="\\n")
+"""
+
+
+class Gpu(Section):
+    """One GPU that torch can use."""
+
+    name: str
+    memory_bytes: int
+
+
+class NodeFacts(Section):
+    """A node: its software, devices, memory, and how Ray's processes on it authenticate.
+
+    `code_folder`: where this project's code is imported from. `cuda_problem`: why torch cannot use the GPUs that the
+    node seems to have. `shm_bytes`: size of /dev/shm; None where there is none. `token_mode`: the mode of the file with
+    Ray's token, if there is one.
+    """
+
+    versions: dict[str, str]
+    code_folder: str
+    gpus: tuple[Gpu, ...]
+    cuda_problem: str | None
+    memory_bytes: int
+    shm_bytes: int | None
+    auth_mode: str | None
+    token_file: str
+    token_mode: int | None
+    cache_dir: str
+    cache_free_bytes: int
+    cache_used_bytes: int
+
+
+def gather_facts(cache_dir: str | None) -> dict[str, Any]:
+    """The facts of this machine as plain values, so that they travel between versions of this package."""
+    cache = (Path(cache_dir) if cache_dir else default_cache_dir()).expanduser()
+    gpus, problem = _gpus()
+    token_file = _token_file()
+    facts = NodeFacts(
+        versions=_versions(),
+        code_folder=str(_ROOT),
+        gpus=gpus,
+        cuda_problem=problem,
+        memory_bytes=_memory_bytes(),
+        shm_bytes=_size_of("/dev/shm"),
+        auth_mode=os.environ.get("RAY_AUTH_MODE"),
+        token_file=str(token_file),
+        token_mode=stat.S_IMODE(token_file.stat().st_mode) if token_file.is_file() else None,
+        cache_dir=str(cache),
+        cache_free_bytes=shutil.disk_usage(nearest_folder(cache)).free,
+        cache_used_bytes=bytes_below(cache),
+    )
+    return facts.model_dump(mode="json")
+
+
+def nearest_folder(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def bytes_below(folder: Path) -> int:
+    """The size of all files below a folder; 0 if there is none. Files may come and go meanwhile."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(path, name).stat().st_size
+    return total
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, OUR_CODE: _code()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _code() -> str:
+    """What tells whether two nodes run the same files of this project, wherever they lie."""
+    files = sorted(file for package in _OUR_PACKAGES for file in (_ROOT / package).rglob("*.py"))
+    return digest({str(file.relative_to(_ROOT)): file_digest(file) for file in files})[:12]
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
+    """Ask torch in a process of its own: Ray hides the GPUs from a task that asked for none, and CUDA stays loaded."""
+    if not any(path.exists() for path in _DEVICES):
+        return (), None
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _ASK_CUDA],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=_CUDA_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return (), f"CUDA gave no answer within {_CUDA_LIMIT_S:.0f} s"
+    if asked.returncode:
+        return (), (asked.stderr.strip().splitlines() or ["torch ended without a word"])[-1]
+    lines = [line.split(" ", 1) for line in asked.stdout.splitlines() if line]
+    return tuple(Gpu(name=name, memory_bytes=int(size)) for size, name in lines), None
+
+
+def _memory_bytes() -> int:
+    """The host's memory, or the container's share of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            return min(total, int(text))
+    return total
+
+
+def _size_of(folder: str) -> int | None:
+    return shutil.disk_usage(folder).total if Path(folder).is_dir() else None
+
+
+def _token_file() -> Path:
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()

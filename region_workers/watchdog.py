@@ -1,0 +1,45 @@
+"""A worker that makes no step any more ends itself, so that nobody waits for it for ever.
+
+A collective operation whose neighbour is gone, or a device that no longer answers, holds the thread that asked for it;
+only another thread can notice.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from threading import Event, Thread
+from typing import Self
+
+
+class Watchdog:
+    """Calls `bite` when `pulse` has not been called for `limit_s` seconds; sleeps until the first pulse."""
+
+    def __init__(self, limit_s: float, bite: Callable[[], None]) -> None:
+        self._limit_s, self._bite = limit_s, bite
+        self._pulse_at: float | None = None
+        self._over = Event()
+        self._watching = Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def pulse(self) -> None:
+        """Something was done."""
+        self._pulse_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._limit_s / 4)):
+            if self._pulse_at is not None and time.monotonic() - self._pulse_at > self._limit_s:
+                self._bite()
+                return
+
+
+def end_process() -> None:
+    """Without unwinding: the thread that hangs would have to take part in it."""
+    os._exit(1)

@@ -1,0 +1,33 @@
+"""Who works on a run: numbered claims in the run directory, of which the newest is the owner's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from schemas.section import Section
+
+OWNERS_FOLDER = ".owners"
+
+
+class Claim(Section):
+    """A driver's claim to a run. Its holder rewrites it as long as it lives: `beat` counts how often."""
+
+    number: int
+    token: str
+    host: str
+    pid: int
+    process: str = ""  # tells this very process from any other of this machine; empty where that cannot be told
+    lease_s: float  # a holder that has not rewritten its claim for so long is taken for dead
+    beat: int = 0
+    released: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name. Of two claims the greater name is the newer, or wins."""
+        return f"{self.number:08d}-{self.token}.json"
+
+
+def is_outdated(run_dir: Path, claim: str) -> bool:
+    """Whether the run in this folder has a newer owner than that of the claim so named; never without a name."""
+    folder = run_dir / OWNERS_FOLDER
+    return bool(claim) and any(path.name > claim for path in folder.glob("*.json"))

@@ -1,0 +1,28 @@
+"""Folders that are still to be written: whether they can be, asked before the work is done."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from schemas.errors import UserError, problem
+
+
+def check_writable_folder(path: Path, field: str) -> None:
+    """Raise UserError, naming `field`, unless `path` is a folder that can be written, or can be made.
+
+    It is tried, since permissions do not tell of read-only and full disks; nothing of it stays.
+    """
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        remedy = f"It cannot be ({error.strerror}): choose another place."
+        raise UserError(problem(field, path, "a folder that can be made and written", remedy)) from None
+    finally:
+        for each in missing:
+            with suppress(OSError):
+                each.rmdir()

@@ -1,0 +1,183 @@
+"""Command lines that ask for what cannot be: options, run directories, and what a run does not hold."""
+
+from __future__ import annotations
+
+from harness import Case
+
+
+def _type(line: str, *says: str) -> Case:
+    """A command line, words between bars (|) holding blanks."""
+    words = tuple(word.replace("~", " ") for word in line.split())
+    return Case(line or "nothing", words, says)
+
+
+PARSED = (
+    _type("lanch tiny.yaml", "lanch", "Did you mean 'launch'"),
+    _type("train tiny.yaml", "No such command 'train'", "--help"),
+    _type("launch", "PLAN", "ebdiff launch --help"),
+    _type("launch tiny.yaml other.yaml", "other.yaml", "ebdiff launch --help"),
+    _type("launch tiny.yaml --rundir new", "--rundir", "--run-dir"),
+    _type("launch tiny.yaml --run-dir", "--run-dir", "argument"),
+    _type("launch --debugg tiny.yaml", "--debugg", "--help"),
+    _type("resume", "DIR", "ebdiff resume --help"),
+    _type("sample runs/done", "--out", "ebdiff sample --help"),
+    _type("sample runs/done --out new -n 0", "--num-images = 0", "greater than or equal to 1"),
+    _type("sample runs/done --out new -n five", "--num-images = five", "a whole number"),
+    _type("sample runs/done --out new --steps 0", "--steps = 0", "greater than or equal to 1"),
+    _type("sample runs/done --out new --batch-size -3", "--batch-size = -3", "greater than or equal to 1"),
+    _type("sample runs/done --out new --class -1", "--class = -1", "greater than or equal to 0"),
+    _type("sample runs/done --out new --guidance -2", "--guidance = -2", "greater than or equal to 0"),
+    _type("sample runs/done --out new --dtype fp8", "--dtype = fp8", "'fp32', 'bf16', 'fp16'"),
+    _type("sample runs/done --out new --workers 0", "--workers = 0", "greater than or equal to 1"),
+    _type("sample runs/done --out new --stpes 5", "--stpes", "--steps"),
+    _type("evaluate runs/done -n 1", "--num-images = 1", "greater than or equal to 2"),
+    _type("evaluate runs/done --batch-size 0", "--batch-size = 0", "greater than or equal to 1"),
+    _type("evaluate runs/done --seed x", "--seed = x", "a whole number"),
+    _type("compare", "RUN...", "ebdiff compare --help"),
+    _type("compare runs/done --format xml", "--format = xml", "'table', 'markdown', 'csv', 'json'"),
+    _type("plan tiny.yaml --gpus 0", "--gpus = 0", "greater than or equal to 1"),
+    _type("plan tiny.yaml --gpus 2 --efficiency 2", "--efficiency = 2", "less than or equal to 1"),
+    _type("estimate tiny.yaml --steps 1", "--steps = 1", "greater than or equal to 2"),
+    _type("estimate tiny.yaml --images 0", "--images = 0", "greater than or equal to 1"),
+    _type("estimate tiny.yaml --dense-steps 0", "--dense-steps = 0", "greater than or equal to 1"),
+    _type("estimate tiny.yaml --draw-intervals 0", "--draw-intervals = 0", "greater than or equal to 1"),
+    _type("tickets runs/done --last 1", "--last = 1", "greater than or equal to 2"),
+    _type("status runs/done --jsn", "--jsn", "--json"),
+)
+
+RUNS = (
+    *(
+        _type(f"{command} {folder.replace(' ', '~')} {options}", folder, found)
+        for command, options in (
+            ("status", ""),
+            ("status", "--json"),
+            ("resume", ""),
+            ("evaluate", ""),
+            ("tickets", ""),
+            ("compare", ""),
+            ("extend", "--set training.steps=20"),
+        )
+        for folder, found in (
+            ("nosuch", "no run here"),
+            ("runs/empty", "no run here"),
+            ("tiny.yaml", "no run here"),
+            ("runs/torn", "manifest.json"),
+        )
+    ),
+    *(
+        _type(f"status runs/{name.replace(' ', '~')}", name, "manifest.json")
+        for name in ("of a newer version", "of an unknown field", "with a list", "with nothing")
+    ),
+    _type("status runs/with~a~folder", "with a folder", "no run here"),
+    _type("launch tiny.yaml --run-dir tiny.yaml", "DIR = ", "tiny.yaml", "a folder"),
+    _type("launch tiny.yaml --run-dir tiny.yaml/new", "DIR = ", "tiny.yaml/new", "a folder"),
+    _type("launch tiny.yaml --run-dir /proc/nowhere", "DIR = /proc/nowhere", "a folder"),
+    _type("launch tiny.yaml --run-dir runs/other", "runs/other", "seed: 1 -> 0", "another --run-dir"),
+    _type("launch tiny.yaml --run-dir runs/done --set seed=5", "runs/done", "seed: 0 -> 5", "ebdiff resume"),
+    _type("launch tiny.yaml --run-dir runs/done --set training.steps=20", "training.steps: 12 -> 20", "ebdiff extend"),
+    _type("launch tiny.yaml --run-dir runs/torn", "runs/torn", "manifest.json"),
+    _type("launch tiny.yaml --run-dir new --reuse nosuch", "nosuch", "no run here"),
+    _type("launch tiny.yaml --run-dir new --reuse runs/torn", "runs/torn", "manifest.json"),
+    _type("extend runs/done --set seed=1", "seed: 0 -> 1", "training.steps"),
+    _type("extend runs/done --set training.step=20", "training.step", "Did you mean training.steps?"),
+    _type("extend runs/done --set training.steps=x", "training.steps = x", "a whole number"),
+    _type("extend runs/done --set regions.9.steps=20", "regions.9", "a position from 0 to 2"),
+    _type("extend runs/done", "--set", "training.steps"),
+)
+
+SAMPLE = (
+    _type("sample nosuch --out new", "path = nosuch", "an ensemble"),
+    _type("sample runs/empty --out new", "path = runs/empty", "an ensemble"),
+    _type("sample runs/unfinished --out new", "path = runs/unfinished", "an ensemble", "unfinished"),
+    _type("sample runs/without~weights --out new", "without weights", "safetensors"),
+    _type("sample networks/good --out new", "networks/good", "an ensemble"),
+    _type("sample runs/done --out runs", "--out = runs", "new or empty folder"),
+    _type("sample runs/done --out tiny.yaml", "--out = tiny.yaml", "new or empty folder"),
+    _type("sample runs/done --out tiny.yaml/new", "--out", "tiny.yaml/new", "folder"),
+    _type("sample runs/done --out /proc/nowhere", "--out", "/proc/nowhere", "folder"),
+    _type("sample runs/done --out new --steps 2000", "--steps = 2000", "at most 1000"),
+    _type("sample runs/done --out new --class 3", "--class = 3", "no classes", "Leave it out"),
+    _type("sample runs/done --out new --guidance 3", "--guidance = 3", "no classes"),
+    _type("sample runs/done --out new --guidance nan", "--guidance = nan", "greater than or equal to 0"),
+    _type("sample runs/done --out new --dtype fp16", "dtype = fp16", "fp32 or bf16"),
+    _type("sample runs/done --out new --address auto", "--address", "--workers"),
+    _type("sample runs/done --out new -n 4 --workers 5", "--workers = 5", "at most 1"),
+)
+
+EVALUATE = (
+    _type("evaluate runs/unfinished", "runs/unfinished", "a finished run", "ebdiff resume"),
+    _type("evaluate runs/without~weights", "without weights", "ebdiff resume"),
+    _type("evaluate runs/done --steps 2000", "--steps = 2000", "1 to 1000"),
+    _type("evaluate runs/done --guidance 3", "--guidance = 3", "no classes"),
+    _type("evaluate runs/done --guidance nan", "--guidance = nan", "greater than or equal to 0"),
+    _type("evaluate runs/done --inception-weights nosuch", "--inception-weights = nosuch", "a file"),
+    _type("evaluate runs/done --inception-weights images", "--inception-weights = images", "a file"),
+    _type(
+        "evaluate runs/done -n 4 --inception-weights tiny.yaml --here", "--inception-weights", "tiny.yaml", "Inception"
+    ),
+    _type(
+        "evaluate runs/done -n 4 --inception-weights networks/good/diffusion_pytorch_model.safetensors --here",
+        "--inception-weights",
+        "networks/good",
+        "Inception",
+    ),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference nosuch",
+        "--reference",
+        "nosuch",
+        "a folder of images",
+    ),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference images/empty", "--reference", "at least 2 images"
+    ),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference images/broken",
+        "--reference",
+        "torn0.png",
+        "an image",
+    ),
+    _type("evaluate runs/done --inception-weights tiny.yaml --reference tiny.yaml", "--reference", "tiny.yaml", ".npz"),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference-images 1", "--reference-images = 1", "2 to 1797"
+    ),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference-images 5000",
+        "--reference-images = 5000",
+        "2 to 1797",
+    ),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference images/good --reference-images 5",
+        "--reference and --reference-images",
+        "Leave one out",
+    ),
+)
+
+REPORTS = (
+    _type("plan tiny.yaml --yaml --json", "--yaml", "Leave one out"),
+    _type("plan tiny.yaml --measure", "--measure", "--gpus"),
+    _type("plan tiny.yaml --efficiency 0.5", "--efficiency", "--gpus"),
+    _type("plan tiny.yaml --gpus 2 --gpu-memory 4", "--gpu-memory = 4", "--measure"),
+    _type("plan tiny.yaml --gpus 2 --efficiency nan", "--efficiency = nan", "a number"),
+    _type("plan nosuch", "nosuch", "digits"),
+    _type("plan tiny.yaml --set regions.0.pruning_ratio=2", "regions.0.pruning_ratio = 2", "less than 1"),
+    _type(
+        "estimate tiny.yaml --set draw.interval_steps=null --set data.path=images/good", "--images", "--images 50000"
+    ),
+    _type("estimate nosuch.yaml", "nosuch.yaml", "no such file"),
+    _type("tickets runs/done --thresholds 0.1,x", "--thresholds = 0.1,x", "numbers"),
+    _type("tickets runs/done --thresholds 0,0.1", "--thresholds", "over 0, up to 1"),
+    _type("tickets runs/done --thresholds nan", "--thresholds = nan", "over 0, up to 1"),
+    _type("tickets runs/done --queue-lengths 1,5", "--queue-lengths", "2 or more"),
+    _type("tickets runs/done --queue-lengths 2.5", "--queue-lengths = 2.5", "whole numbers"),
+    _type("tickets runs/done --strides 0", "--strides", "1 or more"),
+    _type("tickets runs/done --strides ,", "--strides = ,", "whole numbers"),
+    _type("tickets runs/done --out tiny.yaml", "--out = tiny.yaml", "a folder"),
+    _type("tickets runs/done --against nosuch", "nosuch", "no run here"),
+    _type("tickets runs/done --dense nosuch/nowhere/at-all", "--dense nosuch/nowhere/at-all", "check the path"),
+    _type("tickets runs/done --dense runs/done", "--dense", "pruning_ratio 0"),
+    _type("compare runs/done nosuch", "nosuch", "no run here"),
+    _type("compare runs/done --against runs/other", "--against runs/other", "a dense run"),
+    _type("compare runs/done --against nosuch", "nosuch", "no run here"),
+)
+
+CASES = (*PARSED, *RUNS, *SAMPLE, *EVALUATE, *REPORTS)

@@ -1,0 +1,84 @@
+"""One bad input: what is typed, what the message must say, and the checks that hold for every one of them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from ebdiff_orchestrator import cli
+
+EXPECTATION = re.compile(r"\bexpected\b", re.IGNORECASE)
+REMEDY = re.compile(
+    r"(?:^|[.:;?)] )"
+    r"(?:Add|Change|Check|Choose|Close|Convert|Correct|Did you mean|Finish|Get|Give|Have it|Leave|Lower|Make|Move|Name|"
+    r"Order|Put|Quote|Raise|Remove|Rename|Repair|Replace|Resize|Restore|Save|See|Separate|Set|Shrink|Start|Swap|Use|Write)\b",
+    re.IGNORECASE,
+)
+_CLAIMS = ".owners"  # who holds a run, which is nothing of the run itself
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command line typed in the folder of `site`; `plan` is put there first as plan.yaml.
+
+    `says`: fragments of the message: the field (or option, or file), the value, what was expected, what to do.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    says: tuple[str, ...]
+    plan: str | bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def call(argv: tuple[str, ...], capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> Answer:
+    """The command line in this process, by the same way as the installed command."""
+    patch.setattr(sys, "argv", ["ebdiff", *argv])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    captured = capfd.readouterr()
+    return Answer(int(str(ended.value.code)), captured.out, captured.err)
+
+
+def contents(folder: Path) -> dict[str, tuple[int, ...] | str | None]:
+    """Everything below a folder: files by size and time of change, links by their targets, folders by name."""
+    found: dict[str, tuple[int, ...] | str | None] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if _CLAIMS in path.relative_to(folder).parts:
+            continue
+        if path.is_symlink():
+            found[name] = str(path.readlink())
+        elif path.is_file():
+            status = path.stat()
+            found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+        elif path.is_dir():
+            found[name] = None
+    return found
+
+
+def check(case: Case, answer: Answer) -> None:
+    """Exit code 2 and a message for people, with all that a person needs."""
+    shown = f"\n{' '.join(case.argv)}\n{answer.err}"
+    assert answer.code == 2, shown + answer.out
+    assert "Traceback" not in answer.err + answer.out, shown
+    text = " ".join(answer.err.split())
+    missing = [part for part in case.says if part not in text]
+    assert not missing, f"{missing} not in:{shown}"
+    assert EXPECTATION.search(text), f"says nothing of what is expected:{shown}"
+    after = text[EXPECTATION.search(text).start() :]  # type: ignore[union-attr]
+    assert REMEDY.search(after), f"says nothing of what to do:{shown}"
+    assert len(answer.err) < 4000, f"too long to read:{shown}"

@@ -1,0 +1,201 @@
+"""The folder in which bad commands are typed: good plans, runs, images and networks, and bad ones beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+from conftest import TINY, tiny_vae
+from finished_run import finished_run
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from ebdiff_orchestrator.plans import plan_from_values
+from ebdiff_orchestrator.run_directory import RunDirectory
+from region_workers.dense import build_dense
+from schemas.plan import Plan
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DENSE = {"regions": [{"train": [0, 1000], "pruning_ratio": 0, "name": "all"}]}
+
+
+def make_site(folder: Path) -> None:
+    """Fill the folder."""
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "classes.yaml").write_text(yaml.safe_dump({**TINY, "data": {"path": "images/classes"}}))
+    (folder / "a file").write_text("not a run, not a plan\n")
+    _images(folder / "images")
+    _tables(folder / "tables")
+    _runs(folder / "runs")
+    _networks(folder / "networks")
+    _vaes(folder / "vaes")
+
+
+def plan_of(**changes: Any) -> Plan:
+    """The tiny plan with other sections."""
+    return plan_from_values(json.loads(json.dumps({**TINY, **changes})))
+
+
+def png(path: Path, side: int = 8, seed: int = 0) -> None:
+    """A good image."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def _images(folder: Path) -> None:
+    for index in range(12):
+        png(folder / f"good/{index:02}.png", seed=index)
+        png(folder / f"classes/{'ab'[index % 2]}/{index:02}.png", seed=index)
+        png(folder / f"splits/{('train', 'test')[index % 2]}/{index:02}.png", seed=index)
+        png(folder / f"some broken/{index:02}.png", seed=index)
+        png(folder / f"half classes/{'a/' if index % 2 else ''}{index:02}.png", seed=index)
+    png(folder / "single.png")
+    (folder / "empty").mkdir()
+    (folder / "texts").mkdir()
+    (folder / "texts" / "readme.txt").write_text("no images\n")
+    (folder / "hidden").mkdir()
+    png(folder / "hidden" / ".thumbnail.png")
+    for name in ("broken", "some broken"):
+        (folder / name).mkdir(exist_ok=True)
+        for index in range(3):
+            (folder / name / f"torn{index}.png").write_bytes((folder / "single.png").read_bytes()[: 20 * index])
+
+
+def _tables(folder: Path) -> None:
+    folder.mkdir()
+    image = (folder.parent / "images" / "single.png").read_bytes()
+    good = {"image": [image] * 12, "label": list(range(12)), "caption": ["a"] * 12}
+    _parquet(folder / "good.parquet", good)
+    _parquet(folder / "two columns of images.parquet", {"image": [image] * 12, "thumbnail": [image] * 12})
+    _parquet(folder / "no images.parquet", {"caption": ["a", "b"], "width": [1, 2]})
+    _parquet(folder / "no rows.parquet", {"image": pa.array([], pa.binary())})
+    _parquet(folder / "null images.parquet", {"image": pa.array([None] * 12, pa.binary())})
+    _parquet(folder / "null label.parquet", {**good, "label": [None, *range(11)]})
+    _parquet(folder / "negative label.parquet", {**good, "label": [-1, *range(11)]})
+    whole = (folder / "good.parquet").read_bytes()
+    (folder / "truncated.parquet").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.parquet").write_text("image,label\n")
+    (folder / "empty.parquet").write_bytes(b"")
+    (folder / "garbled.parquet").write_bytes(_garbled(whole, 12, 200))
+    both = folder.parent / "images" / "both"
+    both.mkdir()
+    shutil.copy(folder / "good.parquet", both)
+    png(both / "a.png")
+
+
+def _parquet(path: Path, columns: dict[str, Any]) -> None:
+    pq.write_table(pa.table(columns), path)
+
+
+def _garbled(data: bytes, start: int, stop: int) -> bytes:
+    return data[:start] + bytes(byte ^ 0xFF for byte in data[start:stop]) + data[stop:]
+
+
+def _runs(folder: Path) -> None:
+    _trained_run(folder / "done", plan_of())
+    _trained_run(folder / "other", plan_of(seed=1))
+    finished_run(folder / "another network", plan_of(model={**TINY["model"], "block_out_channels": [16, 16]}))
+    finished_run(folder / "dense", plan_of(**DENSE))
+    shutil.copytree(folder / "dense" / "ensemble" / "unet" / "all", folder / "dense" / "train" / "all" / "expert")
+    RunDirectory(folder / "unfinished").begin(plan_of())
+    RunDirectory(folder / "unfinished dense").begin(plan_of(**DENSE))
+    (folder / "empty").mkdir()
+    manifest = (folder / "done" / "manifest.json").read_text()
+    for name, text in {
+        "torn": manifest[: len(manifest) // 2],
+        "of a newer version": json.dumps({**json.loads(manifest), "version": 99, "seal": None}),
+        "of an unknown field": json.dumps({**json.loads(manifest), "mystery": 1, "seal": None}),
+        "with a list": "[1, 2, 3]",
+        "with nothing": "",
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "manifest.json").write_text(text)
+    (folder / "with a folder" / "manifest.json").mkdir(parents=True)
+    shutil.copytree(folder / "done", folder / "without weights")
+    next((folder / "without weights").rglob("*.safetensors")).unlink()
+
+
+def _trained_run(path: Path, plan: Plan) -> None:
+    """A finished run whose trainings have made all of their steps."""
+    manifest = finished_run(path, plan)
+    for region in plan.regions:
+        record = manifest.stage(f"train/{region.name}")
+        manifest = manifest.with_stage(record.model_copy(update={"steps": plan.steps_of(region)}))
+    RunDirectory(path).write(manifest)
+
+
+def _networks(folder: Path) -> None:
+    torch.manual_seed(0)
+    plan = plan_of(**DENSE)
+    good = folder / "good"
+    build_dense(plan.model, plan.data).save_pretrained(good)
+    config = json.loads((good / "config.json").read_text())
+    weights = load_file(good / WEIGHTS)
+    whole = (good / WEIGHTS).read_bytes()
+    first = next(iter(weights))
+
+    def copy(name: str, remove: str = "", **changes: Any) -> Path:
+        shutil.copytree(good, folder / name)
+        if remove:
+            (folder / name / remove).unlink()
+        if changes:
+            (folder / name / "config.json").write_text(json.dumps({**config, **changes}))
+        return folder / name
+
+    copy("without config", remove="config.json")
+    copy("without weights", remove=WEIGHTS)
+    pickled = copy("pickled", remove=WEIGHTS)
+    torch.save(weights, pickled / "diffusion_pytorch_model.bin")
+    (copy("renamed pickle") / WEIGHTS).write_bytes((pickled / "diffusion_pytorch_model.bin").read_bytes())
+    (copy("truncated") / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    (copy("empty weights") / WEIGHTS).write_bytes(b"")
+    (copy("long header") / WEIGHTS).write_bytes((1 << 60).to_bytes(8, "little") + whole[8:])
+    (copy("wrong offsets") / WEIGHTS).write_bytes(_with_offsets(whole))
+    save_file({name: tensor for name, tensor in weights.items() if name != first}, copy("missing tensor") / WEIGHTS)
+    save_file({**weights, first: weights[first][:1].clone()}, copy("misshapen tensor") / WEIGHTS)
+    copy("other class", _class_name="AutoencoderKL")
+    copy("without class", _class_name=None)
+    copy("unknown block", down_block_types=["DownBlock2D", "MysteryBlock"])
+    copy("other size", sample_size=64)
+    copy("learned variance", out_channels=2)
+    copy("pruned", kept_channels={"conv_in": {"outputs": [0, 1, 2, 3], "inputs": None}})
+    (copy("torn config") / "config.json").write_text(json.dumps(config)[:100])
+    (copy("list config") / "config.json").write_text("[]")
+    (copy("binary config") / "config.json").write_bytes(b"\xff\xfe\x00\x01")
+
+    colour = plan_of(**DENSE, data={"channels": 3})
+    build_dense(colour.model, colour.data).save_pretrained(folder / "three channels")
+
+
+def _with_offsets(whole: bytes) -> bytes:
+    """A safetensors file whose first tensor claims to lie behind the end of the file."""
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    first = next(name for name in header if name != "__metadata__")
+    header[first]["data_offsets"] = [1 << 40, (1 << 40) + 64]
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + whole[8 + length :]
+
+
+def _vaes(folder: Path) -> None:
+    good = tiny_vae(folder / "good")
+    whole = (good / WEIGHTS).read_bytes()
+    shutil.copytree(good, folder / "truncated")
+    (folder / "truncated" / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+    shutil.copytree(good, folder / "pickled")
+    (folder / "pickled" / WEIGHTS).unlink()
+    torch.save({}, folder / "pickled" / "diffusion_pytorch_model.bin")
+    shutil.copytree(good, folder / "other class")
+    config = json.loads((good / "config.json").read_text())
+    (folder / "other class" / "config.json").write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
+    (folder / "torn config").mkdir()
+    (folder / "torn config" / "config.json").write_text("{")
+    (folder / "empty").mkdir()

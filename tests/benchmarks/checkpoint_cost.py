@@ -1,0 +1,110 @@
+"""What a checkpoint costs the training step beside it, written to a folder and sent to an object store.
+
+    python tests/benchmarks/checkpoint_cost.py [--preset cifar10] [--batch-size 8] [--steps N] [--rounds 3]
+                                               [--set KEY=VALUE]... [--threads 2] [--short] [--json FILE]
+
+Turns of `--steps` steps, without a checkpoint, with one begun after the first step and written while the others are
+made, and with one that a courier also sends to an S3 server (moto's, on this very machine, so that it takes from the
+same cores). What a turn takes longer is what the checkpoint cost; at the plan's interval it is this share of training.
+The turn's steps must outlast the writing: the time that is left of it at the end is waited for, and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench import Report, arguments, in_turn, settings_of
+from own_loop import OwnLoop, random_images, this_device
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from s3_server import BUCKET, s3_server
+
+from region_workers.checkpoints import Checkpoints
+from region_workers.courier import Courier, working_folder
+from region_workers.device import World
+from schemas.job import CHECKPOINTS_FOLDER, WorkerJob
+
+MOST_SHARE = 0.02
+
+
+class Turn:
+    """So many steps, and perhaps a checkpoint while they are made."""
+
+    def __init__(self, loop: OwnLoop, steps: int, folder: Path | None, courier: Courier | None = None) -> None:
+        self._loop, self._steps, self._courier = loop, steps, courier
+        self._checkpoints = Checkpoints(folder, "key", 2) if folder else None
+        self.blocked_s: list[float] = []
+
+    def __call__(self) -> None:
+        for index in range(self._steps):
+            self._loop.step()
+            if index == 0 and self._checkpoints is not None:
+                began = time.perf_counter()
+                trainer = self._loop.trainer
+                self._checkpoints.save(trainer.step, 0.0, trainer.state_tensors(), [])
+                self.blocked_s.append(time.perf_counter() - began)
+        if self._checkpoints is not None:
+            self._checkpoints.wait()
+        if self._courier is not None:
+            self._courier.carry_all()
+
+
+@contextmanager
+def sent_to_a_store(job: WorkerJob, loop: OwnLoop, steps: int, scratch: Path) -> Iterator[Turn]:
+    """The turn of a worker whose run is in an object store."""
+    remote = job.model_copy(update={"run_dir": f"s3://{BUCKET}/run"})
+    with s3_server(), working_folder(remote, World(this_device(), 0, 1), scratch) as (here, courier):
+        yield Turn(loop, steps, Path(here.run_dir, job.stages()[0], CHECKPOINTS_FOLDER), courier)
+
+
+def measure(options: argparse.Namespace, folder: Path, report: Report) -> None:
+    """All three in turn."""
+    changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
+    job, store = random_images(options.preset, folder, [*changes, *options.changes])
+    loop = OwnLoop(job, store, log=False)
+    with ExitStack() as stack:
+        plain = Turn(loop, options.steps, None)
+        written = Turn(loop, options.steps, folder / "checkpoints")
+        sent = stack.enter_context(sent_to_a_store(job, loop, options.steps, folder / "work"))
+        turns: dict[str, Callable[[], object]] = {"none": plain, "folder": written, "store": sent}
+        seconds = in_turn(turns, options.rounds)
+    step_s = statistics.median(seconds["none"]) / options.steps
+    interval = job.checkpointing.interval_steps
+    state = sum(tensor.nbytes for tensor in loop.trainer.state_tensors().values())
+    report.add("state of a checkpoint", state / 2**20, "MiB")
+    report.add("a step", step_s, "s")
+    report.add("training waits for a checkpoint's copy", statistics.median(written.blocked_s), "s")
+    for name, what in (("folder", "a checkpoint"), ("store", "a checkpoint sent to a store")):
+        pairs = zip(seconds[name], seconds["none"], strict=True)
+        cost_s = max(0.0, statistics.median(longer - plain_s for longer, plain_s in pairs))
+        report.add(f"{what} costs", cost_s, "s")
+        share = cost_s / (interval * step_s)
+        report.add(f"{what}, of {interval} steps", 100 * share, "%", at_most=100 * MOST_SHARE)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--batch-size", type=int, default=128 if this_device().type == "cuda" else 8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=300 if this_device().type == "cuda" else 8, help="steps of a turn")
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args()
+    if options.short:
+        options.preset, options.batch_size, options.rounds, options.steps = "digits", 4, 1, 2
+        options.changes = ["model.block_out_channels=[16, 32]"]
+    report = Report("What a checkpoint costs", settings_of(options))
+    with tempfile.TemporaryDirectory() as folder:
+        measure(options, Path(folder), report)
+    report.show(options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Runs of a second: two regions of a tiny network, in the test's own process, and what they leave, by digest."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from serial_cluster import SerialCluster
+
+from ebdiff_orchestrator import driver, job_loop
+from ebdiff_orchestrator.plans import plan_from_values
+from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from ebdiff_orchestrator.view import Silent
+from region_workers.data.store import ensure_store
+from region_workers.trainer import Trainer
+from schemas.digest import file_digest
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+REGIONS = ("low", "high")
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "model": {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 2},
+    "regions": [
+        {"name": "low", "train": [0, 520], "pruning_ratio": 0.5},
+        {"name": "high", "train": [500, 1000], "pruning_ratio": 0.3},
+    ],
+    "draw": {"interval_steps": 1, "threshold": 0.5},
+    "training": {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9},
+    "sampling": {"steps": 2, "num_images": 2},
+    "checkpointing": {"interval_steps": 2},
+    "logging": {"interval_steps": 2},
+}
+
+# What a run is for, so what must be equal after any accident: not what says when something was done.
+_PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")
+
+
+def small_plan(*changes: str) -> Plan:
+    """The plan of these runs, with `key=value` changes."""
+    return plan_from_values(copy.deepcopy(SMALL), changes)
+
+
+def small_jobs(run_dir: Path, cache_dir: Path, *changes: str) -> list[WorkerJob]:
+    """The worker jobs of a small plan's run in this folder."""
+    plan = small_plan(*changes)
+    inputs = Inputs(ensure_store(plan.data, cache_dir).digest)
+    return [worker_job(plan, outline, run_dir, inputs) for outline in outline_jobs(plan, inputs)]
+
+
+def products(run_dir: Path) -> dict[str, str]:
+    """The SHA-256 of every product of a run, by path."""
+    files = [path for pattern in _PRODUCTS for path in sorted(run_dir.glob(pattern)) if path.is_file()]
+    return {path.relative_to(run_dir).as_posix(): file_digest(path) for path in files}
+
+
+def other_region(name: str) -> str:
+    """The same path in the other region."""
+    return name.replace("low", "high") if "low" in name else name.replace("high", "low")
+
+
+class Listener(Silent):
+    """A view that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+class WouldStartError(Exception):
+    """A job would have been started: the message names it."""
+
+
+class UnwillingCluster(SerialCluster):
+    """Starts nothing: the first job breaks the launch off."""
+
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+        raise WouldStartError(job.name)
+
+
+class PowerCutError(RuntimeError):
+    """What ends a worker in `power_cut`."""
+
+
+@contextmanager
+def power_cut(before_step: int) -> Iterator[None]:
+    """Within it, every training breaks off before this step."""
+    advance = Trainer.advance
+
+    def cut(trainer: Trainer) -> None:
+        if trainer.step == before_step:
+            raise PowerCutError(f"before step {before_step}")
+        advance(trainer)
+
+    with patch.object(Trainer, "advance", cut):
+        yield
+
+
+@contextmanager
+def counted_steps() -> Iterator[list[int]]:
+    """The steps made within it, in order; a step is counted from 0."""
+    advance, steps = Trainer.advance, []
+
+    def count(trainer: Trainer) -> None:
+        steps.append(trainer.step)
+        advance(trainer)
+
+    with patch.object(Trainer, "advance", count):
+        yield steps
+
+
+@contextmanager
+def without_ray(cluster: SerialCluster | None = None) -> Iterator[SerialCluster]:
+    """Within it, launches run their jobs on the given stand-in for Ray."""
+    cluster = cluster or SerialCluster()
+    with patch.object(driver, "connect", cluster.connect), patch.object(job_loop, "_POLL_S", 0.0):
+        yield cluster

@@ -1,0 +1,203 @@
+"""What others read of a run, an ensemble, an evaluation, a progress file, is refused, made again or passed over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from damage import Damage, damages_of, flip_some_bit
+from finished_run import finished_run
+from small_runs import small_plan
+
+from ebdiff_orchestrator import evaluate, load_ensemble
+from ebdiff_orchestrator.evaluation import evaluate as evaluating
+from ebdiff_orchestrator.evaluation import shards, statistics, work
+from ebdiff_orchestrator.evaluation.statistics import Statistics
+from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.status import read_status
+from schemas.digest import file_digest
+from schemas.durable import replace_model
+from schemas.errors import UserError
+from schemas.job import PROGRESS_FILE, Progress
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_ENSEMBLE = (
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/low/config.json",
+    f"unet/low/{WEIGHTS}",
+    "unet/seal.json",
+    "seal.json",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that counts as finished."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    finished_run(run_dir, small_plan())
+    return run_dir
+
+
+def _other(name: str) -> str:
+    return f"unet/high/{WEIGHTS}" if name.endswith(WEIGHTS) else "scheduler/scheduler_config.json"
+
+
+def _cases() -> Iterator[object]:
+    for name in _ENSEMBLE:
+        for damage in damages_of(name):
+            same = name == _other(name) and damage.name == "swapped"
+            unsealed = name == "seal.json" and damage.name == "deleted"  # what then says how it was?
+            if not same and not unsealed:
+                yield pytest.param(name, damage, id=f"{name}: {damage}")
+
+
+@pytest.mark.parametrize("offload", [False, True], ids=["loaded", "offloaded"])
+@pytest.mark.parametrize(("name", "damage"), _cases())
+def test_a_damaged_ensemble_is_not_loaded_and_its_file_is_named(
+    finished: Path, tmp_path: Path, name: str, damage: Damage, offload: bool
+) -> None:
+    folder = Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
+    damage.harm(folder / name, folder / _other(name))
+    with pytest.raises(UserError, match=str(folder / name)) as refusal:
+        load_ensemble(folder, offload=offload)
+    assert "Restore it" in str(refusal.value)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_flipped_bit_of_an_ensemble_is_seen(finished: Path, tmp_path: Path, seed: int) -> None:
+    folder = Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
+    flip_some_bit(folder / _ENSEMBLE[seed % len(_ENSEMBLE)], seed)
+    with pytest.raises(UserError):
+        load_ensemble(folder)
+
+
+_SHARDS = ("features-00000.npy", "features-00000.json", "features-00001.npy", "features-00001.json")
+
+
+_NUMBERS = 16  # of each image, in place of Inception's 2048
+
+
+class PowerCutError(Exception):
+    """What ends an evaluation before its last words."""
+
+
+def _features(network: object, images_NHWC: np.ndarray, *_: object) -> np.ndarray:
+    """Numbers that depend on every pixel, in place of Inception's."""
+    pixels = images_NHWC.reshape(len(images_NHWC), -1).astype(np.float32)
+    generator = np.random.default_rng(pixels.shape[1])
+    return pixels @ generator.standard_normal((pixels.shape[1], _NUMBERS), dtype=np.float32)
+
+
+def _distance(ours: Statistics, theirs: Statistics) -> float:
+    return float(np.abs(ours.mean - theirs.mean).sum() + np.abs(ours.covariance - theirs.covariance).sum())
+
+
+def _evaluate(run_dir: Path, cut: bool = False) -> float:
+    """The evaluation of the command line, in this process, with stand-ins for the networks that take minutes."""
+    weights = run_dir.parent / "weights.pth"
+    torch.save({}, weights)
+    with (
+        patch.object(evaluating, "load_inception", lambda *_: None),
+        patch.object(work, "load_inception", lambda *_: None),
+        patch.object(work, "image_features", _features),
+        patch.object(evaluating, "frechet_distance", _distance),
+        patch.object(shards, "SHARD_IMAGES", 3),
+        patch.object(shards, "FEATURES", _NUMBERS),
+        patch.object(statistics, "FEATURES", _NUMBERS),
+        patch.object(evaluating, "write_statistics", _cut) if cut else patch.object(shards, "IMAGES_FOLDER", "images"),
+    ):
+        return evaluate(run_dir, 6, reference_images=6, inception_weights=weights, in_process=True).fid
+
+
+def _cut(*_: object) -> None:
+    raise PowerCutError
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run whose evaluation was recorded, and one whose evaluation broke off with all of its shards made."""
+    runs = {}
+    for name in ("recorded", "cut"):
+        runs[name] = tmp_path_factory.mktemp(name) / "run"
+        finished_run(runs[name], small_plan(f"workers.cache_dir={runs[name].parent}/cache"))
+    _evaluate(runs["recorded"])
+    with pytest.raises(PowerCutError):
+        _evaluate(runs["cut"], cut=True)
+    return runs
+
+
+def _copy(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def _evaluation(run_dir: Path) -> Path:
+    (folder,) = (path for path in (run_dir / "evaluation").iterdir() if not path.name.startswith("reference-"))
+    return folder
+
+
+def _cases_of(names: tuple[str, ...]) -> Iterator[object]:
+    for name in names:
+        for damage in damages_of(name):
+            yield pytest.param(name, damage, id=f"{name}: {damage}")
+
+
+@pytest.mark.parametrize(("name", "damage"), _cases_of(_SHARDS))
+def test_a_damaged_part_of_an_evaluation_is_made_again_to_the_same_statistics(
+    evaluated: dict[str, Path], tmp_path: Path, name: str, damage: Damage
+) -> None:
+    run_dir = _copy(evaluated["cut"], tmp_path)
+    folder = _evaluation(run_dir)
+    damage.harm(folder / name, folder / name.replace("00000", "x").replace("00001", "00000").replace("x", "00001"))
+    number = _evaluate(run_dir)
+    whole = evaluated["recorded"]
+    assert file_digest(folder / "statistics.npz") == file_digest(_evaluation(whole) / "statistics.npz")
+    assert number == next(iter(RunDirectory(whole).read().evaluations.values())).fid
+
+
+@pytest.mark.parametrize(("name", "damage"), _cases_of(("statistics.npz", "report.json")))
+def test_damaged_statistics_and_reports_are_made_again(
+    evaluated: dict[str, Path], tmp_path: Path, name: str, damage: Damage
+) -> None:
+    run_dir = _copy(evaluated["recorded"], tmp_path)
+    folder = _evaluation(run_dir)
+    before = file_digest(folder / "statistics.npz")
+    other = folder / ("report.json" if name == "statistics.npz" else "statistics.npz")
+    damage.harm(folder / name, other)
+    _evaluate(run_dir)
+    assert file_digest(folder / "statistics.npz") == before
+    report = json.loads((folder / "report.json").read_text())
+    assert report["evaluation"]["fid"] == next(iter(RunDirectory(run_dir).read().evaluations.values())).fid
+
+
+@pytest.mark.parametrize("damage", damages_of("x.npz", swaps=False), ids=str)
+def test_damaged_statistics_of_a_reference_are_not_measured_against(
+    evaluated: dict[str, Path], tmp_path: Path, damage: Damage
+) -> None:
+    run_dir = _copy(evaluated["cut"], tmp_path)
+    (cached,) = (evaluated["cut"].parent / "cache" / "fid").glob("*.npz")
+    good = cached.read_bytes()
+    damage.harm(cached, cached)
+    number = _evaluate(run_dir)
+    cached.write_bytes(good)
+    assert number == next(iter(RunDirectory(evaluated["recorded"]).read().evaluations.values())).fid
+
+
+@pytest.mark.parametrize("damage", damages_of("progress.json", swaps=False), ids=str)
+def test_a_damaged_progress_file_is_passed_over(finished: Path, tmp_path: Path, damage: Damage) -> None:
+    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    stage = run_dir / "train" / "low"
+    stage.mkdir(parents=True)
+    replace_model(stage / PROGRESS_FILE, Progress(stage="train/low", step=3))
+    assert read_status(run_dir).progress["train/low"].step == 3
+    damage.harm(stage / PROGRESS_FILE, stage)
+    status = read_status(run_dir)
+    assert status.progress.get("train/low", Progress(stage="train/low")).stage == "train/low"
+    assert status.manifest.finished()

@@ -1,0 +1,173 @@
+"""A damaged file of a run is found before it is used, named, and made again to the same bits; nothing good is lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from damage import Damage, damages_of, flip_some_bit
+from small_runs import Listener, UnwillingCluster, WouldStartError, other_region, products, small_plan, without_ray
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.digest import digest, file_digest
+from schemas.errors import UserError
+from schemas.manifest import MANIFEST_FILE, Manifest
+
+WEIGHTS = "expert/diffusion_pytorch_model.safetensors"
+OF_WORKERS = (
+    "draw/low/masks.arrow",
+    "draw/low/metrics.parquet",
+    "draw/low/tickets/low/ticket.json",
+    "draw/low/tickets/low/expert/config.json",
+    f"draw/low/tickets/low/{WEIGHTS}",
+    "train/low/metrics.parquet",
+    "train/low/expert/config.json",
+    f"train/low/{WEIGHTS}",
+)
+OF_THE_DRIVER = (
+    "ensemble/model_index.json",
+    "ensemble/scheduler/scheduler_config.json",
+    "ensemble/unet/config.json",
+    "ensemble/unet/low/config.json",
+    "ensemble/unet/low/diffusion_pytorch_model.safetensors",
+    "samples/00000.png",
+    "samples/grid.png",
+)
+_OTHERS = {  # what is put in the place of a file that every run has once
+    "ensemble/model_index.json": "ensemble/unet/config.json",
+    "ensemble/scheduler/scheduler_config.json": "ensemble/unet/config.json",
+    "ensemble/unet/config.json": "ensemble/unet/low/config.json",
+    "samples/00000.png": "samples/00001.png",
+    "samples/grid.png": "samples/00001.png",
+}
+_RANDOM_FLIPS = range(24)
+_REPORTS = ("manifest.json", "result.json", "progress.json")  # what a launch rewrites
+
+
+@pytest.fixture(scope="module")
+def finished(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    with without_ray():
+        driver.launch(small_plan(), run_dir)
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def _cases(names: tuple[str, ...]) -> Iterator[object]:
+    for name in names:
+        for damage in damages_of(name):
+            yield pytest.param(name, damage, id=f"{name}: {damage}")
+
+
+def _do(damage: Damage, run_dir: Path, name: str) -> None:
+    damage.harm(run_dir / name, run_dir / _OTHERS.get(name, other_region(name)))
+
+
+def _good_files(run_dir: Path, damaged: str) -> dict[Path, str]:
+    kept = [path for path in run_dir.rglob("*") if path.is_file() and path.name not in _REPORTS]
+    return {path: file_digest(path) for path in kept if path != run_dir / damaged}
+
+
+def _manifest(run_dir: Path) -> Manifest:
+    return RunDirectory(run_dir).read()
+
+
+@pytest.mark.parametrize(("name", "damage"), _cases(OF_WORKERS))
+def test_a_damaged_file_is_named_and_its_stage_done_again(run_dir: Path, name: str, damage: Damage) -> None:
+    _do(damage, run_dir, name)
+    good = _good_files(run_dir, name)
+    listener = Listener()
+    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError, match="region low"):
+        driver.resume(run_dir, view=listener)
+    assert any(name in line and "again" in line for line in listener.said), listener.said
+    assert {path: file_digest(path) for path in good} == good, "something good was overwritten or deleted"
+
+
+@pytest.mark.parametrize("name", OF_WORKERS)
+def test_what_was_damaged_is_made_again_to_the_same_bits(finished: Path, run_dir: Path, name: str) -> None:
+    flip_some_bit(run_dir / name, seed=1)
+    with without_ray() as cluster:
+        driver.resume(run_dir)
+    assert cluster.jobs == ["region low"]
+    assert _manifest(run_dir).finished()
+    assert products(run_dir) == products(finished)
+
+
+@pytest.mark.parametrize(("name", "damage"), _cases(OF_THE_DRIVER))
+def test_a_damaged_ensemble_or_sample_is_named_and_made_again_to_the_same_bits(
+    finished: Path, run_dir: Path, name: str, damage: Damage
+) -> None:
+    _do(damage, run_dir, name)
+    listener = Listener()
+    with without_ray(UnwillingCluster()):
+        driver.resume(run_dir, view=listener)
+    assert any(name in line and "again" in line for line in listener.said), listener.said
+    assert products(run_dir) == products(finished)
+
+
+@pytest.mark.parametrize("damage", damages_of(MANIFEST_FILE, swaps=False), ids=str)
+def test_a_damaged_manifest_is_refused_and_its_run_is_found_again_without_it(
+    finished: Path, run_dir: Path, damage: Damage
+) -> None:
+    damage.harm(run_dir / MANIFEST_FILE, run_dir)
+    good = _good_files(run_dir, MANIFEST_FILE)
+    with without_ray(UnwillingCluster()), pytest.raises(UserError, match=MANIFEST_FILE) as refusal:
+        driver.resume(run_dir)
+    assert "launch" in str(refusal.value), "it does not say how to go on"
+    assert {path: file_digest(path) for path in good} == good
+
+    (run_dir / MANIFEST_FILE).unlink(missing_ok=True)
+    with without_ray(UnwillingCluster()):
+        driver.launch(small_plan(), run_dir)
+    assert products(run_dir) == products(finished)
+
+
+@pytest.mark.parametrize("seed", _RANDOM_FLIPS)
+def test_any_flipped_bit_of_a_manifest_is_seen(finished: Path, run_dir: Path, seed: int) -> None:
+    flip_some_bit(run_dir / MANIFEST_FILE, seed)
+    with pytest.raises(UserError, match=MANIFEST_FILE):
+        RunDirectory(run_dir).read()
+
+
+@pytest.mark.parametrize("stage", ["draw/low", "train/low"])
+@pytest.mark.parametrize("damage", damages_of("result.json"), ids=str)
+def test_a_damaged_result_that_the_manifest_does_not_know_yet_is_not_taken(
+    run_dir: Path, stage: str, damage: Damage
+) -> None:
+    (run_dir / MANIFEST_FILE).unlink()
+    _do(damage, run_dir, f"{stage}/result.json")
+    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError, match="region low"):
+        driver.launch(small_plan(), run_dir)
+
+
+@pytest.mark.parametrize("stage", ["draw/low", "train/low"])
+@pytest.mark.parametrize("seed", _RANDOM_FLIPS)
+def test_any_flipped_bit_of_a_result_is_seen(run_dir: Path, stage: str, seed: int) -> None:
+    (run_dir / MANIFEST_FILE).unlink()
+    flip_some_bit(run_dir / stage / "result.json", seed)
+    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError, match="region low"):
+        driver.launch(small_plan(), run_dir)
+
+
+def test_a_manifest_of_a_newer_version_is_refused_and_left_alone(run_dir: Path) -> None:
+    manifest = run_dir / MANIFEST_FILE
+    values = {name: value for name, value in json.loads(manifest.read_text()).items() if name != "seal"}
+    version = values["version"]
+    values |= {"version": version + 1, "a_new_field": 1}
+    newer = json.dumps({**values, "seal": digest(values)})
+    manifest.write_text(newer)
+    for go_on in (lambda: driver.resume(run_dir), lambda: driver.launch(small_plan(), run_dir)):
+        with without_ray(UnwillingCluster()), pytest.raises(UserError, match=f"version {version + 1}") as refusal:
+            go_on()
+        assert "Use the version of ebdiff-orchestrator that wrote it" in str(refusal.value)
+    assert manifest.read_text() == newer

@@ -1,0 +1,72 @@
+"""A region whose workers wait for each other for ever ends itself and is tried again; the others do not wait for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from process_cluster import ProcessCluster
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.cluster import Request
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+HANGING, OTHER = "region 0-500", "region 480-1000"
+REGIONS = "regions=[{train: [0, 500], pruning_ratio: 0.5}, {train: [480, 1000], pruning_ratio: 0.5}]"
+
+
+class TwoEach(ProcessCluster):
+    """Two workers a region, over gloo."""
+
+    request = Request(processes=2, cpus=1.0, gpus=0.0)
+
+
+def _worker(launcher: subprocess.Popen[str], rank: int) -> int | None:
+    """The process of that rank under torchrun; None before it is there."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    for child in children:
+        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
+            return int(child)
+    return None
+
+
+def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, subprocess.Popen[str]], None]:
+    """Halts the second worker of the region at its first attempt, in its training: the first waits for its sums."""
+
+    def sabotage(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+        if job.name != HANGING or attempt > 1:
+            return
+        while not any((run_dir / "train/0-500/checkpoints").glob("step-*")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        worker = _worker(process, rank=1)
+        assert worker is not None
+        os.kill(worker, signal.SIGSTOP)
+        while not (run_dir / "train/0-500/failure.json").exists():
+            time.sleep(0.1)
+        os.kill(worker, signal.SIGKILL)  # torchrun would do so after half a minute
+
+    return sabotage
+
+
+def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
+    tiny_plan: Callable[..., Plan], use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    use_cluster(cluster := TwoEach(4, _halt_one_worker(run_dir)))
+    plan = tiny_plan(REGIONS, "training.steps=200", "workers.processes=2", "workers.hang_limit_s=4")
+    said: list[str] = []
+
+    class Noting(driver.Silent):
+        def line(self, text: str) -> None:
+            said.append(text)
+
+    manifest = driver.launch(plan, run_dir, view=Noting()).manifest
+    assert manifest.finished()
+    assert cluster.attempts == {HANGING: 2, OTHER: 1}
+    assert any("lost each other" in line and "Trying again" in line for line in said)

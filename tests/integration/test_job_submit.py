@@ -1,0 +1,181 @@
+"""A run as a Ray job: submitted with the project as its working directory, watched, stopped, submitted again, finished.
+
+And without the token: nothing is told, nothing runs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from ray.job_submission import JobStatus, JobSubmissionClient
+from ray_processes import BIN, ClusterSetting, cluster_setting, free_port, run_in, wait_until
+
+from ebdiff_orchestrator import load_ensemble
+from ebdiff_orchestrator.status import read_status
+
+ROOT = Path(__file__).resolve().parents[2]
+EXCLUDES = ["/tests/", "/docs/", "runs", "*.parquet", ".mypy_cache", ".ruff_cache", ".pytest_cache"]
+MOST_BYTES = 10 << 20
+PLAN = {
+    "regions": "[{train: [0, 1000], pruning_ratio: 0.5, name: all}]",
+    "model": "{block_out_channels: [16, 32], layers_per_block: 1, norm_num_groups: 4, dropout: 0.1}",
+    "draw": "{interval_steps: 2, max_intervals: 30, threshold: 0.5}",
+    "training": "{steps: 800, batch_size: 8, learning_rate: 0.001, ema_decay: 0.99}",
+    "sampling": "{steps: 4, num_images: 4}",
+    "checkpointing": "{interval_steps: 100000}",
+    "logging": "{interval_steps: 2}",
+}
+LAUNCH = "ebdiff launch digits " + " ".join(f"--set '{key}={value}'" for key, value in PLAN.items())
+STAGE = "train/all"
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head with a dashboard, and a client that has the token."""
+
+    setting: ClusterSetting
+    url: str
+    address: str
+    client: JobSubmissionClient
+
+    def status(self, job: str) -> JobStatus:
+        return self.client.get_job_status(job)
+
+    def wait(self, job: str) -> JobStatus:
+        wait_until(lambda: self.status(job).is_terminal(), f"the job {job} to end")
+        return self.status(job)
+
+
+@pytest.fixture(scope="module")
+def head(cache_dir: Path) -> Iterator[Head]:
+    with cluster_setting(cache_dir) as setting:
+        port, dashboard = free_port(), free_port()
+        options = {
+            "port": port,
+            "dashboard-port": dashboard,
+            "dashboard-host": "127.0.0.1",
+            "dashboard-agent-listen-port": free_port(),
+            "ray-client-server-port": free_port(),
+            "node-ip-address": "127.0.0.1",
+            "num-cpus": 2,
+            "temp-dir": setting.folder / "ray",
+        }
+        log = (setting.folder / "head.log").open("w")
+        words = [f"--{name}={value}" for name, value in options.items()]
+        started = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", *words],
+            env=setting.environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        url = f"http://127.0.0.1:{dashboard}"
+
+        def answers() -> bool:
+            assert started.poll() is None, Path(log.name).read_text()
+            try:
+                return requests.get(f"{url}/api/version", headers=_bearer(setting), timeout=5).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_until(answers, "Ray's dashboard")
+        client = JobSubmissionClient(url, headers=_bearer(setting))
+        yield Head(setting, url, f"127.0.0.1:{port}", client)
+
+
+def _bearer(setting: ClusterSetting) -> dict[str, str]:
+    return {"Authorization": f"Bearer {setting.token_file.read_text()}"}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared") / "run"
+
+
+def _submit(head: Head, run_dir: Path, job: str) -> None:
+    head.client.submit_job(
+        entrypoint=f"{LAUNCH} --run-dir {run_dir}",
+        submission_id=job,
+        runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
+    )
+
+
+@pytest.mark.slow
+def test_without_the_token_nothing_is_told_and_nothing_runs(head: Head, tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    job = {"entrypoint": f"touch {touched}"}
+    assert requests.post(f"{head.url}/api/jobs/", json=job, timeout=30).status_code == 401
+    wrong = {"Authorization": f"Bearer {'0' * 64}"}
+    assert requests.post(f"{head.url}/api/jobs/", json=job, headers=wrong, timeout=30).status_code == 403
+    assert requests.get(f"{head.url}/api/jobs/", timeout=30).status_code == 401
+
+    stranger = head.setting.stranger
+    asked = ["ray", "job", "submit", "--address", head.url, "--no-wait", "--", "touch", touched]
+    assert run_in(stranger, *asked).returncode != 0
+    launch = ["ebdiff", "launch", "digits", "--address", head.address, "--run-dir", tmp_path / "run"]
+    refused = run_in(stranger, *launch)
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert "token" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert head.client.list_jobs() == []
+    assert not touched.exists()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_doctor_as_a_job_sees_the_uploaded_copy_of_the_project(head: Head, tmp_path: Path) -> None:
+    runtime_env = json.dumps({"excludes": EXCLUDES})
+    submit = ["ray", "job", "submit", "--address", head.url, "--submission-id", "doctor", "--working-dir", ROOT]
+    entrypoint = ["ebdiff", "doctor", "digits", "--run-dir", tmp_path / "run", "--nodes", "1", "--json"]
+    result = run_in(head.setting.environment, *submit, "--runtime-env-json", runtime_env, "--", *entrypoint)
+    assert result.returncode == 0, result.stdout + result.stderr
+    logs = head.client.get_job_logs("doctor")
+    report = json.loads(logs[logs.index("{") : logs.rindex("}") + 1])
+    assert report["fine"] is True
+    (node,) = report["nodes"]
+    copy = Path(node["facts"]["code_folder"])
+    assert copy.is_relative_to(head.setting.folder / "ray")
+    assert (copy / "ebdiff_orchestrator" / "cli.py").is_file()
+    assert not (copy / ".git").exists()
+    assert not (copy / "tests").exists()
+    size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
+    assert size < MOST_BYTES
+
+
+@pytest.mark.slow
+def test_a_job_is_watched_stopped_submitted_again_and_finished(head: Head, run_dir: Path) -> None:
+    _submit(head, run_dir, "first")
+
+    def trains() -> bool:
+        assert not head.status("first").is_terminal(), head.client.get_job_logs("first")
+        if not (run_dir / "manifest.json").is_file():
+            return False
+        progress = read_status(run_dir).progress.get(STAGE)
+        return progress is not None and progress.state == "running" and progress.step >= 20
+
+    wait_until(trains, "the job to train")
+    watched = run_in(head.setting.environment, "ebdiff", "status", run_dir)
+    assert STAGE in watched.stdout, watched.stderr
+
+    assert head.client.stop_job("first")
+    assert head.wait("first") == JobStatus.STOPPED
+    logs = head.client.get_job_logs("first")
+    assert "Stopped. Go on with: ebdiff resume" in logs
+    (saved,) = (run_dir / STAGE / "checkpoints").glob("step-*")  # made by the stop: the interval is longer than the run
+    step = int(saved.name.removeprefix("step-"))
+    assert 20 <= step < 800
+    assert not read_status(run_dir).manifest.finished()
+
+    _submit(head, run_dir, "second")
+    assert head.wait("second") == JobStatus.SUCCEEDED, head.client.get_job_logs("second")
+    assert "Done: " in head.client.get_job_logs("second")
+    record = read_status(run_dir).manifest.stage(STAGE)
+    assert record.status == "done"
+    assert record.attempts == 2
+    images = load_ensemble(run_dir)(batch_size=2).images
+    assert len(images) == 2

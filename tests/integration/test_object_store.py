@@ -1,0 +1,123 @@
+"""A run in an object store: a real S3 server, workers in processes of their own, kills, and the same bits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ONE_REGION
+from process_cluster import ProcessCluster, run_worker, torchrun
+from s3_server import BUCKET, s3_server
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.ownership import RunTakenOverError
+from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.status import read_status
+from region_workers.object_store import ObjectStore
+from schemas.errors import UserError
+from schemas.job import WorkerJob
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+
+MakePlan = Callable[..., Plan]
+UseCluster = Callable[[ProcessCluster], None]
+
+SLOW = ("training.steps=300", "checkpointing.interval_steps=20")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with s3_server():
+        yield
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    artifacts = [item for record in manifest.stages.values() for item in record.artifacts]
+    return {item.path: item.sha256 for item in artifacts if not item.path.endswith("metrics.parquet")}
+
+
+def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, subprocess.Popen[str]], None]:
+    """Kills a worker by SIGKILL once the store holds a checkpoint of its training."""
+
+    def sabotage(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+        store = ObjectStore(url)
+        while attempt == 1 and process.poll() is None:
+            if any("train/" in key and key.endswith("checkpoint.json") for key in store.list_keys()):
+                process.send_signal(signal.SIGKILL)
+                return
+            time.sleep(0.05)
+
+    return sabotage
+
+
+def test_a_run_in_a_bucket_whose_worker_is_killed_ends_in_the_bits_of_one_in_a_folder(
+    tiny_plan: MakePlan, use_cluster: UseCluster, tmp_path: Path
+) -> None:
+    url = f"s3://{BUCKET}/runs/mine"
+    plan = tiny_plan(ONE_REGION, *SLOW)
+    use_cluster(ProcessCluster(1))
+    whole = driver.launch(plan, tmp_path / "whole").manifest
+
+    use_cluster(cluster := ProcessCluster(1, _kill_once_saved(url)))
+    handle = driver.launch(plan, url)
+    assert cluster.attempts == {"region all": 2}
+    assert _digests(handle.manifest) == _digests(whole)
+    assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
+    assert read_status(url).progress["train/all"].first_step > 0, "the second attempt began anew"
+
+    stored = ObjectStore(url).list_keys()
+    assert not [key for key in stored if ".partial" in key or key.endswith(".lock")]
+    steps = {key.split("/")[3] for key in stored if key.startswith("train/all/checkpoints/")}
+    assert steps == {"step-000000280", "step-000000300"}, "old checkpoints stay in the store"
+
+    use_cluster(again := ProcessCluster(1))
+    assert driver.launch(plan, Path(url)).manifest.finished()  # as the command line's paths have it: one slash
+    assert again.attempts == {}
+
+
+def test_a_damaged_object_is_found_and_made_again(tiny_plan: MakePlan, use_cluster: UseCluster) -> None:
+    url = f"s3://{BUCKET}/runs/damaged"
+    plan = tiny_plan(ONE_REGION)
+    use_cluster(ProcessCluster(1))
+    before = driver.launch(plan, url).manifest
+    store, key = ObjectStore(url), "train/all/expert/diffusion_pytorch_model.safetensors"
+    whole = store.read(key)
+    store.write(key, whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    RunDirectory(url).discard_copy()  # as on another machine
+    use_cluster(again := ProcessCluster(1))
+    assert _digests(driver.launch(plan, url).manifest) == _digests(before)
+    assert again.attempts == {"region all": 1}
+    assert store.read(key) == whole
+
+
+def test_two_workers_of_a_region_share_a_run_in_a_bucket(
+    tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
+) -> None:
+    job = make_jobs(tiny_plan(ONE_REGION), tmp_path)[0]
+    run_worker(job.model_copy(update={"run_dir": f"s3://{BUCKET}/runs/two"}), *torchrun(2))
+    run_worker(job)
+    ticket = "draw/all/tickets/all/ticket.json"
+    assert ObjectStore(f"s3://{BUCKET}/runs/two").read(ticket) == (tmp_path / ticket).read_bytes()
+
+
+def test_one_driver_at_a_time_and_the_one_that_lost_the_run_writes_nothing(tiny_plan: MakePlan) -> None:
+    first, second = RunDirectory(f"s3://{BUCKET}/runs/held"), RunDirectory(f"s3://{BUCKET}/runs/held")
+    with first.held():
+        manifest = first.begin(tiny_plan())
+        with pytest.raises(UserError, match="--take-over"), second.held():
+            pytest.fail("two drivers held one run")
+        with second.held(take_over=True):
+            second.write(manifest.model_copy(update={"attempts": 7}))
+            with pytest.raises(RunTakenOverError):
+                first.write(manifest)
+    assert second.read().attempts == 7
+
+
+def test_a_bucket_that_is_not_there_is_a_user_s_error(tiny_plan: MakePlan) -> None:
+    with pytest.raises(UserError, match="a bucket that exists"):
+        driver.launch(tiny_plan(), "s3://no-such-bucket/run")

@@ -1,0 +1,82 @@
+"""A Ray cluster of several nodes on one machine, in a process of its own that does as it is told on standard input.
+
+Run as `python node_cluster.py NODE...`: starts a head without CPUs and the nodes named, of one CPU each, and prints its
+address. Then `remove NODE` kills a node as a power cut would, and `add NODE` brings one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray_processes import ClusterSetting
+
+NODE = "EBDIFF_TEST_NODE"  # in the environment of a node's processes
+
+
+class NodeCluster:
+    """The side of the test."""
+
+    def __init__(self, setting: ClusterSetting, *nodes: str) -> None:
+        self._setting = setting
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__)), *nodes],
+            env=setting.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=(setting.folder / "cluster.log").open("w"),
+            text=True,
+        )
+        self.address = self._answer()
+
+    def tell(self, *words: str) -> None:
+        """Have something done, and wait until it is."""
+        assert self._process.stdin is not None
+        print(*words, file=self._process.stdin, flush=True)
+        assert self._answer() == "done"
+
+    def processes_of(self, node: str) -> list[str]:
+        """The command lines of the processes on a node."""
+        mine = f"{NODE}={node}".encode()
+        return [
+            command
+            for pid, command in self._setting.processes().items()
+            if mine in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ]
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("> "):
+                return line[2:].strip()
+        raise AssertionError((self._setting.folder / "cluster.log").read_text())
+
+
+def _serve(names: list[str]) -> None:
+    from ray.cluster_utils import Cluster
+
+    os.environ[NODE] = "head"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes: dict[str, Any] = {}
+
+    def add(name: str) -> None:
+        os.environ[NODE] = name
+        nodes[name] = cluster.add_node(num_cpus=1)
+
+    def remove(name: str) -> None:
+        cluster.remove_node(nodes.pop(name), allow_graceful=False)
+
+    for name in names:
+        add(name)
+    print(">", cluster.address, flush=True)
+    for line in sys.stdin:
+        command, name = line.split()
+        {"add": add, "remove": remove}[command](name)
+        print("> done", flush=True)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1:])

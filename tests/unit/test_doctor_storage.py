@@ -1,0 +1,110 @@
+"""`ebdiff doctor` on run directories: real files and locks, and nodes that see others."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ebdiff_orchestrator.doctor import storage
+from ebdiff_orchestrator.doctor.finding import Finding
+from ebdiff_orchestrator.doctor.storage import (
+    StorageAnswer,
+    StorageTest,
+    cannot_write,
+    judge_storage,
+    look_at_storage,
+    storage_test,
+)
+
+GOOD = StorageAnswer(reads=True, lock="held", wrote="node-1")
+
+
+def _statuses(findings: list[Finding]) -> dict[str, str]:
+    return {finding.check: finding.status for finding in findings}
+
+
+def _look(test: StorageTest) -> StorageAnswer:
+    return StorageAnswer.model_validate(look_at_storage(str(test.folder), test.secret))
+
+
+def test_a_node_that_shares_the_folder_reads_writes_and_is_kept_out_by_the_lock(tmp_path: Path) -> None:
+    with storage_test(tmp_path / "runs" / "a") as test:
+        code = f"import sys, json; sys.path[:0] = {sys.path!r}\nfrom ebdiff_orchestrator.doctor.storage import *\n"
+        code += f"print(json.dumps(look_at_storage({str(test.folder)!r}, {test.secret!r})))"
+        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+        answer = StorageAnswer.model_validate_json(process.stdout)
+        assert answer.lock == "held"
+        assert test.sees(answer)
+        assert set(_statuses(judge_storage(tmp_path, {"a": answer}, {"a": True})).values()) == {"fine"}
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    with storage_test(tmp_path / "runs" / "a") as test:
+        _look(test)
+    assert list(tmp_path.iterdir()) == []
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "manifest.json").write_text("{}")
+    with storage_test(there):
+        pass
+    assert [path.name for path in there.iterdir()] == ["manifest.json"]
+
+
+def test_a_node_with_a_folder_of_its_own_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_VISIBLE_WITHIN_S", 0.3)
+    with storage_test(tmp_path / "shared") as test:
+        (tmp_path / "local" / test.folder.name).mkdir(parents=True)
+        elsewhere = StorageTest(tmp_path / "local" / test.folder.name, test.secret)
+        answer = _look(elsewhere)
+        (elsewhere.folder / "driver").write_text("of another run")
+        assert not _look(elsewhere).reads
+    assert answer == StorageAnswer(reads=False)
+    findings = judge_storage(tmp_path, {"a": GOOD, "b": answer}, {"a": True, "b": False})
+    assert _statuses(findings)["shared storage"] == "wrong"
+    assert "b: " in findings[0].what
+    assert "a" not in findings[0].what.split(":")[0]
+
+
+def test_a_node_whose_files_the_driver_does_not_see_is_wrong() -> None:
+    findings = judge_storage(Path("/runs"), {"a": GOOD, "b": GOOD}, {"a": True, "b": False})
+    assert _statuses(findings) == {"shared storage": "wrong", "files": "fine", "locks": "fine"}
+
+
+def test_a_node_that_cannot_write_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with storage_test(tmp_path) as test:
+        monkeypatch.setattr(storage, "write_text", full)
+        answer = _look(test)
+        assert not test.sees(answer)
+    findings = judge_storage(tmp_path, {"a": answer}, {"a": False})
+    assert _statuses(findings) == {"shared storage": "fine", "files": "wrong", "locks": "fine"}
+    assert "Read-only file system" in findings[1].what
+
+
+@pytest.mark.parametrize("lock", ["free", "unsupported"])
+def test_a_lock_that_does_not_hold_on_another_node_is_wrong(lock: str) -> None:
+    loose = GOOD.model_copy(update={"lock": lock})
+    findings = judge_storage(Path("/runs"), {"a": GOOD, "b": loose}, {"a": True, "b": True})
+    assert _statuses(findings) == {"shared storage": "fine", "files": "fine", "locks": "wrong"}
+    assert f"b ({lock})" in findings[2].what
+
+
+def test_a_filesystem_without_locks_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with pytest.raises(OSError, match="flock is not supported") as raised, storage_test(tmp_path):
+        pass
+    finding = cannot_write(str(tmp_path), raised.value)
+    assert finding.status == "wrong"
+    assert "flock is not supported" in finding.what
+    assert list(tmp_path.iterdir()) == []
