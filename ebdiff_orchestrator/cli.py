@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -26,7 +27,7 @@ from ebdiff_orchestrator.reports.commands import add_report_commands
 from ebdiff_orchestrator.sample_command import add_sample_command
 from ebdiff_orchestrator.usage import usage_problem
 from ebdiff_orchestrator.view import terminal_view
-from schemas.errors import RunFailed, UserError
+from schemas.errors import RunFailed, UserError, disk_problem
 from schemas.manifest import MANIFEST_FILE, read_manifest
 from schemas.plan import Plan
 
@@ -240,8 +241,14 @@ add_doctor_command(app)
 
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed run, 2 bad input, 130 interrupted (SIGTERM too)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(_guarded())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """As Ctrl-C. Where Ray has begun to start, its own handler was here first, and would abort this process in 3 s."""
+    signal.alarm(0)
+    signal.default_int_handler(number, frame)
 
 
 _debug: list[bool] = []
@@ -258,6 +265,9 @@ def _guarded() -> int:
         return _fail(error, EXIT_INTERRUPTED)
     except typer.Abort:
         return EXIT_INTERRUPTED
+    except OSError as error:
+        told = disk_problem(error)
+        return _fail(RunFailed(f"{told} Then the same command goes on.") if told else error, EXIT_FAILED, not told)
     except Exception as error:  # noqa: BLE001 - the last place
         wrong = usage_problem(error, sys.argv)
         if wrong is None:

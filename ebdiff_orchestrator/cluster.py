@@ -7,7 +7,9 @@ import logging
 import math
 import os
 import secrets
+import signal
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from schemas.digest import digest
 from schemas.errors import RunFailed, UserError, plan_error
@@ -40,6 +42,9 @@ _WORKER_ENV = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
 }
+
+
+Loss = Literal["died", "preempted"]
 
 
 @dataclass(frozen=True)
@@ -167,14 +172,20 @@ class Cluster:
             for reference in pending:
                 ray.cancel(reference, force=True)
 
-    def was_preempted(self, error: BaseException | None) -> bool:
-        """Whether what ended a trainer is that its machine was taken away."""
+    def loss(self, error: BaseException | None) -> Loss | None:
+        """What of the machine ended a trainer; None where its program did."""
+        from ray.exceptions import RayActorError
         from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
-        if isinstance(error, WorkerGroupError):
-            causes = [getattr(each, "health_check_failure", each) for each in error.worker_failures.values()]
-            return any(getattr(cause, "preempted", False) for cause in causes)
-        return isinstance(error, PreemptionError)
+        if isinstance(error, PreemptionError):
+            return "preempted"
+        if not isinstance(error, WorkerGroupError):
+            return None
+        causes = [getattr(each, "health_check_failure", each) for each in error.worker_failures.values()]
+        died = [cause for cause in causes if isinstance(cause, RayActorError)]
+        if any(cause.preempted for cause in died):
+            return "preempted"
+        return "died" if died else None
 
     def _fit(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
         error: BaseException | None = None
@@ -261,10 +272,17 @@ def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iter
             check = "Check the address, that it is up, and that RAY_AUTH_MODE and the token here are as there."
             reason = f"cannot connect ({error}). {check}"
             raise UserError(f"Ray at {address}: {reason}") from None
+    _take_back_sigterm()
     try:
         yield _cluster(workers, embedded=not address)
     finally:
         _shut_down()
+
+
+def _take_back_sigterm() -> None:
+    """Ray's core puts a handler before the program's own, which prints a stack and aborts the process after 3 s."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> None:
@@ -336,6 +354,8 @@ def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:
 
     request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
     cluster = Cluster(embedded, request, workers.retries, workers.wait_limit_s)
+    if embedded and not any(node["Alive"] for node in ray.nodes()):
+        raise RunFailed("The Ray of this run ended before anything could start. The same command goes on.")
     if embedded and not cluster.capacity():
         free = cluster.describe_free()
         raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")

@@ -35,6 +35,7 @@ from region_workers.data.store import ImageStore, default_cache_dir, ensure_stor
 from region_workers.latents.store import LatentStore, ensure_latents, find_latents
 from schemas.clock import unix_time
 from schemas.digest import digest
+from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.manifest import DenseSource
 from schemas.model import LatentModelPlan
@@ -133,7 +134,10 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
 
 
 def _decode(plan: Plan, cache_dir: Path, view: View) -> ImageStore:
-    images = ensure_store(plan.data, cache_dir, view.images)
+    try:
+        images = ensure_store(plan.data, cache_dir, view.images)
+    except ChildProcessError as error:
+        raise RunFailed(f"data.path = {plan.data.path}: {error}.") from error
     if images.unreadable:
         names = ", ".join(images.info.unreadable_names[:5])
         view.line(f"{images.unreadable} unreadable images were left out: {names}.")

@@ -242,16 +242,19 @@ class JobLoop:
     def _left_early(self, attempt: _Attempt, progress: Progress | None) -> bool:
         """Whether an attempt ended because its machine is taken away: that is no failure, and costs no retry."""
         saved = progress is not None and progress.state == "stopped" and attempt.future.exception() is None
-        return saved or self._cluster.was_preempted(attempt.future.exception())
+        return saved or self._cluster.loss(attempt.future.exception()) == "preempted"
 
     def _failure_of(self, attempt: _Attempt) -> Failure:
         """What this attempt wrote of its failure, else what Ray says of the worker's end."""
+        error = attempt.future.exception()
+        lost = self._cluster.loss(error) is not None
         for stage in attempt.outline.stages:
             path = self._file(stage, FAILURE_FILE)
             failure = _read(Failure, path)
             if failure is not None and failure.attempt == attempt.number:
-                return failure.model_copy(update={"message": f"{failure.message} (traceback: {path})"})
-        error = attempt.future.exception()
+                retryable = failure.retryable or lost  # what a dying worker says last is not why it died
+                message = f"{failure.message} (traceback: {path})"
+                return failure.model_copy(update={"message": message, "retryable": retryable})
         last_line = (str(error).strip().splitlines() or [""])[-1][:300]
         message = f"The worker was lost ({type(error).__name__}: {last_line})." if error else "It left no result."
         return Failure(

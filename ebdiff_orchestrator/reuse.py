@@ -52,6 +52,8 @@ def _take(run_dir: Path, other: Path, stage: Stage) -> bool:
     result = finished_result(other, stage)
     if other == run_dir or result is None or not all(is_whole(other, item) for item in result.artifacts):
         return False
+    if not all(Path(item.path).is_relative_to(stage.name) for item in result.artifacts):
+        return False  # a stage's files are in its folder
     if not all(is_whole(run_dir, item) for item in result.inputs):
         return False  # a training belongs to the very ticket that this run has
 

@@ -26,6 +26,7 @@ from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_
 from schemas.location import folder_of, object_url
 from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest
 from schemas.owner import OWNERS_FOLDER
+from schemas.places import check_no_links
 from schemas.plan import Plan
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
@@ -168,8 +169,8 @@ class RunDirectory:
         if changed:
             lines = "\n".join(f"  - {line}" for line in changed)
             raise PlanError(
-                "--set: expected a change of training.steps or regions.N.steps, which is all that ebdiff extend changes, "
-                f"not:\n{lines}\nLeave it out, or launch a new run."
+                "--set: expected a change of training.steps or regions.N.steps, all that ebdiff extend changes, not:\n"
+                f"{lines}\nLeave it out, or launch a new run."
             )
         stages = dict(manifest.stages)
         for region in plan.regions:
@@ -189,7 +190,12 @@ class RunDirectory:
 
     @contextmanager
     def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:
-        """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`."""
+        """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`.
+
+        UserError also for symbolic links in it: what is written, deleted and verified must lie inside.
+        """
+        check_no_links(self.path)
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self._ownership = claim_run(self._claims, self.location, take_over=take_over, say=say)
         except OSError as error:
@@ -201,8 +207,9 @@ class RunDirectory:
             self._ownership = None
             if not self.manifest_file.is_file():  # it was refused: nothing of it stays
                 self.discard(OWNERS_FOLDER)
-                with suppress(OSError):  # somebody else's files are in it
-                    self.path.rmdir()
+                with suppress(OSError):  # somebody else's files are in one of them
+                    for folder in missing:
+                        folder.rmdir()
 
     def _unusable(self, error: OSError) -> UserError:
         """For people: why nothing can be written there."""
@@ -262,7 +269,8 @@ def _refusal(path: Path, old: Plan, new: Plan) -> str:
     lines = "\n".join(f"  - {line}" for line in changed)
     lines += _extend_hint(path, changed)
     return (
-        f"DIR = {path}: holds a run of a different experiment; expected one of this plan. What differs (there -> asked for):\n{lines}\n"
+        f"DIR = {path}: holds a run of a different experiment; expected one of this plan. "
+        f"What differs (there -> asked for):\n{lines}\n"
         f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"
     )
 

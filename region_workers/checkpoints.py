@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from region_workers.device import World
 from region_workers.host_copy import HostCopy
 from schemas.digest import file_digest
 from schemas.durable import remove_leftovers, write_folder
+from schemas.errors import RunFailed
 from schemas.sealed import Sealed
 from schemas.tables import Row, read_metrics, write_metrics
 
@@ -143,7 +145,11 @@ class Checkpoints:
 
     def _load(self, folder: Path) -> Checkpoint:
         info = CheckpointInfo.model_validate_json((folder / _INFO).read_text())
-        return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
+        try:
+            return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
+        except (SafetensorError, OSError, ValueError) as error:  # whole, and yet no checkpoint: it was not we who wrote
+            reason = str(error).splitlines()[0]
+            raise RunFailed(f"{folder} does not read ({reason}); expected a checkpoint. Delete the folder.") from None
 
     def _path(self, step: int) -> Path:
         return self._folder / _name(step)

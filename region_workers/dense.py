@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from region_workers.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.pruned_unet import PrunedUNet2DModel
-from schemas.errors import UserError, plan_error, problem
+from schemas.errors import RunFailed, UserError, plan_error, problem
+from schemas.json_files import read_object
 from schemas.model import LatentModelPlan, ModelPlan
 from schemas.plan import DataPlan
 
@@ -46,9 +47,19 @@ def network_class(name: str) -> type[Any]:
 
 
 def load_network(folder: Path) -> nn.Module:
-    """The network in a model folder, of the class that its config.json names; weights strictly, from safetensors."""
-    name = json.loads((folder / "config.json").read_text())["_class_name"]
-    network: nn.Module = network_class(name).from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+    """The network in a model folder, of the class that its config.json names; weights strictly, from safetensors.
+
+    Raises RunFailed if the folder holds no such network.
+    """
+    try:
+        kind = network_class(str(read_object(folder / "config.json").get("_class_name")))
+        network: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunFailed(
+            f"{folder}: expected config.json and the safetensors weights of its network; they do not read ({reason}). "
+            "Restore the folder, or delete its stage's folder and resume."
+        ) from None
     return network
 
 

@@ -7,11 +7,9 @@ import errno
 import torch
 import torch.distributed as dist
 
-from schemas.errors import RunFailed, UserError
+from schemas.errors import NO_SPACE, NO_WRITING, RunFailed, UserError, disk_problem
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
-_FOR_GOOD = (*_NO_SPACE, *_NO_WRITING, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_FOR_GOOD = (*NO_SPACE, *NO_WRITING, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class NonFiniteLossError(RunFailed):
@@ -51,7 +49,7 @@ def is_retryable(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno not in _FOR_GOOD
     broken = (StageHeldError, HangError, torch.AcceleratorError, dist.DistError, SystemExit, KeyboardInterrupt)
-    return isinstance(error, broken) or _is_of_the_process_group(error)
+    return isinstance(error, broken) or _is_of_the_process_group(error) or _is_of_the_end(error)
 
 
 def message_for_people(error: BaseException) -> str:
@@ -63,10 +61,10 @@ def message_for_people(error: BaseException) -> str:
         )
     if isinstance(error, dist.DistError) or _is_of_the_process_group(error):
         return f"The workers of the region lost each other: {str(error).splitlines()[0]}"
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        return f"{error}: the disk is full, or over its quota. Free some space there; what was saved is whole."
-    if isinstance(error, OSError) and error.errno in _NO_WRITING:
-        return f"{error}: it cannot be written. Give the run's user the right to; what was saved is whole."
+    if _is_of_the_end(error):
+        return f"The worker was told to end, as by SIGTERM ({error})."
+    if isinstance(error, OSError) and (told := disk_problem(error)):
+        return told
     if isinstance(error, RunFailed | UserError | StageHeldError | HangError):
         return str(error)
     return f"{type(error).__name__}: {error}"
@@ -75,3 +73,8 @@ def message_for_people(error: BaseException) -> str:
 def _is_of_the_process_group(error: BaseException) -> bool:
     """Gloo, and torch.distributed when a neighbour is gone, raise plain RuntimeErrors."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "process group"))
+
+
+def _is_of_the_end(error: BaseException) -> bool:
+    """What Python raises in the threads of a process that was told to end."""
+    return isinstance(error, RuntimeError) and "shutdown" in str(error)

@@ -38,9 +38,11 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
 
 
 def is_whole(run_dir: Path, item: Artifact) -> bool:
-    """Whether a recorded file is there with the recorded bytes."""
+    """Whether a recorded file is there, in the run itself and not behind a link, with the recorded bytes."""
     path = run_dir / item.path
-    return path.is_file() and path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
+    if path.resolve() != run_dir.resolve() / item.path or not path.is_file():
+        return False
+    return path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
 
 
 def publish(

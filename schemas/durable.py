@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 _TEMPORARY = ".partial-"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust puts it
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -32,10 +34,11 @@ def write_model(path: Path, model: BaseModel) -> None:
 
 def replace_model(path: Path, model: BaseModel) -> None:
     """Put a model at `path` in one move, but without waiting for the disk: for what a crash may lose."""
-    temporary = _temporary_beside(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(model.model_dump_json())
-    temporary.replace(path)
+    with _naming(path):
+        temporary = _temporary_beside(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(model.model_dump_json())
+        temporary.replace(path)
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
@@ -46,6 +49,11 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder, then move it to `path` durably, in place of an older one."""
+    with _naming(path):
+        _write_folder(path, write)
+
+
+def _write_folder(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_beside(path)
     temporary.mkdir()
@@ -84,16 +92,33 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def _renamed_into_place(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(path)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _temporary_beside(path)
+        try:
+            yield temporary
+            _fsync(temporary)
+            temporary.replace(path)
+            _fsync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What the disk refuses is an OSError that names `path`; safetensors tells of it in words, Python without a name."""
     try:
-        yield temporary
-        _fsync(temporary)
-        temporary.replace(path)
-        _fsync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except Exception as error:
+        told = _OS_ERROR.search(str(error))
+        if told is None:
+            raise
+        raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
 
 
 def _temporary_beside(path: Path) -> Path:

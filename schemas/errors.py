@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from typing import Any
 
@@ -10,6 +11,8 @@ from pydantic_core import PydanticCustomError
 
 from schemas.keys import meant_keys, similar_word
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 _MOST_LINES, _MOST_CHARACTERS, _MOST_BITS = 20, 120, 400
 _WHOLE, _NUMBER, _FLAG = "a whole number", "a number", "true or false"
 _EXPECTED = {  # where pydantic's own words speak of Python
@@ -41,6 +44,15 @@ class PlanError(UserError):
 
 class RunFailed(RuntimeError):  # noqa: N818 - it names an outcome
     """A run that started and could not finish; exit code 1."""
+
+
+def disk_problem(error: OSError) -> str | None:
+    """For people, if the disk is full or may not be written: which place, and what to do; None for other errors."""
+    if error.errno in NO_SPACE:
+        return f"{error}: the disk is full, or over its quota. Free some space there; what was saved is whole."
+    if error.errno in NO_WRITING:
+        return f"{error}: it cannot be written. Give the run's user the right to; what was saved is whole."
+    return None
 
 
 def problem(field: str, value: object, expected: str, remedy: str) -> str:

@@ -1,12 +1,23 @@
-"""Folders that are still to be written: whether they can be, asked before the work is done."""
+"""Folders to be written: whether they can be, and whether they lead elsewhere, asked before the work is done."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from schemas.errors import UserError, problem
+
+
+def check_no_links(folder: Path) -> None:
+    """Raise UserError if there is a symbolic link below `folder`: what is written or deleted there must lie there."""
+    for parent, folders, files in os.walk(folder):
+        links = [Path(parent, name) for name in (*folders, *files) if Path(parent, name).is_symlink()]
+        if links:
+            found = f"{links[0]} -> {links[0].readlink()}"
+            remedy = "Replace it by what it points to, or give another folder."
+            raise UserError(problem("DIR", folder, f"no symbolic link in a run, but there is {found}", remedy))
 
 
 def check_writable_folder(path: Path, field: str) -> None:

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ray_processes import ClusterSetting
+from ray_processes import MARK, ClusterSetting, processes_with
 
 NODE = "EBDIFF_TEST_NODE"  # in the environment of a node's processes
+_STARTS = 3  # a node that is not up in 30 s is given up by Ray, which a busy machine may take
 
 
 class NodeCluster:
@@ -22,15 +23,16 @@ class NodeCluster:
 
     def __init__(self, setting: ClusterSetting, *nodes: str) -> None:
         self._setting = setting
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), *nodes],
-            env=setting.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(setting.folder / "cluster.log").open("w"),
-            text=True,
-        )
-        self.address = self._answer()
+        self._log = setting.folder / "cluster.log"
+        for attempt in range(_STARTS):
+            self._process = self._start(nodes)
+            try:
+                self.address = self._answer()
+                return
+            except AssertionError:
+                setting.kill_all()
+                if attempt + 1 == _STARTS:
+                    raise
 
     def tell(self, *words: str) -> None:
         """Have something done, and wait until it is."""
@@ -40,30 +42,35 @@ class NodeCluster:
 
     def processes_of(self, node: str) -> list[str]:
         """The command lines of the processes on a node."""
-        mine = f"{NODE}={node}".encode()
-        return [
-            command
-            for pid, command in self._setting.processes().items()
-            if mine in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        ]
+        return list(processes_with(NODE, f"{node}-{self._setting.mark}").values())
+
+    def _start(self, nodes: tuple[str, ...]) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__)), *nodes],
+            env=self._setting.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log.open("w"),
+            text=True,
+        )
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith("> "):
                 return line[2:].strip()
-        raise AssertionError((self._setting.folder / "cluster.log").read_text())
+        raise AssertionError(self._log.read_text())
 
 
 def _serve(names: list[str]) -> None:
     from ray.cluster_utils import Cluster
 
-    os.environ[NODE] = "head"
+    mark = os.environ[MARK]
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes: dict[str, Any] = {}
 
     def add(name: str) -> None:
-        os.environ[NODE] = name
+        os.environ[NODE] = f"{name}-{mark}"
         nodes[name] = cluster.add_node(num_cpus=1)
 
     def remove(name: str) -> None:

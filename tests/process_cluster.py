@@ -68,8 +68,8 @@ class ProcessCluster:
     def has_started(self, job_name: str) -> None:
         return
 
-    def was_preempted(self, error: BaseException | None) -> bool:
-        return False
+    def loss(self, error: BaseException | None) -> None:
+        return
 
     def too_late(self, request: Request) -> str:
         return f"{request} could not be had"

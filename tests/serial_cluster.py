@@ -33,8 +33,8 @@ class SerialCluster:
     def has_started(self, job_name: str) -> None:
         return
 
-    def was_preempted(self, error: BaseException | None) -> bool:
-        return False
+    def loss(self, error: BaseException | None) -> None:
+        return
 
     def too_late(self, request: Request) -> str:
         return f"{request} could not be had"

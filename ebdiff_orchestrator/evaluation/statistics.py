@@ -24,6 +24,9 @@ from schemas.errors import RunFailed
 _NOT_SUCH_ARRAYS = (KeyError, AttributeError, TypeError, EOFError, RuntimeError, OverflowError)
 
 
+_MOST_BYTES = 4 * 8 * FEATURES**2
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Mean [2048] and covariance [2048, 2048] of features, float64, and of how many images (0: not known)."""
@@ -63,6 +66,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 def read_statistics(path: Path) -> Statistics:
     """The statistics in an .npz of ours or of pytorch-fid's. Raises ValueError or OSError if it holds no such thing."""
     try:
+        _check_size(path)
         with np.load(path, allow_pickle=False) as archive:
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
             num_images = int(archive["images"]) if "images" in archive else 0
@@ -71,6 +75,14 @@ def read_statistics(path: Path) -> Statistics:
     if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
         raise ValueError(f"mu {mean.shape}, sigma {covariance.shape}; not ({FEATURES},), ({FEATURES}, {FEATURES})")
     return Statistics(mean, covariance, num_images)
+
+
+def _check_size(path: Path) -> None:
+    """Raise ValueError if the archive unpacks to far more than the arrays of an FID, whatever it is packed in."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
+    if unpacked_bytes > _MOST_BYTES:
+        raise ValueError(f"it unpacks to {unpacked_bytes:,} bytes, more than {_MOST_BYTES:,}")
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ebdiff_orchestrator.stages import draw_folder
 from region_workers.drawing.convergence import has_converged
+from schemas.errors import UserError
 from schemas.job import MASKS_FILE, TICKET_FILE
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
@@ -96,7 +98,6 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
     stage_folder = ticket_folder.parents[1]
     stage_rows, finished = _rows(stage_folder)
     rows = [row for row in stage_rows if row["region"] == region.name]
-    ticket_file = ticket_folder / TICKET_FILE
     return RecordedMasks(
         region=region.name,
         pruning_ratio=region.pruning_ratio,
@@ -104,7 +105,7 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
         intervals=np.array([row["interval"] for row in rows], dtype=np.int64),
         steps=np.array([row["step"] for row in rows], dtype=np.int64),
         packed=pack([_bytes_of(row) for row in rows]),
-        ticket=Ticket.model_validate_json(ticket_file.read_text()) if ticket_file.is_file() else None,
+        ticket=_read_ticket(ticket_folder / TICKET_FILE),
         finished=finished,
     )
 
@@ -119,10 +120,25 @@ def _rows(stage_folder: Path) -> tuple[list[Row], bool]:
             return (read_masks(file) if file is not None else []), file == final
         except FileNotFoundError:
             continue
+        except (pa.ArrowException, OSError) as error:
+            raise _bad_file(file, str(error).splitlines()[0]) from None
     return [], False
+
+
+def _read_ticket(file: Path) -> Ticket | None:
+    if not file.is_file():
+        return None
+    try:
+        return Ticket.model_validate_json(file.read_bytes())
+    except ValueError as error:
+        raise _bad_file(file, str(error).splitlines()[0]) from None
 
 
 def _bytes_of(row: Row) -> bytes:
     mask = row["mask"]
     assert isinstance(mask, bytes)
     return mask
+
+
+def _bad_file(file: Path | None, reason: str) -> UserError:
+    return UserError(f"{file}: expected as the draw has written it, but it does not read ({reason}). Restore the file.")

@@ -31,7 +31,8 @@ class _FileRows:
         assert array.flags.c_contiguous
         self._name = str(array.filename)
         self._descriptor = os.open(self._name, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        closing = weakref.finalize(self, os.close, self._descriptor)
+        closing.atexit = False  # a training may still read while Python ends beneath it
         self._start, self._row_bytes = array.offset, array[:1].nbytes
         self._row_shape, self._dtype = array.shape[1:], array.dtype
 

@@ -79,7 +79,7 @@ class LatentStore:
 
     def samples(self) -> LatentSamples:
         """The latents as samples to be served in batches; RunFailed where one is not what was encoded."""
-        return LatentSamples(np.asarray(self.latents), lambda read: checked(read, self._checksums, self.folder))
+        return LatentSamples(self.latents, lambda read: checked(read, self._checksums, self.folder))
 
     def verify(self) -> None:
         """Read every latent and raise RunFailed unless the digest of latents and labels is the recorded one."""

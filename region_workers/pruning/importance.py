@@ -12,6 +12,7 @@ from region_workers.pruning.groups import ChannelGroup, Member
 
 Importance = Literal["magnitude", "taylor", "diff-pruning", "random"]
 _SCORED = ("out", "in")  # torch-pruning's choice: norms and embeddings follow, they have no say
+_BLOCK = 1 << 18  # numbers: a megabyte
 
 
 @torch.no_grad()
@@ -62,19 +63,29 @@ class _SideSums:
         """The sums (channels,) of the group's channels in this layer."""
         name = f"{member.layer}.weight"
         if name not in self._sums:
-            self._sums[name] = _side_sums(self._contributions(name))
+            self._sums[name] = self._of_weight(name)
         return self._sums[name][member.kind][member.indices]
 
-    def _contributions(self, name: str) -> Tensor:
-        weight = self._parameters[name].detach().float()
-        if self._gradients is None:
-            return weight.square()
-        return (weight * self._gradients[name].detach().float()).abs_()
+    def _of_weight(self, name: str) -> dict[str, Tensor]:
+        weight = self._parameters[name].detach()
+        gradient = None if self._gradients is None else self._gradients[name].detach()
+        outputs, inputs = weight.shape[:2]
+        by_output = torch.empty(outputs, device=weight.device)
+        by_input_and_place = torch.zeros(weight.shape[1:], device=weight.device)
+        for rows in _blocks(weight):
+            part = _contributions(weight[rows], None if gradient is None else gradient[rows])
+            by_output[rows] = part.reshape(len(part), -1).sum(1)
+            by_input_and_place += part.sum(0)
+        return {"out": by_output, "in": by_input_and_place.reshape(inputs, -1).sum(1)}
 
 
-def _side_sums(contributions: Tensor) -> dict[str, Tensor]:
-    outputs, inputs = contributions.shape[:2]
-    return {
-        "out": contributions.reshape(outputs, -1).sum(1),
-        "in": contributions.sum(0).reshape(inputs, -1).sum(1),
-    }
+def _blocks(weight: Tensor) -> list[slice]:
+    """Rows that fit a core's cache together; on a GPU all at once."""
+    rows = max(1, _BLOCK // weight[0].numel()) if weight.device.type == "cpu" else len(weight)
+    return [slice(start, start + rows) for start in range(0, len(weight), rows)]
+
+
+def _contributions(weight: Tensor, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return weight.float().square()
+    return (weight.float() * gradient.float()).abs_()

@@ -185,4 +185,13 @@ LABELS = (
     ),
 )
 
-CASES = (*FOLDERS, *TABLES, *LABELS)
+PLACES = tuple(
+    Case(
+        f"bad images with --run-dir {place}",
+        ("launch", "tiny.yaml", "--run-dir", place, "--set", "data.path=images/empty"),
+        ("data.path", "images/empty"),
+    )
+    for place in ("new/and/deeper", "runs/empty")
+)
+
+CASES = (*PLACES, *FOLDERS, *TABLES, *LABELS)

@@ -16,7 +16,7 @@ REMEDY = re.compile(
     r"(?:^|[.:;?)] )"
     r"(?:Add|Change|Check|Choose|Close|Convert|Correct|Did you mean|Finish|Get|Give|Have it|Leave|Lower|Make|Move|Name|"
     r"Order|Put|Quote|Raise|Remove|Rename|Repair|Replace|Resize|Restore|Save|See|Separate|Set|Shrink|Start|Swap|Use|Write)\b",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _CLAIMS = ".owners"  # who holds a run, which is nothing of the run itself
 
@@ -78,7 +78,7 @@ def check(case: Case, answer: Answer) -> None:
     text = " ".join(answer.err.split())
     missing = [part for part in case.says if part not in text]
     assert not missing, f"{missing} not in:{shown}"
-    assert EXPECTATION.search(text), f"says nothing of what is expected:{shown}"
-    after = text[EXPECTATION.search(text).start() :]  # type: ignore[union-attr]
-    assert REMEDY.search(after), f"says nothing of what to do:{shown}"
+    expectation = EXPECTATION.search(answer.err)
+    assert expectation, f"says nothing of what is expected:{shown}"
+    assert REMEDY.search(answer.err, expectation.end()), f"says nothing of what to do:{shown}"
     assert len(answer.err) < 4000, f"too long to read:{shown}"

@@ -158,7 +158,7 @@ def _networks(folder: Path) -> None:
     (copy("truncated") / WEIGHTS).write_bytes(whole[: len(whole) // 2])
     (copy("empty weights") / WEIGHTS).write_bytes(b"")
     (copy("long header") / WEIGHTS).write_bytes((1 << 60).to_bytes(8, "little") + whole[8:])
-    (copy("wrong offsets") / WEIGHTS).write_bytes(_with_offsets(whole))
+    (copy("wrong offsets") / WEIGHTS).write_bytes(lying_offsets(whole))
     save_file({name: tensor for name, tensor in weights.items() if name != first}, copy("missing tensor") / WEIGHTS)
     save_file({**weights, first: weights[first][:1].clone()}, copy("misshapen tensor") / WEIGHTS)
     copy("other class", _class_name="AutoencoderKL")
@@ -175,7 +175,7 @@ def _networks(folder: Path) -> None:
     build_dense(colour.model, colour.data).save_pretrained(folder / "three channels")
 
 
-def _with_offsets(whole: bytes) -> bytes:
+def lying_offsets(whole: bytes) -> bytes:
     """A safetensors file whose first tensor claims to lie behind the end of the file."""
     length = int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8 : 8 + length])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import command_lines
@@ -12,7 +14,7 @@ import plan_files
 import plan_values
 import pytest
 import ray
-from harness import Case, call, check, contents
+from harness import Answer, Case, call, check, contents
 from places import make_site
 
 from ebdiff_orchestrator import cluster
@@ -53,3 +55,27 @@ def test_bad_input_is_refused_in_words_and_nothing_is_written(
     shutil.rmtree(site / "new", ignore_errors=True)  # one case's leavings are not the next one's
     check(case, answer)
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["set training.steps=0", "anchors that explode", "sample runs/done --out runs"])
+def test_the_installed_command_refuses_it_too(name: str, site: Path) -> None:
+    (case,) = [case for case in CASES if case.name == name]
+    if case.plan is not None:
+        (site / "plan.yaml").write_text(str(case.plan))
+    before = contents(site)
+    ended = subprocess.run(
+        [str(Path(sys.executable).parent / "ebdiff"), *case.argv],
+        cwd=site,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    check(case, Answer(ended.returncode, ended.stdout, ended.stderr))
+    assert contents(site) == before
+
+
+def test_the_corpus_is_large_and_names_each_case_once() -> None:
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names))
+    assert len(names) >= 500

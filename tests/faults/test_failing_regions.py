@@ -9,13 +9,20 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+import torch
 from conftest import ONE_REGION
 from process_cluster import ProcessCluster, run_worker
+from safetensors.torch import load_file
+from serial_cluster import SerialCluster
+from small_runs import counted_steps, products, small_plan, without_ray
 
 from ebdiff_orchestrator import driver
+from region_workers.data.batches import BatchSource
 from region_workers.results import finished_result
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
@@ -105,6 +112,52 @@ def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_c
     assert set(cluster.attempts.values()) == {1}
     assert _manifest(tmp_path / "run").stage("draw/all").status == "failed"
     assert any((tmp_path / "run/draw/all/checkpoints").glob("step-*"))
+
+
+class SpoiltImages(SerialCluster):
+    """Gives one region images that are no numbers, from a step of its training on."""
+
+    def __init__(self, region: str, step: int) -> None:
+        super().__init__()
+        self._region, self._step = region, step
+
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+        read = BatchSource.batch
+
+        def spoilt(batches: BatchSource, step: int, rows: slice = slice(None)) -> torch.Tensor:
+            in_training = (Path(job.run_dir) / "draw" / self._region / "result.json").is_file()
+            images = read(batches, step, rows)
+            return images * torch.nan if in_training and step >= self._step else images
+
+        if job.name != f"region {self._region}":
+            return super().start(job, workers)
+        with patch.object(BatchSource, "batch", spoilt):
+            return super().start(job, workers)
+
+
+def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the_others_go_on(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    whole, spoilt = tmp_path / "whole", tmp_path / "spoilt"
+    with without_ray():
+        driver.launch(small_plan("training.steps=9"), whole)
+    with (
+        without_ray(SpoiltImages("low", 5)) as cluster,
+        pytest.raises(RunFailed, match=r"step 5 .*is not finite; the update was not made and the last good checkpoint"),
+    ):
+        driver.launch(small_plan("training.steps=9"), spoilt)
+    assert sorted(cluster.jobs) == ["region high", "region low"], "it was tried again"
+    manifest = _manifest(spoilt)
+    assert manifest.stage("train/low").status == "failed"
+    assert manifest.stage("train/high").status == "done"
+    saved = sorted((spoilt / "train/low/checkpoints").glob("step-*"))
+    assert [path.name for path in saved] == ["step-000000002", "step-000000004"]
+    assert all(tensor.isfinite().all() for tensor in load_file(saved[-1] / "state.safetensors").values())
+
+    with without_ray(), counted_steps() as steps:
+        driver.resume(spoilt)
+    assert steps == [4, 5, 6, 7, 8], "it did not go on from the last good checkpoint"
+    assert products(spoilt) == products(whole)
 
 
 def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from ray.job_submission import JobStatus, JobSubmissionClient
+from job_client import ENDED, JobClient
 from ray_processes import BIN, ClusterSetting, cluster_setting, free_port, run_in, wait_until
 
 from ebdiff_orchestrator import load_ensemble
@@ -26,7 +26,7 @@ PLAN = {
     "regions": "[{train: [0, 1000], pruning_ratio: 0.5, name: all}]",
     "model": "{block_out_channels: [16, 32], layers_per_block: 1, norm_num_groups: 4, dropout: 0.1}",
     "draw": "{interval_steps: 2, max_intervals: 30, threshold: 0.5}",
-    "training": "{steps: 800, batch_size: 8, learning_rate: 0.001, ema_decay: 0.99}",
+    "training": "{steps: 500, batch_size: 8, learning_rate: 0.001, ema_decay: 0.99}",
     "sampling": "{steps: 4, num_images: 4}",
     "checkpointing": "{interval_steps: 100000}",
     "logging": "{interval_steps: 2}",
@@ -42,14 +42,14 @@ class Head:
     setting: ClusterSetting
     url: str
     address: str
-    client: JobSubmissionClient
+    client: JobClient
 
-    def status(self, job: str) -> JobStatus:
-        return self.client.get_job_status(job)
-
-    def wait(self, job: str) -> JobStatus:
-        wait_until(lambda: self.status(job).is_terminal(), f"the job {job} to end")
-        return self.status(job)
+    def wait(self, job: str) -> str:
+        try:
+            wait_until(lambda: self.client.status(job) in ENDED, f"the job {job} to end")
+        finally:
+            print(self.client.logs(job))  # shown if the test fails
+        return self.client.status(job)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,6 @@ def head(cache_dir: Path) -> Iterator[Head]:
             "ray-client-server-port": free_port(),
             "node-ip-address": "127.0.0.1",
             "num-cpus": 2,
-            "temp-dir": setting.folder / "ray",
         }
         log = (setting.folder / "head.log").open("w")
         words = [f"--{name}={value}" for name, value in options.items()]
@@ -75,21 +74,17 @@ def head(cache_dir: Path) -> Iterator[Head]:
             stderr=subprocess.STDOUT,
         )
         url = f"http://127.0.0.1:{dashboard}"
+        token = {"Authorization": f"Bearer {setting.token_file.read_text()}"}
 
         def answers() -> bool:
             assert started.poll() is None, Path(log.name).read_text()
             try:
-                return requests.get(f"{url}/api/version", headers=_bearer(setting), timeout=5).ok
+                return requests.get(f"{url}/api/version", headers=token, timeout=5).ok
             except requests.ConnectionError:
                 return False
 
         wait_until(answers, "Ray's dashboard")
-        client = JobSubmissionClient(url, headers=_bearer(setting))
-        yield Head(setting, url, f"127.0.0.1:{port}", client)
-
-
-def _bearer(setting: ClusterSetting) -> dict[str, str]:
-    return {"Authorization": f"Bearer {setting.token_file.read_text()}"}
+        yield Head(setting, url, f"127.0.0.1:{port}", JobClient(setting, url))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +93,8 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _submit(head: Head, run_dir: Path, job: str) -> None:
-    head.client.submit_job(
+    head.client.call(
+        "submit_job",
         entrypoint=f"{LAUNCH} --run-dir {run_dir}",
         submission_id=job,
         runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
@@ -114,15 +110,12 @@ def test_without_the_token_nothing_is_told_and_nothing_runs(head: Head, tmp_path
     assert requests.post(f"{head.url}/api/jobs/", json=job, headers=wrong, timeout=30).status_code == 403
     assert requests.get(f"{head.url}/api/jobs/", timeout=30).status_code == 401
 
-    stranger = head.setting.stranger
-    asked = ["ray", "job", "submit", "--address", head.url, "--no-wait", "--", "touch", touched]
-    assert run_in(stranger, *asked).returncode != 0
     launch = ["ebdiff", "launch", "digits", "--address", head.address, "--run-dir", tmp_path / "run"]
-    refused = run_in(stranger, *launch)
+    refused = run_in(head.setting.stranger, *launch)
     assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert "token" in refused.stderr
+    assert "RAY_AUTH_MODE and the token" in refused.stderr
     assert "Traceback" not in refused.stderr
-    assert head.client.list_jobs() == []
+    assert head.client.call("list_jobs") == []
     assert not touched.exists()
     assert not (tmp_path / "run").exists()
 
@@ -134,7 +127,7 @@ def test_the_doctor_as_a_job_sees_the_uploaded_copy_of_the_project(head: Head, t
     entrypoint = ["ebdiff", "doctor", "digits", "--run-dir", tmp_path / "run", "--nodes", "1", "--json"]
     result = run_in(head.setting.environment, *submit, "--runtime-env-json", runtime_env, "--", *entrypoint)
     assert result.returncode == 0, result.stdout + result.stderr
-    logs = head.client.get_job_logs("doctor")
+    logs = head.client.logs("doctor")
     report = json.loads(logs[logs.index("{") : logs.rindex("}") + 1])
     assert report["fine"] is True
     (node,) = report["nodes"]
@@ -151,31 +144,36 @@ def test_the_doctor_as_a_job_sees_the_uploaded_copy_of_the_project(head: Head, t
 def test_a_job_is_watched_stopped_submitted_again_and_finished(head: Head, run_dir: Path) -> None:
     _submit(head, run_dir, "first")
 
+    def begun() -> bool:
+        assert head.client.status("first") not in ENDED, head.client.logs("first")
+        return (run_dir / "manifest.json").is_file()
+
     def trains() -> bool:
-        assert not head.status("first").is_terminal(), head.client.get_job_logs("first")
-        if not (run_dir / "manifest.json").is_file():
-            return False
-        progress = read_status(run_dir).progress.get(STAGE)
+        progress = read_status(run_dir).progress.get(STAGE) if begun() else None
         return progress is not None and progress.state == "running" and progress.step >= 20
 
+    wait_until(begun, "the job to begin its run")
+    watch = [BIN / "ebdiff", "status", run_dir, "--watch"]  # until the run is finished, by whichever job
+    watcher = subprocess.Popen(watch, env=head.setting.environment, stdout=subprocess.PIPE, text=True)
     wait_until(trains, "the job to train")
-    watched = run_in(head.setting.environment, "ebdiff", "status", run_dir)
-    assert STAGE in watched.stdout, watched.stderr
 
-    assert head.client.stop_job("first")
-    assert head.wait("first") == JobStatus.STOPPED
-    logs = head.client.get_job_logs("first")
+    assert head.client.call("stop_job", job_id="first")
+    assert head.wait("first") == "STOPPED"
+    logs = head.client.logs("first")
     assert "Stopped. Go on with: ebdiff resume" in logs
     (saved,) = (run_dir / STAGE / "checkpoints").glob("step-*")  # made by the stop: the interval is longer than the run
     step = int(saved.name.removeprefix("step-"))
-    assert 20 <= step < 800
+    assert 20 <= step < 500
     assert not read_status(run_dir).manifest.finished()
 
     _submit(head, run_dir, "second")
-    assert head.wait("second") == JobStatus.SUCCEEDED, head.client.get_job_logs("second")
-    assert "Done: " in head.client.get_job_logs("second")
+    assert head.wait("second") == "SUCCEEDED", head.client.logs("second")
+    assert "Done: " in head.client.logs("second")
     record = read_status(run_dir).manifest.stage(STAGE)
     assert record.status == "done"
     assert record.attempts == 2
+    watched, _ = watcher.communicate(timeout=60)
+    assert watcher.returncode == 0
+    assert watched.count(f"\n{STAGE}") > 1
     images = load_ensemble(run_dir)(batch_size=2).images
     assert len(images) == 2

@@ -33,7 +33,7 @@ PLAN = {
     "checkpointing": {"interval_steps": 20},
     "workers": {"retries": 3},
 }
-WORKER = "ray::_RayTrainWorker"
+WORKER = "ray::RayTrainWorker"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_regions_train_on_different_nodes_and_a_lost_node_that_comes_back_change
     wait_until(lambda: "Trying again" in said() or launched.poll() is not None, "the driver to notice the lost node")
     assert not nodes.processes_of("b")
     nodes.tell("add", "b")
-    assert launched.wait(timeout=240) == 0, said()
+    assert launched.wait(timeout=400) == 0, said()
 
     records = RunDirectory(run_dir).read()
     attempts = sorted(records.stage(f"train/{region}").attempts for region in REGIONS)

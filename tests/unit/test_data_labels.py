@@ -180,7 +180,7 @@ def test_the_digest_is_of_the_labels_too(tmp_path: Path) -> None:
     assert len({first.digest, other.digest, bare.digest}) == 3
     first.verify()
     np.save(first.folder / "labels.npy", np.array([1, 0]))
-    with pytest.raises(RunFailed, match="labels.npy is not what was written"):
+    with pytest.raises(RunFailed, match=r"labels\.npy is not what was written"):
         ImageStore.open(first.folder).verify()
     (first.folder / "labels.npy").unlink()
     with pytest.raises(RunFailed, match="no whole image store"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from ebdiff_orchestrator.plans import load_plan
+from schemas.location import object_url
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -77,20 +79,27 @@ def _load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def _patched(folder: Path) -> dict[str, Any]:
-    """The RayJob with a folder's values in it, as `kubectl kustomize` puts them in."""
-    job: dict[str, Any] = _load(KUBERAY / "base" / "rayjob.yaml")
-    for change in _load(folder / "values.yaml"):
-        *above, last = change["path"].strip("/").replace("~1", "/").split("/")
+def _patched(job: dict[str, Any], folder: str) -> dict[str, Any]:
+    """A RayJob with a folder's values put in, as kustomize does."""
+    job = copy.deepcopy(job)
+    for change in _load(KUBERAY / folder / "values.yaml"):
+        *above, last = change["path"].strip("/").split("/")
         target: Any = job
         for part in above:
             target = target[int(part) if isinstance(target, list) else part]
-        assert change["op"] == "add" or last in target, f"{change['path']}: nothing to replace"
-        target[last] = change["value"]
+        place = int(last) if isinstance(target, list) else last
+        if change["op"] != "add":
+            target[place]  # there is something to replace or remove
+        if change["op"] == "remove":
+            del target[place]
+        else:
+            target[place] = copy.deepcopy(change["value"])
     return job
 
 
-JOBS = {"base": _load(KUBERAY / "base" / "rayjob.yaml"), "gpu": _patched(KUBERAY / "gpu")}
+BASE = _load(KUBERAY / "base" / "rayjob.yaml")
+GPU = _patched(BASE, "gpu")
+JOBS = {"base": BASE, "gpu": GPU, "bucket": _patched(GPU, "bucket")}
 
 
 def _templates(job: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -110,7 +119,7 @@ def test_the_rayjob_has_kuberay_s_fields_and_no_others(kind: str) -> None:
 
 
 def test_a_misspelt_field_would_be_found() -> None:
-    job = _patched(KUBERAY / "gpu")
+    job = copy.deepcopy(GPU)
     job["spec"]["rayClusterSpec"]["authOption"] = job["spec"]["rayClusterSpec"].pop("authOptions")
     with pytest.raises(jsonschema.ValidationError, match="authOption"):
         jsonschema.validate(job, RAYJOB)
@@ -147,11 +156,11 @@ def _strict(schema: Any) -> Any:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl")
-def test_kustomize_puts_the_values_in_as_these_tests_do() -> None:
-    built = subprocess.run(
-        ["kubectl", "kustomize", KUBERAY / "gpu"], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert yaml.safe_load(built.stdout) == JOBS["gpu"]
+@pytest.mark.parametrize("kind", sorted(JOBS))
+def test_kustomize_puts_the_values_in_as_these_tests_do(kind: str) -> None:
+    build = ["kubectl", "kustomize", KUBERAY / kind]
+    built = subprocess.run(build, capture_output=True, text=True, timeout=60, check=True)
+    assert yaml.safe_load(built.stdout) == JOBS[kind]
 
 
 @pytest.mark.parametrize("kind", sorted(JOBS))
@@ -193,14 +202,11 @@ def test_every_node_has_one_image_and_the_tested_ray(kind: str) -> None:
     assert JOBS[kind]["spec"]["rayClusterSpec"]["rayVersion"] == _pinned()["ray"]
 
 
-@pytest.mark.parametrize("kind", sorted(JOBS))
+@pytest.mark.parametrize("kind", ["base", "gpu"])
 def test_the_run_lies_on_a_volume_that_head_and_workers_share(kind: str) -> None:
     volume = _load(KUBERAY / "volume.yaml")
     assert volume["spec"]["accessModes"] == ["ReadWriteMany"]
-    words = shlex.split(JOBS[kind]["spec"]["entrypoint"])
-    assert words[:2] == ["ebdiff", "launch"]
-    load_plan(words[2])
-    run_dir = words[words.index("--run-dir") + 1]
+    run_dir = _run_dir(JOBS[kind])
     for name, pod in _pods(JOBS[kind]):
         if name == "submitter":
             continue
@@ -211,6 +217,15 @@ def test_the_run_lies_on_a_volume_that_head_and_workers_share(kind: str) -> None
         assert set(claims.values()) == {volume["metadata"]["name"]}, name
 
 
+def test_a_run_in_a_bucket_needs_no_volume_and_its_credentials_come_from_a_secret() -> None:
+    assert object_url(_run_dir(JOBS["bucket"])) is not None
+    for name, pod in _pods(JOBS["bucket"]):
+        if name != "submitter":
+            assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume], name
+            assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {"cache"}, name
+            assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "ebdiff-bucket"}}], name
+
+
 @pytest.mark.parametrize("kind", sorted(JOBS))
 def test_a_stopped_job_has_time_to_save_before_its_pods_are_killed(kind: str) -> None:
     head = _templates(JOBS[kind])["head"]["spec"]
@@ -218,14 +233,15 @@ def test_a_stopped_job_has_time_to_save_before_its_pods_are_killed(kind: str) ->
     assert 120 < int(waits["RAY_JOB_STOP_WAIT_TIME_S"]) < head["terminationGracePeriodSeconds"]
 
 
-def test_the_values_for_gpus_give_every_worker_one() -> None:
-    worker = _templates(JOBS["gpu"])["regions"]["spec"]
+@pytest.mark.parametrize("kind", ["gpu", "bucket"])
+def test_the_values_for_gpus_give_every_worker_one(kind: str) -> None:
+    worker = _templates(JOBS[kind])["regions"]["spec"]
     resources = worker["containers"][0]["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
 
 
 def test_deleting_a_run_leaves_the_volume() -> None:
-    for folder in ("base", "gpu"):
+    for folder in JOBS:
         resources = _load(KUBERAY / folder / "kustomization.yaml")["resources"]
         assert not [name for name in resources if "volume" in name]
 
@@ -271,6 +287,14 @@ def test_the_image_installs_what_pyproject_asks_for() -> None:
     listed = subprocess.run(["python", "-c", script], capture_output=True, text=True, check=True, timeout=30).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert listed.split("\n")[:-1] == project["dependencies"]
+
+
+def _run_dir(job: dict[str, Any]) -> str:
+    """Where the job's entrypoint, which must be a launch of a plan that there is, keeps its run."""
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:2] == ["ebdiff", "launch"]
+    load_plan(words[2])
+    return words[words.index("--run-dir") + 1]
 
 
 def _instructions() -> list[tuple[str, str]]:

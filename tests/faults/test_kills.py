@@ -1,0 +1,75 @@
+"""Kills of the real command line: a run hit in one stage after the other ends as one that nobody harmed.
+
+A few kills, chosen so that every victim and both signals occur. With EBDIFF_KILLS=100 as many random ones instead, as
+`python tests/faults/kills.py` carries out.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kill_campaign import KILL, TERM, Aim, Campaign, Decks
+from kill_job import CHECKPOINT, DRAW, PREPARE, SAMPLE, STAGES, TRAIN, Run
+from kill_processes import DRIVER, GCS, GROUP, RAYLET, VICTIMS, WORKER, adopt_orphans, end_orphans
+from small_runs import without_ray
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.plans import load_plan
+
+SEED = int(os.environ.get("EBDIFF_KILLS_SEED", "20"))
+KILLS = int(os.environ.get("EBDIFF_KILLS", "0"))
+_LIMIT_S = 600.0
+_AIMS = (
+    Aim(PREPARE, DRIVER, KILL),
+    Aim(DRAW, WORKER, TERM),
+    Aim(DRAW, WORKER, KILL),
+    Aim(CHECKPOINT, GCS, KILL),
+    Aim(TRAIN, RAYLET, KILL),
+    Aim(SAMPLE, GROUP, TERM),
+)
+_SOON_S = {PREPARE: 1.0, DRAW: 1.0, CHECKPOINT: 0.02, TRAIN: 1.0, SAMPLE: 0.3}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short name: Ray puts sockets below it. No process of the test outlives it."""
+    adopt_orphans()
+    with tempfile.TemporaryDirectory(prefix="kills-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
+        end_orphans()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(KILLS > 0, reason="EBDIFF_KILLS asks for a campaign")
+def test_a_run_killed_in_every_stage_ends_in_the_same_bits(folder: Path, cache_dir: Path) -> None:
+    print(f"seed {SEED}")
+    campaign = Campaign(folder, SEED, _LIMIT_S, print, measures=False)
+    undisturbed = Run(campaign.materials, folder / "undisturbed")
+    with without_ray():
+        driver.launch(load_plan(str(campaign.materials.folder / "plan.yaml"), ()), undisturbed.run_dir)
+    campaign.expect(undisturbed, _SOON_S)
+
+    missed = campaign.attack(1, _AIMS)
+    assert not missed
+    assert {row.victim for row in campaign.rows} == set(VICTIMS)
+    assert all(row.survived for row in campaign.rows), campaign.rows
+    assert all(row.left_behind == 0 for row in campaign.rows), campaign.rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.skipif(not KILLS, reason="EBDIFF_KILLS=N asks for it")
+def test_random_kills_change_no_bit(folder: Path) -> None:
+    print(f"seed {SEED}")
+    campaign, decks, number = Campaign(folder, SEED, _LIMIT_S, print), Decks(STAGES, random.Random(SEED)), 0
+    campaign.take_the_undisturbed_run()
+    while len(campaign.rows) < KILLS:
+        number += 1
+        for aim in campaign.attack(number, decks.draw()):
+            decks.put_back(aim)
+    assert all(row.survived for row in campaign.rows), campaign.rows

@@ -1,0 +1,115 @@
+"""Two launches at once, and a clock that steps back: one driver works, and no time that is recorded is negative."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from serial_cluster import SerialCluster
+from small_runs import power_cut, products, small_plan, without_ray
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.reports.measures import measures_of
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas import clock
+from schemas.errors import RunFailed, UserError
+from schemas.job import WorkerJob
+from schemas.manifest import Manifest
+from schemas.tables import read_metrics
+
+
+@pytest.fixture(scope="module")
+def expected(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What an undisturbed run leaves."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    with without_ray():
+        driver.launch(small_plan(), run_dir)
+    return products(run_dir)
+
+
+class Busybody(SerialCluster):
+    """At each job's start somebody else tries to launch and to resume the same run."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self._run_dir = run_dir
+        self.refusals: list[str] = []
+
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+        before = (self._run_dir / "manifest.json").read_bytes()
+        for attempt in (lambda: driver.launch(small_plan(), self._run_dir), lambda: driver.resume(self._run_dir)):
+            with pytest.raises(UserError) as refusal:
+                attempt()
+            self.refusals.append(str(refusal.value))
+        assert (self._run_dir / "manifest.json").read_bytes() == before
+        return super().start(job, workers)
+
+
+def test_a_second_launch_is_refused_by_name_and_the_first_goes_on(expected: dict[str, str], tmp_path: Path) -> None:
+    with without_ray(busybody := Busybody(tmp_path / "run")):
+        driver.launch(small_plan(), tmp_path / "run")
+    assert len(busybody.refusals) == 4
+    for refusal in busybody.refusals:
+        assert f"process {os.getpid()} on {socket.gethostname()}" in refusal
+        assert "another --run-dir" in refusal
+    assert products(tmp_path / "run") == expected
+
+
+@contextmanager
+def stepping_clock(seed: int) -> Iterator[None]:
+    """Within it the time of day jumps back now and then, up to an hour, as for a process that starts within it."""
+    right, chosen = time.time, random.Random(seed)
+    behind_s = chosen.uniform(0, 3600)
+
+    def wrong() -> float:
+        nonlocal behind_s
+        if chosen.random() < 0.05:
+            behind_s += chosen.uniform(0, 600)
+        return right() - behind_s
+
+    with patch.object(time, "time", wrong):
+        importlib.reload(clock)
+        yield
+    importlib.reload(clock)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_clock_that_steps_back_breaks_nothing_and_leaves_no_negative_time(
+    expected: dict[str, str], tmp_path: Path, seed: int
+) -> None:
+    run_dir = tmp_path / "run"
+    with without_ray(), power_cut(5), pytest.raises(RunFailed):
+        driver.launch(small_plan(), run_dir)
+    for step in (3, None):
+        with without_ray(), stepping_clock(seed):
+            if step is None:
+                driver.resume(run_dir)
+            else:
+                (run_dir / "draw/low/result.json").unlink()
+                with power_cut(step), pytest.raises(RunFailed):
+                    driver.resume(run_dir)
+    assert products(run_dir) == expected
+    _times_make_sense(RunDirectory(run_dir).read(), run_dir)
+
+
+def _times_make_sense(manifest: Manifest, run_dir: Path) -> None:
+    assert manifest.finished()
+    spans = [(lease.started_at, lease.ended_at) for lease in manifest.leases]
+    spans += [(launch.started_at, launch.ended_at) for launch in manifest.launches]
+    assert len(spans) > 4
+    assert all(started <= ended for started, ended in spans), spans
+    assert all(record.active_s >= 0 for record in manifest.stages.values())
+    measures = measures_of(manifest)
+    assert measures.wall_s is not None
+    assert measures.wall_s >= 0
+    for table in run_dir.glob("*/*/metrics.parquet"):
+        assert all(float(str(row["steps_per_s"])) > 0 for row in read_metrics(table)), table
