@@ -107,7 +107,7 @@ def _renamed_into_place(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What the disk refuses is an OSError that names `path`; safetensors tells of it in words, Python without a name."""
+    """What the disk refuses becomes an OSError that names `path`: safetensors says it in words, Python with no name."""
     try:
         yield
     except OSError as error:

@@ -45,8 +45,8 @@ def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it()
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate", "finite"),
         ({"name": ".."}, "name", "pattern"),
         ({"regions": [{"name": "..", "train": [0, 1000], "pruning_ratio": 0.5}]}, "name", "pattern"),
-        ({"training": {"stepz": 3}}, "training.stepz", "Check the spelling"),
-        ({"training": {"steps": "many"}}, "training.steps", "valid integer"),
+        ({"training": {"stepz": 3}}, "training.stepz", "Did you mean training.steps?"),
+        ({"training": {"steps": "many"}}, "training.steps", "a whole number"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused_with_field_and_expectation(
@@ -139,7 +139,7 @@ def test_a_change_that_cannot_be_made_is_refused_with_itself_in_the_message(chan
     [
         (b"training: {steps: 5}\ntraining: {batch_size: 3}\n", "stands twice"),
         (b"\xff\xfe\x00", "UTF-8"),
-        (b"training: [1, 2", "not valid YAML"),
+        (b"training: [1, 2", "expected valid YAML"),
         (b"", "a mapping of keys to values"),
     ],
 )

@@ -1,0 +1,76 @@
+"""One job on a Ray trainer of its own, and what runs on its workers."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from ebdiff_orchestrator.cluster.request import Request
+from schemas.digest import digest
+from schemas.job import WorkerJob
+from schemas.location import object_url
+
+RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
+_NOTICE_S = 5.0
+
+
+def trainer_of(job: WorkerJob, request: Request) -> Any:
+    """A trainer under a name of its own: our checkpoints are the truth, so Ray's must never be resumed."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    resources = {"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {})
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job.model_dump_json()},
+        scaling_config=ScalingConfig(
+            num_workers=request.processes, use_gpu=request.gpus > 0, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(timeout_s=math.ceil(job.hang_limit_s)),
+        run_config=RunConfig(
+            name=f"{job.name.replace(' ', '-')}-{job.attempt}-{secrets.token_hex(4)}",
+            storage_path=_ray_folder(job.run_dir),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # the driver decides on retries
+        ),
+    )
+
+
+def _ray_folder(run_dir: str) -> str:
+    """Where Ray Train keeps what nobody reads: in the run, or, if that is in an object store, on this machine."""
+    if object_url(run_dir) is None:
+        return str(Path(run_dir) / RAY_FOLDER)
+    return str(Path(tempfile.gettempdir(), f"ebdiff-ray-{digest(run_dir)[:16]}"))
+
+
+def _work(config: dict[str, str]) -> None:
+    """Runs on the worker; the job itself knows nothing of ray."""
+    from region_workers.failures import StopRequestedError
+    from region_workers.run import run_job
+
+    try:
+        run_job(WorkerJob.model_validate_json(config["job"]), _Notice())
+    except StopRequestedError:
+        return
+
+
+class _Notice:
+    """Whether Ray says that a node of this region is about to be taken away; asked for every few seconds at most."""
+
+    def __init__(self) -> None:
+        from ray.train import get_context
+
+        self._alone = get_context().get_world_size() == 1
+        self._asked_at = -math.inf
+
+    def __call__(self) -> bool:
+        from ray.train import get_preemption_info
+
+        # Several workers must ask equally often, which they do at the log interval; one asks when it likes.
+        if self._alone and time.monotonic() - self._asked_at < _NOTICE_S:
+            return False
+        self._asked_at = time.monotonic()
+        return get_preemption_info() is not None
