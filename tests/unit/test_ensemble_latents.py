@@ -102,7 +102,7 @@ def test_a_vae_that_does_not_fit_the_experts_is_refused() -> None:
 def test_a_missing_vae_is_named(tmp_path: Path) -> None:
     pipeline().save_pretrained(tmp_path / "ensemble")
     (tmp_path / "ensemble" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match="vae: expected a folder with diffusion_pytorch_model"):
+    with pytest.raises(UserError, match=r"vae/diffusion_pytorch_model\.safetensors: expected the file as it was saved"):
         load_ensemble(tmp_path)
 
 

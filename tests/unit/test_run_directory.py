@@ -72,7 +72,7 @@ def test_a_directory_without_a_run_and_a_foreign_manifest_are_user_errors(tmp_pa
     with pytest.raises(UserError, match="no run here"):
         RunDirectory(tmp_path).read()
     (tmp_path / "manifest.json").write_text('{"version": 99}')
-    with pytest.raises(UserError, match="of version 99, not 2"):
+    with pytest.raises(UserError, match="of version 99; expected 2"):
         RunDirectory(tmp_path).read()
 
 
