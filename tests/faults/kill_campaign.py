@@ -195,7 +195,7 @@ class Campaign:
     def _comes_to(self, run: Run, command: Command, stage: str) -> bool:
         until = time.monotonic() + self._limit_s
         while command.code is None and time.monotonic() < until:
-            if stage in run.under_way(command):
+            if run.is_at(stage, command):
                 return True
             time.sleep(_POLL_S)
         return False

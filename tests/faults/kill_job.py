@@ -111,19 +111,21 @@ class Run:
 
     def under_way(self, command: Command) -> set[str]:
         """The stages that the command is seen at, by what it has written."""
+        return {stage for stage in STAGES if self.is_at(stage, command)}
+
+    def is_at(self, stage: str, command: Command) -> bool:
+        """Whether the command is seen at the stage; quick, for some are over soon."""
+        if stage == PREPARE:
+            return any(not (path.parent / "store.json").exists() for path in self._glob("cache/images/*/pixels.npy"))
+        if stage in (DRAW, TRAIN):
+            return self._at_work(command, stage)
+        if stage == CHECKPOINT:
+            return self._newer(command, "run/*/*/checkpoints/.partial-*")
+        if stage == EVALUATE:
+            return self.finished() and self._newer(command, "run/evaluation/*")
         stages = self._read(self.run_dir / "manifest.json", command.began_at).get("stages", {})
-        seen = {
-            PREPARE: any(
-                not (pixels.parent / "store.json").exists() for pixels in self._glob("cache/images/*/pixels.npy")
-            ),
-            DRAW: self._at_work(command, "draw"),
-            TRAIN: self._at_work(command, "train"),
-            CHECKPOINT: self._newer(command, "run/*/*/checkpoints/.partial-*"),
-            ASSEMBLE: stages.get("ensemble", {}).get("status") == "running",
-            SAMPLE: stages.get("samples", {}).get("status") == "running",
-            EVALUATE: self.finished() and self._newer(command, "run/evaluation/*"),
-        }
-        return {stage for stage, is_seen in seen.items() if is_seen}
+        name = {ASSEMBLE: "ensemble", SAMPLE: "samples"}[stage]
+        return bool(stages.get(name, {}).get("status") == "running")
 
     def products(self) -> dict[str, str]:
         """The SHA-256 of everything that must be equal however the run came about, by path."""

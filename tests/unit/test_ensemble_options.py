@@ -57,7 +57,7 @@ def test_bf16_draws_nearly_the_same_images_from_a_float32_trajectory(folder: Pat
 
 
 def test_a_precision_that_does_not_fit_is_refused_and_says_what_does(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"dtype = float16: expected float32 or bfloat16 on a CPU"):
+    with pytest.raises(UserError, match=r"dtype = fp16 \(float16\): expected fp32 or bf16 on a CPU"):
         load_ensemble(folder, torch_dtype=torch.float16, device="cpu")
     with pytest.raises(UserError, match=r"torch_dtype = torch\.int8: expected None or one of torch\.float32"):
         load_ensemble(folder, torch_dtype=torch.int8)
