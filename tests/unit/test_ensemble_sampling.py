@@ -70,9 +70,9 @@ def test_workers_without_a_batch_are_refused(folder: Path) -> None:
 
 def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, calls: list[tuple[Any, ...]]) -> None:
     for wrong, message in (
-        (ImageJob(str(folder), 4, 2, steps=2000), "num_inference_steps = 2000"),
-        (ImageJob(str(folder), 4, 2, dtype="fp16"), "dtype = float16"),
-        (ImageJob(str(folder), 4, 2, classes=(1,)), "classes"),
+        (ImageJob(str(folder), 4, 2, steps=2000), "--steps = 2000"),
+        (ImageJob(str(folder), 4, 2, dtype="fp16"), "dtype = fp16"),
+        (ImageJob(str(folder), 4, 2, classes=(1,)), "--class = 1"),
     ):
         with pytest.raises(UserError, match=message):
             sample_on_workers(wrong, 2, None, Silent())
@@ -102,7 +102,7 @@ def test_the_command_s_options_change_what_is_drawn_by_no_more_than_they_say(fol
     [
         (["--address", "auto"], "--address: expected --workers"),
         (["--workers", "2"], "--workers = 2: expected at most 1"),
-        *([] if torch.cuda.is_available() else [(["--dtype", "fp16"], "dtype = float16")]),
+        *([] if torch.cuda.is_available() else [(["--dtype", "fp16"], "dtype = fp16")]),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

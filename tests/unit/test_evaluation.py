@@ -225,7 +225,7 @@ def test_what_cannot_be_measured_is_refused_before_work(
 
 def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: Callable[..., Plan], weights: Path, tmp_path: Path) -> None:
     RunDirectory(tmp_path / "new").begin(tiny_plan())
-    with pytest.raises(UserError, match=r"not finished .*ebdiff resume"):
+    with pytest.raises(UserError, match=r"expected a finished run.*ebdiff resume"):
         evaluate(tmp_path / "new", inception_weights=weights, in_process=True)
     finished_run(tmp_path / "done", tiny_plan())
     next((tmp_path / "done" / "ensemble").rglob("*.safetensors")).write_bytes(b"")
