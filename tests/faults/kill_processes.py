@@ -14,7 +14,8 @@ from pathlib import Path
 DRIVER, WORKER, RAYLET, GCS, GROUP = "driver", "worker", "raylet", "gcs", "group"
 VICTIMS = (DRIVER, WORKER, RAYLET, GCS, GROUP)
 
-_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _WORKER_MARKS = ("TrainWorker", "make_shards", "_share", "decode_worker")  # in a command line: it does a run's work
 
 
@@ -37,9 +38,17 @@ class Process:
 
 def adopt_orphans() -> None:
     """From now on an orphan among this process's descendants becomes its child, so that none can get away."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _end_with_parent() -> None:
+    """In a new process: it is killed when the one that started it ends, however that comes about."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, value, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), f"prctl {option}")
 
 
 class Command:
@@ -54,6 +63,7 @@ class Command:
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self.pid = self._process.pid
         self.began, self.began_at = time.monotonic(), time.time()
