@@ -102,8 +102,9 @@ class RunDirectory:
 
     def fetch_stages(self, stages: Sequence[str]) -> None:
         """Have the recorded files of these stages in `path`."""
-        manifest = self.read()
-        self._mirror.fetch_artifacts([item for name in stages for item in manifest.stage(name).artifacts])
+        if self.is_mirrored:
+            manifest = self.read()
+            self._mirror.fetch_artifacts([item for name in stages for item in manifest.stage(name).artifacts])
 
     def fetch_folder(self, folder: str) -> None:
         """Have the files of a folder in `path`."""
