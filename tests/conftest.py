@@ -35,6 +35,12 @@ TINY: dict[str, Any] = {
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that the workers of the tests end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def same_process_settings() -> Iterator[None]:
     """A worker run inside the test's process sets threads and determinism; the next test finds them as they were."""
