@@ -29,7 +29,7 @@ PLAN = {
         {"train": [0, 500], "pruning_ratio": 0.5, "name": "low"},
         {"train": [480, 1000], "pruning_ratio": 0.5, "name": "high"},
     ],
-    "training": {**TINY["training"], "steps": 600},
+    "training": {**TINY["training"], "steps": 300},
     "checkpointing": {"interval_steps": 20},
     "workers": {"retries": 3},
 }

@@ -134,8 +134,8 @@ def test_a_dense_start_that_has_changed_stops_the_worker(
 ) -> None:
     plan, _ = adopt_dense(tiny_plan(DENSE, f"model.pretrained={dense_folder}"))
     (job,) = make_jobs(plan, tmp_path / "run")
-    with (dense_folder / WEIGHTS_FILE).open("ab") as file:
-        file.write(b" ")
+    whole = (dense_folder / WEIGHTS_FILE).read_bytes()
+    (dense_folder / WEIGHTS_FILE).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(RunFailed, match="is not the one the run began with"):
         run_job(job)
 
