@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ TINY: dict[str, Any] = {
 }
 
 
+_THREADS = torch.get_num_threads()
+
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
 
 
@@ -42,12 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def same_process_settings() -> Iterator[None]:
-    """A worker run inside the test's process sets threads and determinism; the next test finds them as they were."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def same_process_settings() -> None:
+    """Jobs that ran inside the test's process, in its module's fixtures too, have set threads and determinism."""
+    torch.set_num_threads(_THREADS)
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")
