@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import ASSEMBLE, draw_folder, stage_names
+from ebdiff_orchestrator.stages import draw_folder, stage_names
 from schemas.job import TICKET_FILE
 from schemas.manifest import Manifest
 from schemas.ticket import Ticket
@@ -36,6 +36,4 @@ class RunHandle:
     @property
     def ensemble(self) -> EnsemblePipeline:
         """The finished ensemble as a diffusers pipeline, on the CPU."""
-        run = RunDirectory(self.run_dir)
-        run.fetch_stages([ASSEMBLE])
-        return load_ensemble(run.path / ASSEMBLE)
+        return load_ensemble(RunDirectory(self.run_dir).ensemble())

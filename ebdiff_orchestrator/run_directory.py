@@ -13,7 +13,7 @@ from typing import Any
 
 from ebdiff_orchestrator.mirror import Mirror, NoMirror, StoreMirror
 from ebdiff_orchestrator.ownership import Claims, FolderClaims, Ownership, Say, StoredClaims, claim_run
-from ebdiff_orchestrator.stages import stage_names
+from ebdiff_orchestrator.stages import ASSEMBLE, stage_names
 from region_workers.checkpoints import newest_step
 from region_workers.data.store import default_cache_dir
 from region_workers.object_store import ObjectStore
@@ -105,6 +105,16 @@ class RunDirectory:
         if self.is_mirrored:
             manifest = self.read()
             self._mirror.fetch_artifacts([item for name in stages for item in manifest.stage(name).artifacts])
+
+    def ensemble(self) -> Path:
+        """The folder to load the ensemble from. UserError if an object store's run has none yet."""
+        if self.is_mirrored and not self.read().stage(ASSEMBLE).artifacts:
+            raise UserError(
+                f"DIR = {self.location}: has no ensemble yet; expected a finished run. "
+                f"Go on with it: ebdiff resume {self.location}"
+            )
+        self.fetch_stages([ASSEMBLE])
+        return self.path
 
     def fetch_folder(self, folder: str) -> None:
         """Have the files of a folder in `path`."""

@@ -19,7 +19,7 @@ def add_sample_command(app: typer.Typer) -> None:
 
 
 def sample(
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run directory, or an ensemble's folder.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the PNGs and grid.png.")],
     count: Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")] = 64,
     steps: Annotated[

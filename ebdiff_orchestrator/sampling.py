@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from schemas.plan import Plan, TrainingPlan
 class ImageJob:
     """Which images of which ensemble, and how its networks run; None stands for the ensemble's own.
 
-    `ensemble` is its folder or its run directory, `dtype` a name in `DTYPES`.
+    `ensemble` is its folder, or its run's directory or URL, `dtype` a name in `DTYPES`.
     """
 
     ensemble: str
@@ -72,9 +71,10 @@ def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: Vi
     if workers > len(batches):
         expected = f"at most {len(batches)}: {job.count} images are {len(batches)} batches of {job.batch_size}"
         raise UserError(problem("--workers", workers, expected, "Lower it, or lower --batch-size."))
-    job = replace(job, ensemble=str(Path(job.ensemble).resolve()))
-    load(replace(job, dtype="fp32", compile=False, offload=True), torch.device("cpu"))  # reads no weights
-    plan = _plan_of(Path(job.ensemble))
+    run = RunDirectory(job.ensemble)
+    job = replace(job, ensemble=run.location)
+    load(replace(job, dtype="fp32", compile=False, offload=True), torch.device("cpu"))  # keeps no weights in memory
+    plan = run.read().plan if run.exists() else Plan()
     view.line("Connecting to Ray ...")
     with connect(plan.workers, workers, address) as cluster:
         view.line(f"{workers} workers of {cluster.request}; free: {cluster.describe_free()}.")
@@ -93,7 +93,8 @@ def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: Vi
 
 def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
     """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
-    pipeline = load_ensemble(job.ensemble, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
+    folder = RunDirectory(job.ensemble).ensemble()
+    pipeline = load_ensemble(folder, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
     _check_options(job, pipeline.num_classes, len(pipeline.scheduler))
     return pipeline
 
@@ -125,11 +126,6 @@ def _draw(
         classes=job.classes,
         guidance_scale=job.guidance_scale,
     )
-
-
-def _plan_of(ensemble: Path) -> Plan:
-    run = RunDirectory(ensemble)
-    return run.read().plan if run.exists() else Plan()
 
 
 def _run(

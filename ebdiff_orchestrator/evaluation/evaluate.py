@@ -138,7 +138,7 @@ def _bring_here(directory: RunDirectory, address: str | None, options: Options) 
             f"DIR = {directory.location}: expected a run in a folder that all nodes share, to be evaluated by a "
             "cluster. Copy the run to one, or evaluate on one machine with --here."
         )
-    directory.fetch_stages([ASSEMBLE])
+    directory.ensemble()
     directory.fetch_folder(EVALUATION_FOLDER)
 
 

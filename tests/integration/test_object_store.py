@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ONE_REGION
 from process_cluster import ProcessCluster, run_worker, torchrun
@@ -16,6 +17,8 @@ from s3_server import BUCKET, s3_server
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.ownership import RunTakenOverError
 from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.sampling import ImageJob, sample_here
+from ebdiff_orchestrator.stages import ASSEMBLE
 from ebdiff_orchestrator.status import read_status
 from region_workers.object_store import ObjectStore
 from schemas.errors import UserError
@@ -26,7 +29,7 @@ from schemas.plan import Plan
 MakePlan = Callable[..., Plan]
 UseCluster = Callable[[ProcessCluster], None]
 
-SLOW = ("training.steps=300", "checkpointing.interval_steps=20")
+SLOW = ("training.steps=120", "checkpointing.interval_steps=20")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +63,8 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_ends_in_the_bits_of_one_in_a_f
     url = f"s3://{BUCKET}/runs/mine"
     plan = tiny_plan(ONE_REGION, *SLOW)
     use_cluster(ProcessCluster(1))
-    whole = driver.launch(plan, tmp_path / "whole").manifest
+    whole_dir = tmp_path / "whole"
+    whole = driver.launch(plan, whole_dir).manifest
 
     use_cluster(cluster := ProcessCluster(1, _kill_once_saved(url)))
     handle = driver.launch(plan, url)
@@ -69,10 +73,14 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_ends_in_the_bits_of_one_in_a_f
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
     assert read_status(url).progress["train/all"].first_step > 0, "the second attempt began anew"
 
+    RunDirectory(url).discard_copy()  # as on another machine
+    drawn, expected = (sample_here(ImageJob(str(run), 2, 2), lambda done, total: None) for run in (url, whole_dir))
+    assert np.array_equal(drawn.pixels, expected.pixels)
+
     stored = ObjectStore(url).list_keys()
     assert not [key for key in stored if ".partial" in key or key.endswith(".lock")]
     steps = {key.split("/")[3] for key in stored if key.startswith("train/all/checkpoints/")}
-    assert steps == {"step-000000280", "step-000000300"}, "old checkpoints stay in the store"
+    assert steps == {"step-000000100", "step-000000120"}, "old checkpoints stay in the store"
 
     use_cluster(again := ProcessCluster(1))
     assert driver.launch(plan, Path(url)).manifest.finished()  # as the command line's paths have it: one slash
@@ -116,6 +124,17 @@ def test_one_driver_at_a_time_and_the_one_that_lost_the_run_writes_nothing(tiny_
             with pytest.raises(RunTakenOverError):
                 first.write(manifest)
     assert second.read().attempts == 7
+
+
+def test_what_an_older_run_left_on_this_machine_is_not_taken_for_the_ensemble(tiny_plan: MakePlan) -> None:
+    run = RunDirectory(f"s3://{BUCKET}/runs/begun")
+    with run.held():
+        run.begin(tiny_plan(ONE_REGION))
+    left = run.path / ASSEMBLE
+    left.mkdir()
+    (left / "model_index.json").write_text('{"unet": ["ebdiff_orchestrator.ensemble", "TimestepRouter"]}')
+    with pytest.raises(UserError, match="has no ensemble yet"):
+        sample_here(ImageJob(run.location, 1, 1), lambda done, total: None)
 
 
 def test_a_bucket_that_is_not_there_is_a_user_s_error(tiny_plan: MakePlan) -> None:
