@@ -99,8 +99,13 @@ def compare_placements(
     """Every placement on `devices`, and on 1 to twice as many as regions (of many, evenly spread).
 
     `efficiency`: instead of the plan's. Draws are counted where steps were measured, as in `estimate`; by size alone
-    they are left out. Raises UserError for a job that does not fit in `device_memory_bytes`.
+    they are left out. Raises UserError for a job that does not fit in `device_memory_bytes`, and for a plan whose
+    regions start on several devices, or on a share of one.
     """
+    if not plan.workers.one_device_each:
+        given = f"workers.gpus = {plan.workers.gpus}, workers.processes = {plan.workers.processes}"
+        expected = f"regions of one device each, not {given}: a placement decides how many a region gets"
+        raise UserError(problem("--gpus", devices, expected, "Leave out --gpus, or those two fields."))
     efficiency = plan.workers.parallel_efficiency if efficiency is None else efficiency
     draw_steps, drawn = (None, "Draws are left out, as in the paper's accounting; --measure counts them.")
     if costs.device is not None:

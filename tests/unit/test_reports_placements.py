@@ -94,3 +94,9 @@ def test_json_holds_the_schedules_of_steps_timed_here() -> None:
 def test_options_that_make_no_sense_are_refused(options: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CliRunner().invoke(app, ["plan", "digits", *options], catch_exceptions=False, standalone_mode=False)
+
+
+@pytest.mark.parametrize("change", ["workers.gpus=2", "workers.gpus=0.5", "workers.processes=2"])
+def test_placements_are_compared_for_regions_of_one_device_each(change: str, tiny_plan: MakePlan) -> None:
+    with pytest.raises(UserError, match=rf"--gpus = 3: .* not .*{change.split('=')[0]} = {change.split('=')[1]}"):
+        compare_placements(tiny_plan(change), StepCosts(TIMES), 3)
