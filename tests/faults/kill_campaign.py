@@ -70,15 +70,18 @@ class Row:
 
 
 class Decks:
-    """The kills of each stage, in random order: every victim and signal comes once before any comes again."""
+    """The kills of each stage, in random order: every victim and signal comes once before any comes again.
 
-    def __init__(self, stages: Sequence[str], chosen: random.Random) -> None:
+    A run takes `each` kills in every stage; one in the evaluation, which takes longer than all the rest.
+    """
+
+    def __init__(self, stages: Sequence[str], chosen: random.Random, each: int = 1) -> None:
         self._decks: dict[str, list[Aim]] = {stage: [] for stage in stages}
-        self._chosen = chosen
+        self._chosen, self._each = chosen, each
 
     def draw(self) -> list[Aim]:
-        """One kill a stage, in the order of the stages."""
-        return [self._next(stage) for stage in self._decks]
+        """The kills of one run, in the order of the stages."""
+        return [self._next(stage) for stage in self._decks for _ in range(1 if stage == EVALUATE else self._each)]
 
     def put_back(self, aim: Aim) -> None:
         """It was not carried out: it comes again, after the others."""
@@ -95,13 +98,21 @@ class Decks:
 class Campaign:
     """Kills runs of one plan in `folder`; `say` hears of every step.
 
-    `measures`: whether each run is also evaluated, and images drawn from it, before it is compared.
+    `measures`: whether each run is also evaluated, and images drawn from it, before it is compared. `each`: how many
+    kills a stage is to take; they come the sooner.
     """
 
     def __init__(
-        self, folder: Path, seed: int, limit_s: float, say: Callable[[str], None], measures: bool = True
+        self,
+        folder: Path,
+        seed: int,
+        limit_s: float,
+        say: Callable[[str], None],
+        measures: bool = True,
+        each: int = 1,
     ) -> None:
         self._folder, self._limit_s, self._say, self._measures = folder, limit_s, say, measures
+        self._within = 0.9 / each
         self._chosen = random.Random(seed)
         self.materials = Materials.write(folder / "materials")
         self._expected: dict[str, str] = {}
@@ -165,7 +176,7 @@ class Campaign:
         if command.code is not None:
             self._miss(aim, f"the stage was not seen (exit code {command.code})")
             return None
-        delay_s = self._chosen.uniform(0, 0.9) * self._lasts.get(aim.stage, _BRIEF_S)
+        delay_s = self._chosen.uniform(0, self._within) * self._lasts.get(aim.stage, _BRIEF_S)
         time.sleep(delay_s)
         under_way = ", ".join(sorted(run.under_way(command))) or "between stages"
         process = command.kill(aim.victim, aim.signal, self._chosen.randrange(99)) if command.code is None else None

@@ -1,8 +1,8 @@
 """Kill runs of the real command line at random moments and see whether they end in the same bits.
 
-    python tests/faults/kills.py --kills 100 --json kills.json
+    python tests/faults/kills.py --kills 100 --each 3 --json kills.json
 
-A run takes one kill in each stage, so about seven, and minutes; a hundred kills take about an hour on two quiet cores.
+A run takes one kill in each stage, or `--each` many, and then minutes to its end and its evaluation.
 The exit code is 0 if every run ended as the undisturbed one. The folder of a run that did not is kept.
 """
 
@@ -35,10 +35,10 @@ def main() -> int:
     print(f"seed {seed}, folder {folder}", flush=True)
     adopt_orphans()
     began = time.monotonic()
-    campaign = Campaign(folder, seed, options.limit, partial(print, flush=True))
+    campaign = Campaign(folder, seed, options.limit, partial(print, flush=True), each=options.each)
     try:
         campaign.take_the_undisturbed_run()
-        decks = Decks(options.only, random.Random(seed))
+        decks = Decks(options.only, random.Random(seed), options.each)
         for number in count(1):
             wanted = options.kills - len(campaign.rows)
             if wanted <= 0:
@@ -77,6 +77,7 @@ def _write(path: Path, seed: int, campaign: Campaign, seconds: float) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how many (100)")
+    parser.add_argument("--each", type=int, default=1, help="kills a stage of a run (1)")
     parser.add_argument("--seed", type=int, help="of all that is random; default: a new one, printed")
     parser.add_argument("--folder", type=Path, help="a new folder to work in; default: a temporary one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every kill there")
