@@ -12,11 +12,13 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from worker_process import ForkedWorker, WorkerProcess
+
 from ebdiff_orchestrator.cluster import Request
 from schemas.job import WorkerJob
 from schemas.location import object_url
 
-Sabotage = Callable[[WorkerJob, int, subprocess.Popen[str]], None]
+Sabotage = Callable[[WorkerJob, int, WorkerProcess], None]
 
 
 def torchrun(workers: int) -> tuple[str, ...]:
@@ -24,12 +26,14 @@ def torchrun(workers: int) -> tuple[str, ...]:
     return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
 
 
-def start_worker(job: WorkerJob, *launcher: str) -> subprocess.Popen[str]:
-    """One worker in a process of its own, as `python -m region_workers` (or under `launcher`)."""
+def start_worker(job: WorkerJob, *launcher: str) -> WorkerProcess:
+    """One worker in a process of its own, as `python -m region_workers`, or several under `launcher`."""
     folder = tempfile.mkdtemp() if object_url(job.run_dir) else job.run_dir
     job_file = Path(folder) / f"{job.name.replace(' ', '-')}.json"
     job_file.write_text(job.model_dump_json())
-    command = [*(launcher or (sys.executable,)), "-m", "region_workers", str(job_file)]
+    if not launcher:
+        return ForkedWorker(job_file)
+    command = [*launcher, "-m", "region_workers", str(job_file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -40,7 +44,7 @@ def run_worker(job: WorkerJob, *launcher: str) -> None:
     assert process.returncode == 0, output
 
 
-def do_nothing(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+def do_nothing(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
     """No sabotage."""
 
 

@@ -121,7 +121,8 @@ def own_process(make: Callable[[], PlainLoop | OwnLoop], options: argparse.Names
 
     What one asks of its process (determinism, say) must not reach another, nor one's memory push out another's.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["own_loop", "plain_loop"])  # imported once for all; nothing of torch has run there
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, options.threads, make))
     process.start()

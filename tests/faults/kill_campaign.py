@@ -25,6 +25,7 @@ _VICTIMS = {  # the driver assembles and samples by itself
     SAMPLE: (DRIVER, RAYLET, GCS, GROUP),
     EVALUATE: _ALL,
 }
+_TRAINED = (DRAW, CHECKPOINT, TRAIN)
 _POLL_S = 0.004
 _END_LIMIT_S = 240.0  # for a command to end by itself after a kill; a driver may wait for its workers to save
 _ORPHANED_S = 5.0  # for workers to notice that their driver is gone; the next command does not wait for more
@@ -72,7 +73,7 @@ class Row:
 class Decks:
     """The kills of each stage, in random order: every victim and signal comes once before any comes again.
 
-    A run takes `each` kills in every stage; one in the evaluation, which takes longer than all the rest.
+    A run takes `each` kills in every stage that workers train in, one in the others.
     """
 
     def __init__(self, stages: Sequence[str], chosen: random.Random, each: int = 1) -> None:
@@ -81,7 +82,7 @@ class Decks:
 
     def draw(self) -> list[Aim]:
         """The kills of one run, in the order of the stages."""
-        return [self._next(stage) for stage in self._decks for _ in range(1 if stage == EVALUATE else self._each)]
+        return [self._next(stage) for stage in self._decks for _ in range(self._each if stage in _TRAINED else 1)]
 
     def put_back(self, aim: Aim) -> None:
         """It was not carried out: it comes again, after the others."""
@@ -99,7 +100,7 @@ class Campaign:
     """Kills runs of one plan in `folder`; `say` hears of every step.
 
     `measures`: whether each run is also evaluated, and images drawn from it, before it is compared. `each`: how many
-    kills a stage is to take; they come the sooner.
+    kills a stage of training is to take; it is so many times as long.
     """
 
     def __init__(
@@ -112,9 +113,9 @@ class Campaign:
         each: int = 1,
     ) -> None:
         self._folder, self._limit_s, self._say, self._measures = folder, limit_s, say, measures
-        self._within = 0.9 / each
+        self._each = each
         self._chosen = random.Random(seed)
-        self.materials = Materials.write(folder / "materials")
+        self.materials = Materials.write(folder / "materials", each)
         self._expected: dict[str, str] = {}
         self._lasts: Mapping[str, float] = {}
         self.rows: list[Row] = []
@@ -176,7 +177,8 @@ class Campaign:
         if command.code is not None:
             self._miss(aim, f"the stage was not seen (exit code {command.code})")
             return None
-        delay_s = self._chosen.uniform(0, self._within) * self._lasts.get(aim.stage, _BRIEF_S)
+        parts = self._each if aim.stage in _TRAINED else 1
+        delay_s = self._chosen.uniform(0, 0.9 / parts) * self._lasts.get(aim.stage, _BRIEF_S)
         time.sleep(delay_s)
         under_way = ", ".join(sorted(run.under_way(command))) or "between stages"
         process = command.kill(aim.victim, aim.signal, self._chosen.randrange(99)) if command.code is None else None

@@ -54,15 +54,23 @@ class Materials:
     folder: Path
 
     @classmethod
-    def write(cls, folder: Path) -> Materials:
-        """Write them into a folder: pictures large enough that decoding them takes a while."""
+    def write(cls, folder: Path, times: int = 1) -> Materials:
+        """Write them into a folder: pictures large enough that decoding them takes a while.
+
+        `times`: how many times the usual steps the trainings have.
+        """
         folder.mkdir(parents=True)
         generator = np.random.default_rng(0)
         (folder / "images").mkdir()
         for number in range(_IMAGES):
             coarse = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
             coarse.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(folder / "images" / f"{number:04}.jpg")
-        plan = {**_PLAN, "data": {**_PLAN["data"], "path": str(folder / "images")}}
+        plan = {
+            **_PLAN,
+            "data": {**_PLAN["data"], "path": str(folder / "images")},
+            "draw": {**_PLAN["draw"], "max_intervals": times * _PLAN["draw"]["max_intervals"]},
+            "training": {**_PLAN["training"], "steps": times * _PLAN["training"]["steps"]},
+        }
         (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
         write_local_inception(folder / "inception.pth")
         np.savez(folder / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048), images=np.int64(100))

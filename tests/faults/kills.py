@@ -2,7 +2,7 @@
 
     python tests/faults/kills.py --kills 100 --each 3 --json kills.json
 
-A run takes one kill in each stage, or `--each` many, and then minutes to its end and its evaluation.
+A run takes one kill in each stage, `--each` many where workers train, and then a minute to its evaluation's end.
 The exit code is 0 if every run ended as the undisturbed one. The folder of a run that did not is kept.
 """
 
@@ -77,7 +77,7 @@ def _write(path: Path, seed: int, campaign: Campaign, seconds: float) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="how many (100)")
-    parser.add_argument("--each", type=int, default=1, help="kills a stage of a run (1)")
+    parser.add_argument("--each", type=int, default=1, help="kills of a run in each stage that workers train in (1)")
     parser.add_argument("--seed", type=int, help="of all that is random; default: a new one, printed")
     parser.add_argument("--folder", type=Path, help="a new folder to work in; default: a temporary one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every kill there")

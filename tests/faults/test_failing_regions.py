@@ -7,7 +7,6 @@ replaced by a cluster that starts them directly.
 from __future__ import annotations
 
 import signal
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,6 +19,7 @@ from process_cluster import ProcessCluster, run_worker
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster
 from small_runs import counted_steps, products, small_plan, without_ray
+from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
 from region_workers.data.batches import BatchSource
@@ -40,7 +40,7 @@ def _manifest(run_dir: Path) -> Manifest:
 def test_a_lost_worker_is_started_again_and_the_run_finishes(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    def kill_once(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+    def kill_once(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         if job.name == "region 240-460" and attempt == 1:
             process.send_signal(signal.SIGKILL)
 
@@ -56,7 +56,7 @@ def test_a_lost_worker_is_started_again_and_the_run_finishes(
 def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
-    def always_kill(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+    def always_kill(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         if job.name == "region 0-260":
             process.send_signal(signal.SIGKILL)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from process_cluster import ProcessCluster
+from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.cluster import Request
@@ -26,7 +26,7 @@ class TwoEach(ProcessCluster):
     request = Request(processes=2, cpus=1.0, gpus=0.0)
 
 
-def _worker(launcher: subprocess.Popen[str], rank: int) -> int | None:
+def _worker(launcher: WorkerProcess, rank: int) -> int | None:
     """The process of that rank under torchrun; None before it is there."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     for child in children:
@@ -35,10 +35,10 @@ def _worker(launcher: subprocess.Popen[str], rank: int) -> int | None:
     return None
 
 
-def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, subprocess.Popen[str]], None]:
+def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, WorkerProcess], None]:
     """Halts the second worker of the region at its first attempt, in its training: the first waits for its sums."""
 
-    def sabotage(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+    def sabotage(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         if job.name != HANGING or attempt > 1:
             return
         while not any((run_dir / "train/0-500/checkpoints").glob("step-*")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from conftest import ONE_REGION
 from process_cluster import ProcessCluster, run_worker, torchrun
 from s3_server import BUCKET, s3_server
+from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.ownership import RunTakenOverError
@@ -43,10 +43,10 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return {item.path: item.sha256 for item in artifacts if not item.path.endswith("metrics.parquet")}
 
 
-def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, subprocess.Popen[str]], None]:
+def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, WorkerProcess], None]:
     """Kills a worker by SIGKILL once the store holds a checkpoint of its training."""
 
-    def sabotage(job: WorkerJob, attempt: int, process: subprocess.Popen[str]) -> None:
+    def sabotage(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         store = ObjectStore(url)
         while attempt == 1 and process.poll() is None:
             if any("train/" in key and key.endswith("checkpoint.json") for key in store.list_keys()):
@@ -57,7 +57,7 @@ def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, subprocess.Popen[str
     return sabotage
 
 
-def test_a_run_in_a_bucket_whose_worker_is_killed_ends_in_the_bits_of_one_in_a_folder(
+def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_bits_of_one_in_a_folder(
     tiny_plan: MakePlan, use_cluster: UseCluster, tmp_path: Path
 ) -> None:
     url = f"s3://{BUCKET}/runs/mine"
@@ -86,21 +86,14 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_ends_in_the_bits_of_one_in_a_f
     assert driver.launch(plan, Path(url)).manifest.finished()  # as the command line's paths have it: one slash
     assert again.attempts == {}
 
-
-def test_a_damaged_object_is_found_and_made_again(tiny_plan: MakePlan, use_cluster: UseCluster) -> None:
-    url = f"s3://{BUCKET}/runs/damaged"
-    plan = tiny_plan(ONE_REGION)
-    use_cluster(ProcessCluster(1))
-    before = driver.launch(plan, url).manifest
     store, key = ObjectStore(url), "train/all/expert/diffusion_pytorch_model.safetensors"
-    whole = store.read(key)
-    store.write(key, whole[:-1] + bytes([whole[-1] ^ 1]))
-
-    RunDirectory(url).discard_copy()  # as on another machine
-    use_cluster(again := ProcessCluster(1))
-    assert _digests(driver.launch(plan, url).manifest) == _digests(before)
-    assert again.attempts == {"region all": 1}
-    assert store.read(key) == whole
+    expert = store.read(key)
+    store.write(key, expert[:-1] + bytes([expert[-1] ^ 1]))
+    RunDirectory(url).discard_copy()
+    use_cluster(mended := ProcessCluster(1))
+    assert _digests(driver.launch(plan, url).manifest) == _digests(whole)
+    assert mended.attempts == {"region all": 1}
+    assert store.read(key) == expert
 
 
 def test_two_workers_of_a_region_share_a_run_in_a_bucket(
