@@ -5,23 +5,29 @@
 
 CIFAR-10's experts, untrained, on CPU workers of an embedded Ray: the same images by one worker and by all, in turn, and
 checked to be the same bits. Efficiency is how many times as fast, over how many times as many workers; reading the
-ensemble counts, starting Ray and its workers does not. `--short` takes the digits' experts.
+ensemble counts, starting Ray and its workers does not. What the machine itself can give is shown beside it: as many
+plain processes, which know nothing of each other or of Ray, drawing as many images each as a worker does. `--short`
+takes the digits' experts.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from bench import Report, arguments, in_turn, ratio, settings_of, timed
 from untrained import untrained_networks
 
 from ebdiff_orchestrator.cluster import connect
 from ebdiff_orchestrator.ensemble import save_ensemble
 from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.sampling import ImageJob, sample_on_workers
+from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.view import Silent
 from schemas.plan import Plan, WorkersPlan
 
@@ -42,15 +48,28 @@ def measure(job: ImageJob, workers: int, rounds: int, report: Report) -> None:
     def draw(count: int) -> None:
         drawn[count] = sample_on_workers(job, count, None, Silent()).pixels
 
-    with connect(WorkersPlan(), workers):
+    alone = replace(job, count=job.count // workers)
+    context = multiprocessing.get_context("spawn")
+    with connect(WorkersPlan(), workers), context.Pool(workers, torch.set_num_threads, (1,)) as processes:
+        draw_apart = partial(processes.map, draw_here, [alone] * workers)
+        draw_apart()
         report.add(f"first images by {workers} workers, their start included", timed(lambda: draw(workers)), "s")
-        seconds = in_turn({"one": lambda: draw(1), "all": lambda: draw(workers)}, rounds, warm_up=0)
+        turns = {"one": lambda: draw(1), "all": lambda: draw(workers), "plain processes": draw_apart}
+        seconds = in_turn(turns, rounds, warm_up=0)
     assert np.array_equal(drawn[1], drawn[workers]), "the number of workers changed an image"
     for name, spent in seconds.items():
         report.add(f"{name}: images a second", job.count / min(spent), "")
     speed_up = ratio(seconds["one"], seconds["all"])
     report.add(f"speed-up by {workers} workers", speed_up, "x")
-    report.add("efficiency", speed_up / workers, at_least=None if report.settings["short"] else TARGET)
+    target = None if report.settings["short"] else TARGET
+    report.add("efficiency", speed_up / workers, at_least=target)
+    report.add("efficiency of plain processes", ratio(seconds["one"], seconds["plain processes"]) / workers)
+    report.add("of the plain processes' speed", ratio(seconds["plain processes"], seconds["all"]), at_least=target)
+
+
+def draw_here(job: ImageJob) -> None:
+    """Read the ensemble and draw, in this process."""
+    sample_here(job, lambda done, total: None)
 
 
 def main() -> None:
