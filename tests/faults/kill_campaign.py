@@ -140,6 +140,10 @@ class Campaign:
         run, rows, missed = Run(self.materials, self._folder / f"run-{number:02}"), [], []
         command: Command | None = None
         for aim in run_aims:
+            if aim.stage != EVALUATE and run.finished():
+                self._miss(aim, "the run was finished")
+                missed.append(aim)
+                continue
             command = self._at_stage(run, command, aim.stage)
             row = self._kill(run, number, command, aim)
             if row is not None:

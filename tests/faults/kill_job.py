@@ -146,7 +146,8 @@ class Run:
         environment = {
             "EBDIFF_CACHE": str(self.folder / "cache"),
             "RAY_TMPDIR": str(self.materials.folder.parent),
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # a minute by default, in which a campaign only waits
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "3",  # a minute by default, in which a campaign only waits
+            "RAY_health_check_period_ms": "500",  # and until Ray takes a silent node for lost
         }
         output = self.folder / f"output-{self.commands:02}.txt"
         return Command([str(Path(sys.executable).parent / program), *map(str, arguments)], output, environment)
