@@ -87,7 +87,8 @@ class JobLoop:
     def run(self, interrupts: Interrupts) -> None:
         """Start, watch and collect until no job is open.
 
-        Raises RunStopped when interrupted, and RunFailed if jobs failed for good, after the others are done.
+        Raises RunStopped when interrupted, and RunFailed if jobs failed for good, after the others are done, or if Ray
+        has ended.
         """
         try:
             while self._advance(interrupts):
@@ -105,6 +106,8 @@ class JobLoop:
         """Start what can start; whether anything is still to be waited for."""
         if interrupts.requested:
             self._stop(interrupts)
+        if self._cluster.has_ended():
+            raise RunFailed(f"The Ray of this run has ended; what is saved stays. Go on with: {self._how_to_go_on()}")
         self._shrink_what_cannot_grow()
         decision = next_jobs(self._outlines(), self._workers_of, self._situation(), self._workers.wait_limit_s)
         for name, reason in decision.give_up.items():

@@ -66,6 +66,9 @@ class ProcessCluster:
     def free_workers(self) -> int:
         return self.workers - self.running
 
+    def has_ended(self) -> bool:
+        return False
+
     def describe_free(self) -> str:
         return f"{self.free_workers()} of {self.workers} CPU"
 

@@ -27,6 +27,9 @@ class SerialCluster:
     def workers_at_once(self) -> int:
         return 1
 
+    def has_ended(self) -> bool:
+        return False
+
     def describe_free(self) -> str:
         return "1 of 1 CPU"
 

@@ -44,6 +44,12 @@ class Cluster:
         """How many jobs the cluster holds at once, by what its nodes have."""
         return self.workers_at_once() // self.request.processes
 
+    def has_ended(self) -> bool:
+        """Whether this run's own Ray has lost its only node, which never comes back; another cluster's may."""
+        import ray
+
+        return self.embedded and not any(node["Alive"] for node in ray.nodes())
+
     def workers_at_once(self) -> int:
         """How many single workers of the request's kind the cluster holds at once; each must fit on one node."""
         import ray
@@ -93,7 +99,7 @@ class Cluster:
     def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a function on one worker's share of the cluster and wait for it.
 
-        RunFailed if that share does not come free within `workers.wait_limit_s`.
+        RunFailed if that share does not come free within `workers.wait_limit_s`, or Ray ends.
         """
         import ray
 
@@ -101,15 +107,20 @@ class Cluster:
         while not self.free_workers():
             if time.monotonic() > deadline:
                 raise RunFailed(self.too_late(self.request))
+            self._raise_if_ended()
             time.sleep(_LOOK_S)
         task = ray.remote(num_cpus=self.request.cpus, num_gpus=min(self.request.gpus, 1.0), max_retries=0)(function)
-        return ray.get(task.remote(*arguments))
+        asked = task.remote(*arguments)
+        while not ray.wait([asked], timeout=_LOOK_S)[0]:
+            self._raise_if_ended()
+        return ray.get(asked)
 
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """Run `function(*call)` for every call, as many at once as fit; (index, result) as they end.
 
-        A call whose worker dies is made again, `workers.retries` times; an exception of the function is raised here.
-        Few calls are handed out ahead, so that results do not pile up where nobody has asked for them yet.
+        A call whose worker dies is made again, `workers.retries` times; an exception of the function is raised here,
+        and RunFailed if Ray ends. Few calls are handed out ahead, so that results do not pile up where nobody has asked
+        for them yet.
         """
         import ray
 
@@ -127,11 +138,16 @@ class Cluster:
                 while waiting and len(pending) < 2 * max(1, self.workers_at_once()):
                     index, call = waiting.popleft()
                     pending[task.remote(*call)] = index
-                (ended,), _ = ray.wait(list(pending), num_returns=1)
-                yield pending.pop(ended), ray.get(ended)
+                for ended in ray.wait(list(pending), num_returns=1, timeout=_LOOK_S)[0]:
+                    yield pending.pop(ended), ray.get(ended)
+                self._raise_if_ended()
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
+
+    def _raise_if_ended(self) -> None:
+        if self.has_ended():
+            raise RunFailed("The Ray of this command has ended. The same command goes on from what is saved.")
 
     def loss(self, error: BaseException | None) -> Loss | None:
         """What of the machine ended a trainer; None where its program did."""

@@ -142,7 +142,7 @@ def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:
 
     request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
     cluster = Cluster(embedded, request, workers.retries, workers.wait_limit_s)
-    if embedded and not any(node["Alive"] for node in ray.nodes()):
+    if cluster.has_ended():
         raise RunFailed("The Ray of this run ended before anything could start. The same command goes on.")
     if embedded and not cluster.capacity():
         free = cluster.describe_free()

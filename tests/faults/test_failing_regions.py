@@ -82,6 +82,29 @@ def test_regions_wait_for_room_and_never_exceed_it(
     assert cluster.most_running == 1
 
 
+def test_a_run_whose_ray_has_ended_does_not_wait_for_it(
+    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+) -> None:
+    class Ended(ProcessCluster):
+        """Loses its node, and with it its worker."""
+
+        def has_ended(self) -> bool:
+            return bool(self.attempts) and not self.running
+
+        def workers_at_once(self) -> int:
+            return 0 if self.has_ended() else super().workers_at_once()
+
+    def kill(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+        process.send_signal(signal.SIGKILL)
+
+    use_cluster(cluster := Ended(1, kill))
+    with pytest.raises(RunFailed, match=r"Ray of this run has ended; .*ebdiff resume"):
+        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run")
+    assert cluster.attempts == {"region all": 1}
+    use_cluster(ProcessCluster(1))
+    assert driver.resume(tmp_path / "run").manifest.finished()
+
+
 def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_higher_limit(
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
