@@ -20,7 +20,7 @@ from region_workers.object_store import ObjectStore
 from region_workers.results import is_whole
 from schemas.clock import unix_time
 from schemas.digest import digest
-from schemas.durable import write_model, write_text
+from schemas.durable import remove_leftovers, write_model, write_text
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact
 from schemas.location import folder_of, object_url
@@ -212,6 +212,8 @@ class RunDirectory:
         except OSError as error:
             raise self._unusable(error) from None
         try:
+            if self.path.is_dir():
+                remove_leftovers(self.path)  # of an earlier driver; the stages' folders are their workers'
             yield
         finally:
             self._ownership.release()

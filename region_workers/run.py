@@ -153,7 +153,7 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
                         "Make sure that no other launch or resume of this run is going on."
                     ) from None
                 time.sleep(0.5)
-        remove_leftovers(path.parent)
+        remove_leftovers(path.parent, below=True)
         yield
 
 

@@ -81,13 +81,14 @@ def is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed writer left under temporary names in `folder`."""
-    for leftover in folder.glob(f"{_TEMPORARY}*"):
+def remove_leftovers(folder: Path, below: bool = False) -> None:
+    """Delete what a killed writer left under temporary names in `folder`, with `below` in all folders below it too."""
+    names = f"{_TEMPORARY}*"
+    for leftover in sorted(folder.rglob(names) if below else folder.glob(names)):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # it may have gone with the folder that it was in
 
 
 @contextmanager

@@ -183,6 +183,18 @@ def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the
     assert products(spoilt) == products(whole)
 
 
+def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    left = run_dir / "draw/low/tickets/.partial-aaa-low"
+    left.mkdir(parents=True)
+    (left / ".partial-bbb-ticket.json").write_text("{")
+    (run_dir / ".partial-ccc-manifest.json").write_text("{")
+    (run_dir / ".partial-ddd-ensemble").mkdir()
+    with without_ray():
+        driver.launch(small_plan(), run_dir)
+    assert not list(run_dir.rglob(".partial-*"))
+
+
 def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     tiny_plan: MakePlan,
     make_jobs: Callable[[Plan, Path], list[WorkerJob]],

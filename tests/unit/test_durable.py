@@ -48,3 +48,13 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
     (tmp_path / "kept").write_text("whole")
     remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_what_was_left_in_folders_below_goes_only_if_wanted(tmp_path: Path) -> None:
+    half = tmp_path / "tickets" / ".partial-abc-low"
+    half.mkdir(parents=True)
+    (half / ".partial-def-ticket.json").write_text("half")
+    remove_leftovers(tmp_path)
+    assert half.is_dir()
+    remove_leftovers(tmp_path, below=True)
+    assert [p.name for p in (tmp_path / "tickets").iterdir()] == []
