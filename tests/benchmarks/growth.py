@@ -1,4 +1,4 @@
-"""How speed, memory and waiting grow with regions (1 to 16), parameters (2M to 400M) and images (10^3 to 10^6).
+"""How speed, memory and waiting grow with regions (1 to 16), parameters (2M to 437M) and images (10^3 to 10^6).
 
 python tests/benchmarks/growth.py [--axis regions|size|images]... [--plot FILE.png] [--json FILE]
 
@@ -20,7 +20,7 @@ from bench import Report, arguments, settings_of
 
 AXES = {
     "regions": (1, 2, 4, 8, 16),
-    "size": (32, 64, 128, 256, 432),  # base channels: 2M to 407M parameters
+    "size": (32, 64, 128, 256, 448),  # base channels: 2M to 437M parameters
     "images": (1_000, 10_000, 100_000, 1_000_000),
 }
 SHORT = {"size": (32,), "images": (300,)}
@@ -38,6 +38,7 @@ def point(axis: str, value: int) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(", ".join(f"{name} {number:,.4g}" for name, number in found.items()), file=sys.stderr, flush=True)
     return found
 
 
