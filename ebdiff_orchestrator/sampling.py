@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: Vi
 def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
     """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
     folder = RunDirectory(job.ensemble).ensemble()
-    pipeline = load_ensemble(folder, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
+    named = job.ensemble if Path(job.ensemble).resolve() == folder else folder  # messages have the user's word for it
+    pipeline = load_ensemble(named, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
     _check_options(job, pipeline.num_classes, len(pipeline.scheduler))
     return pipeline
 
