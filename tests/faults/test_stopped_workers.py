@@ -48,7 +48,8 @@ def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     (stopped / STOP_FILE).touch()
-    assert process.wait(timeout=60) == 130
+    process.communicate(timeout=60)
+    assert process.returncode == 130
     assert _checkpoint_of(stopped, "train/0-260")()
     assert not (stopped / "train/0-260/result.json").exists()
     (stopped / STOP_FILE).unlink()
