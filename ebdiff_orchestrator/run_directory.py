@@ -108,12 +108,14 @@ class RunDirectory:
 
     def ensemble(self) -> Path:
         """The folder to load the ensemble from. UserError if an object store's run has none yet."""
-        if self.is_mirrored and not self.read().stage(ASSEMBLE).artifacts:
-            raise UserError(
-                f"DIR = {self.location}: has no ensemble yet; expected a finished run. "
-                f"Go on with it: ebdiff resume {self.location}"
-            )
-        self.fetch_stages([ASSEMBLE])
+        if self.is_mirrored:
+            artifacts = self.read().stage(ASSEMBLE).artifacts
+            if not artifacts:
+                raise UserError(
+                    f"DIR = {self.location}: has no ensemble yet; expected a finished run. "
+                    f"Go on with it: ebdiff resume {self.location}"
+                )
+            self._mirror.fetch_artifacts(artifacts)
         return self.path
 
     def fetch_folder(self, folder: str) -> None:
@@ -212,8 +214,7 @@ class RunDirectory:
         except OSError as error:
             raise self._unusable(error) from None
         try:
-            if self.path.is_dir():
-                remove_leftovers(self.path)  # of an earlier driver; the stages' folders are their workers'
+            remove_leftovers(self.path)  # of an earlier driver; the stages' folders are their workers'
             yield
         finally:
             self._ownership.release()

@@ -255,6 +255,11 @@ class WorkersPlan(Section):
         """Whether a region starts on one whole device, or one process: what placement can widen."""
         return self.gpus in ("auto", 0, 1) and self.processes == 1
 
+    @property
+    def asked_each(self) -> str:
+        """For people: the fields that say how many devices a region starts on."""
+        return f"workers.gpus = {self.gpus}, workers.processes = {self.processes}"
+
     @model_validator(mode="after")
     def _elastic_from_one(self) -> Self:
         if self.elastic and not self.one_device_each:
@@ -263,11 +268,11 @@ class WorkersPlan(Section):
 
 
 def _one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueError:
-    given = f"workers.gpus = {workers.gpus}, workers.processes = {workers.processes}"
     return cross_field_error(
         field,
         value,
-        f"workers.gpus of auto, 0 or 1 and one process, not {given}: it decides itself how many a region gets",
+        f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}: "
+        "it decides itself how many a region gets",
         "Leave workers.gpus and workers.processes at their defaults.",
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -80,7 +79,6 @@ def _work(job_file: Path, output: Path, environment: Mapping[str, str], folder: 
     said = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(said, stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["region_workers", str(job_file)]
     from region_workers.__main__ import main
 

@@ -138,9 +138,11 @@ class Cluster:
                 while waiting and len(pending) < 2 * max(1, self.workers_at_once()):
                     index, call = waiting.popleft()
                     pending[task.remote(*call)] = index
-                for ended in ray.wait(list(pending), num_returns=1, timeout=_LOOK_S)[0]:
-                    yield pending.pop(ended), ray.get(ended)
-                self._raise_if_ended()
+                ended, _ = ray.wait(list(pending), num_returns=1, timeout=_LOOK_S)
+                if not ended:
+                    self._raise_if_ended()
+                for each in ended:
+                    yield pending.pop(each), ray.get(each)
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)

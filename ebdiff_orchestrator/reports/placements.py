@@ -103,7 +103,7 @@ def compare_placements(
     regions start on several devices, or on a share of one.
     """
     if not plan.workers.one_device_each:
-        given = f"workers.gpus = {plan.workers.gpus}, workers.processes = {plan.workers.processes}"
+        given = plan.workers.asked_each
         expected = f"regions of one device each, not {given}: a placement decides how many a region gets"
         raise UserError(problem("--gpus", devices, expected, "Leave out --gpus, or those two fields."))
     efficiency = plan.workers.parallel_efficiency if efficiency is None else efficiency

@@ -82,7 +82,7 @@ class Decks:
 
     def draw(self) -> list[Aim]:
         """The kills of one run, in the order of the stages."""
-        return [self._next(stage) for stage in self._decks for _ in range(self._each if stage in _TRAINED else 1)]
+        return [self._next(stage) for stage in self._decks for _ in range(_kills_in(stage, self._each))]
 
     def put_back(self, aim: Aim) -> None:
         """It was not carried out: it comes again, after the others."""
@@ -181,8 +181,8 @@ class Campaign:
         if command.code is not None:
             self._miss(aim, f"the stage was not seen (exit code {command.code})")
             return None
-        parts = self._each if aim.stage in _TRAINED else 1
-        delay_s = self._chosen.uniform(0, 0.9 / parts) * self._lasts.get(aim.stage, _BRIEF_S)
+        within = 0.9 / _kills_in(aim.stage, self._each)
+        delay_s = self._chosen.uniform(0, within) * self._lasts.get(aim.stage, _BRIEF_S)
         time.sleep(delay_s)
         under_way = ", ".join(sorted(run.under_way(command))) or "between stages"
         process = command.kill(aim.victim, aim.signal, self._chosen.randrange(99)) if command.code is None else None
@@ -273,6 +273,11 @@ class Campaign:
 
     def _miss(self, aim: Aim, why: str) -> None:
         self._say(f"  missed: {aim.victim} {aim.signal.name} at {aim.stage}: {why}")
+
+
+def _kills_in(stage: str, each: int) -> int:
+    """How many kills a run takes in a stage."""
+    return each if stage in _TRAINED else 1
 
 
 def _workers_left() -> list[Process]:
