@@ -13,6 +13,7 @@ from schemas.regions import RegionPlan
 
 ASSEMBLE, SAMPLE = "ensemble", "samples"
 _SHARED = "draw/shared"
+_RANDOMNESS = 2  # raise it whenever equal seeds give other numbers: what was begun with the old ones is begun anew
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ def assemble_key(plan: Plan, train_results: dict[str, str], vae: str | None) -> 
 
 def sample_key(plan: Plan, ensemble_key: str) -> str:
     """The key of the images made at the end of the run."""
-    return digest({"stage": "sample", "ensemble": ensemble_key, "images": plan.sampling.num_images, "seed": plan.seed})
+    drawn = {"images": plan.sampling.num_images, "seed": plan.seed, "randomness": _RANDOMNESS}
+    return digest({"stage": "sample", "ensemble": ensemble_key, **drawn})
 
 
 def _region_job(plan: Plan, region: RegionPlan, inputs: Inputs) -> JobOutline:
@@ -154,6 +156,7 @@ def _determinants(plan: Plan, inputs: Inputs) -> dict[str, Any]:
     training = {name: value for name, value in experiment["training"].items() if name != "steps"}
     return {
         "seed": plan.seed,
+        "randomness": _RANDOMNESS,
         "images": inputs.store,
         "dense": inputs.dense,
         "random_flip": plan.data.random_flip,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK_BYTES = 1 << 20
+_SEEDS = 1 << 63
 
 
 def digest(value: Any) -> str:
@@ -25,7 +26,12 @@ def file_digest(path: Path) -> str:
     return sha.hexdigest()
 
 
-def seed_from(*parts: str | int) -> int:
-    """A 63-bit seed that is a pure function of its named parts (DESIGN, invariant 3)."""
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+def seed_from(*stream: str | int, index: int = 0) -> int:
+    """The 63-bit seed of entry `index` of a stream, a pure function of both (DESIGN, invariant 3).
+
+    A stream is known by its named parts, all bits of which count. Its entries are counted on from a hash, not hashed
+    themselves: torch's CPU generator takes only the low 32 bits of a seed, in which 2^32 entries so differ all.
+    """
+    text = "\x1f".join(str(part) for part in stream)
+    start = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return (start + index) % _SEEDS

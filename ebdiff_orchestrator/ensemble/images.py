@@ -82,7 +82,7 @@ def iter_images(
     def batch_of(indices: range) -> np.ndarray:
         (images_NHWC,) = pipeline(
             batch_size=len(indices),
-            generator=[_generator(seed, index) for index in indices],
+            generator=[image_generator(seed, index) for index in indices],
             num_inference_steps=steps,
             output_type="np",
             return_dict=False,
@@ -95,6 +95,11 @@ def iter_images(
 
     stop = first + count
     return (batch_of(range(start, min(start + batch_size, stop))) for start in range(first, stop, batch_size))
+
+
+def image_generator(seed: int, index: int) -> torch.Generator:
+    """What image `index` of this seed draws its noise from; of 2^32 images each has its own."""
+    return torch.Generator("cpu").manual_seed(seed_from(seed, "image", index=index))
 
 
 def _classes(classes: Sequence[int] | None, num_classes: int | None) -> Sequence[int] | None:
@@ -166,10 +171,6 @@ def image_grid(images_NHWC: np.ndarray) -> np.ndarray:
         top, left = index // columns * pitch_y, index % columns * pitch_x
         grid[top : top + height * factor, left : left + width * factor] = cell
     return grid
-
-
-def _generator(seed: int, index: int) -> torch.Generator:
-    return torch.Generator("cpu").manual_seed(seed_from(seed, "image", index))
 
 
 def _to_pil(image_HWC: np.ndarray) -> Image.Image:

@@ -15,7 +15,7 @@ from schemas.manifest import Manifest
 
 REPORT_FILE, STATISTICS_FILE = "report.json", "statistics.npz"
 EVALUATION_FOLDER = "evaluation"
-_VERSION = 1  # of how images are drawn and measured
+_VERSION = 2  # of how images are drawn and measured
 
 
 def ensemble_digest(manifest: Manifest) -> str:

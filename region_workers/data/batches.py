@@ -81,11 +81,11 @@ class BatchSource:
         return self._to_device(torch.from_numpy(labels[rows]))
 
     def _permute(self, epoch: int) -> npt.NDArray[np.int64]:
-        generator = np.random.Generator(np.random.PCG64(seed_from(self._seed, "epoch", epoch)))
+        generator = np.random.Generator(np.random.PCG64(seed_from(self._seed, "epoch", index=epoch)))
         return generator.permutation(self._count).astype(np.int64, copy=False)
 
     def _uniform(self, name: str, step: int) -> npt.NDArray[np.float64]:
-        return np.random.Generator(np.random.PCG64(seed_from(self._seed, name, step))).random(self.batch_size)
+        return np.random.Generator(np.random.PCG64(seed_from(self._seed, name, index=step))).random(self.batch_size)
 
     def _gather(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         if self._resident is not None:
