@@ -113,8 +113,9 @@ class Trainer:
             )
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """Everything a checkpoint must hold: weights, EMA, Adam's moments; by prefixed parameter names."""
+        """All that a checkpoint must hold: weights, EMA, Adam's moments, by prefixed names; the losses of this row."""
         tensors = {f"weights.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {"loss_sum": self._loss_sum, "losses": torch.tensor(self._losses)}
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for name, parameter in self.parameters.items():
@@ -126,7 +127,8 @@ class Trainer:
     @torch.no_grad()
     def load_state_tensors(self, tensors: dict[str, torch.Tensor], step: int) -> None:
         """Go on from `state_tensors` saved after `step` updates; every tensor must be there."""
-        self.step = step
+        self.step, self._losses = step, int(tensors["losses"])
+        self._loss_sum.copy_(tensors["loss_sum"])
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weights.{name}"])
             if self.ema is not None:

@@ -18,9 +18,10 @@ from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
 from ebdiff_orchestrator.view import Silent
 from region_workers.data.store import ensure_store
 from region_workers.trainer import Trainer
-from schemas.digest import file_digest
+from schemas.digest import digest, file_digest
 from schemas.job import WorkerJob
 from schemas.plan import Plan
+from schemas.tables import read_metrics
 
 REGIONS = ("low", "high")
 SMALL: dict[str, Any] = {
@@ -34,10 +35,11 @@ SMALL: dict[str, Any] = {
     "training": {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "ema_decay": 0.9},
     "sampling": {"steps": 2, "num_images": 2},
     "checkpointing": {"interval_steps": 2},
-    "logging": {"interval_steps": 2},
+    "logging": {"interval_steps": 3},  # a row of metrics spans a checkpoint
 }
 
 # What a run is for, so what must be equal after any accident: not what says when something was done.
+_METRICS = ("step", "loss", "gradient_norm", "learning_rate")
 _PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")
 
 
@@ -54,9 +56,16 @@ def small_jobs(run_dir: Path, cache_dir: Path, *changes: str) -> list[WorkerJob]
 
 
 def products(run_dir: Path) -> dict[str, str]:
-    """The SHA-256 of every product of a run, by path."""
+    """The SHA-256 of every product of a run, by path, and of the numbers in each stage's metrics."""
     files = [path for pattern in _PRODUCTS for path in sorted(run_dir.glob(pattern)) if path.is_file()]
-    return {path.relative_to(run_dir).as_posix(): file_digest(path) for path in files}
+    digests = {path: file_digest(path) for path in files}
+    digests |= {path: digest(_numbers(path)) for path in sorted(run_dir.glob("*/*/metrics.parquet"))}
+    return {path.relative_to(run_dir).as_posix(): sha256 for path, sha256 in digests.items()}
+
+
+def _numbers(metrics: Path) -> list[list[object]]:
+    """Row by row what is the same whenever and wherever it is measured."""
+    return [[row[name] for name in _METRICS] for row in read_metrics(metrics)]
 
 
 def other_region(name: str) -> str:

@@ -38,14 +38,13 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, clip: str
 ) -> None:
     trainer = make_trainer(f"training.gradient_clip={clip}")
-    before = {n: t for n, t in state_after(trainer, 2).items() if not n.startswith("ema.")}
+    before = _trained(state_after(trainer, 2))
     true_errors = UNetFamily.errors
     monkeypatch.setattr(UNetFamily, "errors", lambda self, *inputs: true_errors(self, *inputs) * float("nan"))
     trainer.advance()
     monkeypatch.setattr(UNetFamily, "errors", true_errors)
     trainer.advance()
-    after = {n: t for n, t in trainer.state_tensors().items() if not n.startswith("ema.")}
-    assert largest_difference(before, after) == 0.0
+    assert largest_difference(before, _trained(trainer.state_tensors())) == 0.0
     with pytest.raises(NonFiniteLossError, match="step 2 "):
         trainer.read_metrics()
 
@@ -65,6 +64,17 @@ def test_the_ema_is_the_average_its_decay_says(make_trainer: MakeTrainer) -> Non
     trainer.advance()
     for name, parameter in trainer.parameters.items():
         assert torch.allclose(trainer.ema[name], 0.75 * start[name] + 0.25 * parameter.detach(), atol=1e-6)
+
+
+def test_the_warm_up_of_the_ema_begins_at_its_first_update(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer("training.ema_decay=0.999", "training.ema_warmup=true")
+    assert trainer.ema is not None
+    for decay in (1 / 10, 2 / 11, 3 / 12):
+        before = {name: value.clone() for name, value in trainer.ema.items()}
+        trainer.advance()
+        for name, parameter in trainer.parameters.items():
+            expected = decay * before[name] + (1 - decay) * parameter.detach()
+            assert torch.allclose(trainer.ema[name], expected, rtol=0, atol=1e-6), (decay, name)
 
 
 def test_training_lowers_the_loss(make_trainer: MakeTrainer) -> None:
@@ -100,6 +110,11 @@ def test_no_step_reads_a_value_of_the_device_until_the_metrics_are_read(
     with profile() as metrics:
         trainer.read_metrics()
     assert _values_read(metrics)
+
+
+def _trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What an update changes: all but the EMA and the losses."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("ema.", "loss"))}
 
 
 def _values_read(profiler: profile) -> list[str]:
