@@ -38,6 +38,7 @@ class FolderImages(Section):
 
     kind: Literal["folder"] = "folder"
     folder: str
+    max_pixels: int = Field(description="Of one image, as data.max_pixels.")
 
 
 class FeatureJob(Section):

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.digest import digest
 from schemas.errors import cross_field_error
+from schemas.limits import MAX_PIXELS, MOST_PIXELS
 from schemas.model import ModelPlan, PixelModelPlan
 from schemas.regions import NAME, RegionPlan, check_regions
 from schemas.section import Section
@@ -20,7 +21,7 @@ _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "workers": True,
     "checkpointing": True,
     "logging": True,
-    "data": {"path"},  # images, the VAE and a dense start are known by their digests
+    "data": {"path", "max_pixels"},  # images, the VAE and a dense start are known by their digests
     "model": {"pretrained", "vae", "vae_subfolder"},
 }
 
@@ -57,6 +58,9 @@ class DataPlan(Section):
     channels: Literal[1, 3] = Field(1, description="1: greyscale, 3: RGB (alpha is laid on white).")
     random_flip: bool = Field(False, description="Mirror each image with probability 1/2, anew each step.")
     max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=MOST_PIXELS, description="An image of more counts as unreadable; nothing of it is decoded."
+    )
 
 
 class DiffusionPlan(Section):

@@ -189,7 +189,7 @@ def _reference(plan: Plan, options: Options, inception_sha256: str, view: View) 
     if options.reference is not None:
         if options.reference_images is not None:
             raise UserError("--reference and --reference-images: expected one of the two. Leave one out.")
-        return given_reference(options.reference, cache_dir, inception_sha256)
+        return given_reference(options.reference, cache_dir, inception_sha256, plan.data.max_pixels)
     store = ensure_store(plan.data, cache_dir, view.images)
     return own_reference(plan, store, cache_dir, options.reference_images, inception_sha256)
 

@@ -6,15 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from ebdiff_orchestrator.evaluation.shards import remove_shards
 from ebdiff_orchestrator.evaluation.statistics import Statistics, read_statistics, shard_statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import image_files
+from region_workers.data.decode import UnreadableImageError, open_image
 from region_workers.data.store import ImageStore
 from schemas.digest import digest, file_digest
 from schemas.errors import UserError, problem
 from schemas.evaluation import FolderImages, StoredImages
+from schemas.limits import MAX_PIXELS
 from schemas.plan import Plan
 
 _VERSION = 1  # of how features and statistics are computed
@@ -65,18 +65,22 @@ def own_reference(plan: Plan, store: ImageStore, cache_dir: Path, limit: int | N
     return Reference(description, key, count, images, _cached(cache_dir, key))
 
 
-def given_reference(path: Path, cache_dir: Path, inception: str) -> Reference:
-    """A folder of images, or an .npz of statistics as pytorch-fid writes it. UserError if it is neither."""
+def given_reference(path: Path, cache_dir: Path, inception: str, max_pixels: int = MAX_PIXELS) -> Reference:
+    """A folder of images of at most `max_pixels`, or an .npz of statistics as pytorch-fid writes it.
+
+    UserError if it is neither.
+    """
     path = path.expanduser().resolve()
     if path.is_dir():
         files = image_files(path)
         if len(files) < 2:
             raise UserError(problem("--reference", path, "a folder with at least 2 images", "Check the path."))
-        _check_sizes(files)
+        _check_sizes(files, max_pixels)
         contents = [[file.name, file_digest(file)] for file in files]
         key = digest({"version": _VERSION, "folder": contents, "inception": inception})
         description = f"{path.name}/ ({len(files):,} images)"
-        return Reference(description, key, len(files), FolderImages(folder=str(path)), _cached(cache_dir, key))
+        images = FolderImages(folder=str(path), max_pixels=max_pixels)
+        return Reference(description, key, len(files), images, _cached(cache_dir, key))
     try:
         statistics = read_statistics(path)
     except (OSError, ValueError) as error:
@@ -86,14 +90,14 @@ def given_reference(path: Path, cache_dir: Path, inception: str) -> Reference:
     return Reference(f"{path.name} ({count})", file_digest(path), statistics.num_images, None, path)
 
 
-def _check_sizes(files: list[Path]) -> None:
+def _check_sizes(files: list[Path], max_pixels: int) -> None:
     """Raise UserError unless all are images of one size, as pytorch-fid demands."""
     sizes: dict[tuple[int, int], Path] = {}
     for file in files:
         try:
-            with Image.open(file) as image:
+            with open_image(str(file), max_pixels) as image:
                 sizes.setdefault(image.size, file)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except UnreadableImageError as error:
             raise UserError(
                 problem("--reference", file, "an image that can be read", f"Remove it ({error}).")
             ) from None

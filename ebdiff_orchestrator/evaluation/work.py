@@ -24,6 +24,7 @@ from ebdiff_orchestrator.evaluation.shards import (
     shards_of,
     write_shard,
 )
+from region_workers.data.decode import open_image
 from region_workers.data.store import default_cache_dir, ensure_store
 from region_workers.device import current_world, prepare_process
 from region_workers.failures import message_for_people
@@ -139,17 +140,22 @@ class _Stored:
 class _Folder:
     def __init__(self, images: FolderImages) -> None:
         self._files = image_files(Path(images.folder))
+        self._max_pixels = images.max_pixels
 
     def images(self, shard: Shard, report: Report) -> Images:
         files = self._files[shard.first : shard.first + shard.count]
         if len(files) != shard.count:
             raise RunFailed(f"A folder of reference images lost files ({len(self._files)} left), or is not shared.")
-        return np.stack([_read_image(file) for file in files])
+        return np.stack([_read_image(file, self._max_pixels) for file in files])
 
 
-def _read_image(file: Path) -> Images:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+def _read_image(file: Path, max_pixels: int) -> Images:
+    try:
+        with open_image(str(file), max_pixels) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        remedy = "Remove or replace it, then the same command goes on."
+        raise RunFailed(f"--reference: {file} does not read as an image ({error}). {remedy}") from error
 
 
 def _write_images(folder: Path, shard: Shard, images_NHWC: Images) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import struct
-import zlib
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageOps
+
+from schemas.limits import MAX_PIXELS
 
 if TYPE_CHECKING:  # a decoding process starts three times as fast without pydantic and numpy
     from schemas.plan import DataPlan
@@ -18,7 +19,12 @@ Payload = bytes | str | None  # a file, its path, or nothing
 Label = int | str | None
 
 # Raise it whenever `decode` gives other pixels for the same file: stores of the older version are then built anew.
-TRANSFORM_VERSION = 1
+TRANSFORM_VERSION = 2
+
+# What sources of images hold, read by Pillow within this process. Left to itself Pillow tries every reader it has,
+# whatever the file is called: EPS by way of Ghostscript, icons and camera files by way of other readers.
+# JPEG covers MPO, as phones write it: its first picture counts. TGA, which has no mark of its own, comes last.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 
 FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -26,24 +32,10 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
-_SIXTEEN_TO_EIGHT_BITS = 65535 / 255
+_SIXTEEN_TO_EIGHT_BITS = 65535 // 255
 _WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for it
-
-# What Pillow's readers raise on files that are cut short, damaged or no images at all.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    AttributeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 class Item(NamedTuple):
@@ -61,12 +53,13 @@ class Transform(NamedTuple):
     channels: int
     crop: tuple[int, int, int] | None = None
     interpolation: str = "lanczos"
+    max_pixels: int = MAX_PIXELS
 
     @classmethod
     def of(cls, plan: DataPlan) -> Transform:
         """The plan's."""
         crop = None if plan.crop is None else (plan.crop.center_x, plan.crop.center_y, plan.crop.size)
-        return cls(plan.resolution, plan.channels, crop, plan.interpolation)
+        return cls(plan.resolution, plan.channels, crop, plan.interpolation, plan.max_pixels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,26 +99,53 @@ def decode(payload: Payload, transform: Transform) -> bytes:
     fits already. Raises UnreadableImageError, also for an image that does not hold the whole square of the crop.
     """
     try:
-        with _open(payload) as image:
+        with open_image(payload, transform.max_pixels) as image:
             image.load()
             if any(key in image.info for key in _WITH_ORIENTATION) or image.format == "TIFF":
                 ImageOps.exif_transpose(image, in_place=True)
             coloured = _to_channels(image, transform.channels)
-    except _UNREADABLE as error:
-        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
-    square = _centre(coloured) if transform.crop is None else _cut(coloured, *transform.crop)
-    size = (transform.resolution, transform.resolution)
-    if square.size != size:
-        square = square.resize(size, FILTERS[transform.interpolation])
-    return square.tobytes()
+        square = _centre(coloured) if transform.crop is None else _cut(coloured, *transform.crop)
+        size = (transform.resolution, transform.resolution)
+        if square.size != size:
+            square = square.resize(size, FILTERS[transform.interpolation])
+        return square.tobytes()
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # a reader may raise anything on a damaged file, and it is that one file's
+        raise UnreadableImageError(_reason(error)) from error
 
 
-def _open(payload: Payload) -> Image.Image:
+def open_image(payload: Payload, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image, of which nothing but the head is read yet. UnreadableImageError unless it is one of the FORMATS and
+    of at most `max_pixels`.
+    """
     if payload is None:
-        raise ValueError("the row holds no image")
-    if isinstance(payload, bytes):
-        return Image.open(io.BytesIO(payload))
-    return Image.open(payload)
+        raise UnreadableImageError("the row holds no image")
+    if isinstance(payload, str) and not os.path.isfile(payload):  # noqa: PTH113 - a Path for each costs more
+        raise UnreadableImageError(
+            "there is no regular file of this name"
+        )  # to open a pipe would wait for its other end
+    try:
+        image = Image.open(io.BytesIO(payload) if isinstance(payload, bytes) else payload, formats=FORMATS)
+        pixels = max(image.width * image.height, _tile_pixels(image))
+    except Exception as error:
+        raise UnreadableImageError(_reason(error)) from error
+    if pixels > max_pixels:
+        image.close()
+        raise UnreadableImageError(
+            f"{pixels:,} pixels are more than data.max_pixels = {max_pixels}, which may be raised"
+        )
+    return image
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Of a TIFF's tile, which is unpacked as a whole however small the image is; else 0."""
+    tags = getattr(image, "tag_v2", {})
+    return int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _to_channels(image: Image.Image, channels: int) -> Image.Image:
@@ -143,14 +163,17 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     import numpy as np
 
     # Pillow's own convert("L") clips everything above 255 to white.
-    values = np.asarray(image, dtype=np.float64).clip(0, 65535)
-    return Image.fromarray(np.rint(values / _SIXTEEN_TO_EIGHT_BITS).astype(np.uint8))
+    values = np.array(image, dtype=np.int32)
+    np.clip(values, 0, 65535, out=values)
+    values += _SIXTEEN_TO_EIGHT_BITS // 2
+    values //= _SIXTEEN_TO_EIGHT_BITS
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # premultiplied greyscale converts to RGBA only by way of LA
         image = image.convert("LA")
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, layer)
 

@@ -172,6 +172,8 @@ def _local_source(path: Path, plan: DataPlan) -> Source:
 def _file_source(path: Path, plan: DataPlan) -> Source:
     if path.suffix.lower() in _IMAGE_SUFFIXES:
         raise plan_error("data.path", plan.path, _EXPECTED, "This is one image: give the folder that holds it.")
+    if not path.is_file():  # to open a pipe would wait for its other end
+        raise plan_error("data.path", plan.path, _EXPECTED, "It is no regular file: choose another.")
     return ParquetSource(path, [path], plan)
 
 

@@ -187,7 +187,7 @@ def store_key(identity: dict[str, Any], plan: DataPlan) -> str:
         "config_name": plan.config_name,
     }
     defaults = DataPlan()
-    for name in ("crop", "interpolation", "label_column"):
+    for name in ("crop", "interpolation", "label_column", "max_pixels"):
         if getattr(plan, name) != getattr(defaults, name):
             transform |= plan.model_dump(mode="json", include={name})
     return digest({"source": identity, "transform": transform})

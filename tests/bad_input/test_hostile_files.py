@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -334,6 +335,17 @@ def test_a_decompression_bomb_counts_as_unreadable_at_once(tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"--reference.*bomb\.png"):
         given_reference(images, tmp_path, "0")
     assert time.process_time() - began < 5
+
+
+def test_a_reference_that_is_no_picture_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    images = Path(_folder_of_images(tmp_path / "images"))
+    (images / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    with pytest.raises(UserError, match=r"--reference = .*a\.png: expected an image"):
+        given_reference(images, tmp_path, "0")
+    (images / "a.png").unlink()
+    os.mkfifo(images / "a.png")
+    with pytest.raises(UserError, match=r"--reference = .*a\.png: expected an image.*no regular file"):
+        given_reference(images, tmp_path, "0")
 
 
 def test_statistics_that_unpack_without_bound_are_refused_at_once(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from region_workers.data.decode import Transform, UnreadableImageError
 from region_workers.data.decode import decode as decode_file
-from region_workers.data.decode_process import Pixels
+from region_workers.data.decode_process import DecodeProcess, Pixels
 from schemas.plan import CropPlan, DataPlan
 
 
@@ -144,6 +148,96 @@ def test_shrinking_is_antialiased() -> None:
 def test_what_is_no_picture_is_unreadable(data: bytes | None) -> None:
     with pytest.raises(UnreadableImageError):
         decode(data, 8, 3)
+
+
+def test_what_else_pillow_could_read_is_unreadable_and_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {started}\nexit 1\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    image = half_red_half_blue()
+    for kind in ("EPS", "ICO", "PCX", "PDF", "DDS", "SGI"):
+        (tmp_path / "photo.png").write_bytes(encoded(image, kind))
+        for payload in (str(tmp_path / "photo.png"), encoded(image, kind)):
+            with pytest.raises(UnreadableImageError):
+                decode_file(payload, Transform(8, 3))
+    assert not started.exists()
+
+
+def test_of_several_pictures_in_a_jpeg_the_first_counts() -> None:
+    first, second = half_red_half_blue(), constant("RGB", (0, 255, 0), 16)
+    both = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(both)).format == "MPO"
+    assert np.array_equal(decode(both, 16, 3), decode(encoded(first, "JPEG"), 16, 3))
+
+
+def png_of_zeros(side: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(9)
+    rows = b"".join(packer.compress(bytes(1 + side)) for _ in range(side)) + packer.flush()
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def tiff_of_one_tile(side: int, tile_side: int) -> bytes:
+    data = zlib.compress(bytes(tile_side * tile_side), 9)
+    tags = {
+        256: side,
+        257: side,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: tile_side,
+        323: tile_side,
+        324: 8,
+        325: len(data),
+    }
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("file", [png_of_zeros(13_000), tiff_of_one_tile(8, 16_000)], ids=["png", "tile of a tiff"])
+def test_a_small_file_of_many_pixels_is_refused_before_it_takes_memory(file: bytes) -> None:
+    assert len(file) < 300_000
+    with DecodeProcess(Transform(8, 3), most_files=1) as process:
+        unreadable = process.decode([file]).unreadable
+        status = Path(f"/proc/{process._process.pid}/status").read_text()
+    assert "more than data.max_pixels" in unreadable[0]
+    peak_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    assert peak_kib < 100 << 10
+
+
+def test_the_limit_of_pixels_is_the_plan_s() -> None:
+    file = encoded(constant("L", 7, size=20))
+    assert decode_file(file, Transform.of(DataPlan(max_pixels=400))) == bytes([7]) * 64
+    with pytest.raises(UnreadableImageError, match=r"400 pixels are more than data\.max_pixels = 399"):
+        decode_file(file, Transform.of(DataPlan(max_pixels=399)))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a reader's"), RecursionError(), struct.error("short")])
+@pytest.mark.parametrize("step", ["load", "crop", "resize"])
+def test_whatever_an_image_raises_is_told_as_that_image_s(
+    step: str, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    file = encoded(Image.new("L", (20, 30)))
+    monkeypatch.setattr(Image.Image, step, fail)
+    monkeypatch.setattr(ImageFile.ImageFile, step, fail)
+    with pytest.raises(UnreadableImageError, match=type(error).__name__):
+        decode(file, 8, 1)
+
+
+def test_a_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "photo.png")
+    with pytest.raises(UnreadableImageError, match="no regular file"):
+        decode_file(str(tmp_path / "photo.png"), Transform(8, 1))
 
 
 def test_the_square_of_celeba_is_cut_and_shrunk_as_the_ddim_code_does() -> None:

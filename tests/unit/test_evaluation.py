@@ -31,7 +31,7 @@ from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from schemas.digest import file_digest
 from schemas.errors import RunFailed, UserError
-from schemas.evaluation import EvaluationReport, FeatureJob, SampledImages
+from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages
 from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
@@ -184,6 +184,19 @@ def test_how_shards_are_shared_out_changes_no_bit(
 def test_a_worker_with_other_inception_weights_says_so(job: FeatureJob) -> None:
     wrong = job.model_copy(update={"inception_sha256": "0" * 64})
     assert "on every node" in (make_shards(wrong.model_dump_json(), (0,)) or "")
+
+
+def test_a_reference_image_that_does_not_read_is_named(job: FeatureJob, tmp_path: Path) -> None:
+    (tmp_path / "references").mkdir()
+    for index in range(6):
+        Image.new("L", (40, 40), index).save(tmp_path / f"references/{index}.png")
+    torn = tmp_path / "references" / "3.png"
+    torn.write_bytes(torn.read_bytes()[:50])
+    small = FolderImages(folder=str(tmp_path / "references"), max_pixels=1000)
+    large = small.model_copy(update={"max_pixels": 2000})
+    for images, told in ((small, "0.png does not read as an image"), (large, "3.png does not read as an image")):
+        of_folder = job.model_copy(update={"images": images})
+        assert told in (make_shards(of_folder.model_dump_json(), (0,)) or "")
 
 
 def test_shards_are_shared_out_evenly_and_all() -> None:
