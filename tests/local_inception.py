@@ -8,14 +8,15 @@ from unittest.mock import patch
 
 import pytorch_fid.inception
 import torch
+from safetensors.torch import save_file
 
 
 def write_local_inception(path: Path, seed: int = 0) -> Path:
-    """Write random weights, of a size that keeps signals alive, as plain tensors to `path`; returns `path`."""
+    """Write random weights, of a size that keeps signals alive, to `path`, a .safetensors file; returns `path`."""
     generator = torch.Generator().manual_seed(seed)
     state = {name: _values(name, tensor, generator) for name, tensor in _architecture().state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, path)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
     return path
 
 

@@ -19,10 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ebdiff_orchestrator.evaluation.label import OFFICIAL_SHA256
+from schemas.digest import file_digest
 from schemas.errors import UserError, problem
 
 FEATURES = 2048
 BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
+_CONVERT = ", or save weights of your own as .safetensors"
 WEIGHTS_NAME: str = FID_WEIGHTS_URL.rsplit("/", 1)[-1]
 
 
@@ -100,7 +102,12 @@ def _download(file: Path) -> None:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a .pth (read as plain tensors, never unpickled into objects) or .safetensors file."""
+    """The tensors in a .safetensors file, or in the published .pth.
+
+    No other .pth is opened: even read as plain tensors, a pickle made to do harm has corrupted memory (CVE-2026-24747).
+    """
+    if file.suffix != ".safetensors" and file_digest(file) != OFFICIAL_SHA256:
+        raise _wrong_weights(file, "a .pth of other bytes than the published one is not opened", _CONVERT)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
@@ -112,12 +119,12 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _wrong_weights(file: Path, reason: str) -> UserError:
+def _wrong_weights(file: Path, reason: str, remedy: str = "") -> UserError:
     return UserError(
         problem(
             "--inception-weights",
             file,
             f"the tensors of pytorch-fid's Inception network ({reason})",
-            f"Get {WEIGHTS_NAME} from {FID_WEIGHTS_URL}.",
+            f"Get {WEIGHTS_NAME} from {FID_WEIGHTS_URL}{remedy}.",
         )
     )

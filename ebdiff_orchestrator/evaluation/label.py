@@ -5,7 +5,8 @@ from __future__ import annotations
 from schemas.manifest import Evaluation
 
 FULL_IMAGES = 50_000
-OFFICIAL_SHA256 = "6726825d"  # how the digest of pytorch-fid's weights begins: it stands in their file's name
+# Of pytorch-fid's weights; the eight digits that it begins with stand in their file's name.
+OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 def fid_label(evaluation: Evaluation) -> str:
@@ -15,6 +16,6 @@ def fid_label(evaluation: Evaluation) -> str:
     notes = []
     if count < FULL_IMAGES:
         notes.append(f"{count:,} images; not comparable with FID-50k")
-    if not evaluation.inception_sha256.startswith(OFFICIAL_SHA256):
+    if evaluation.inception_sha256 != OFFICIAL_SHA256:
         notes.append(f"Inception weights {evaluation.inception_sha256[:8]} are not pytorch-fid's: not a published FID")
     return f"{name} ({'; '.join(notes)})" if notes else name

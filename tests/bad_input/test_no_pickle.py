@@ -15,10 +15,10 @@ import torch
 from finished_run import finished_run
 from local_inception import write_local_inception
 from places import DENSE, plan_of, png
-from safetensors.torch import save_file
 from small_training import job_of, small_plan
 
 from ebdiff_orchestrator.evaluation import evaluate as evaluating
+from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.inception import FEATURES, load_inception
 from ebdiff_orchestrator.evaluation.reference import given_reference
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
@@ -30,6 +30,7 @@ from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.pretrained import find_dense
 from region_workers.run import run_job
+from schemas.digest import file_digest
 from schemas.manifest import Manifest
 from schemas.plan import DataPlan
 
@@ -66,9 +67,12 @@ def no_unpickling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.undo()
 
 
-def test_the_broken_unpicklers_are_those_that_would_be_used(no_unpickling: None, tmp_path: Path) -> None:
+def test_the_broken_unpicklers_are_those_that_would_be_used(
+    no_unpickling: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object))
     torch.save({"a": torch.zeros(1)}, tmp_path / "weights.pth")
+    monkeypatch.setattr(inception, "OFFICIAL_SHA256", file_digest(tmp_path / "weights.pth"))
     attempts: tuple[Callable[[], object], ...] = (
         lambda: pickle.loads(pickle.dumps(1)),  # noqa: S301
         lambda: np.load(tmp_path / "objects.npy", allow_pickle=True),
@@ -106,8 +110,7 @@ def test_a_run_starts_from_a_network_and_is_evaluated_without_unpickling(
     tmp_path: Path, cache_dir: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished_run(tmp_path / "run", plan_of(**DENSE))
-    weights = torch.load(write_local_inception(tmp_path / "inception.pth"), weights_only=True)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "inception.safetensors")
+    write_local_inception(tmp_path / "inception.safetensors")
     ones = Statistics(np.ones(FEATURES), np.eye(FEATURES), 4)
     write_statistics(tmp_path / "reference.npz", ones)
     monkeypatch.setattr(evaluating, "frechet_distance", lambda *_: 1.0)  # reads nothing, and takes half a minute

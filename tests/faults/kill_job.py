@@ -72,7 +72,7 @@ class Materials:
             "training": {**_PLAN["training"], "steps": times * _PLAN["training"]["steps"]},
         }
         (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
-        write_local_inception(folder / "inception.pth")
+        write_local_inception(folder / "inception.safetensors")
         np.savez(folder / "reference.npz", mu=np.zeros(2048), sigma=np.eye(2048), images=np.int64(100))
         return cls(folder)
 
@@ -109,7 +109,7 @@ class Run:
     def evaluate(self) -> Command:
         """Measure the run's images, without the distance: half a minute at the very end, after all is on disk."""
         here = self.materials.folder
-        what = ("-n", _EVALUATED_IMAGES, "--inception-weights", here / "inception.pth")
+        what = ("-n", _EVALUATED_IMAGES, "--inception-weights", here / "inception.safetensors")
         script = Path(__file__).parent / "evaluate_without_distance.py"
         return self._start("python", script, "evaluate", self.run_dir, *what, "--reference", here / "reference.npz")
 

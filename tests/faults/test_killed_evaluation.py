@@ -59,7 +59,7 @@ def _statistics(run_dir: Path) -> list[str]:
 def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what_was_done(
     tiny_plan: Callable[..., Plan], cache_dir: Path, tmp_path: Path
 ) -> None:
-    weights = write_local_inception(tmp_path / "weights.pth")
+    weights = write_local_inception(tmp_path / "weights.safetensors")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run_dir in (whole, broken):
         finished_run(run_dir, tiny_plan(f"workers.cache_dir={run_dir}-cache"))

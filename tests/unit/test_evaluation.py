@@ -17,6 +17,7 @@ from conftest import TINY
 from finished_run import finished_run
 from local_inception import write_local_inception
 from PIL import Image
+from safetensors.torch import load_file
 
 from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.evaluation import shards
@@ -40,8 +41,11 @@ IMAGES = 12
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights where torch hub would keep pytorch-fid's, so that its own command finds them."""
-    return write_local_inception(tmp_path_factory.mktemp("torch") / "hub" / "checkpoints" / WEIGHTS_NAME)
+    """Random weights; also where torch hub would keep pytorch-fid's, so that its own command finds them."""
+    folder = tmp_path_factory.mktemp("torch") / "hub" / "checkpoints"
+    weights = write_local_inception(folder / "weights.safetensors")
+    torch.save(load_file(weights), folder / WEIGHTS_NAME)
+    return weights
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from local_inception import write_local_inception
 from PIL import Image
 from pytorch_fid.fid_score import compute_statistics_of_path, get_activations
 from pytorch_fid.inception import FID_WEIGHTS_URL
+from safetensors.torch import load_file
 
 from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.costs import steps_by_region
@@ -35,19 +36,19 @@ from ebdiff_orchestrator.evaluation.statistics import (
     shard_statistics,
     write_statistics,
 )
+from schemas.digest import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
 CPU = torch.device("cpu")
-OFFICIAL = OFFICIAL_SHA256.ljust(64, "0")
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, FEATURES), np.float32)
 
 
-def an_evaluation(num_images: int, sha256: str = OFFICIAL) -> Evaluation:
+def an_evaluation(num_images: int, sha256: str = OFFICIAL_SHA256) -> Evaluation:
     return Evaluation(
         key="k",
         ensemble_digest="e",
@@ -147,7 +148,7 @@ def test_fewer_than_50_000_images_are_labelled_so(num_images: int, label: str) -
 
 def test_other_inception_weights_than_pytorch_fid_s_are_labelled_so() -> None:
     assert fid_label(an_evaluation(50_000, "ab" * 32)).startswith("FID-50k (Inception weights abababab are not")
-    assert FID_WEIGHTS_URL.endswith(f"-{OFFICIAL_SHA256}.pth")
+    assert FID_WEIGHTS_URL.endswith(f"-{OFFICIAL_SHA256[:8]}.pth")
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("quadratic", [55, 19, 26]), ("uniform", [24, 20, 56])])
@@ -175,16 +176,32 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_by_name(
         weights_file(tmp_path / "nowhere.pth")
 
 
-def test_weights_are_never_unpickled_into_objects(tmp_path: Path) -> None:
+@pytest.mark.parametrize("published", [False, True])
+def test_weights_are_never_unpickled_into_objects(
+    published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     marker = tmp_path / "ran"
     (tmp_path / "evil.pth").write_bytes(pickle.dumps(_Evil(marker)))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     for name in ("evil.pth", "other.pth", "list.pth", "broken.safetensors"):
+        if published:
+            monkeypatch.setattr(inception, "OFFICIAL_SHA256", file_digest(tmp_path / name))
         with pytest.raises(UserError, match=r"--inception-weights = .*Inception network"):
             load_inception(tmp_path / name, CPU)
     assert not marker.exists()
+
+
+def test_a_pth_of_other_bytes_than_the_published_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = load_file(write_local_inception(tmp_path / "weights.safetensors"))
+    torch.save(weights, tmp_path / "weights.pth")
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
+        with pytest.raises(UserError, match=r"of other bytes.*\.safetensors"):
+            load_inception(tmp_path / "weights.pth", CPU)
+    monkeypatch.setattr(inception, "OFFICIAL_SHA256", file_digest(tmp_path / "weights.pth"))
+    load_inception(tmp_path / "weights.pth", CPU)
 
 
 class _Evil:
@@ -198,7 +215,7 @@ class _Evil:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(tmp_path: Path, channels: int) -> None:
     torch.set_num_threads(2)
-    network = load_inception(write_local_inception(tmp_path / "weights.pth"), CPU)
+    network = load_inception(write_local_inception(tmp_path / "weights.safetensors"), CPU)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), np.uint8)
     files = [tmp_path / f"{index:05d}.png" for index in range(5)]
     for file, image_HWC in zip(files, images, strict=True):
