@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
 from region_workers.checkpoints import Checkpoints
 from region_workers.device import World
 from region_workers.trainer import Trainer
 
-__all__ = ["make_trainer"]
+__all__ = ["make_parts", "make_trainer"]
 
 BF16, CHANNELS_LAST, COMPILE = "training.precision=bf16", "training.channels_last=true", "training.compile=true"
 ACCUMULATE = "training.gradient_accumulation=2"

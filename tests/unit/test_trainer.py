@@ -7,20 +7,82 @@ import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
-from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
+from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
 
 from region_workers.failures import NonFiniteLossError
 from region_workers.family import UNetFamily
 from region_workers.trainer import ema_decay
 from schemas.plan import TrainingPlan
 
-__all__ = ["make_trainer"]
+__all__ = ["make_parts", "make_trainer"]
+
+_PLAIN = ("model.dropout=0.0", "training.ema_decay=0.75")
 
 
 def test_the_same_steps_give_the_same_bits_and_another_seed_others(make_trainer: MakeTrainer) -> None:
     first = state_after(make_trainer(), 3)
     assert largest_difference(first, state_after(make_trainer(), 3)) == 0.0
     assert largest_difference(first, state_after(make_trainer("seed=1"), 3)) > 0.0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("training.gradient_clip=null",),
+        ("training.gradient_clip=1.0", "training.weight_decay=0.1"),
+        ("training.gradient_clip=1.0", "training.gradient_accumulation=4"),
+        ("training.gradient_clip=1.0", "training.timesteps.weighting=min-snr"),
+    ],
+)
+def test_three_steps_are_those_of_the_written_out_equation(
+    make_parts: MakeParts, make_trainer: MakeTrainer, changes: tuple[str, ...]
+) -> None:
+    expected, losses, norm = _written_out(make_parts(*_PLAIN, *changes), steps=3)
+    trainer = make_trainer(*_PLAIN, *changes)
+    trainer.advance()
+    assert trainer.read_metrics()[0] == pytest.approx(losses[0], rel=1e-4)
+    state_after(trainer, 2)
+    loss, gradient_norm = trainer.read_metrics()
+    assert loss == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-4)
+    if "training.gradient_clip=1.0" in changes:
+        assert gradient_norm == pytest.approx(norm, rel=1e-3)
+    assert trainer.ema is not None
+    for name, (weights, ema) in expected.items():
+        if not name.endswith("to_k.bias"):  # its gradient is zero but for rounding, which Adam blows up
+            assert torch.allclose(trainer.parameters[name], weights, rtol=0, atol=1e-4), name
+            assert torch.allclose(trainer.ema[name], ema, rtol=0, atol=1e-4), name
+
+
+def _written_out(parts: Parts, steps: int) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], list[float], float]:
+    """Weights and EMA by name, each step's loss and the last gradient's norm, by plain PyTorch."""
+    training, network = parts.plan.training, parts.network.train()
+    weights = dict(network.named_parameters())
+    ema = {name: parameter.detach().clone() for name, parameter in weights.items()}
+    kind = torch.optim.AdamW if training.weight_decay else torch.optim.Adam
+    optimizer = kind(weights.values(), lr=training.learning_rate, weight_decay=training.weight_decay)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+    snr = alpha_bar / (1 - alpha_bar)
+    count = torch.ones(1000) if training.timesteps.weighting == "none" else snr.clamp(max=5).div(snr).float()
+    losses, norm = [], 0.0
+    for step in range(steps):
+        generator = parts.randomness.generator(step)
+        start, stop = parts.law.span
+        half = torch.randint(start, stop, (training.batch_size // 2 + 1,), generator=generator)
+        t = torch.cat([half, start + stop - 1 - half])[: training.batch_size]
+        clean = parts.family.batch(step, slice(0, training.batch_size)).clean
+        noise = torch.randn(clean.shape, generator=generator)
+        kept = alpha_bar[t].float().view(-1, 1, 1, 1)
+        predicted = network(kept.sqrt() * clean + (1 - kept).sqrt() * noise, t).sample
+        loss = (count[t] * (predicted - noise).square().sum(dim=(1, 2, 3))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        most = training.gradient_clip or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(weights.values(), most))
+        optimizer.step()
+        for name, parameter in weights.items():
+            ema[name] = 0.75 * ema[name] + 0.25 * parameter.detach()
+        losses.append(float(loss.detach()))
+    return {name: (parameter.detach(), ema[name]) for name, parameter in weights.items()}, losses, norm
 
 
 def test_accumulated_passes_give_the_gradient_of_the_whole_batch(make_trainer: MakeTrainer) -> None:
@@ -33,19 +95,19 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(make_trainer: M
         assert torch.allclose(one[name], four[name], rtol=1e-3, atol=1e-4), name
 
 
-@pytest.mark.parametrize("clip", ["1.0", "null"])
+@pytest.mark.parametrize(("clip", "step"), [("1.0", 0), ("1.0", 2), ("null", 2)])
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
-    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, clip: str
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, clip: str, step: int
 ) -> None:
     trainer = make_trainer(f"training.gradient_clip={clip}")
-    before = _trained(state_after(trainer, 2))
+    before = _weights(state_after(trainer, step))
     true_errors = UNetFamily.errors
     monkeypatch.setattr(UNetFamily, "errors", lambda self, *inputs: true_errors(self, *inputs) * float("nan"))
     trainer.advance()
     monkeypatch.setattr(UNetFamily, "errors", true_errors)
     trainer.advance()
-    assert largest_difference(before, _trained(trainer.state_tensors())) == 0.0
-    with pytest.raises(NonFiniteLossError, match="step 2 "):
+    assert largest_difference(before, _weights(trainer.state_tensors())) == 0.0
+    with pytest.raises(NonFiniteLossError, match=f"step {step} "):
         trainer.read_metrics()
 
 
@@ -112,9 +174,8 @@ def test_no_step_reads_a_value_of_the_device_until_the_metrics_are_read(
     assert _values_read(metrics)
 
 
-def _trained(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What an update changes: all but the EMA and the losses."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(("ema.", "loss"))}
+def _weights(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in state.items() if name.startswith("weights.")}
 
 
 def _values_read(profiler: profile) -> list[str]:

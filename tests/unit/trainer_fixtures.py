@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from region_workers.data.store import ensure_store
 from region_workers.device import World, prepare_process
@@ -20,16 +22,31 @@ from schemas.plan import Plan
 MakeTrainer = Callable[..., Trainer]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a trainer is made of."""
+
+    plan: Plan
+    network: nn.Module
+    family: UNetFamily
+    randomness: StepRandomness
+    law: TimestepLaw
+    world: World
+
+
+MakeParts = Callable[..., Parts]
+
+
 @pytest.fixture
-def make_trainer(
+def make_parts(
     tiny_plan: Callable[..., Plan],
     make_jobs: Callable[[Plan, Path], list[WorkerJob]],
     cache_dir: Path,
     tmp_path: Path,
-) -> MakeTrainer:
-    """A trainer of the tiny plan with `key=value` changes, always from the same start."""
+) -> MakeParts:
+    """The parts of the tiny plan's first draw with `key=value` changes, always from the same start."""
 
-    def make(*changes: str) -> Trainer:
+    def make(*changes: str) -> Parts:
         plan = tiny_plan(*changes)
         job = make_jobs(plan, tmp_path)[0]
         assert job.draw is not None
@@ -39,7 +56,18 @@ def make_trainer(
         family = UNetFamily(job, ensure_store(plan.data, cache_dir), world.device, randomness.seed_for("data"))
         torch.manual_seed(0)
         law = TimestepLaw(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
-        return Trainer(family.build_dense(), family, randomness, law, plan.training, world)
+        return Parts(plan, family.build_dense(), family, randomness, law, world)
+
+    return make
+
+
+@pytest.fixture
+def make_trainer(make_parts: MakeParts) -> MakeTrainer:
+    """A trainer of `make_parts`."""
+
+    def make(*changes: str) -> Trainer:
+        parts = make_parts(*changes)
+        return Trainer(parts.network, parts.family, parts.randomness, parts.law, parts.plan.training, parts.world)
 
     return make
 
