@@ -31,12 +31,13 @@ from ebdiff_orchestrator.stages import (
 from ebdiff_orchestrator.view import Silent, View, sampling_report
 from region_workers.data.labels import check_labels
 from region_workers.data.samples import SampleStore
-from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
+from region_workers.data.store import ImageStore, ensure_store
 from region_workers.latents.store import LatentStore, ensure_latents, find_latents
 from schemas.clock import unix_time
 from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
+from schemas.location import default_cache_dir
 from schemas.manifest import DenseSource
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from region_workers.object_store import ObjectStore
 from region_workers.results import is_whole
 from schemas.job import Artifact
+
+if TYPE_CHECKING:
+    from region_workers.object_store import ObjectStore
 
 _SMALL_BYTES = 1 << 20
 

@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from region_workers.object_store import ObjectStore
 from schemas.durable import write_bytes
 from schemas.errors import RunFailed, UserError
 from schemas.owner import OWNERS_FOLDER, Claim
+
+if TYPE_CHECKING:
+    from region_workers.object_store import ObjectStore
 
 LEASE_S = 30.0
 _LOOK_S = 0.5

@@ -14,16 +14,14 @@ from typing import Any
 from ebdiff_orchestrator.mirror import Mirror, NoMirror, StoreMirror
 from ebdiff_orchestrator.ownership import Claims, FolderClaims, Ownership, Say, StoredClaims, claim_run
 from ebdiff_orchestrator.stages import ASSEMBLE, stage_names
-from region_workers.checkpoints import newest_step
-from region_workers.data.store import default_cache_dir
-from region_workers.object_store import ObjectStore
+from region_workers.checkpoint_folders import newest_step
 from region_workers.results import is_whole
 from schemas.clock import unix_time
 from schemas.digest import digest
 from schemas.durable import remove_leftovers, write_model, write_text
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact
-from schemas.location import folder_of, object_url
+from schemas.location import default_cache_dir, folder_of, object_url
 from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest
 from schemas.owner import OWNERS_FOLDER
 from schemas.places import check_no_links
@@ -52,6 +50,8 @@ class RunDirectory:
             return
         self.path = default_cache_dir() / _MIRRORS_FOLDER / digest(url)[:16]
         self.location = url
+        from region_workers.object_store import ObjectStore  # pyarrow, for which a run in a folder has no use
+
         store = ObjectStore(url)
         self._mirror, self._claims = StoreMirror(store, self.path), StoredClaims(store)
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from region_workers.checkpoint_folders import checkpoint_folders, checkpoint_name
 from region_workers.device import World
 from region_workers.host_copy import HostCopy
 from schemas.digest import file_digest
@@ -45,16 +46,11 @@ class Checkpoint:
 
 def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
     """The whole checkpoint of this key with the most steps, up to `most_steps`; nothing is changed."""
-    for path in reversed(_all(folder)):
+    for path in reversed(checkpoint_folders(folder)):
         info = _verified(path, key)
         if info is not None and info.step <= most_steps:
             return path
     return None
-
-
-def newest_step(folder: Path) -> int:
-    """The steps of the newest checkpoint in a folder, whole or not; 0 without one."""
-    return max((int(path.name.removeprefix("step-")) for path in _all(folder)), default=0)
 
 
 class Checkpoints:
@@ -121,7 +117,7 @@ class Checkpoints:
             (folder / _INFO).write_text(info.model_dump_json(indent=2))
 
         write_folder(self._path(step), write)
-        for old in _all(self._folder)[: -self._keep]:
+        for old in checkpoint_folders(self._folder)[: -self._keep]:
             shutil.rmtree(old)
 
     def newest_good(self, world: World, most_steps: int | None = None) -> Checkpoint | None:
@@ -134,7 +130,7 @@ class Checkpoints:
 
     def _newest_good_step(self, most_steps: int | None) -> int:
         remove_leftovers(self._folder)
-        for folder in reversed(_all(self._folder)):
+        for folder in reversed(checkpoint_folders(self._folder)):
             info = _verified(folder, self._key)
             if info is None:
                 self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket; "
@@ -152,16 +148,12 @@ class Checkpoints:
             raise RunFailed(f"{folder} does not read ({reason}); expected a checkpoint. Delete the folder.") from None
 
     def _path(self, step: int) -> Path:
-        return self._folder / _name(step)
+        return self._folder / checkpoint_name(step)
 
     def clear(self) -> None:
         """Delete every checkpoint, once the stage's result is on disk."""
         self.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
 
 
 def _verified(folder: Path, key: str) -> CheckpointInfo | None:
@@ -174,9 +166,5 @@ def _verified(folder: Path, key: str) -> CheckpointInfo | None:
         return None
     files = {name: folder / name for name in info.sha256}
     whole = all(path.is_file() and file_digest(path) == info.sha256[name] for name, path in files.items())
-    in_place = info.key == key and folder.name == _name(info.step)
+    in_place = info.key == key and folder.name == checkpoint_name(info.step)
     return info if whole and in_place else None
-
-
-def _name(step: int) -> str:
-    return f"step-{step:09d}"

@@ -14,7 +14,7 @@ import torch
 
 from region_workers.courier import Courier, working_folder
 from region_workers.data.samples import SampleStore
-from region_workers.data.store import default_cache_dir, ensure_store
+from region_workers.data.store import ensure_store
 from region_workers.device import World, current_world, never, prepare_process
 from region_workers.drawing.draw import Draw
 from region_workers.failures import HangError, StageHeldError, StopRequestedError, is_retryable, message_for_people
@@ -30,6 +30,7 @@ from schemas.digest import seed_from
 from schemas.durable import remove_leftovers, write_model
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
+from schemas.location import default_cache_dir
 from schemas.model import LatentModelPlan
 
 _LOCK_WAIT_S = 120.0

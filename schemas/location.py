@@ -1,7 +1,8 @@
-"""Where a run lies: a folder of this machine or of a shared filesystem, or an object store's URL."""
+"""Where things lie: a run, in a folder or an object store; this machine's cache."""
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -22,3 +23,8 @@ def folder_of(location: str | Path) -> Path:
     if text.startswith("file:/"):
         text = unquote(urlsplit(text).path)
     return Path(text).resolve()
+
+
+def default_cache_dir() -> Path:
+    """Where decoded images are kept: the environment's EBDIFF_CACHE, else ~/.cache/ebdiff."""
+    return Path(os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()

@@ -39,9 +39,8 @@ from ebdiff_orchestrator.doctor.storage import (
 from ebdiff_orchestrator.doctor.versions import check_versions
 from ebdiff_orchestrator.planning import look_ahead
 from region_workers.data.sources import open_source
-from region_workers.data.store import default_cache_dir
 from schemas.errors import UserError
-from schemas.location import folder_of, object_url
+from schemas.location import default_cache_dir, folder_of, object_url
 from schemas.plan import DIGITS, Plan, WorkersPlan
 
 _POLL_S = 2.0

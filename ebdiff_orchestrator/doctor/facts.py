@@ -13,8 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from region_workers.data.store import default_cache_dir
 from schemas.digest import digest, file_digest
+from schemas.location import default_cache_dir
 from schemas.section import Section
 
 PACKAGES = ("ebdiff-orchestrator", "torch", "ray", "diffusers", "torch-pruning", "numpy", "safetensors", "pyarrow")

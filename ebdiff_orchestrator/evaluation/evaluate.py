@@ -31,12 +31,13 @@ from ebdiff_orchestrator.planning import look_ahead
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import ASSEMBLE
 from ebdiff_orchestrator.view import Silent, View
-from region_workers.data.store import default_cache_dir, ensure_store
+from region_workers.data.store import ensure_store
 from schemas.clock import unix_time
 from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
+from schemas.location import default_cache_dir
 from schemas.manifest import EVALUATE_JOB, Evaluation, Lease, Manifest
 from schemas.plan import Plan
 

@@ -25,7 +25,7 @@ from ebdiff_orchestrator.evaluation.shards import (
     write_shard,
 )
 from region_workers.data.decode import open_image
-from region_workers.data.store import default_cache_dir, ensure_store
+from region_workers.data.store import ensure_store
 from region_workers.device import current_world, prepare_process
 from region_workers.failures import message_for_people
 from schemas.clock import unix_time
@@ -34,6 +34,7 @@ from schemas.durable import replace_model, write_bytes
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.job import Progress
+from schemas.location import default_cache_dir
 
 _PROGRESS_EVERY_S = 1.0
 

@@ -12,7 +12,7 @@ from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, i
 from ebdiff_orchestrator.planning import Outlook
 from ebdiff_orchestrator.stages import JobOutline
 from ebdiff_orchestrator.view import View
-from region_workers.checkpoints import newest_step
+from region_workers.checkpoint_folders import newest_step
 from region_workers.timing import step_seconds
 from schemas.job import CHECKPOINTS_FOLDER
 from schemas.plan import Plan

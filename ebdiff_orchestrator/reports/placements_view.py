@@ -8,8 +8,8 @@ from ebdiff_orchestrator.placement.schedule import Schedule, Slot
 from ebdiff_orchestrator.planning import Outlook
 from ebdiff_orchestrator.reports.estimate_view import duration
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
+from ebdiff_orchestrator.reports.outlook_view import outlook_table
 from ebdiff_orchestrator.reports.placements import Placements
-from ebdiff_orchestrator.status import outlook_table
 from schemas.plan import Placement
 
 _WIDTH = 80

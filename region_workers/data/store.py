@@ -110,11 +110,6 @@ def read_labels(folder: Path, num_classes: int | None, count: int, sha256: str |
     return None if num_classes is None else read_array(folder / LABELS, np.int64, count, sha256)
 
 
-def default_cache_dir() -> Path:
-    """Where decoded images are kept: the environment's EBDIFF_CACHE, else ~/.cache/ebdiff."""
-    return Path(os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()
-
-
 def ensure_store(
     plan: DataPlan,
     cache_dir: Path,

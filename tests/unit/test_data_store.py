@@ -22,8 +22,9 @@ import region_workers.data.parts as parts
 from region_workers.data.decode import Payload, Transform
 from region_workers.data.decode_process import Decoded, DecodeProcess
 from region_workers.data.lock import build_lock
-from region_workers.data.store import ImageStore, default_cache_dir, ensure_store
+from region_workers.data.store import ImageStore, ensure_store
 from schemas.errors import PlanError, RunFailed
+from schemas.location import default_cache_dir
 from schemas.plan import DataPlan
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-train.parquet"

@@ -1,0 +1,22 @@
+"""The folders of a stage's checkpoints, by name alone: how far a training is can be asked without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PREFIX = "step-"
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the folder that holds a checkpoint of `step` updates."""
+    return f"{_PREFIX}{step:09d}"
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder, whole or not, newest last."""
+    return sorted(folder.glob(f"{_PREFIX}*"))
+
+
+def newest_step(folder: Path) -> int:
+    """The steps of the newest checkpoint in a stage's folder, whole or not; 0 without one."""
+    return max((int(path.name.removeprefix(_PREFIX)) for path in checkpoint_folders(folder)), default=0)
