@@ -98,9 +98,7 @@ def worker_job(
 
 def assemble_key(plan: Plan, train_results: dict[str, str], vae: str | None) -> str:
     """The key of the ensemble: the experts' digests (by region), the VAE's, and how it samples by default."""
-    sampling = plan.sampling.model_dump(
-        mode="json", include={"steps", "spacing", "eta", "clip_sample", "guidance_scale"}
-    )
+    sampling = plan.sampling.model_dump(mode="json", exclude={"num_images", "batch_size"})
     experts = {"experts": train_results, "routes": plan.routes(), "vae": vae}
     return digest({"stage": "assemble", **experts, "sampling": sampling})
 

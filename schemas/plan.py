@@ -192,6 +192,10 @@ class SamplingPlan(Section):
         "quadratic",
         description="quadratic: int(linspace(0, sqrt(0.8 T), steps)^2), the paper's; uniform: every T/steps.",
     )
+    steps_offset: int = Field(0, ge=0, description="Added to every timestep; 1: LDM's sampler, which ends at 1.")
+    set_alpha_to_one: bool = Field(
+        True, description="Whether the clean image has an ᾱ of 1; false: that of timestep 0, as in LDM's sampler."
+    )
     eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
     clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
     guidance_scale: float = Field(
@@ -325,6 +329,11 @@ class Plan(Section):
             raise cross_field_error(
                 "sampling.steps", self.sampling.steps, f"at most diffusion.num_train_timesteps = {total}", "Lower it."
             )
+        steps, offset = self.sampling.steps, self.sampling.steps_offset
+        highest = int(0.8 * total) if self.sampling.spacing == "quadratic" else (steps - 1) * (total // steps)
+        if offset and highest + offset >= total:
+            expected = f"at most {total - 1 - highest}, since the first of {steps} timesteps is {highest} without it"
+            raise cross_field_error("sampling.steps_offset", offset, expected, "Lower it, or take fewer steps.")
         return self
 
     @model_validator(mode="after")

@@ -53,5 +53,7 @@ def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMSc
         clip_sample=sampling.clip_sample,
         num_inference_steps=sampling.steps,
         guidance_scale=sampling.guidance_scale,
+        steps_offset=sampling.steps_offset,
+        set_alpha_to_one=sampling.set_alpha_to_one,
     )
     return scheduler

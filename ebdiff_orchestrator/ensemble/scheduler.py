@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
@@ -18,10 +18,12 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """DDIM over a list of timesteps: entry k steps to entry k + 1, the last one to the clean image (alpha_bar = 1).
+    """DDIM over a list of timesteps: entry k steps to entry k + 1, the last one to the clean image.
 
     diffusers' DDIMScheduler takes t - T // S as the previous timestep whatever its list says, which is wrong for
     quadratic spacing. A repeated timestep is a step of no length: it changes nothing but rounding.
+    As there, `trained_betas` stand in for the schedule of betas, `steps_offset` is added to the spaced timesteps, and
+    the clean image has alpha_bar = 1, or that of timestep 0 without `set_alpha_to_one`: 1 and False are LDM's sampler.
     The network predicts the noise. `num_inference_steps`, `eta` and `guidance_scale` are what a call of the pipeline
     that names none uses; the scheduler itself does not guide.
     """
@@ -30,6 +32,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     init_noise_sigma = 1.0
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012 - diffusers' own form
 
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         num_train_timesteps: int = 1000,
@@ -41,33 +44,31 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         clip_sample: bool = False,
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
+        trained_betas: Sequence[float] | None = None,
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
     ) -> None:
         _check_eta(eta)
-        # Not by diffusers' decorator: with it, from_config of another scheduler would put its own defaults
-        # (clip_sample=True) in place of those values that equal ours.
-        self.register_to_config(
-            num_train_timesteps=num_train_timesteps,
-            beta_start=beta_start,
-            beta_end=beta_end,
-            beta_schedule=beta_schedule,
-            spacing=spacing,
-            eta=eta,
-            clip_sample=clip_sample,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
+        left_out = self.config.get("_use_default_values")
+        if left_out is not None:  # Another scheduler of this config takes its own defaults for these: not clip_sample's
+            self.register_to_config(_use_default_values=[name for name in left_out if name != "clip_sample"])
+        if trained_betas is None:
+            betas = _betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
+        else:
+            betas = torch.as_tensor(trained_betas, dtype=torch.float64)
         alpha_bars = torch.cumprod(1 - betas, dim=0)
         self._alpha_bars: list[float] = alpha_bars.tolist()
+        self._clean_alpha_bar = 1.0 if set_alpha_to_one else self._alpha_bars[0]
         self.betas, self.alphas_cumprod = betas.float(), alpha_bars.float()
         self.num_inference_steps: int | None = None
-        self._list = list(range(num_train_timesteps))[::-1]
+        self._list = list(range(len(self)))[::-1]
         self.timesteps = torch.tensor(self._list)
         self._next_index: int | None = None
+        self._last_timestep = len(self)  # of the step before; at first above all
 
     def __len__(self) -> int:
         """T, the number of timesteps trained on."""
-        return int(self.config.num_train_timesteps)
+        return len(self._alpha_bars)
 
     def set_timesteps(
         self,
@@ -87,10 +88,10 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 raise UserError(
                     problem("num_inference_steps", None, "a number", "The config has no default; pass one.")
                 )
-            self._list = spaced_timesteps(self.config.spacing, count, len(self))
+            self._list = spaced_timesteps(self.config.spacing, count, len(self), self.config.steps_offset)
         self.num_inference_steps = len(self._list)
         self.timesteps = torch.tensor(self._list, device=device)
-        self._next_index = None
+        self._next_index, self._last_timestep = None, len(self)
 
     def step(
         self,
@@ -104,15 +105,15 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """One step down the list: eq. 12 with x = `sample` and eps = `model_output`, both [B, C, H, W].
 
         The first timestep after `set_timesteps` says where in the list to begin, the following ones must be the
-        entries after it: by value a repeated timestep is ambiguous. The only wait for the device is for that first
-        one, if it is a tensor there. Raises `UserError` for a timestep out of turn.
+        entries after it: by value a repeated timestep is ambiguous. A timestep that is not in the list steps to the
+        nearest entry below, from where the list goes on. The only wait for the device is for the first timestep, if it
+        is a tensor there. Raises `UserError` for a timestep out of turn.
         """
         eta = self.config.eta if eta is None else eta
         _check_eta(eta)
-        index = self._advance(timestep)
-        alpha_bar = self._alpha_bars[self._list[index]]
-        last = index + 1 == len(self._list)
-        alpha_bar_next = 1.0 if last else self._alpha_bars[self._list[index + 1]]
+        here, following = self._advance(timestep)
+        alpha_bar = self._alpha_bars[here]
+        alpha_bar_next = self._clean_alpha_bar if following is None else self._alpha_bars[following]
         sigma = eta * math.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
 
         x0 = (sample - math.sqrt(1 - alpha_bar) * model_output) / math.sqrt(alpha_bar)
@@ -136,23 +137,34 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         noisy = alpha_bar.sqrt() * original_samples + (1 - alpha_bar).sqrt() * noise
         return noisy.to(original_samples.dtype)
 
-    def _advance(self, timestep: int | torch.Tensor) -> int:
-        """The index in the list of this step; remembers the next."""
+    def _advance(self, timestep: int | torch.Tensor) -> tuple[int, int | None]:
+        """The timestep of this step and the one that it leads to, None for the clean image; remembers both."""
         index = self._next_index
         on_host = not isinstance(timestep, torch.Tensor) or timestep.device.type == "cpu"
-        if index is None:
-            index = self._list.index(int(timestep)) if int(timestep) in self._list else len(self._list)
-        if index >= len(self._list) or (on_host and int(timestep) != self._list[index]):
+        known = index is not None and index < len(self._list) and not on_host
+        here = self._list[index] if index is not None and known else int(timestep)
+        following = self._index_after(here)
+        if following is None:
             raise UserError(
                 problem(
                     "timestep",
                     timestep,
-                    f"entry {index} of the list of {len(self._list)}, in order",
+                    f"entry {index} of the list of {len(self._list)}, in order, or between two of them",
                     "Call set_timesteps before each trajectory and pass scheduler.timesteps one after another.",
                 )
             )
-        self._next_index = index + 1
-        return index
+        self._next_index, self._last_timestep = following, here
+        return here, self._list[following] if following < len(self._list) else None
+
+    def _index_after(self, timestep: int) -> int | None:
+        """The index of the entry that a step from `timestep` leads to; None if it is out of turn."""
+        index, end = self._next_index, len(self._list)
+        if timestep in self._list:
+            own = self._list.index(timestep) if index is None else index
+            return own + 1 if own < end and self._list[own] == timestep else None
+        if index == end or not 0 <= timestep < self._last_timestep:
+            return None
+        return next((i for i, entry in enumerate(self._list) if entry < timestep), end)
 
 
 def _betas(total: int, start: float, end: float, schedule: str) -> torch.Tensor:

@@ -11,8 +11,8 @@ import numpy as np
 from schemas.errors import UserError, problem
 
 
-def spaced_timesteps(spacing: str, count: int, total: int) -> list[int]:
-    """`count` timesteps out of [0, `total`), largest first.
+def spaced_timesteps(spacing: str, count: int, total: int, offset: int = 0) -> list[int]:
+    """`count` timesteps out of [0, `total`), largest first; each `offset` later than the spacing says (LDM's: 1).
 
     quadratic: int(linspace(0, sqrt(0.8 T), count)^2), the DDIM reference code's and the paper's; it starts at 0.8 T
     and repeats its smallest values. uniform: i * (T // count), "leading" in diffusers. Raises `UserError`.
@@ -27,7 +27,10 @@ def spaced_timesteps(spacing: str, count: int, total: int) -> list[int]:
         ascending = [index * (total // count) for index in range(count)]
     else:
         raise UserError(problem("spacing", spacing, "quadratic or uniform", "Change the scheduler's spacing."))
-    return ascending[::-1]
+    if ascending[-1] + offset >= total:
+        expected = f"at most {total - 1 - ascending[-1]} with {count} steps, so that the first is below {total}"
+        raise UserError(problem("steps_offset", offset, expected, "Lower it, or take fewer steps."))
+    return [timestep + offset for timestep in reversed(ascending)]
 
 
 def check_timesteps(timesteps: Sequence[int], total: int) -> list[int]:

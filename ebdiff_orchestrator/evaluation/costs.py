@@ -17,8 +17,8 @@ def steps_by_region(plan: Plan, steps: int) -> dict[str, int]:
     """
     names = [region.name for region in plan.regions]
     routes = Routes(plan.routes(), names)
-    counts = dict.fromkeys(names, 0)
-    for timestep in spaced_timesteps(plan.sampling.spacing, steps, plan.diffusion.num_train_timesteps):
+    counts, how = dict.fromkeys(names, 0), plan.sampling
+    for timestep in spaced_timesteps(how.spacing, steps, plan.diffusion.num_train_timesteps, how.steps_offset):
         counts[names[routes.owner(timestep)]] += 1
     return counts
 

@@ -225,6 +225,8 @@ SAMPLING_AND_WORKERS = (
     _set("sampling.steps=0", "sampling.steps = 0: expected", f"{_MORE} 1"),
     _set("sampling.steps=1001", "sampling.steps = 1001: expected", "at most diffusion.num_train_timesteps = 1000"),
     _set("sampling.spacing=cubic", "sampling.spacing = cubic: expected", "'quadratic' or 'uniform'"),
+    _set("sampling.steps_offset=-1", "sampling.steps_offset = -1: expected", f"{_MORE} 0"),
+    _set("sampling.steps_offset=200", "sampling.steps_offset = 200: expected", "at most 199"),
     _set("sampling.eta=1.5", "sampling.eta = 1.5: expected", "less than or equal to 1"),
     _set("sampling.eta=-0.5", "sampling.eta = -0.5: expected", f"{_MORE} 0"),
     _set("sampling.guidance_scale=-1", "sampling.guidance_scale = -1: expected", f"{_MORE} 0"),

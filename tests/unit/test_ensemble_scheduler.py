@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from ebdiff_orchestrator.ensemble import ListDDIMScheduler
+from ebdiff_orchestrator.ensemble.saving import scheduler_of
+from ebdiff_orchestrator.plans import load_plan
 from schemas.errors import UserError
 
 Model = Callable[[torch.Tensor, int], torch.Tensor]
@@ -95,6 +99,52 @@ def test_quadratic_trajectories_follow_the_reference_loop(eta: float) -> None:
     assert torch.allclose(ours, expected, atol=1e-10)
 
 
+LDM = {"beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
+LDM_SAMPLER = {**LDM, "steps_offset": 1, "set_alpha_to_one": False}
+
+
+@pytest.mark.parametrize(("steps", "eta"), [(250, 0.0), (250, 1.0), (20, 0.5)])
+def test_with_ldms_offset_and_final_value_a_trajectory_follows_ldms_formula(steps: int, eta: float) -> None:
+    """make_ddim_timesteps and make_ddim_sampling_parameters of LDM, p_sample_ddim's step."""
+    scheduler = ListDDIMScheduler(spacing="uniform", **LDM_SAMPLER)
+    scheduler.set_timesteps(steps)
+    ascending = np.arange(0, 1000, 1000 // steps) + 1
+    assert scheduler.timesteps.tolist() == ascending[::-1].tolist()
+    bars = alpha_bars(schedule="scaled_linear", start=0.0015, end=0.0195)
+    at, at_next = bars[ascending], bars[[0, *ascending[:-1]]]
+    sigmas = eta * np.sqrt((1 - at_next) / (1 - at) * (1 - at / at_next))
+    x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = trajectory(scheduler, some_model, x, eta=eta, generator=torch.Generator().manual_seed(2))[-1]
+    generator = torch.Generator().manual_seed(2)
+    for t, a, a_next, sigma in zip(ascending[::-1], at[::-1], at_next[::-1], sigmas[::-1], strict=True):
+        eps = some_model(x, int(t))
+        x0 = (x - math.sqrt(1 - a) * eps) / math.sqrt(a)
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype) if eta else 0.0
+        x = math.sqrt(a_next) * x0 + math.sqrt(1 - a_next - sigma**2) * eps + sigma * noise
+    assert torch.allclose(ours, x, atol=1e-10)
+
+
+def test_the_ldm_preset_samples_as_ldm_does() -> None:
+    plan = load_plan("imagenet256-ldm")
+    scheduler = scheduler_of(plan.diffusion, plan.sampling)
+    scheduler.set_timesteps()
+    assert scheduler.timesteps.tolist() == [*range(997, 0, -4)]
+    assert {key: scheduler.config[key] for key in LDM_SAMPLER} == LDM_SAMPLER
+
+
+@pytest.mark.parametrize("options", [{"steps_offset": 1}, {"set_alpha_to_one": False}, LDM_SAMPLER])
+def test_offset_and_final_value_are_diffusers_own(options: dict[str, object]) -> None:
+    ours = ListDDIMScheduler(spacing="uniform", **options)
+    theirs = DDIMScheduler.from_config(ours.config)
+    assert not theirs.config.clip_sample
+    x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(20)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+    ends = [trajectory(scheduler, some_model, x)[-1] for scheduler in (ours, theirs)]
+    assert torch.allclose(*ends, atol=1e-5, rtol=1e-5)
+
+
 def test_diffusers_ddim_goes_wrong_on_the_quadratic_list() -> None:
     ours, theirs = ListDDIMScheduler(), DDIMScheduler(clip_sample=False)
     ours.set_timesteps(20)
@@ -149,14 +199,75 @@ def test_a_timestep_out_of_turn_is_an_error() -> None:
     scheduler = ListDDIMScheduler()
     scheduler.set_timesteps(timesteps=[900, 500])
     x = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(UserError, match="timestep = 450"):
-        scheduler.step(x, 450, x)
+    for outside in (1000, -1):
+        with pytest.raises(UserError, match=f"timestep = {outside}"):
+            scheduler.step(x, outside, x)
     scheduler.step(x, 900, x)
+    for before in (900, 950):
+        with pytest.raises(UserError, match=f"timestep = {before}"):
+            scheduler.step(x, before, x)
+    scheduler.step(x, 500, x)
+    for after_the_end in (500, 450):
+        with pytest.raises(UserError, match="set_timesteps"):
+            scheduler.step(x, after_the_end, x)
+
+
+def test_a_list_walked_backwards_is_an_error_at_its_second_step() -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(timesteps=[900, 500, 100])
+    x = torch.zeros(1, 1, 2, 2)
+    scheduler.step(x, 500, x)
     with pytest.raises(UserError, match="timestep = 900"):
         scheduler.step(x, 900, x)
-    scheduler.step(x, 500, x)
-    with pytest.raises(UserError, match="set_timesteps"):
-        scheduler.step(x, 500, x)
+
+
+@pytest.mark.parametrize(("timestep", "following"), [(999, 900), (450, 100), (101, 100), (99, None)])
+def test_a_timestep_that_is_not_in_the_list_steps_to_the_nearest_below_and_goes_on(
+    timestep: int, following: int | None
+) -> None:
+    scheduler = ListDDIMScheduler()
+    scheduler.set_timesteps(timesteps=[900, 500, 100])
+    image, noise = torch.randn(2, 1, 1, 2, 2, dtype=torch.float64)
+    bars = alpha_bars()
+    x = math.sqrt(bars[timestep]) * image + math.sqrt(1 - bars[timestep]) * noise
+    stepped = scheduler.step(noise, timestep, x).prev_sample
+    at = 1.0 if following is None else bars[following]
+    assert torch.allclose(stepped, math.sqrt(at) * image + math.sqrt(1 - at) * noise)
+    if following is not None:
+        scheduler.step(noise, following, stepped)
+
+
+def test_trained_betas_stand_in_for_the_schedule_and_are_saved(tmp_path: Path) -> None:
+    betas = np.linspace(0.01, 0.3, 50)
+    scheduler = ListDDIMScheduler(trained_betas=betas)
+    scheduler.save_pretrained(tmp_path)
+    again = ListDDIMScheduler.from_pretrained(tmp_path)
+    scheduled = ListDDIMScheduler(num_train_timesteps=50, beta_start=0.01, beta_end=0.3)
+    assert len(again) == 50
+    assert scheduler.betas.tolist() == again.betas.tolist() == scheduled.betas.tolist()
+
+
+def test_the_config_notes_what_was_left_out_so_that_other_schedulers_take_their_own_defaults(tmp_path: Path) -> None:
+    scheduler = ListDDIMScheduler(eta=0.5)
+    left_out = scheduler.config["_use_default_values"]
+    assert "steps_offset" in left_out
+    assert not {"eta", "clip_sample"} & set(left_out), "our clip_sample holds where another scheduler has another one"
+    scheduler.save_pretrained(tmp_path)
+    again = ListDDIMScheduler.from_pretrained(tmp_path).config
+    assert {key: value for key, value in scheduler.config.items() if key != "_use_default_values"} == {
+        key: value for key, value in again.items() if key != "_use_default_values"
+    }
+
+
+def test_a_config_saved_before_there_were_offsets_samples_as_it_did(tmp_path: Path) -> None:
+    ListDDIMScheduler(num_inference_steps=5).save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    old = {k: v for k, v in json.loads(file.read_text()).items() if k not in (*LDM_SAMPLER, "trained_betas")}
+    file.write_text(json.dumps(old))
+    scheduler = ListDDIMScheduler.from_pretrained(tmp_path)
+    scheduler.set_timesteps()
+    assert scheduler.timesteps.tolist() == [800, 450, 200, 50, 0]
+    assert (scheduler.config.steps_offset, scheduler.config.set_alpha_to_one) == (0, True)
 
 
 def test_a_step_reads_nothing_from_the_device() -> None:
@@ -201,6 +312,12 @@ def test_add_noise_is_the_forward_process() -> None:
 def test_a_list_that_cannot_be_walked_is_refused(options: dict[str, object], field: str) -> None:
     with pytest.raises(UserError, match=field):
         ListDDIMScheduler().set_timesteps(**options)
+
+
+@pytest.mark.parametrize(("spacing", "steps", "offset"), [("uniform", 1000, 1), ("quadratic", 10, 200)])
+def test_an_offset_beyond_the_last_timestep_is_refused(spacing: str, steps: int, offset: int) -> None:
+    with pytest.raises(UserError, match=f"steps_offset = {offset}: expected at most {offset - 1} "):
+        ListDDIMScheduler(spacing=spacing, steps_offset=offset).set_timesteps(steps)
 
 
 def test_more_uniform_steps_than_timesteps_are_refused() -> None:
