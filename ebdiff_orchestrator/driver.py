@@ -118,8 +118,9 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
     images = _decode(plan, cache_dir, view)
     samples = _samples_at_hand(plan, images, cache_dir)
     jobs = _known_jobs(ledger, samples, reuse, view) if samples else ()
-    if jobs and ledger.all_done(jobs):
-        _finish(ledger, view, _in_this_process(view), request_of(plan.workers, float(torch.cuda.is_available())))
+    here = _in_this_process(view)
+    request = request_of(plan.workers, float(torch.cuda.is_available()))
+    if jobs and ledger.all_done(jobs) and _finish_or_reopen(ledger, view, here, request):
         return
     view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
     with connect(plan.workers, len(plan.regions), address) as cluster:
@@ -128,10 +129,13 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
             samples = _encode(ledger, images, cache_dir, cluster, view)
         jobs = jobs or _known_jobs(ledger, samples, reuse, view)
         view.line(f"{len(jobs)} jobs, {cluster.request} each; free: {cluster.describe_free()}.")
-        with Interrupts() as interrupts:
-            workers, limit = place_jobs(jobs, outlook, len(images), ledger, cluster, view)
-            JobLoop(jobs, workers, limit, ledger, cluster, view).run(interrupts)
-        _finish(ledger, view, _in_this_process(view) if cluster.embedded else cluster.run_once, cluster.request)
+        run_once = here if cluster.embedded else cluster.run_once
+        for finish in (_finish_or_reopen, _finish):
+            with Interrupts() as interrupts:
+                workers, limit = place_jobs(jobs, outlook, len(images), ledger, cluster, view)
+                JobLoop(jobs, workers, limit, ledger, cluster, view).run(interrupts)
+            if finish(ledger, view, run_once, cluster.request):
+                return
 
 
 def _decode(plan: Plan, cache_dir: Path, view: View) -> ImageStore:
@@ -187,18 +191,27 @@ def _known_jobs(
     return jobs
 
 
-def _finish(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> None:
-    """Assemble, then sample, unless that is done for these very experts."""
+def _finish_or_reopen(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> bool:
+    """`_finish`; False where files that it goes on from turn out to be damaged: their stages are open again."""
+    try:
+        return _finish(ledger, view, run_once, request)
+    except Exception:
+        if ledger.reopen_damaged():
+            return False
+        raise
+
+
+def _finish(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> bool:
+    """Assemble, then sample, unless that is done for these very experts. True."""
     plan, location = ledger.plan, ledger.directory.location
-    experts = {
-        region.name: digest([a.sha256 for a in ledger.artifacts(train_stage_name(region), EXPERT_FOLDER)])
-        for region in plan.regions
-    }
+    files = {region.name: ledger.artifacts(train_stage_name(region), EXPERT_FOLDER) for region in plan.regions}
+    experts = {name: digest([file.sha256 for file in found]) for name, found in files.items()}
     vae = ledger.inputs.vae
     ensemble_key = assemble_key(plan, experts, vae)
-    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, location, vae), request.gpus)
+    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, location, files, vae), request.gpus)
     view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
     ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, location), request.gpus)
+    return True
 
 
 def _in_this_process(view: View) -> RunOnce:

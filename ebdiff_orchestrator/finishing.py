@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -13,23 +14,27 @@ from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import ASSEMBLE, SAMPLE, train_stage_name
-from region_workers.dense import load_network
+from region_workers.dense import load_verified
 from region_workers.latents.vae import load_vae
 from region_workers.results import artifact, files_in
 from schemas.errors import RunFailed
+from schemas.integrity import DamagedFileError
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
 
-def assemble(plan: Plan, location: str, vae_digest: str | None) -> tuple[Artifact, ...]:
+def assemble(
+    plan: Plan, location: str, expert_files: Mapping[str, tuple[Artifact, ...]], vae_digest: str | None
+) -> tuple[Artifact, ...]:
     """Write the ensemble of the finished experts, with the VAE of their latents, to the run's `ensemble`; its files.
 
-    Raises RunFailed if that VAE is no longer the one of `vae_digest`.
+    Raises RunFailed if an expert is not what `expert_files` records of it, by region, or the VAE is no longer the one
+    of `vae_digest`.
     """
     run = RunDirectory(location)
     run.fetch_stages([train_stage_name(region) for region in plan.regions])
-    experts = [load_network(run.path / train_stage_name(region) / EXPERT_FOLDER) for region in plan.regions]
+    experts = [_expert(run.path / train_stage_name(region), expert_files[region.name]) for region in plan.regions]
     names = [region.name for region in plan.regions]
     save_ensemble(
         run.path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, _vae(plan, vae_digest)
@@ -54,6 +59,13 @@ def sample(plan: Plan, location: str, report: Callable[[int, int], None] | None 
     )
     write_images(images, run.path / SAMPLE)
     return _published(run, SAMPLE)
+
+
+def _expert(stage_folder: Path, files: tuple[Artifact, ...]) -> nn.Module:
+    try:
+        return load_verified(stage_folder / EXPERT_FOLDER, {Path(file.path).name: file.sha256 for file in files})
+    except DamagedFileError as error:
+        raise RunFailed(f"{error}. Go on with `ebdiff resume`: the expert is made again, to the same bits.") from None
 
 
 def _vae(plan: Plan, digest: str | None) -> nn.Module | None:

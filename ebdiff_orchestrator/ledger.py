@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import Inputs, JobOutline
+from ebdiff_orchestrator.stages import Inputs, JobOutline, made_from, with_what_follows
 from region_workers.results import finished_result
 from schemas.clock import unix_time
 from schemas.errors import UserError
@@ -55,15 +55,25 @@ class Ledger:
         return tuple(item for item in self.manifest.stage(stage).artifacts if item.path.startswith(start))
 
     def distrust_damaged(self) -> None:
-        """Stages whose files are not what was recorded are open again; so are failed and interrupted ones."""
+        """`reopen_damaged`; failed and interrupted stages are open again too."""
+        self.reopen_damaged()
         for record in list(self.manifest.stages.values()):
-            if record.status == "done":
-                damaged = self.directory.damaged(record.artifacts)
-                if not damaged:
-                    continue
-                self._forget(record.name, damaged[0])
-            if record.status != "pending":
+            if record.status not in ("done", "pending"):
                 self._put(record, status="pending")
+
+    def reopen_damaged(self) -> bool:
+        """Open the stages again whose files are not what was recorded, and all that was made from them; whether any.
+
+        Of the latter what workers left is entered again by `take_results`, if it still fits what it was made from.
+        """
+        done = [self.manifest.stage(name) for name in self.done_stages()]
+        found = {record.name: self.directory.damaged(record.artifacts) for record in done}
+        damaged = {name: paths[0] for name, paths in found.items() if paths}
+        for name, path in damaged.items():
+            self._forget(name, path)
+        for name in with_what_follows(self.plan, damaged) & self.done_stages():
+            self._put(self.manifest.stage(name), status="pending")
+        return bool(damaged)
 
     @property
     def inputs(self) -> Inputs:
@@ -145,7 +155,7 @@ class Ledger:
         self.directory.refresh([stage.name for stage in stages])
         for stage in stages:
             result = finished_result(self.directory.path, stage)
-            if result is None:
+            if result is None or not all(self.is_done(source) for source in made_from(self.plan).get(stage.name, ())):
                 continue
             damaged = self.directory.damaged(result.artifacts)
             if damaged:

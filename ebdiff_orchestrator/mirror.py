@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from region_workers.results import is_whole
+from schemas.integrity import is_whole
 from schemas.job import Artifact
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from pathlib import Path
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.stages import JobOutline
 from region_workers.checkpoints import find_checkpoint
-from region_workers.results import finished_result, is_whole
+from region_workers.results import finished_result
 from region_workers.training import state_key, ticket_artifacts
 from schemas.durable import write_folder, write_model
+from schemas.integrity import is_whole
 from schemas.job import CHECKPOINTS_FOLDER, RESULT_FILE, DrawStage, StageResult, TrainStage
 
 Stage = DrawStage | TrainStage

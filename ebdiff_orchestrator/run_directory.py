@@ -15,11 +15,11 @@ from ebdiff_orchestrator.mirror import Mirror, NoMirror, StoreMirror
 from ebdiff_orchestrator.ownership import Claims, FolderClaims, Ownership, Say, StoredClaims, claim_run
 from ebdiff_orchestrator.stages import ASSEMBLE, stage_names
 from region_workers.checkpoint_folders import newest_step
-from region_workers.results import is_whole
 from schemas.clock import unix_time
 from schemas.digest import digest
 from schemas.durable import remove_leftovers, write_model, write_text
 from schemas.errors import PlanError, UserError, plan_error
+from schemas.integrity import is_whole
 from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact
 from schemas.location import default_cache_dir, folder_of, object_url
 from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest

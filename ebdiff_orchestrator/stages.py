@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,21 @@ def stage_names(plan: Plan) -> tuple[str, ...]:
     return (*draws, *(f"train/{region.name}" for region in plan.regions), ASSEMBLE, SAMPLE)
 
 
+def made_from(plan: Plan) -> dict[str, tuple[str, ...]]:
+    """The stages that a stage is made from, by its name; draws are made from none."""
+    trainings = {train_stage_name(region): (_draw_stage_name(plan, region),) for region in plan.regions}
+    return {**trainings, ASSEMBLE: tuple(trainings), SAMPLE: (ASSEMBLE,)}
+
+
+def with_what_follows(plan: Plan, stages: Collection[str]) -> frozenset[str]:
+    """These stages, and all that is made from them."""
+    sources, found = made_from(plan), set(stages)
+    for name in stage_names(plan):  # each comes after what it is made from
+        if not found.isdisjoint(sources.get(name, ())):
+            found.add(name)
+    return frozenset(found)
+
+
 def train_stage_name(region: RegionPlan) -> str:
     """The name of a region's train stage, also its folder in the run directory."""
     return f"train/{region.name}"
@@ -66,8 +82,7 @@ def train_stage_name(region: RegionPlan) -> str:
 
 def draw_folder(plan: Plan, region: RegionPlan) -> str:
     """Where a region's ticket lies in the run directory."""
-    stage = _SHARED if plan.draw.scope == "shared" else f"draw/{region.name}"
-    return f"{stage}/{TICKETS_FOLDER}/{region.name}"
+    return f"{_draw_stage_name(plan, region)}/{TICKETS_FOLDER}/{region.name}"
 
 
 def worker_job(
@@ -107,6 +122,10 @@ def sample_key(plan: Plan, ensemble_key: str) -> str:
     """The key of the images made at the end of the run."""
     drawn = {"images": plan.sampling.num_images, "seed": plan.seed, "randomness": _RANDOMNESS}
     return digest({"stage": "sample", "ensemble": ensemble_key, **drawn})
+
+
+def _draw_stage_name(plan: Plan, region: RegionPlan) -> str:
+    return _SHARED if plan.draw.scope == "shared" else f"draw/{region.name}"
 
 
 def _region_job(plan: Plan, region: RegionPlan, inputs: Inputs) -> JobOutline:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from region_workers.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.pruned_unet import PrunedUNet2DModel
 from schemas.errors import RunFailed, UserError, plan_error, problem
+from schemas.integrity import read_verified
+from schemas.job import CONFIG_FILE, WEIGHTS_FILE
 from schemas.json_files import read_object
 from schemas.model import LatentModelPlan, ModelPlan
 from schemas.plan import DataPlan
@@ -52,15 +57,24 @@ def load_network(folder: Path) -> nn.Module:
     Raises RunFailed if the folder holds no such network.
     """
     try:
-        kind = network_class(str(read_object(folder / "config.json").get("_class_name")))
+        kind = network_class(str(read_object(folder / CONFIG_FILE).get("_class_name")))
         network: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunFailed(
-            f"{folder}: expected config.json and the safetensors weights of its network; they do not read ({reason}). "
-            "Restore the folder, or delete its stage's folder and resume."
-        ) from None
+        raise _no_network(folder, error) from None
     return network
+
+
+def load_verified(folder: Path, sha256: Mapping[str, str]) -> nn.Module:
+    """`load_network` from the very bytes that have these digests, by file name. DamagedFileError if they have not."""
+    data = read_verified(folder / CONFIG_FILE, sha256.get(CONFIG_FILE))
+    weights = read_verified(folder / WEIGHTS_FILE, sha256.get(WEIGHTS_FILE))
+    try:
+        config = json.loads(data)
+        network: nn.Module = network_class(str(config.get("_class_name"))).from_config(config)
+        network.load_state_dict(load(weights), strict=True)
+    except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _no_network(folder, error) from None
+    return network.eval()
 
 
 def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
@@ -110,6 +124,14 @@ def sample_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
         side = data.resolution // model.latent_downscale
         return model.latent_channels, side, side
     return data.channels, data.resolution, data.resolution
+
+
+def _no_network(folder: Path, error: Exception) -> RunFailed:
+    reason = str(error).splitlines()[0]
+    return RunFailed(
+        f"{folder}: expected {CONFIG_FILE} and the safetensors weights of its network; they do not read ({reason}). "
+        "Restore the folder, or delete its stage's folder and resume."
+    )
 
 
 def _attention_config(model: LatentModelPlan, classes: int | None) -> dict[str, Any]:

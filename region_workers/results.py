@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from schemas.clock import unix_time
 from schemas.digest import file_digest
 from schemas.durable import write_model
+from schemas.integrity import is_whole
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage, WorkerJob
 
 if TYPE_CHECKING:  # they import torch, which whoever only verifies a run does without
@@ -38,14 +39,6 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
     if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
         return None
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
-
-
-def is_whole(run_dir: Path, item: Artifact) -> bool:
-    """Whether a recorded file is there, in the run itself and not behind a link, with the recorded bytes."""
-    path = run_dir / item.path
-    if path.resolve() != run_dir.resolve() / item.path or not path.is_file():
-        return False
-    return path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
 
 
 def publish(

@@ -70,14 +70,17 @@ class _Work:
 
     def _do_stages(self, world: World) -> None:
         job = self._job
-        open_stages = [s for s in (job.draw, job.train) if s is not None and not _is_finished(job, s, world)]
-        if not open_stages:
+        stages = [stage for stage in (job.draw, job.train) if stage is not None]
+        first = next((index for index, stage in enumerate(stages) if not _is_finished(job, stage, world)), None)
+        if first is None:
             return
-        self._stage = open_stages[0].name
+        self._stage = stages[first].name
         if world.leads:
             announce_start(job, self._stage)
         store = _open_store(job, world)
-        for stage in open_stages:
+        for stage in stages[first:]:
+            if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
+                continue
             self._stage = stage.name
             world.forget_peak_memory()
             with _only_worker(job, stage.name, world):

@@ -8,11 +8,18 @@ import torch
 
 from ebdiff_orchestrator.ensemble import save_ensemble
 from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import ASSEMBLE
+from ebdiff_orchestrator.stages import ASSEMBLE, train_stage_name
 from region_workers.dense import build_dense
 from region_workers.results import artifact, files_in
+from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.manifest import Manifest
 from schemas.plan import Plan
+
+
+def expert_files(run_dir: Path, plan: Plan) -> dict[str, tuple[Artifact, ...]]:
+    """What a manifest would record of the experts in a run directory, by region."""
+    folders = {region.name: run_dir / train_stage_name(region) / EXPERT_FOLDER for region in plan.regions}
+    return {name: tuple(artifact(run_dir, file) for file in files_in(folder)) for name, folder in folders.items()}
 
 
 def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:

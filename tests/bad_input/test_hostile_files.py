@@ -37,10 +37,10 @@ from region_workers.data.decode import Transform, UnreadableImageError, decode
 from region_workers.data.store import ensure_store
 from region_workers.dense import load_network
 from region_workers.pretrained import find_dense
-from region_workers.results import is_whole
 from region_workers.run import run_job
 from schemas.digest import digest, file_digest
 from schemas.errors import PlanError, RunFailed, UserError
+from schemas.integrity import is_whole
 from schemas.job import Artifact, WorkerJob
 from schemas.plan import DataPlan
 from schemas.sealed import seal_folder

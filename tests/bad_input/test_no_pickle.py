@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from finished_run import finished_run
+from finished_run import expert_files, finished_run
 from local_inception import write_local_inception
 from places import DENSE, plan_of, png
 from small_training import job_of, small_plan
@@ -100,7 +100,7 @@ def test_a_run_is_planned_trained_resumed_assembled_and_sampled_without_unpickli
     )
     run_job(job_of(further, run_dir, cache))  # from the checkpoint of the fourth step
     RunDirectory(run_dir).begin(further)
-    assemble(further, str(run_dir), None)
+    assemble(further, str(run_dir), expert_files(run_dir, further), None)
     sample(further, str(run_dir))
     assert (run_dir / "samples" / "grid.png").is_file()
     assert len(recorded_masks(run_dir, further)[0]) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,6 +92,20 @@ class UnwillingCluster(SerialCluster):
 
     def start(self, job: WorkerJob, workers: int) -> Future[None]:
         raise WouldStartError(job.name)
+
+
+class HarmingCluster(SerialCluster):
+    """Does harm to the run once, as soon as the worker of a job has ended, before the driver sees what it left."""
+
+    def __init__(self, after: str, harm: Callable[[Path], None]) -> None:
+        super().__init__()
+        self._after, self._harm = after, harm
+
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+        future = super().start(job, workers)
+        if job.name == self._after and self.jobs.count(job.name) == 1:
+            self._harm(Path(job.run_dir))
+        return future
 
 
 class PowerCutError(RuntimeError):

@@ -8,13 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import Damage, damages_of, flip_some_bit
-from small_runs import Listener, UnwillingCluster, WouldStartError, other_region, products, small_plan, without_ray
+from damage import Damage, damages_of, flip_bit, flip_some_bit
+from small_runs import (
+    HarmingCluster,
+    Listener,
+    UnwillingCluster,
+    WouldStartError,
+    other_region,
+    products,
+    small_plan,
+    without_ray,
+)
 
-from ebdiff_orchestrator import driver
+from ebdiff_orchestrator import driver, finishing
 from ebdiff_orchestrator.run_directory import RunDirectory
 from schemas.digest import digest, file_digest
-from schemas.errors import UserError
+from schemas.errors import RunFailed, UserError
 from schemas.manifest import MANIFEST_FILE, Manifest
 
 WEIGHTS = "expert/diffusion_pytorch_model.safetensors"
@@ -101,6 +110,38 @@ def test_what_was_damaged_is_made_again_to_the_same_bits(finished: Path, run_dir
     assert cluster.jobs == ["region low"]
     assert _manifest(run_dir).finished()
     assert products(run_dir) == products(finished)
+    again = [record.name for record in _manifest(run_dir).stages.values() if record.attempts == 2]
+    assert again == [name.rsplit("low")[0] + "low", "ensemble", "samples"], "what was made from it was kept"
+
+
+@pytest.mark.parametrize("name", [other_region(name) for name in OF_WORKERS])
+def test_what_is_damaged_before_the_driver_enters_it_is_made_again_at_once(
+    finished: Path, cache_dir: Path, tmp_path: Path, name: str
+) -> None:
+    cluster = HarmingCluster("region high", lambda run_dir: flip_some_bit(run_dir / name, seed=1))
+    with without_ray(cluster):
+        driver.launch(small_plan(), tmp_path / "run")
+    assert cluster.jobs == ["region high", "region high", "region low"]
+    assert products(tmp_path / "run") == products(finished)
+
+
+@pytest.mark.parametrize("name", [f"train/high/{WEIGHTS}", "train/high/expert/config.json"])
+def test_an_expert_damaged_while_another_region_trained_is_made_again_and_not_assembled(
+    finished: Path, cache_dir: Path, tmp_path: Path, name: str
+) -> None:
+    cluster, listener = HarmingCluster("region low", lambda run_dir: flip_bit(run_dir / name, 700, 3)), Listener()
+    with without_ray(cluster):
+        driver.launch(small_plan(), tmp_path / "run", view=listener)
+    assert any(name in line and "again" in line for line in listener.said), listener.said
+    assert cluster.jobs == ["region high", "region low", "region high"]
+    assert products(tmp_path / "run") == products(finished)
+
+
+def test_assembling_verifies_the_bytes_that_it_reads(run_dir: Path) -> None:
+    files = {region: _manifest(run_dir).stage(f"train/{region}").artifacts for region in ("low", "high")}
+    flip_some_bit(run_dir / "train/high" / WEIGHTS, seed=1)
+    with pytest.raises(RunFailed, match=f"train/high/{WEIGHTS} is missing or .* Go on with `ebdiff resume`"):
+        finishing.assemble(small_plan(), str(run_dir), files, None)
 
 
 @pytest.mark.parametrize(("name", "damage"), _cases(OF_THE_DRIVER))

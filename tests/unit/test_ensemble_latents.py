@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from ensemble_fixtures import CLASSES, NAMES, ROUTES, attending_experts, attending_unet, tiny_experts, tiny_vae
+from finished_run import expert_files
 
 from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
@@ -158,7 +159,8 @@ def test_a_run_on_latents_is_assembled_with_its_vae(tmp_path: Path, override: fl
     attending_unet().save_pretrained(tmp_path / "train" / plan.regions[0].name / "expert")
     assert isinstance(plan.model, LatentModelPlan)
     info = load_vae(plan.model, plan.data.channels)[1]
-    files = {file.path for file in assemble(plan, tmp_path, info.digest)}
+    experts = expert_files(tmp_path, plan)
+    files = {file.path for file in assemble(plan, str(tmp_path), experts, info.digest)}
     assert "ensemble/vae/diffusion_pytorch_model.safetensors" in files
     pipe = load_ensemble(tmp_path)
     assert (pipe.vae.config.scaling_factor, pipe.scheduler.config.guidance_scale) == (written, 3.0)
@@ -166,4 +168,4 @@ def test_a_run_on_latents_is_assembled_with_its_vae(tmp_path: Path, override: fl
     assert pipe.num_classes == CLASSES
     assert draw(pipe).shape == (2, 1, 8, 8)
     with pytest.raises(RunFailed, match="not the VAE that the latents are of"):
-        assemble(plan, tmp_path, "another")
+        assemble(plan, str(tmp_path), experts, "another")

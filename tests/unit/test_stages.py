@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ebdiff_orchestrator.stages import Inputs, outline_jobs
+from ebdiff_orchestrator.stages import Inputs, outline_jobs, with_what_follows
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -49,3 +49,19 @@ def test_another_ratio_in_one_region_leaves_the_other_regions_keys(tiny_plan: Ma
     before, after = _keys(tiny_plan()), _keys(tiny_plan("regions.2.pruning_ratio=0.7"))
     assert before[:4] == after[:4]
     assert not set(before[4:]) & set(after[4:])
+
+
+@pytest.mark.parametrize(
+    ("scope", "stage", "followers"),
+    [
+        ("per-region", "draw/0-260", {"train/0-260", "ensemble", "samples"}),
+        ("per-region", "train/240-460", {"ensemble", "samples"}),
+        ("per-region", "ensemble", {"samples"}),
+        ("per-region", "samples", set()),
+        ("shared", "draw/shared", {"train/0-260", "train/240-460", "train/440-1000", "ensemble", "samples"}),
+    ],
+)
+def test_all_that_is_made_from_a_stage_follows_it(
+    tiny_plan: MakePlan, scope: str, stage: str, followers: set[str]
+) -> None:
+    assert with_what_follows(tiny_plan(f"draw.scope={scope}"), [stage]) == {stage} | followers
