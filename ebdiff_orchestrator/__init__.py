@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from schemas.plan import Plan
-
 if TYPE_CHECKING:
     from ebdiff_orchestrator.driver import extend, launch, resume
     from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
     from ebdiff_orchestrator.evaluation.evaluate import evaluate
+    from schemas.plan import Plan
 
 __all__ = ["Plan", "evaluate", "extend", "launch", "load_ensemble", "resume"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """Import the driver or the ensemble when it is first asked for."""
+    """Import what is asked for when it first is: the command line's help needs none of it."""
+    if name == "Plan":
+        from schemas.plan import Plan
+
+        return Plan
     if name in ("extend", "launch", "resume"):
         from ebdiff_orchestrator import driver
 

@@ -9,10 +9,9 @@ import time
 import traceback
 from contextlib import nullcontext
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -28,8 +27,9 @@ from ebdiff_orchestrator.sample_command import add_sample_command
 from ebdiff_orchestrator.usage import usage_problem
 from ebdiff_orchestrator.view import terminal_view
 from schemas.errors import RunFailed, UserError, disk_problem
-from schemas.manifest import MANIFEST_FILE, read_manifest
-from schemas.plan import Plan
+
+if TYPE_CHECKING:
+    from schemas.plan import Plan
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -58,6 +58,8 @@ TakeOverOption = Annotated[
 def print_version(wanted: bool) -> None:
     """Print the package's version and exit, if wanted."""
     if wanted:
+        from importlib import metadata
+
         print(metadata.version("ebdiff-orchestrator"))
         raise typer.Exit
 
@@ -176,8 +178,7 @@ def plan(
     ] = None,
 ) -> None:
     """Show what would run, and check it; nothing is trained."""
-    from ebdiff_orchestrator.dense_start import adopt_dense
-    from ebdiff_orchestrator.planning import look_ahead
+    from ebdiff_orchestrator.data_checks import check_resolution, data_notes
     from ebdiff_orchestrator.plans import load_plan, plan_as_yaml
 
     if as_yaml and (as_json or gpus):
@@ -186,7 +187,24 @@ def plan(
         raise UserError("--measure, --efficiency, --gpu-memory: expected with --gpus. Add it, as in --gpus 3.")
     loaded = load_plan(plan, changes or ())
     if loaded.model.pretrained is not None:
+        from ebdiff_orchestrator.dense_start import adopt_dense
+
         loaded, _ = adopt_dense(loaded)
+    if as_yaml:
+        check_resolution(loaded)
+        print(plan_as_yaml(loaded), end="")
+    else:
+        _show_outlook(loaded, as_json, gpus, measure, efficiency, gpu_memory)
+    for note in data_notes(loaded):
+        print(f"note: {note}", file=sys.stderr if as_json or as_yaml else sys.stdout)
+
+
+def _show_outlook(
+    loaded: Plan, as_json: bool, gpus: int | None, measure: bool, efficiency: float | None, gpu_memory: float | None
+) -> None:
+    """What only the network tells: sizes, and the placements that they lead to. torch is imported."""
+    from ebdiff_orchestrator.planning import look_ahead
+
     outlook = look_ahead(loaded)
     placements = None
     if gpus is not None:
@@ -197,8 +215,6 @@ def plan(
     if as_json:
         more = {"placements": placements.as_json()} if placements else {}
         print(json.dumps(outlook.as_json() | more, indent=2))
-    elif as_yaml:
-        print(plan_as_yaml(loaded), end="")
     else:
         from ebdiff_orchestrator.reports.placements_view import show_plan
 
@@ -226,6 +242,7 @@ def presets() -> None:
 def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
     """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
     from ebdiff_orchestrator.cluster import start_early
+    from schemas.manifest import MANIFEST_FILE, read_manifest
 
     known = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
     plan = loaded or (known.plan if known else None)

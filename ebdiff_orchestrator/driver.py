@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.cluster import Cluster, Request, cluster_address, connect, request_of
+from ebdiff_orchestrator.data_checks import check_data_fits
 from ebdiff_orchestrator.dense_start import adopt_dense
 from ebdiff_orchestrator.finishing import assemble, sample
 from ebdiff_orchestrator.handle import RunHandle
@@ -15,7 +16,7 @@ from ebdiff_orchestrator.interrupts import Interrupts
 from ebdiff_orchestrator.job_loop import JobLoop
 from ebdiff_orchestrator.ledger import Ledger
 from ebdiff_orchestrator.placement.jobs import place_jobs
-from ebdiff_orchestrator.planning import Outlook, check_data_fits, look_ahead
+from ebdiff_orchestrator.planning import Outlook, look_ahead
 from ebdiff_orchestrator.plans import plan_from_values
 from ebdiff_orchestrator.reuse import take_over
 from ebdiff_orchestrator.run_directory import RunDirectory

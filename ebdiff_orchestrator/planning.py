@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ebdiff_orchestrator.data_checks import check_resolution
 from region_workers.costs import CostCounter, Costs
 from region_workers.pretrained import dense_counter
 from region_workers.pruning.widths import check_ratio, realised_ratio
@@ -78,36 +79,8 @@ def look_ahead(plan: Plan, dense: DenseSource | None = None) -> Outlook:
     return Outlook(plan, counter.dense(), regions, _weighted(plan, regions))
 
 
-def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
-    """Raise PlanError if a batch cannot be made from the data set, or not be shared out evenly."""
-    batch = plan.training.batch_size
-    if batch > images:
-        raise plan_error(
-            "training.batch_size",
-            batch,
-            f"at most the data set's {images} images",
-            f"Lower it, for example --set training.batch_size={images}.",
-        )
-    share = world_size * plan.training.gradient_accumulation
-    if batch % share:
-        raise plan_error(
-            "training.batch_size",
-            batch,
-            f"a multiple of {share} (workers a region times training.gradient_accumulation)",
-            "Change the batch size or the number of GPUs a region.",
-        )
-
-
 def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
-    halvings = len(plan.model.block_out_channels) - 1
-    smallest = 2**halvings * (plan.model.latent_downscale if plan.model.family == "latent" else 1)
-    if plan.data.resolution % smallest:
-        raise plan_error(
-            "data.resolution",
-            plan.data.resolution,
-            f"a multiple of {smallest}, since the network halves it {halvings} times",
-            "Change the resolution or the number of model.block_out_channels.",
-        )
+    check_resolution(plan)
     try:
         return dense_counter(plan.model, plan.data, dense)
     except (ValueError, TypeError, KeyError) as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from schemas.job import Progress, ProgressState
+if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help has a view, too
+    from schemas.job import Progress, ProgressState
 
 _LINE_EVERY_S = 15.0
 
@@ -129,6 +130,8 @@ def terminal_view() -> View:
 
 def sampling_report(view: View) -> Callable[[int, int], None]:
     """A `report(done, total)` for sampling that shows on a view."""
+    from schemas.job import Progress
+
     began = time.monotonic()
 
     def report(done: int, total: int) -> None:

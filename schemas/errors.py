@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import Any
-
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticCustomError
+from typing import TYPE_CHECKING, Any
 
 from schemas.keys import meant_keys, similar_word
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+    from pydantic_core import PydanticCustomError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -67,6 +68,8 @@ def plan_error(field: str, value: object, expected: str, remedy: str) -> PlanErr
 
 def cross_field_error(field: str, value: object, expected: str, remedy: str) -> PydanticCustomError:
     """The error that a pydantic validator raises for a rule over several fields."""
+    from pydantic_core import PydanticCustomError
+
     return PydanticCustomError(
         "plan",
         "{problem}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,7 +11,9 @@ from rich.table import Table
 
 from ebdiff_orchestrator.arguments import RunArgument
 from ebdiff_orchestrator.view import Silent, terminal_view
-from schemas.evaluation import EvaluationReport
+
+if TYPE_CHECKING:
+    from schemas.evaluation import EvaluationReport
 
 
 def add_evaluate_command(app: typer.Typer) -> None:

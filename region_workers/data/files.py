@@ -1,4 +1,4 @@
-"""Files below a folder, as names relative to it: which there are, of which class, and what tells that they changed.
+"""What names tell of a data set: the files below a folder, of which class each is, and whether they changed.
 
 Names are strings and not paths: of a million files the paths alone would take minutes and most of a gigabyte.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,12 @@ from schemas.errors import plan_error
 
 FOLDER_LABEL = "label"  # the name that the datasets library gives to the folders of a folder of images
 
+TABLE_SUFFIX = ".parquet"
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HASHED_AT_ONCE = 1000
 
 
@@ -24,6 +31,11 @@ def visible_files(root: Path) -> list[str]:
     """Every file below `root`, sorted by name; neither hidden ones nor those in hidden folders."""
     # None of the user's images: macOS leaves "._name.jpg" beside them, caches their own folders.
     return sorted(_visible(str(root), ""))
+
+
+def names_hub_data(path: str) -> bool:
+    """Whether a `data.path` that is not on this machine may be the name of a data set on the hub."""
+    return bool(_HUB_NAME.fullmatch(path)) and Path(path).suffix.lower() not in {TABLE_SUFFIX, *IMAGE_SUFFIXES}
 
 
 def class_folders(root: Path, names: Sequence[str], label_column: str) -> list[str]:

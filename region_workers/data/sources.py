@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,20 +13,22 @@ import pyarrow.parquet as pq
 
 from region_workers.data.columns import check_label_column, class_names, image_column, labels_of
 from region_workers.data.decode import Item, Label
-from region_workers.data.files import FOLDER_LABEL, class_folders, files_digest, visible_files
+from region_workers.data.files import (
+    FOLDER_LABEL,
+    IMAGE_SUFFIXES,
+    TABLE_SUFFIX,
+    class_folders,
+    files_digest,
+    names_hub_data,
+    visible_files,
+)
 from region_workers.data.hub import HubSource
 from region_workers.data.splits import check_not_split, files_of_split
 from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
 
-_TABLE_SUFFIX = ".parquet"
-_IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
-)
 _ROWS_AT_ONCE = 64
 _READ_BYTES = 1 << 20
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _EXPECTED = f"a Parquet file, a folder of Parquet files or of images, a data set's name on the hub, or {DIGITS}"
 
 
@@ -52,7 +53,7 @@ def open_source(plan: DataPlan, cache_dir: Path) -> Source:
     path = Path(plan.path).expanduser()
     if plan.path == DIGITS or path.exists():
         return _local_source(path, plan)
-    if _HUB_NAME.fullmatch(plan.path) and path.suffix.lower() not in {_TABLE_SUFFIX, *_IMAGE_SUFFIXES}:
+    if names_hub_data(plan.path):
         return HubSource(plan, cache_dir)
     raise plan_error("data.path", plan.path, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
 
@@ -170,7 +171,7 @@ def _local_source(path: Path, plan: DataPlan) -> Source:
 
 
 def _file_source(path: Path, plan: DataPlan) -> Source:
-    if path.suffix.lower() in _IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         raise plan_error("data.path", plan.path, _EXPECTED, "This is one image: give the folder that holds it.")
     if not path.is_file():  # to open a pipe would wait for its other end
         raise plan_error("data.path", plan.path, _EXPECTED, "It is no regular file: choose another.")
@@ -178,12 +179,12 @@ def _file_source(path: Path, plan: DataPlan) -> Source:
 
 
 def _folder_source(root: Path, plan: DataPlan) -> Source:
-    names = [name for name in visible_files(root) if name.lower().endswith((_TABLE_SUFFIX, *_IMAGE_SUFFIXES))]
+    names = [name for name in visible_files(root) if name.lower().endswith((TABLE_SUFFIX, *IMAGE_SUFFIXES))]
     if not names:
         remedy = "The folder holds neither images nor Parquet files: choose another."
         raise plan_error("data.path", plan.path, _EXPECTED, remedy)
     names = files_of_split(root, names, plan)
-    tables = [name for name in names if name.lower().endswith(_TABLE_SUFFIX)]
+    tables = [name for name in names if name.lower().endswith(TABLE_SUFFIX)]
     if not tables:
         _check_no_column(plan)
         return FolderSource(root, names, plan.label_column)

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.plan import Plan
+
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "schemas": {"schemas"},
@@ -74,3 +77,42 @@ def test_importing_stays_light(statement: str, banned: list[str]) -> None:
     code = f"{statement}; import sys; print([name for name in {banned} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+HEAVY = [
+    "torch",
+    "ray",
+    "diffusers",
+    "datasets",
+    "torch_pruning",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "PIL",
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "banned"),
+    [
+        ("--help", [*HEAVY, "schemas.plan"]),
+        *((f"{name} --help", [*HEAVY, "schemas.plan"]) for name in ("launch", "plan", "sample", "evaluate", "doctor")),
+        ("presets", [*HEAVY, "schemas.plan"]),
+        ("plan digits --yaml", HEAVY),
+        ("plan cifar10-eb --yaml --set data.path=/nowhere/images", HEAVY),
+        ("status RUN", HEAVY),
+        ("status RUN --json", HEAVY),
+    ],
+)
+def test_a_command_imports_only_what_it_uses(command: str, banned: list[str], tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "run").begin(Plan())
+    code = (
+        "import sys; from ebdiff_orchestrator.cli import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {banned} if name in sys.modules], file=sys.stderr)"
+    )
+    typed = [str(tmp_path / "run") if word == "RUN" else word for word in command.split()]
+    result = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (0, "[]"), result.stderr

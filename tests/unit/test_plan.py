@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from pydantic import ValidationError
+from typer.testing import CliRunner
 
-from ebdiff_orchestrator.planning import check_data_fits, look_ahead
+from ebdiff_orchestrator.cli import app
+from ebdiff_orchestrator.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
+from ebdiff_orchestrator.planning import look_ahead
 from ebdiff_orchestrator.plans import load_plan, plan_as_yaml, plan_from_values
 from ebdiff_orchestrator.preset_plans import methods, presets
+from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError
-from schemas.plan import Plan
+from schemas.plan import DIGITS, Plan
 
 MakePlan = Callable[..., Plan]
 
@@ -174,3 +181,54 @@ def test_a_batch_larger_than_the_data_set_or_not_shared_evenly_is_refused(tiny_p
     with pytest.raises(PlanError, match="a multiple of 3"):
         check_data_fits(tiny_plan(), images=100, world_size=3)
     check_data_fits(tiny_plan(), images=8, world_size=2)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    for number in range(5):
+        (path / f"{number}.png").write_bytes(b"never opened")
+    return path
+
+
+def _table(path: Path) -> Path:
+    pq.write_table(pa.table({"image": [b"never decoded"] * 5}), path)
+    return path
+
+
+def test_a_plan_notes_what_its_data_lack_on_this_machine_and_opens_no_image(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    assert DigitsSource().count() == DIGITS_IMAGES
+    folder, table = _folder(tmp_path / "images"), _table(tmp_path / "images.parquet")
+    cases = [
+        (DIGITS, 1797, None),
+        (DIGITS, 1798, "training.batch_size = 1798: expected at most the data set's 1797 images"),
+        (folder, 5, None),
+        (folder, 6, "training.batch_size = 6: expected at most the data set's 5 images"),
+        (table, 5, None),
+        (table, 6, "training.batch_size = 6: expected at most the data set's 5 images"),
+        (tmp_path / "nosuch", 4, f"There is no file or folder at {tmp_path / 'nosuch'}"),
+        (tmp_path / "nosuch.parquet", 4, "data.path = "),
+        (tmp_path, 4, "a folder of Parquet files or of images, not of both"),
+        ("somebody/images", 10**6, None),
+    ]
+    for path, batch, expected in cases:
+        notes = data_notes(tiny_plan(f"data.path={path}", f"training.batch_size={batch}"))
+        assert len(notes) == (expected is not None), (path, batch, notes)
+        assert (expected or "") in "".join(notes)
+
+
+@pytest.mark.parametrize("form", ["", "--yaml", "--json"])
+def test_the_note_is_the_last_line_and_no_part_of_what_is_read_by_programs(form: str) -> None:
+    typed = ["plan", "digits", "--set", "training.batch_size=5000", *form.split()]
+    result = CliRunner().invoke(app, typed, catch_exceptions=False)
+    told = result.stderr if form else result.stdout
+    assert result.exit_code == 0
+    assert told.splitlines()[-1].startswith("note: training.batch_size = 5000")
+    assert not form or yaml.safe_load(result.stdout)["name"] == "digits"
+
+
+def test_a_plan_as_yaml_is_checked_without_its_network() -> None:
+    result = CliRunner().invoke(app, ["plan", "digits", "--yaml", "--set", "data.resolution=9"])
+    assert isinstance(result.exception, PlanError)
+    assert "a multiple of 2" in str(result.exception)

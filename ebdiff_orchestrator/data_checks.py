@@ -1,0 +1,71 @@
+"""Whether a plan and its data fit: what is refused, and what `ebdiff plan` only notes, since the cluster may differ."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from region_workers.data.files import names_hub_data
+from schemas.errors import PlanError, plan_error
+from schemas.location import default_cache_dir
+from schemas.plan import DIGITS, DataPlan, Plan
+
+DIGITS_IMAGES = 1797
+
+
+def check_resolution(plan: Plan) -> None:
+    """Raise PlanError if the network cannot halve the images as often as it does."""
+    halvings = len(plan.model.block_out_channels) - 1
+    smallest = 2**halvings * (plan.model.latent_downscale if plan.model.family == "latent" else 1)
+    if plan.data.resolution % smallest:
+        raise plan_error(
+            "data.resolution",
+            plan.data.resolution,
+            f"a multiple of {smallest}, since the network halves it {halvings} times",
+            "Change the resolution or the number of model.block_out_channels.",
+        )
+
+
+def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
+    """Raise PlanError if a batch cannot be made from the data set, or not be shared out evenly."""
+    batch = plan.training.batch_size
+    if batch > images:
+        raise plan_error(
+            "training.batch_size",
+            batch,
+            f"at most the data set's {images} images",
+            f"Lower it, for example --set training.batch_size={images}.",
+        )
+    share = world_size * plan.training.gradient_accumulation
+    if batch % share:
+        raise plan_error(
+            "training.batch_size",
+            batch,
+            f"a multiple of {share} (workers a region times training.gradient_accumulation)",
+            "Change the batch size or the number of GPUs a region.",
+        )
+
+
+def data_notes(plan: Plan) -> list[str]:
+    """For people: what of the plan's data would stop a run on this machine. Names and headers are read, no image."""
+    try:
+        images = _images_here(plan.data)
+        if images is not None:
+            check_data_fits(plan, images, world_size=1)
+    except (PlanError, OSError) as error:
+        return [str(error)]
+    return []
+
+
+def _images_here(data: DataPlan) -> int | None:
+    """How many images there are; None for a data set on the hub. PlanError if there are none on this machine."""
+    if data.path == DIGITS:
+        return DIGITS_IMAGES
+    path = Path(data.path).expanduser()
+    if path.is_dir() or path.is_file():
+        from region_workers.data.sources import open_source
+
+        return open_source(data, default_cache_dir()).count()
+    if names_hub_data(data.path):
+        return None
+    remedy = f"There is no file or folder at {path.absolute()}; the run's machines need it."
+    raise plan_error("data.path", data.path, "images on this machine too, or on the cluster alone", remedy)
