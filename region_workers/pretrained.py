@@ -17,6 +17,7 @@ from region_workers.dense import build_dense, network_class, sample_shape
 from region_workers.networks import check_prunable, network_inputs
 from schemas.digest import digest, file_digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
+from schemas.integrity import is_whole
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
 from schemas.json_files import read_object
 from schemas.manifest import MANIFEST_FILE, DenseSource, read_manifest
@@ -97,13 +98,10 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
         network: nn.Module = build_dense(model, data)
         return network
     dense = find_dense(model.pretrained)
-    found = dense.digest()
-    if found != dense_digest:
-        raise RunFailed(
-            f"{_FIELD} = {model.pretrained}: the network is not the one the run began with (digest {found[:12]}, "
-            f"expected {(dense_digest or 'none')[:12]}). Restore it, or start a new run."
-        )
-    return dense.load(model.dropout, sample_shape(model, data)[1])
+    _check_digest(dense, dense_digest, model.pretrained)
+    network = dense.load(model.dropout, sample_shape(model, data)[1])
+    _check_digest(dense, dense_digest, model.pretrained)  # nobody has written there since it was looked at
+    return network
 
 
 def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = None) -> CostCounter:
@@ -114,6 +112,15 @@ def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = 
     found = dense or find_dense(model.pretrained)
     network = _without_weights(found.class_name, found.arguments)
     return CostCounter(network, network_inputs(network, side=sample_shape(model, data)[1]))
+
+
+def _check_digest(dense: DenseFolder, expected: str | None, pretrained: str) -> None:
+    found = dense.digest()
+    if found != expected:
+        raise RunFailed(
+            f"{_FIELD} = {pretrained}: the network is not the one the run began with (digest {found[:12]}, "
+            f"expected {(expected or 'none')[:12]}). Restore it, or start a new run."
+        )
 
 
 def _check_weights(folder: Path, network: nn.Module) -> None:
@@ -181,6 +188,11 @@ def _expert_of(run: Path) -> Path:
     stage = f"train/{regions[0].name}"
     if manifest.stage(stage).status != "done":
         raise plan_error(_FIELD, run, "a finished run", f"Its training is not done. Finish it: ebdiff resume {run}")
+    recorded = [item for item in manifest.stage(stage).artifacts if item.path.startswith(f"{stage}/{EXPERT_FOLDER}/")]
+    damaged = next((item.path for item in recorded if not is_whole(run, item)), None)
+    if damaged is not None:
+        remedy = f"It is missing or damaged. `ebdiff resume {run}` makes it again, to the same bits."
+        raise plan_error(_FIELD, run, f"{damaged} as the run recorded it", remedy)
     return run / stage / EXPERT_FOLDER
 
 
