@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -26,7 +27,8 @@ from ebdiff_orchestrator.reports.commands import add_report_commands
 from ebdiff_orchestrator.sample_command import add_sample_command
 from ebdiff_orchestrator.usage import usage_problem
 from ebdiff_orchestrator.view import terminal_view
-from schemas.errors import RunFailed, UserError, disk_problem
+from schemas.errors import RunFailed, UserError, disk_problem, problem, shown
+from schemas.secrets import without_secrets
 
 if TYPE_CHECKING:
     from schemas.plan import Plan
@@ -283,13 +285,18 @@ def _guarded() -> int:
     except typer.Abort:
         return EXIT_INTERRUPTED
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            expected = "a name of at most 255 bytes"
+            return _fail(
+                UserError(problem("path", shown(error.filename), expected, "Give a shorter one.")), EXIT_BAD_INPUT
+            )
         told = disk_problem(error)
         return _fail(RunFailed(f"{told} Then the same command goes on.") if told else error, EXIT_FAILED, not told)
     except Exception as error:  # noqa: BLE001 - the last place
         wrong = usage_problem(error, sys.argv)
         if wrong is None:
             return _fail(error, EXIT_FAILED, unexpected=True)
-        print(wrong, file=sys.stderr)
+        print(without_secrets(wrong), file=sys.stderr)
         return EXIT_BAD_INPUT
     if code == EXIT_INTERRUPTED:  # typer's word for a Ctrl-C outside the job loop
         print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
@@ -302,5 +309,5 @@ def _fail(error: Exception, code: int, unexpected: bool = False) -> int:
     else:
         kind = f"{type(error).__name__}: " if unexpected else ""
         hint = " (--debug before the command shows where)" if unexpected else ""
-        print(f"ebdiff: {kind}{error}{hint}", file=sys.stderr)
+        print(without_secrets(f"ebdiff: {kind}{error}{hint}"), file=sys.stderr)
     return code

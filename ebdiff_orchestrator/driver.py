@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ebdiff_orchestrator.cluster import Cluster, Request, cluster_address, connect, request_of
+from ebdiff_orchestrator.cluster import Cluster, Request, check_surroundings, cluster_address, connect, request_of
 from ebdiff_orchestrator.data_checks import check_data_fits
 from ebdiff_orchestrator.dense_start import adopt_dense
 from ebdiff_orchestrator.finishing import assemble, sample
@@ -64,6 +64,7 @@ def launch(
     different experiment, RunFailed if a region failed for good (the others' work is saved), RunTakenOverError if
     another driver took the run over, RunStopped on Ctrl-C.
     """
+    check_surroundings(address)
     directory = RunDirectory(run_dir if run_dir is not None else Path("runs") / plan.name)
     view = view or Silent()
     plan, dense = _with_dense_start(_with_absolute_paths(plan), directory)

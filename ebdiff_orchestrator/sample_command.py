@@ -58,11 +58,14 @@ def sample(
     address: AddressOption = None,
 ) -> None:
     """Draw images from a finished ensemble."""
+    from ebdiff_orchestrator.cluster.surroundings import check_surroundings
     from ebdiff_orchestrator.ensemble.images import check_images_folder, write_images
     from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
 
     if address is not None and workers is None:
         raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
+    if workers is not None:
+        check_surroundings(address)
     check_images_folder(out)
     check_writable_folder(out, "--out")
     job = ImageJob(

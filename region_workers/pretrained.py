@@ -130,6 +130,8 @@ def _check_weights(folder: Path, network: nn.Module) -> None:
     """
     found: Counter[tuple[int, ...]] = Counter()
     for path in _weight_files(folder):
+        if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
+            raise _bad_weights(folder, f"{path.name} is no regular file")
         try:
             with safe_open(path, framework="pt") as file:
                 found.update(tuple(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from schemas.keys import meant_keys, similar_word
+from schemas.secrets import without_secrets
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -36,7 +37,10 @@ _REPHRASED = {
 
 
 class UserError(ValueError):
-    """Something its user can put right; shown without a traceback, exit code 2."""
+    """Something its user can put right; shown without a traceback, exit code 2. No key in a URL gets into it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class PlanError(UserError):
@@ -94,7 +98,7 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a number of {value.bit_length()} bits"
-    text = str(value)
+    text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value))
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
@@ -103,7 +107,8 @@ def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
     item = items[0]
     field, kind = _field(item["loc"]), item["type"]
     if kind == "plan":
-        return str(item["msg"]).replace("regions.train", f"{field}.train")  # a region does not know its place
+        _, *place = field.split(".")[:2]  # a region does not know its place
+        return re.sub(r"^regions\.(?=train |name )", ".".join(["regions", *place, ""]), str(item["msg"]))
     if kind == "extra_forbidden":
         return _unknown_key(field, item, model)
     if kind == "missing":

@@ -9,6 +9,8 @@ from typing import Any
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file. ValueError, saying what is wrong with it, for a file that holds none."""
+    if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
+        raise ValueError(f"{path.name} is no regular file")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from schemas.errors import cross_field_error
-from schemas.section import Section
+from schemas.limits import LARGE, MANY, MOST_CHANNELS
+from schemas.section import Place, Section, Text
 
-Width = Annotated[int, Field(ge=1, le=65536)]
+Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 PixelDownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
 PixelUpBlock = Literal["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
 
@@ -20,21 +21,22 @@ LatentUpBlock = Literal[PixelUpBlock, "CrossAttnUpBlock2D"]
 class _NetworkPlan(Section):
     """What both kinds of dense network have, by diffusers' argument names."""
 
-    pretrained: str | None = Field(
+    pretrained: Place | None = Field(
         None,
-        min_length=1,
         description="Start from this dense network: a diffusers folder or hub name (with or without unet/), or an "
         "earlier dense run. It replaces the arguments below by its own; null: fresh weights.",
     )
     block_out_channels: tuple[Width, ...]
     layers_per_block: int = Field(2, ge=1, le=100)
-    down_block_types: tuple[str, ...]
-    up_block_types: tuple[str, ...]
-    norm_num_groups: int = Field(8, ge=1)
-    attention_head_dim: int | None = Field(None, ge=1)
+    down_block_types: tuple[Text, ...]
+    up_block_types: tuple[Text, ...]
+    norm_num_groups: int = Field(8, ge=1, le=MOST_CHANNELS)
+    attention_head_dim: int | None = Field(None, ge=1, le=MOST_CHANNELS)
     act_fn: Literal["silu", "swish", "mish", "gelu", "relu"] = "silu"
     dropout: float = Field(0.0, ge=0, lt=1)
-    num_classes: int | None = Field(None, ge=1, description="Classes of a class-conditional model; null: none.")
+    num_classes: int | None = Field(
+        None, ge=1, le=MANY, description="Classes of a class-conditional model; null: none."
+    )
     label_dropout: float = Field(
         0.1, ge=0, lt=1, description="Share of labels replaced by `no class` in training, for classifier-free guidance."
     )
@@ -71,7 +73,7 @@ class PixelModelPlan(_NetworkPlan):
     block_out_channels: tuple[Width, ...] = (64, 128)
     down_block_types: tuple[PixelDownBlock, ...] = ("DownBlock2D", "AttnDownBlock2D")
     up_block_types: tuple[PixelUpBlock, ...] = ("AttnUpBlock2D", "UpBlock2D")
-    norm_eps: float = Field(1e-6, gt=0)
+    norm_eps: float = Field(1e-6, gt=0, le=1)
     downsample_padding: int = Field(0, ge=0, le=1)
     flip_sin_to_cos: bool = False
     freq_shift: int = Field(1, ge=0, le=1)
@@ -85,11 +87,13 @@ class LatentModelPlan(_NetworkPlan):
     """
 
     family: Literal["latent"]
-    vae: str = Field(min_length=1, description="A diffusers AutoencoderKL or VQModel: a folder or a hub name.")
-    vae_subfolder: str | None = Field(None, description="Where in it the VAE is; found by itself in a pipeline.")
-    scaling_factor: float | None = Field(None, gt=0, description="Latents are multiplied by it; null: the VAE's own.")
-    latent_channels: int = Field(3, ge=1, le=65536)
-    latent_downscale: int = Field(4, ge=1, description="Pixels a latent's side stands for; VQ-f4: 4.")
+    vae: Place = Field(description="A diffusers AutoencoderKL or VQModel: a folder or a hub name.")
+    vae_subfolder: Place | None = Field(None, description="Where in it the VAE is; found by itself in a pipeline.")
+    scaling_factor: float | None = Field(
+        None, gt=0, le=LARGE, description="Latents are multiplied by it; null: the VAE's own."
+    )
+    latent_channels: int = Field(3, ge=1, le=MOST_CHANNELS)
+    latent_downscale: int = Field(4, ge=1, le=MOST_CHANNELS, description="Pixels a latent's side stands for; VQ-f4: 4.")
     block_out_channels: tuple[Width, ...] = (192, 384, 576, 960)
     down_block_types: tuple[LatentDownBlock, ...] = (
         "DownBlock2D",
@@ -103,13 +107,15 @@ class LatentModelPlan(_NetworkPlan):
         "CrossAttnUpBlock2D",
         "UpBlock2D",
     )
-    norm_num_groups: int = Field(32, ge=1)
-    attention_head_dim: int | None = Field(1, ge=1, description="The number of heads, by diffusers' misnomer.")
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_num_groups: int = Field(32, ge=1, le=MOST_CHANNELS)
+    attention_head_dim: int | None = Field(
+        1, ge=1, le=MOST_CHANNELS, description="The number of heads, by diffusers' misnomer."
+    )
+    norm_eps: float = Field(1e-5, gt=0, le=1)
     downsample_padding: int = Field(1, ge=0, le=1)
     flip_sin_to_cos: bool = True
     freq_shift: int = Field(0, ge=0, le=1)
-    cross_attention_dim: int = Field(512, ge=1, le=65536)
+    cross_attention_dim: int = Field(512, ge=1, le=MOST_CHANNELS)
     transformer_layers_per_block: int = Field(1, ge=1, le=100)
 
     @model_validator(mode="after")

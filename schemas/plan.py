@@ -8,10 +8,19 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.digest import digest
 from schemas.errors import cross_field_error
-from schemas.limits import MAX_PIXELS, MOST_PIXELS
+from schemas.limits import (
+    LARGE,
+    MANY,
+    MAX_PIXELS,
+    MOST_IMAGES,
+    MOST_PIXELS,
+    MOST_STEPS,
+    MOST_TIMESTEPS,
+    MOST_WORKERS,
+)
 from schemas.model import ModelPlan, PixelModelPlan
-from schemas.regions import NAME, RegionPlan, check_regions
-from schemas.section import Section
+from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
+from schemas.section import Place, Section, Text
 
 DIGITS = "sklearn:digits"
 Placement = Literal["one-per-region", "packed", "balanced"]
@@ -29,23 +38,24 @@ _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
 class CropPlan(Section):
     """A square cut from every image before it is resized, in pixels of the image."""
 
-    center_x: int = Field(ge=0, description="Column of the square's centre.")
-    center_y: int = Field(ge=0, description="Row of the square's centre.")
-    size: int = Field(ge=1, description="Side of the square: it spans [centre - size // 2, centre - size // 2 + size).")
+    center_x: int = Field(ge=0, le=MANY, description="Column of the square's centre.")
+    center_y: int = Field(ge=0, le=MANY, description="Row of the square's centre.")
+    size: int = Field(
+        ge=1, le=MANY, description="Side of the square: it spans [centre - size // 2, centre - size // 2 + size)."
+    )
 
 
 class DataPlan(Section):
     """Where the images come from and what is done to each one once."""
 
-    path: str = Field(
+    path: Place = Field(
         DIGITS,
-        min_length=1,
         description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}.",
     )
-    config_name: str | None = Field(None, description="The hub data set's configuration.")
-    split: str = "train"
-    image_column: str | None = Field(None, description="The column of images; found by itself if there is one.")
-    label_column: str | None = Field(
+    config_name: Text | None = Field(None, description="The hub data set's configuration.")
+    split: Text = "train"
+    image_column: Text | None = Field(None, description="The column of images; found by itself if there is one.")
+    label_column: Text | None = Field(
         None,
         description="The column of class labels, for a class-conditional model; in a folder of images the folders at "
         "its top are the classes, under the name `label`.",
@@ -66,7 +76,7 @@ class DataPlan(Section):
 class DiffusionPlan(Section):
     """The forward process (DDPM, arXiv 2006.11239): T timesteps and their betas."""
 
-    num_train_timesteps: int = Field(1000, ge=2, le=1_000_000, description="T.")
+    num_train_timesteps: int = Field(1000, ge=2, le=MOST_TIMESTEPS, description="T.")
     beta_schedule: Literal["linear", "scaled_linear"] = Field(
         "linear", description="scaled_linear: linear in the square root, as LDM does."
     )
@@ -99,6 +109,7 @@ class DrawPlan(Section):
     importance_timesteps: int | None = Field(
         None,
         ge=1,
+        le=MOST_TIMESTEPS,
         description="taylor and diff-pruning: timesteps of the region whose gradients add up; all if not set.",
     )
     diff_pruning_threshold: float = Field(
@@ -107,11 +118,15 @@ class DrawPlan(Section):
         lt=1,
         description="diff-pruning stops at the timestep whose loss falls under this share of the largest.",
     )
-    interval_steps: int | None = Field(None, ge=1, description="Steps between two masks; an epoch if not set.")
-    queue_length: int = Field(5, ge=2, description="Masks that must agree.")
-    queue_stride: int = Field(1, ge=1, description="Every n-th mask stands in the queue.")
+    interval_steps: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="Steps between two masks; an epoch if not set."
+    )
+    queue_length: int = Field(5, ge=2, le=MANY, description="Masks that must agree.")
+    queue_stride: int = Field(1, ge=1, le=MANY, description="Every n-th mask stands in the queue.")
     threshold: float = Field(0.1, gt=0, le=1, description="Largest share of mask bits in which two may differ.")
-    max_intervals: int = Field(100, ge=1, description="Masks after which a draw that has not converged stops.")
+    max_intervals: int = Field(
+        100, ge=1, le=MOST_STEPS, description="Masks after which a draw that has not converged stops."
+    )
     on_timeout: Literal["error", "take_last"] = "error"
     weights: Literal["raw", "ema"] = Field("raw", description="The weights that are ranked and inherited.")
 
@@ -137,29 +152,33 @@ class TimestepPlan(Section):
     weighting: Literal["none", "speed", "min-snr", "p2"] = Field(
         "none", description="Weights of the loss: SpeeD's, Min-SNR (arXiv 2303.09556), P2 (arXiv 2204.00227)."
     )
-    speed_tau: int = Field(700, ge=1, description="SpeeD: timesteps below it are drawn speed_k times as often.")
-    speed_k: float = Field(5.0, ge=1)
+    speed_tau: int = Field(
+        700, ge=1, le=MOST_TIMESTEPS, description="SpeeD: timesteps below it are drawn speed_k times as often."
+    )
+    speed_k: float = Field(5.0, ge=1, le=MANY)
     speed_lambda: float = Field(0.6, ge=0.5, le=1, description="SpeeD: weights below speed_tau span [1 - λ, λ].")
-    min_snr_gamma: float = Field(5.0, gt=0)
-    p2_gamma: float = Field(1.0, ge=0)
-    p2_k: float = Field(1.0, gt=0)
+    min_snr_gamma: float = Field(5.0, gt=0, le=LARGE)
+    p2_gamma: float = Field(1.0, ge=0, le=100)
+    p2_k: float = Field(1.0, gt=0, le=LARGE)
 
 
 class TrainingPlan(Section):
     """One region's training, and the dense training of its draw."""
 
-    steps: int = Field(1000, ge=1, le=10**12)
-    batch_size: int = Field(128, ge=1, description="Images a step, over all workers of a region.")
+    steps: int = Field(1000, ge=1, le=MOST_STEPS)
+    batch_size: int = Field(128, ge=1, le=MOST_IMAGES, description="Images a step, over all workers of a region.")
     learning_rate: float = Field(2e-4, gt=0, le=1)
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    adam_eps: float = Field(1e-8, gt=0)
+    adam_eps: float = Field(1e-8, gt=0, le=1)
     timesteps: TimestepPlan = TimestepPlan()
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled, as AdamW's; 0: Adam.")
-    gradient_clip: float | None = Field(1.0, gt=0, description="Largest norm of the gradient; null: no clipping.")
+    weight_decay: float = Field(0.0, ge=0, le=100, description="Decoupled, as AdamW's; 0: Adam.")
+    gradient_clip: float | None = Field(
+        1.0, gt=0, le=LARGE, description="Largest norm of the gradient; null: no clipping."
+    )
     ema_decay: float | None = Field(0.9999, ge=0, lt=1, description="null: no EMA.")
     ema_warmup: bool = Field(False, description="Decay of min(ema_decay, (1+k)/(10+k)) at step k, for short runs.")
     gradient_accumulation: int = Field(
-        1, ge=1, description="Passes that share one update; the batch is cut in as many."
+        1, ge=1, le=MOST_IMAGES, description="Passes that share one update; the batch is cut in as many."
     )
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
@@ -187,7 +206,7 @@ class TrainingPlan(Section):
 class SamplingPlan(Section):
     """How images are drawn from the ensemble, and how many at the end of the run."""
 
-    steps: int = Field(100, ge=1)
+    steps: int = Field(100, ge=1, le=MOST_TIMESTEPS)
     spacing: Literal["quadratic", "uniform"] = Field(
         "quadratic",
         description="quadratic: int(linspace(0, sqrt(0.8 T), steps)^2), the paper's; uniform: every T/steps.",
@@ -199,17 +218,17 @@ class SamplingPlan(Section):
     eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
     clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
     guidance_scale: float = Field(
-        1.0, ge=0, description="Classifier-free guidance of a class-conditional model; 1: none."
+        1.0, ge=0, le=1000, description="Classifier-free guidance of a class-conditional model; 1: none."
     )
-    num_images: int = Field(64, ge=1, le=10**7)
-    batch_size: int = Field(64, ge=1)
+    num_images: int = Field(64, ge=1, le=MOST_IMAGES)
+    batch_size: int = Field(64, ge=1, le=MOST_IMAGES)
 
 
 class CheckpointPlan(Section):
     """How often a worker saves; changes nothing in the result."""
 
-    interval_steps: int = Field(1000, ge=1)
-    keep: int = Field(2, ge=1, description="Newest checkpoints that stay on disk.")
+    interval_steps: int = Field(1000, ge=1, le=MOST_STEPS)
+    keep: int = Field(2, ge=1, le=MANY, description="Newest checkpoints that stay on disk.")
     stop_limit_s: float = Field(
         120, gt=0, le=10**8, description="Longest wait for the workers to save, once the run is asked to stop."
     )
@@ -218,25 +237,25 @@ class CheckpointPlan(Section):
 class LoggingPlan(Section):
     """How often a worker reports; changes nothing in the result."""
 
-    interval_steps: int = Field(50, ge=1)
+    interval_steps: int = Field(50, ge=1, le=MOST_STEPS)
 
 
 class WorkersPlan(Section):
     """What a region asks of the cluster; changes nothing in the experiment."""
 
-    gpus: float | Literal["auto"] = Field(
+    gpus: Annotated[float, Field(le=MOST_WORKERS)] | Literal["auto"] = Field(
         "auto",
         description="GPUs a region: a fraction shares a device, above 1 means DDP; auto: 1 if there is any.",
     )
-    cpus: float = Field(1, gt=0, description="CPUs a worker.")
-    processes: int = Field(1, ge=1, description="DDP workers a region without GPUs.")
+    cpus: float = Field(1, gt=0, le=MOST_WORKERS, description="CPUs a worker.")
+    processes: int = Field(1, ge=1, le=MOST_WORKERS, description="DDP workers a region without GPUs.")
     parallel_efficiency: float = Field(
         0.9, gt=0, le=1, description="Share of the speed that each doubling of a region's GPUs keeps; for placement."
     )
     elastic: bool = Field(
         False, description="A free GPU joins the region that ends last, at its next checkpoint; rounding may differ."
     )
-    retries: int = Field(2, ge=0, description="Further attempts of a region, anew with each that got further.")
+    retries: int = Field(2, ge=0, le=MANY, description="Further attempts of a region, anew with each that got further.")
     wait_limit_s: float = Field(3600, gt=0, le=10**8, description="Longest wait for free resources.")
     hang_limit_s: float = Field(
         1800,
@@ -244,7 +263,7 @@ class WorkersPlan(Section):
         le=10**8,
         description="Longest time without a step; a worker that makes none any more ends, to be tried again.",
     )
-    cache_dir: str | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
+    cache_dir: Place | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
 
     @field_validator("gpus")
     @classmethod
@@ -288,7 +307,9 @@ def _one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueEr
 class Plan(Section):
     """The whole experiment. `Plan.model_validate(dict)` raises pydantic's ValidationError, a ValueError."""
 
-    name: str = Field("run", pattern=NAME, description="Names the run directory, if none is given.")
+    name: str = Field(
+        "run", pattern=NAME, max_length=LONGEST_NAME, description="Names the run directory, if none is given."
+    )
     seed: int = Field(0, ge=0, lt=2**63)
     data: DataPlan = DataPlan()
     model: ModelPlan = PixelModelPlan()
@@ -312,6 +333,15 @@ class Plan(Section):
     @model_validator(mode="after")
     def _regions_cover_the_timesteps(self) -> Self:
         check_regions(self.regions, self.diffusion.num_train_timesteps)
+        return self
+
+    @model_validator(mode="after")
+    def _each_worker_has_an_image(self) -> Self:
+        for field in ("processes", "gpus"):
+            count = getattr(self.workers, field)
+            if count != "auto" and count > self.training.batch_size:
+                expected = f"at most training.batch_size = {self.training.batch_size}, an image for each worker"
+                raise cross_field_error(f"workers.{field}", count, expected, "Lower it, or raise the batch size.")
         return self
 
     @model_validator(mode="after")

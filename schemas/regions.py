@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.errors import cross_field_error
+from schemas.limits import MOST_STEPS, MOST_TIMESTEPS
 from schemas.section import Section
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # names become folders
+LONGEST_NAME = 100
+# Beside the folders of the experts lie files, such as config.json and seal.json; on some file systems also Config.JSON.
+_SUFFIXES_OF_FILES = (".json", ".safetensors", ".bin", ".py", ".md")
+
+Timestep = Annotated[int, Field(le=MOST_TIMESTEPS)]
 
 
 class RegionPlan(Section):
     """A half-open range of timesteps that one expert trains on, and how much of the network it gives up."""
 
-    train: tuple[int, int] = Field(description="[start, stop): the timesteps that the expert trains on.")
+    train: tuple[Timestep, Timestep] = Field(description="[start, stop): the timesteps that the expert trains on.")
     pruning_ratio: float = Field(
         ge=0, lt=1, description="Target share of channels to remove in every prunable layer; 0 keeps the network dense."
     )
-    name: str = Field("", description="Default: start-stop.", pattern=NAME)
+    name: str = Field("", description="Default: start-stop.", pattern=NAME, max_length=LONGEST_NAME)
     steps: int | None = Field(
-        None, ge=1, le=10**12, description="Training steps of this region, if not training.steps."
+        None, ge=1, le=MOST_STEPS, description="Training steps of this region, if not training.steps."
     )
 
     @model_validator(mode="before")
@@ -32,6 +38,14 @@ class RegionPlan(Section):
             if isinstance(train, list | tuple) and len(train) == 2:
                 return {**values, "name": f"{train[0]}-{train[1]}"}
         return values
+
+    @field_validator("name")
+    @classmethod
+    def _no_file(cls, name: str) -> str:
+        if name.lower().endswith(_SUFFIXES_OF_FILES):
+            expected = f"a folder's name, without {', '.join(_SUFFIXES_OF_FILES)} at its end"
+            raise cross_field_error("regions.name", name, expected, "Rename the region.")
+        return name
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -52,8 +66,8 @@ def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> 
         raise cross_field_error("regions", [], "at least one region", "Add one that trains [0, T).")
     spans = [list(region.train) for region in regions]
     names = [region.name for region in regions]
-    if len(set(names)) != len(names):
-        raise cross_field_error("regions.name", names, "different names", "Rename one of the regions.")
+    if len({name.lower() for name in names}) != len(names):
+        raise cross_field_error("regions.name", names, "different names, capitals aside", "Rename one of the regions.")
     if spans[0][0] != 0:
         raise cross_field_error("regions.0.train", spans[0], "a start of 0", "Start the first region at timestep 0.")
     if spans[-1][1] != num_train_timesteps:

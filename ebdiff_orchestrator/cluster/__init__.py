@@ -1,8 +1,9 @@
 """The only place that imports ray: connecting, asking what is free, and running one job on its own trainer."""
 
 from ebdiff_orchestrator.cluster.cluster import Cluster, Loss, NodeAnswer
-from ebdiff_orchestrator.cluster.connecting import cluster_address, connect, start_early
+from ebdiff_orchestrator.cluster.connecting import connect, start_early
 from ebdiff_orchestrator.cluster.request import Request, request_of, workers_on_node
+from ebdiff_orchestrator.cluster.surroundings import check_surroundings, cluster_address
 from ebdiff_orchestrator.cluster.trainer import RAY_FOLDER
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Loss",
     "NodeAnswer",
     "Request",
+    "check_surroundings",
     "cluster_address",
     "connect",
     "request_of",

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from ebdiff_orchestrator.cluster.cluster import Cluster
 from ebdiff_orchestrator.cluster.request import request_of
+from ebdiff_orchestrator.cluster.surroundings import check_surroundings, cluster_address
 from schemas.errors import RunFailed, UserError, plan_error
 from schemas.plan import WorkersPlan
 
@@ -32,11 +33,6 @@ _WORKER_ENV = {
 }
 
 
-def cluster_address(address: str | None) -> str | None:
-    """The cluster to join: the one named, else RAY_ADDRESS; None for an embedded Ray."""
-    return address or os.environ.get("RAY_ADDRESS") or None
-
-
 @contextmanager
 def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iterator[Cluster]:
     """Join the cluster at `address` or in RAY_ADDRESS (set under `ray job submit`), else start an embedded one.
@@ -45,6 +41,7 @@ def connect(workers: WorkersPlan, jobs: int, address: str | None = None) -> Iter
 
     The embedded Ray asks for a token made for this run, has no dashboard, and has room for all `jobs` at once.
     """
+    check_surroundings(address)
     address = cluster_address(address)
     _prepare_environment(address)
     early = _EarlyStart.begun
@@ -75,6 +72,7 @@ def _take_back_sigterm() -> None:
 
 def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> None:
     """Start the embedded Ray, if one will be needed, while the program goes on; `connect` with the same finds it."""
+    check_surroundings(address)
     if cluster_address(address) is None:
         _prepare_environment(None)
         _EarlyStart(workers, jobs).start()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ebdiff_orchestrator.cluster import cluster_address
+from ebdiff_orchestrator.cluster import check_surroundings, cluster_address
 from ebdiff_orchestrator.evaluation.costs import step_shares, weighted_by_steps
 from ebdiff_orchestrator.evaluation.features import Crews, make_features
 from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
@@ -100,6 +100,8 @@ def evaluate_run(
     run_dir: str | Path, options: Options, address: str | None = None, view: View | None = None
 ) -> EvaluationReport:
     """`evaluate`, with everything that its table shows."""
+    if not options.in_process:
+        check_surroundings(address)
     directory, view = RunDirectory(run_dir), view or Silent()
     plan = _finished(directory).plan
     if directory.is_mirrored:

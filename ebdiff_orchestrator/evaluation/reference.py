@@ -82,6 +82,8 @@ def given_reference(path: Path, cache_dir: Path, inception: str, max_pixels: int
         images = FolderImages(folder=str(path), max_pixels=max_pixels)
         return Reference(description, key, len(files), images, _cached(cache_dir, key))
     try:
+        if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
+            raise ValueError("it is no regular file")
         statistics = read_statistics(path)
     except (OSError, ValueError) as error:
         expected = "a folder of images, or an .npz with mu and sigma, as `python -m pytorch_fid --save-stats` writes"

@@ -180,4 +180,69 @@ REPORTS = (
     _type("compare runs/done --against nosuch", "nosuch", "no run here"),
 )
 
-CASES = (*PARSED, *RUNS, *SAMPLE, *EVALUATE, *REPORTS)
+_KEY = "AKIAKEY:very/secret+key@"
+_LONG = "n" * 300
+
+
+def _set_in(name: str, value: str, line: str, *says: str) -> Case:
+    """A command line with a variable of the environment."""
+    return Case(f"{name}={value[:20]} {line}", tuple(line.split()), (name, *says), environment=((name, value),))
+
+
+LAUNCH = "launch tiny.yaml --run-dir new"
+SURROUNDINGS = (
+    *(
+        _type(f"{LAUNCH} --address {address}", f"--address = {address}", "HOST:PORT")
+        for address in (
+            "garbage",
+            "http://127.0.0.1:8265",
+            "x://y",
+            "host:",
+            "host:port",
+            "host:123456",
+            "user@host:1",
+            "ray://",
+        )
+    ),
+    _type("resume runs/unfinished --address garbage", "--address = garbage", "HOST:PORT"),
+    _type("evaluate runs/done --address garbage", "--address = garbage", "HOST:PORT"),
+    _type("sample runs/done --out new -n 2 --workers 1 --address garbage", "--address = garbage", "HOST:PORT"),
+    _set_in("RAY_ADDRESS", "garbage", LAUNCH, "RAY_ADDRESS = garbage", "HOST:PORT"),
+    *(
+        _set_in(name, folder, line, f"{name} = {folder[:50]}", says)
+        for name in ("RAY_TMPDIR", "TMPDIR")
+        for line in (LAUNCH, "resume runs/unfinished")
+        for folder, says in (
+            ("tiny.yaml", "a folder that can be made"),
+            ("/proc/nowhere", "a folder that can be made"),
+            ("long/" * 30, "sockets"),
+            (_LONG, "at most 4000 bytes, and 255"),
+        )
+    ),
+)
+
+PLACES = (
+    _type(f"launch tiny.yaml --run-dir s3://{_KEY}bucket/run", "DIR = s3:/...@bucket/run", "the environment"),
+    *(
+        _type(f"{command} s3://{_KEY}bucket/run", "s3:/...@bucket/run", "the environment")
+        for command in ("status", "resume", "evaluate", "tickets", "compare")
+    ),
+    _type(f"{LAUNCH} --reuse gs://{_KEY}bucket/run", "gs:/...@bucket/run", "the environment"),
+    _type(f"launch tiny.yaml --run-dir {_LONG}", "nnn", "255 bytes"),
+    *(
+        _type(f"{command} {_LONG}", "nnn", "255")
+        for command in ("status", "resume", "evaluate", "compare", "doctor tiny.yaml --run-dir")
+    ),
+    _type(f"sample {_LONG} --out new", "nnn", "255"),
+    _type(f"sample runs/done --out {_LONG}", "nnn", "255"),
+    _type(f"evaluate runs/done --inception-weights {_LONG}", "nnn", "255"),
+    _type(f"evaluate runs/done --inception-weights tiny.yaml --reference {_LONG}", "nnn", "255"),
+    _type("evaluate runs/done --inception-weights special/weights.safetensors", "--inception-weights", "a file"),
+    _type(
+        "evaluate runs/done --inception-weights tiny.yaml --reference special/reference.npz",
+        "--reference",
+        "no regular file",
+    ),
+)
+
+CASES = (*PARSED, *RUNS, *SAMPLE, *EVALUATE, *REPORTS, *SURROUNDINGS, *PLACES)

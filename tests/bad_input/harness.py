@@ -32,6 +32,7 @@ class Case:
     argv: tuple[str, ...]
     says: tuple[str, ...]
     plan: str | bytes | None = field(default=None, repr=False)
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

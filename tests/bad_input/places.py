@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,28 @@ def make_site(folder: Path) -> None:
     _runs(folder / "runs")
     _networks(folder / "networks")
     _vaes(folder / "vaes")
+    _special_files(folder / "special")
+
+
+def _special_files(folder: Path) -> None:
+    """Pipes, a socket and a link to a device, under the names of what is read."""
+    folder.mkdir()
+    for name in ("table.parquet", "image.png", "plan.yaml", "weights.safetensors", "reference.npz"):
+        os.mkfifo(folder / name)
+    with socket.socket(socket.AF_UNIX) as listening:
+        here = Path.cwd()
+        os.chdir(folder)  # a socket's path may not be long
+        listening.bind("socket.parquet")
+        os.chdir(here)
+    (folder / "zeros.parquet").symlink_to("/dev/zero")
+    for name in ("pipes for weights", "pipe for config"):
+        shutil.copytree(folder.parent / "networks" / "good", folder / name)
+    for name in (f"pipes for weights/{WEIGHTS}", "pipe for config/config.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    index = json.dumps({"weight_map": {"conv_in.weight": "part.safetensors"}})
+    (folder / f"pipes for weights/{WEIGHTS}.index.json").write_text(index)
+    os.mkfifo(folder / "pipes for weights" / "part.safetensors")
 
 
 def plan_of(**changes: Any) -> Plan:

@@ -41,6 +41,9 @@ NAMES = (
     _launch("a run's manifest as plan", "runs/done/manifest.json", "created_at", "a key that plans have"),
     _launch("a prose file as plan", "a file", "a file", "mapping"),
     _launch("nothing as plan", "", "PLAN", "a folder"),
+    _launch("a pipe as plan", "special/plan.yaml", "special/plan.yaml", "no regular file"),
+    _launch("a plan of a long name", "n" * 300, "path = nnn", "at most 255 bytes"),
+    _launch("a plan of a name that is no text", "\udcff.yaml", ".yaml", "no such file"),
 )
 
 FILES = (
@@ -79,6 +82,7 @@ FILES = (
     _file("a base that is itself", "base: plan.yaml\n", "base = plan.yaml", "another YAML file"),
     _file("a base that is a folder", "base: images\n", "base = images", "a folder"),
     _file("a base that is no plan", "base: 'a file'\n", "base = a file", "mapping"),
+    _file("a base that is a pipe", "base: special/plan.yaml\n", "base = special/plan.yaml", "no regular file"),
     _file("a base outside with a mistake", "base: digits\ntraining: {steps: none}\n", "training.steps", "whole number"),
 )
 

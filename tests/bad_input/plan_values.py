@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import get_args
+
 from harness import Case
+from pydantic import BaseModel
+
+from schemas.plan import Plan
 
 _MORE = "greater than or equal to"
 
@@ -358,4 +364,89 @@ MISSPELT = (
     ),
 )
 
-CASES = (*TOP, *DATA, *MODEL, *DIFFUSION, *DRAW, *TRAINING, *SAMPLING_AND_WORKERS, *REGIONS, *MISSPELT)
+_KEY = "s3://AKIAKEY:very/secret+key@bucket/images"
+_TEXT, _PRINTED = "without null characters", "printable characters"
+_WHOLE = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: %s}]"
+
+PLACES = (
+    *(
+        _set(f"{field}={value}", f"{field} = {shown}", expected)
+        for field in ("data.path", "model.pretrained", "workers.cache_dir")
+        for value, shown, expected in (
+            ('"a\\0b"', "a\\x00b", _TEXT),
+            ("n" * 300, "nnn", "at most 4000 bytes, and 255"),
+            ("n/" * 3000, "n/n", "at most 4000"),
+            (_KEY, "s3://...@bucket/images", "the environment"),
+            ("''", "", "at least 1 character"),
+        )
+    ),
+    *(
+        _set(f'{field}="a\\0b"', f"{field} = a\\x00b", _PRINTED)
+        for field in ("data.split", "data.config_name", "data.image_column", "data.label_column")
+    ),
+    _set("workers.cache_dir=tiny.yaml", "a folder that can be written"),
+    _set("data.path=special/table.parquet", "no regular file"),
+    _set("data.path=special/image.png", "data.path"),
+    _set("data.path=special/socket.parquet", "no regular file"),
+    _set("data.path=special/zeros.parquet", "no regular file"),
+    _set("model.pretrained=special/weights.safetensors", "a diffusers model folder"),
+    _set("model.pretrained=special/pipes for weights", "no regular file"),
+    _set("model.pretrained=special/pipe for config", "a diffusers model folder"),
+)
+
+NAMES = (
+    *(
+        _set(_WHOLE % name, name, "a folder's name", at="regions.0.name")
+        for name in ("config.json", "Seal.JSON", "a.py")
+    ),
+    _set(_WHOLE % ("n" * 300), "nnn", "at most 100 characters", at="regions.0.name"),
+    _set(f"name={'n' * 300}", "nnn", "at most 100 characters"),
+    _yaml(
+        "two regions of names that differ in capitals alone",
+        "regions: [{train: [0, 600], pruning_ratio: 0.5, name: a}, {train: [500, 1000], pruning_ratio: 0.5, name: A}]",
+        "regions.name",
+        "['a', 'A']",
+        "capitals aside",
+    ),
+)
+
+
+def _bounded(section: type[BaseModel], above: str) -> Iterator[str]:
+    """The fields of numbers in a section and below it."""
+    for name, field in section.model_fields.items():
+        kinds = [field.annotation, *get_args(field.annotation)]
+        if any(kind in (int, float) for kind in kinds) and bool not in kinds:
+            yield above + name
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _bounded(kind, f"{above}{name}." if kind is field.annotation else f"{above}{name}.0.")
+
+
+HUGE = tuple(
+    _set(f"{field}=1{'0' * 100}", field, "less than")
+    for field in _bounded(Plan, "")
+    if not field.startswith("data.crop.")
+)
+HUGE_WORKERS = (
+    _set("workers.cpus=1e300", "workers.cpus = 1e+300: expected", "less than or equal to 4096"),
+    _set("workers.gpus=1e300", "workers.gpus = 1e+300: expected", "less than or equal to 4096"),
+    _set("workers.processes=1000000000", "workers.processes = 1000000000: expected", "less than or equal to 4096"),
+    _set("workers.processes=9", "workers.processes = 9: expected", "at most training.batch_size = 8"),
+    _set("workers.gpus=9", "workers.gpus = 9.0: expected", "at most training.batch_size = 8"),
+)
+
+CASES = (
+    *PLACES,
+    *NAMES,
+    *HUGE,
+    *HUGE_WORKERS,
+    *TOP,
+    *DATA,
+    *MODEL,
+    *DIFFUSION,
+    *DRAW,
+    *TRAINING,
+    *SAMPLING_AND_WORKERS,
+    *REGIONS,
+    *MISSPELT,
+)

@@ -47,6 +47,8 @@ def test_bad_input_is_refused_in_words_and_nothing_is_written(
     monkeypatch.chdir(site)
     monkeypatch.setattr(cluster, "start_early", lambda *_: None)
     monkeypatch.setattr(ray, "init", _no_ray)
+    for name, value in case.environment:
+        monkeypatch.setenv(name, value)
     if case.plan is not None:
         (site / "plan.yaml").write_bytes(case.plan if isinstance(case.plan, bytes) else case.plan.encode())
     before = contents(site)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,6 +23,22 @@ from schemas.errors import PlanError
 from schemas.plan import DIGITS, Plan
 
 MakePlan = Callable[..., Plan]
+
+
+def unbounded(schema: Any, path: str = "") -> Iterator[str]:
+    """The numbers and texts of a JSON schema that may be as large or as long as one likes."""
+    if isinstance(schema, dict):
+        bounds = {"integer": {"maximum", "exclusiveMaximum"}, "number": {"maximum", "exclusiveMaximum"}}
+        needed = {**bounds, "string": {"maxLength"}}.get(str(schema.get("type")), set())
+        if needed and not schema.keys() & {*needed, "const", "enum"}:
+            yield path
+    if isinstance(schema, dict | list):
+        for key, part in schema.items() if isinstance(schema, dict) else enumerate(schema):
+            yield from unbounded(part, f"{path}.{key}")
+
+
+def test_every_number_of_a_plan_has_an_upper_bound_and_every_text_a_longest() -> None:
+    assert list(unbounded(Plan.model_json_schema())) == []
 
 
 def _regions(*spans: tuple[int, int]) -> dict[str, object]:
