@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from region_workers.checkpoint_folders import checkpoint_folders, checkpoint_name
-from region_workers.device import World
+from region_workers.device import World, ignore
 from region_workers.host_copy import HostCopy
 from schemas.digest import file_digest
-from schemas.durable import remove_leftovers, write_folder
+from schemas.durable import remove_folder, remove_leftovers, write_folder
 from schemas.errors import RunFailed
 from schemas.sealed import Sealed
 from schemas.tables import Row, read_metrics, write_metrics
@@ -54,14 +54,14 @@ def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
 
 
 class Checkpoints:
-    """The checkpoints of one stage, newest last; only the newest `keep` stay.
+    """The checkpoints of one stage, newest last; only the newest `keep` stay. `retired` is told of each deleted one.
 
     One at a time is written in the background, from a copy on the host, while training goes on. Leaving the context
     waits for it. `passed_over` says, for people, which damaged ones `newest_good` found; empty: none.
     """
 
-    def __init__(self, folder: Path, key: str, keep: int) -> None:
-        self._folder, self._key, self._keep = folder, key, keep
+    def __init__(self, folder: Path, key: str, keep: int, retired: Callable[[Path], None] = ignore) -> None:
+        self._folder, self._key, self._keep, self._retired = folder, key, keep, retired
         self._copy = HostCopy()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -118,7 +118,7 @@ class Checkpoints:
 
         write_folder(self._path(step), write)
         for old in checkpoint_folders(self._folder)[: -self._keep]:
-            shutil.rmtree(old)
+            self._retire(old)
 
     def newest_good(self, world: World, most_steps: int | None = None) -> Checkpoint | None:
         """The newest checkpoint of this stage's key that is whole: the leading worker's choice, on every worker.
@@ -134,7 +134,7 @@ class Checkpoints:
             info = _verified(folder, self._key)
             if info is None:
                 self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket; "
-                shutil.rmtree(folder)
+                self._retire(folder)
             elif most_steps is None or info.step <= most_steps:
                 return info.step
         return -1
@@ -153,7 +153,15 @@ class Checkpoints:
     def clear(self) -> None:
         """Delete every checkpoint, once the stage's result is on disk."""
         self.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in checkpoint_folders(self._folder):
+            self._retire(folder)
+        remove_leftovers(self._folder)
+        with suppress(OSError):  # somebody else's files are in it
+            self._folder.rmdir()
+
+    def _retire(self, folder: Path) -> None:
+        remove_folder(folder)
+        self._retired(folder)
 
 
 def _verified(folder: Path, key: str) -> CheckpointInfo | None:

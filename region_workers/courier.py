@@ -6,7 +6,6 @@ once it is whole, so that training does not wait for the store; what says that o
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,17 +13,19 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 
 from region_workers.device import World
+from region_workers.failures import OutdatedError, ScratchLostError
 from region_workers.object_store import ObjectStore
-from schemas.digest import digest
+from region_workers.scratch import Scratch
 from schemas.durable import is_temporary
 from schemas.job import FAILURE_FILE, GROW_FILE, RESULT_FILE, STOP_FILE, TICKETS_FOLDER, WorkerJob
 from schemas.location import object_url
-from schemas.owner import OWNERS_FOLDER
+from schemas.owner import OWNERS_FOLDER, is_outdated
 
 CHECKPOINT_FILE = "checkpoint.json"
 _ROUND_S = 2.0
 _LAST_TRIES_S = 120.0
 _LAST = {CHECKPOINT_FILE: 1, RESULT_FILE: 2}  # they say that the files before them are whole
+_NOT_SENT = (".lock", GROW_FILE)
 
 Stamp = tuple[int, int, int]
 
@@ -36,28 +37,27 @@ def working_folder(job: WorkerJob, world: World, scratch: Path) -> Iterator[tupl
     if url is None:
         yield job, None
         return
-    place = scratch / digest([url, job.name, world.rank])[:16]
-    shutil.rmtree(place, ignore_errors=True)  # an earlier attempt's
-    folder = place / str(job.attempt)
-    folder.mkdir(parents=True)
-    courier = Courier(ObjectStore(url), folder, job, world)
-    courier.fetch()
-    try:
+    with Scratch(scratch) as own:
+        courier = Courier(ObjectStore(url), own, job, world)
+        courier.fetch()
         with courier.at_work():
-            yield job.model_copy(update={"run_dir": str(folder)}), courier
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+            yield job.model_copy(update={"run_dir": str(own.folder)}), courier
 
 
 class Courier:
-    """Between one worker's folder and the store. Only the leading worker's files are sent, and anybody's failure."""
+    """Between one worker's folder and the store. Only the leading worker's files are sent, and anybody's failure.
 
-    def __init__(self, store: ObjectStore, folder: Path, job: WorkerJob, world: World) -> None:
-        self._store, self._folder, self._world = store, folder, world
-        self._stages = job.stages()
+    What the folder lacks means nothing: the store loses only what the worker `retire`s, by its name.
+    """
+
+    def __init__(self, store: ObjectStore, scratch: Scratch, job: WorkerJob, world: World) -> None:
+        self._store, self._scratch, self._folder, self._world = store, scratch, scratch.folder, world
+        self._stages, self._owner = job.stages(), job.owner
         self._tickets = f"{job.train.draw}/{TICKETS_FOLDER}/{job.train.region}" if job.train else None
         self._carried: dict[str, Stamp] = {}
+        self._retired: list[str] = []
         self._turn = Lock()
+        self._ended: Exception | None = None
 
     def fetch(self) -> None:
         """Have the folder hold what the store has of the job's stages and of the ticket it begins with."""
@@ -88,9 +88,11 @@ class Courier:
             while not over.wait(_ROUND_S):
                 try:
                     self._carry()
-                    self._look()
                 except OSError:
                     continue  # the store does not answer; the next round may get through
+                except (ScratchLostError, OutdatedError) as error:
+                    self._ended = error
+                    return
 
         thread = Thread(target=rounds, name="courier", daemon=True)
         thread.start()
@@ -114,25 +116,52 @@ class Courier:
             else:
                 return
 
-    def _carry(self) -> None:
-        """Send what is new or changed, then delete what is gone here."""
-        with self._turn:
-            here = dict(self._files())
-            for key in sorted(here, key=lambda key: (_LAST.get(Path(key).name, 0), key)):
-                if self._carried.get(key) != here[key] and self._send(key):
-                    self._carried[key] = here[key]
-            gone = [key for key in self._carried if key not in here] if self._world.leads else []
-            for key in sorted(gone, key=lambda key: (-_LAST.get(Path(key).name, 0), key)):
-                self._store.delete(key)
-                del self._carried[key]
+    def retire(self, folder: Path) -> None:
+        """The worker has deleted this folder for good: the store's goes too, once what replaces it is there."""
+        self._retired.append(folder.relative_to(self._folder).as_posix())
 
-    def _send(self, key: str) -> bool:
-        """Whether the file was still there to be sent."""
+    def check(self) -> None:
+        """Raise what ended the carrying, so that the worker ends too."""
+        if self._ended is not None:
+            raise self._ended
+
+    def _carry(self) -> None:
+        """Send what is new or changed, then delete what the worker has retired.
+
+        ScratchLostError, with only the failure sent, if the worker's folder is gone; OutdatedError if the run has
+        another owner.
+        """
+        with self._turn:
+            retired = list(self._retired)  # what replaces them is among the files
+            self._look()
+            lost = self._scratch.is_lost()
+            here = {key: stamp for key, stamp in self._files() if not lost or key.endswith(FAILURE_FILE)}
+            for key in sorted(here, key=_order):
+                if self._carried.get(key) != here[key]:
+                    self._send(key, here[key])
+            if lost:
+                raise ScratchLostError(self._folder)
+            for folder in retired:
+                self._delete(folder, here)
+                self._retired.remove(folder)
+
+    def _send(self, key: str, stamp: Stamp) -> None:
+        if Path(key).name in _LAST:
+            self._look()
+            if self._scratch.is_lost():
+                raise ScratchLostError(self._folder)
         try:
             self._store.upload(self._folder / key, key)
         except FileNotFoundError:
-            return False
-        return True
+            return  # an old checkpoint, deleted just now
+        self._carried[key] = stamp
+
+    def _delete(self, folder: str, here: dict[str, Stamp]) -> None:
+        """Delete what the store has under a retired folder, but for what the worker has written there since."""
+        for key in sorted(self._store.list_keys(folder), key=_order, reverse=True):
+            if key not in here:
+                self._store.delete(key)
+                self._carried.pop(key, None)
 
     def _files(self) -> Iterable[tuple[str, Stamp]]:
         """The whole files of the job's stages."""
@@ -140,21 +169,27 @@ class Courier:
             for path in (self._folder / stage).rglob("*"):
                 parts = path.relative_to(self._folder).parts
                 sent = self._world.leads or path.name == FAILURE_FILE
-                if sent and path.is_file() and not any(is_temporary(part) or part == ".lock" for part in parts):
+                if sent and path.is_file() and not any(is_temporary(part) or part in _NOT_SENT for part in parts):
                     try:
                         yield "/".join(parts), _stamp(path)
                     except FileNotFoundError:
                         continue  # an old checkpoint, deleted just now
 
     def _look(self) -> None:
-        """What the driver asks for, and whether the run has another owner."""
+        """See what the driver asks for; OutdatedError if the run has another owner."""
         for key in (STOP_FILE, *(f"{stage}/{GROW_FILE}" for stage in self._stages)):
             if self._store.stamps([key])[0] is not None:
                 self._store.download(key, self._folder / key)
         owners = self._folder / OWNERS_FOLDER
-        owners.mkdir(exist_ok=True)
+        owners.mkdir(parents=True, exist_ok=True)
         for name in self._store.names(OWNERS_FOLDER):
             (owners / name).touch()
+        if is_outdated(self._folder, self._owner):
+            raise OutdatedError("the run has another owner; nothing more of this worker is sent")
+
+
+def _order(key: str) -> tuple[int, str]:
+    return _LAST.get(Path(key).name, 0), key
 
 
 def _stamp(path: Path) -> Stamp:

@@ -8,6 +8,7 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,12 +28,16 @@ def nothing() -> None:
     """Do nothing."""
 
 
+def ignore(folder: Path) -> None:
+    """Do nothing with it."""
+
+
 @dataclass(frozen=True)
 class World:
     """Which of a region's workers this one is, and on what it computes.
 
     `leaves_soon` says whether a machine of the region is about to be taken away; all workers ask it equally often.
-    `pulse` is told of every step.
+    `pulse` is told of every step, `retired` of every checkpoint that is deleted.
     """
 
     device: torch.device
@@ -40,6 +45,7 @@ class World:
     size: int
     leaves_soon: Callable[[], bool] = never
     pulse: Callable[[], None] = nothing
+    retired: Callable[[Path], None] = ignore
 
     @property
     def leads(self) -> bool:

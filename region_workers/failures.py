@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -34,8 +35,25 @@ class HangError(RuntimeError):
         )
 
 
+class ScratchLostError(RuntimeError):
+    """The worker's own folder was deleted under it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"{folder}, where this worker keeps what it has not sent yet, was deleted while it worked. Nothing in the "
+            "store was touched; the next attempt goes on from there. Keep workers.cache_dir out of what is cleaned up."
+        )
+
+
 class StopRequestedError(Exception):
     """The run was asked to stop; the state is saved."""
+
+
+class OutdatedError(StopRequestedError):
+    """The run has another owner, or the job another attempt: what this worker makes is not sent any more."""
+
+
+_OF_THE_WORKER = (StageHeldError, HangError, ScratchLostError)  # they say it themselves; another attempt may help
 
 
 def is_retryable(error: BaseException) -> bool:
@@ -48,7 +66,7 @@ def is_retryable(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _FOR_GOOD
-    broken = (StageHeldError, HangError, torch.AcceleratorError, dist.DistError, SystemExit, KeyboardInterrupt)
+    broken = (*_OF_THE_WORKER, torch.AcceleratorError, dist.DistError, SystemExit, KeyboardInterrupt)
     return isinstance(error, broken) or _is_of_the_process_group(error) or _is_of_the_end(error)
 
 
@@ -65,7 +83,7 @@ def message_for_people(error: BaseException) -> str:
         return f"The worker was told to end, as by SIGTERM ({error})."
     if isinstance(error, OSError) and (told := disk_problem(error)):
         return told
-    if isinstance(error, RunFailed | UserError | StageHeldError | HangError):
+    if isinstance(error, (RunFailed, UserError, *_OF_THE_WORKER)):
         return str(error)
     return f"{type(error).__name__}: {error}"
 

@@ -61,12 +61,24 @@ class _Work:
         """Stage after stage; a failure is written, and raised."""
         try:
             with Watchdog(self._job.hang_limit_s, self._end_hanging) as watchdog:
-                self._do_stages(replace(world, pulse=watchdog.pulse))
+                self._do_stages(self._watched(world, watchdog))
         except StopRequestedError:
             raise
         except BaseException as error:
             _write_failure(self._job, self._stage, error)
             raise
+
+    def _watched(self, world: World, watchdog: Watchdog) -> World:
+        """Its steps are told to the watchdog, and to the courier, who may end the worker; what it deletes, to him."""
+        courier = self._courier
+        if courier is None:
+            return replace(world, pulse=watchdog.pulse)
+
+        def pulse() -> None:
+            watchdog.pulse()
+            courier.check()
+
+        return replace(world, pulse=pulse, retired=courier.retire)
 
     def _do_stages(self, world: World) -> None:
         job = self._job
@@ -89,10 +101,12 @@ class _Work:
                 self._courier.hand_over()
 
     def _end_hanging(self) -> None:
-        _write_failure(self._job, self._stage, HangError(self._job.hang_limit_s))
-        if self._courier is not None:
-            self._courier.carry_all()
-        end_process()
+        try:
+            _write_failure(self._job, self._stage, HangError(self._job.hang_limit_s))
+            if self._courier is not None:
+                self._courier.carry_all()
+        finally:
+            end_process()
 
 
 def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: SampleStore, world: World) -> None:

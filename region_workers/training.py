@@ -45,7 +45,8 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
-    with Checkpoints(folder / CHECKPOINTS_FOLDER, state_key(stage, inputs), job.checkpointing.keep) as checkpoints:
+    key, keep = state_key(stage, inputs), job.checkpointing.keep
+    with Checkpoints(folder / CHECKPOINTS_FOLDER, key, keep, world.retired) as checkpoints:
         _train(job, stage, trainer, recorder, checkpoints, world)
     if world.leads:
         _write_expert(folder, expert, trainer)

@@ -76,6 +76,13 @@ def _write_folder(path: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Delete a folder so that a reader sees it whole or not at all."""
+    retired = _temporary_beside(path)
+    path.rename(retired)
+    shutil.rmtree(retired)
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of this name is still being written, or was left by a killed writer."""
     return name.startswith(_TEMPORARY)

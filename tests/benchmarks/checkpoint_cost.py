@@ -28,7 +28,7 @@ from s3_server import BUCKET, s3_server
 
 from region_workers.checkpoints import Checkpoints
 from region_workers.courier import Courier, working_folder
-from region_workers.device import World
+from region_workers.device import World, ignore
 from schemas.job import CHECKPOINTS_FOLDER, WorkerJob
 
 MOST_SHARE = 0.02
@@ -39,7 +39,7 @@ class Turn:
 
     def __init__(self, loop: OwnLoop, steps: int, folder: Path | None, courier: Courier | None = None) -> None:
         self._loop, self._steps, self._courier = loop, steps, courier
-        self._checkpoints = Checkpoints(folder, "key", 2) if folder else None
+        self._checkpoints = Checkpoints(folder, "key", 2, courier.retire if courier else ignore) if folder else None
         self.blocked_s: list[float] = []
 
     def __call__(self) -> None:

@@ -1,0 +1,132 @@
+"""What a worker of a run in an object store deletes there: only what it has retired itself, whatever befalls it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ONE_REGION
+from process_cluster import start_worker
+from s3_server import BUCKET, s3_server
+from worker_process import WorkerProcess
+
+from region_workers.object_store import ObjectStore
+from schemas.job import FAILURE_FILE, Failure, WorkerJob
+from schemas.owner import OWNERS_FOLDER, Claim
+from schemas.plan import Plan
+
+Start = Callable[[WorkerJob], WorkerProcess]
+
+_LONG = ("training.steps=1000000", "checkpointing.interval_steps=40")
+_SAVED = "train/all/checkpoints/"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    with s3_server():
+        yield
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    return ObjectStore(f"s3://{BUCKET}/{request.node.name[:40]}")
+
+
+@pytest.fixture
+def job(
+    store: ObjectStore, tiny_plan: Callable[..., Plan], make_jobs: Callable[..., list[WorkerJob]], tmp_path: Path
+) -> WorkerJob:
+    """A job with a scratch folder of the test's own, that ends only if it is made to."""
+    made = make_jobs(tiny_plan(ONE_REGION, *_LONG), tmp_path / "run")[0]
+    return made.model_copy(update={"run_dir": store.url, "cache_dir": str(tmp_path / "cache")})
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[WorkerJob], WorkerProcess]]:
+    """Starts a worker; none outlives the test."""
+    started: list[WorkerProcess] = []
+
+    def start_one(job: WorkerJob) -> WorkerProcess:
+        started.append(start_worker(job))
+        return started[-1]
+
+    yield start_one
+    for worker in started:
+        worker.send_signal(signal.SIGKILL)
+        worker.communicate(timeout=60)
+
+
+def _once_saved(store: ObjectStore, worker: WorkerProcess) -> set[str]:
+    """The keys in the store that stay, once it holds two checkpoints of the training."""
+    while True:
+        keys = set(store.list_keys())
+        if sum(key.startswith(_SAVED) and key.endswith("checkpoint.json") for key in keys) >= 2:
+            return {key for key in keys if not key.startswith(_SAVED)}
+        assert worker.poll() is None, worker.communicate()[0]
+        time.sleep(0.1)
+
+
+def _checkpoints(store: ObjectStore) -> list[str]:
+    return [key for key in store.list_keys(_SAVED[:-1]) if key.endswith("checkpoint.json")]
+
+
+def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_every_key(
+    store: ObjectStore, job: WorkerJob, start: Start, tmp_path: Path
+) -> None:
+    worker = start(job)
+    before = _once_saved(store, worker)
+    for scratch in (tmp_path / "cache" / "work").iterdir():
+        shutil.rmtree(scratch, ignore_errors=True)
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 1, output
+    assert before <= set(store.list_keys())
+    assert len(_checkpoints(store)) >= 2
+    failure = Failure.model_validate_json(store.read(f"train/all/{FAILURE_FILE}"))
+    assert failure.retryable
+    assert "was deleted while it worked" in failure.message
+
+
+def test_two_workers_of_one_job_on_one_machine_leave_each_other_s_folders_and_the_store_alone(
+    store: ObjectStore, job: WorkerJob, start: Start, tmp_path: Path
+) -> None:
+    place = tmp_path / "cache" / "work"
+    killed = start(job)
+    _once_saved(store, killed)
+    (left,) = place.iterdir()
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=60)
+    before = set(store.list_keys()) - set(store.list_keys(_SAVED[:-1]))
+    workers = [start(job)]
+    while left.exists():  # what a dead one left is cleared
+        assert workers[0].poll() is None
+        time.sleep(0.1)
+    workers.append(start(job.model_copy(update={"attempt": job.attempt + 1})))
+    while len(list(place.iterdir())) < 2:
+        assert workers[1].poll() is None
+        time.sleep(0.1)
+    time.sleep(5)
+    assert len(list(place.glob("*/run"))) == 2
+    assert [worker.poll() for worker in workers] == [None, None]
+    assert before <= set(store.list_keys())
+    assert len(_checkpoints(store)) >= 2
+
+
+def test_a_worker_whose_run_has_another_owner_sends_nothing_more(
+    store: ObjectStore, job: WorkerJob, start: Start
+) -> None:
+    mine, other = (Claim(number=number, token="aaaaaaaa", host="h", pid=1, lease_s=30.0) for number in (1, 2))
+    store.write(f"{OWNERS_FOLDER}/{mine.name}", mine.model_dump_json().encode())
+    worker = start(job.model_copy(update={"owner": mine.name}))
+    _once_saved(store, worker)
+    store.write(f"{OWNERS_FOLDER}/{other.name}", other.model_dump_json().encode())
+    time.sleep(0.5)  # what was under way
+    keys = store.list_keys()
+    stamps = store.stamps(keys)
+    output, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 130, output
+    assert store.list_keys() == keys
+    assert store.stamps(keys) == stamps
