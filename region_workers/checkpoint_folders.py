@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _PREFIX = "step-"
+_NAME = re.compile(rf"{_PREFIX}\d{{9,}}")
 
 
 def checkpoint_name(step: int) -> str:
@@ -14,7 +16,7 @@ def checkpoint_name(step: int) -> str:
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """The checkpoints in a stage's folder, whole or not, newest last."""
-    return sorted(folder.glob(f"{_PREFIX}*"))
+    return sorted(path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name))
 
 
 def newest_step(folder: Path) -> int:
