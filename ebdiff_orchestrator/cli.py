@@ -37,7 +37,6 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Train a diffusion model as a few small timestep experts, side by side, and get one diffusers pipeline. "
     "Try: ebdiff launch digits. Exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted.",
@@ -238,7 +237,7 @@ def presets() -> None:
     for name, description in methods().items():
         table.add_row(f"PRESET-{name}", description)
     Console().print(table)
-    print("\nMethods join: cifar10-eb, celeba64-dense, cifar10-eb-speed. `ebdiff plan NAME` shows what one would run.")
+    print("\nMethods join: cifar10-eb, celeba64-dense, cifar10-eb-speed.\n`ebdiff plan NAME` shows what one would run.")
 
 
 def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
