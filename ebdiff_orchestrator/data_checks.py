@@ -67,5 +67,5 @@ def _images_here(data: DataPlan) -> int | None:
         return open_source(data, default_cache_dir()).count()
     if names_hub_data(data.path):
         return None
-    remedy = f"There is no file or folder at {path.absolute()}; the run's machines need it."
-    raise plan_error("data.path", data.path, "images on this machine too, or on the cluster alone", remedy)
+    remedy = f"There is no file or folder at {path.absolute()} on this machine; a cluster's may have it."
+    raise plan_error("data.path", data.path, "images that the run's machines can read", remedy)
