@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import pyarrow as pa
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +21,7 @@ from region_workers.host_copy import HostCopy
 from schemas.digest import file_digest
 from schemas.durable import remove_folder, remove_leftovers, write_folder
 from schemas.errors import RunFailed
+from schemas.integrity import DamagedFileError, check_file, read_verified
 from schemas.sealed import Sealed
 from schemas.tables import Row, read_metrics, write_metrics
 
@@ -26,22 +29,26 @@ _STATE, _METRICS, _INFO = "state.safetensors", "metrics.parquet", "checkpoint.js
 
 
 class CheckpointInfo(Sealed):
-    """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file."""
+    """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file.
+
+    `beside`: digests of what its state goes with, by path in the stage's folder; without that it is no good.
+    """
 
     key: str
     step: int
     active_s: float
     sha256: dict[str, str]
+    beside: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, loaded."""
+    """A verified checkpoint, loaded; `files`: the bytes of those that are not its tensors."""
 
-    folder: Path
     info: CheckpointInfo
     tensors: dict[str, torch.Tensor]
     metrics: list[Row]
+    files: dict[str, bytes]
 
 
 def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
@@ -81,17 +88,20 @@ class Checkpoints:
         tensors: dict[str, torch.Tensor],
         metrics: list[Row],
         write_more: Callable[[Path], None] | None = None,
+        beside: Mapping[str, str] | None = None,
     ) -> None:
         """Take one checkpoint: what is given is copied now, and written durably while the caller goes on.
 
-        `write_more` may add files of the stage's own, from what does not change any more. A step that has a good
-        checkpoint already keeps it: the same step has the same state. Raises what the last writing failed with.
+        `write_more` may add files of the stage's own, from what does not change any more; `beside`: as in
+        CheckpointInfo. A step that has a good checkpoint already keeps it: the same step has the same state. Raises
+        what the last writing failed with.
         """
         self.wait()
         if _verified(self._path(step), self._key) is not None:
             return
         copies, rows = self._copy.take(tensors), list(metrics)
-        self._writing = self._writer.submit(self._write, step, active_s, copies, rows, write_more)
+        info = CheckpointInfo(key=self._key, step=step, active_s=active_s, sha256={}, beside=dict(beside or {}))
+        self._writing = self._writer.submit(self._write, info, copies, rows, write_more)
 
     def wait(self) -> None:
         """Until the last checkpoint is on disk; raises what its writing failed with."""
@@ -101,8 +111,7 @@ class Checkpoints:
 
     def _write(
         self,
-        step: int,
-        active_s: float,
+        info: CheckpointInfo,
         tensors: dict[str, torch.Tensor],
         metrics: list[Row],
         write_more: Callable[[Path], None] | None,
@@ -113,10 +122,9 @@ class Checkpoints:
             if write_more is not None:
                 write_more(folder)
             digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-            info = CheckpointInfo(key=self._key, step=step, active_s=active_s, sha256=digests)
-            (folder / _INFO).write_text(info.model_dump_json(indent=2))
+            (folder / _INFO).write_text(info.model_copy(update={"sha256": digests}).model_dump_json(indent=2))
 
-        write_folder(self._path(step), write)
+        write_folder(self._path(info.step), write)
         for old in checkpoint_folders(self._folder)[: -self._keep]:
             self._retire(old)
 
@@ -125,27 +133,27 @@ class Checkpoints:
 
         Damaged ones, and what a killed writer left, are deleted. Those of more than `most_steps` are passed over.
         """
-        step = world.from_leader(self._newest_good_step(most_steps) if world.leads else -1)
-        return None if step < 0 else self._load(self._path(step))
+        found = self._newest_good_here(most_steps) if world.leads else None
+        step = world.from_leader(found.info.step if found is not None else -1)
+        if world.leads or step < 0:
+            return found
+        try:
+            return _load(self._path(step), self._key)
+        except DamagedFileError as error:
+            raise RunFailed(f"{error}, or it was not for the leading worker. Go on with `ebdiff resume`.") from None
 
-    def _newest_good_step(self, most_steps: int | None) -> int:
+    def _newest_good_here(self, most_steps: int | None) -> Checkpoint | None:
         remove_leftovers(self._folder)
         for folder in reversed(checkpoint_folders(self._folder)):
-            info = _verified(folder, self._key)
-            if info is None:
-                self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket; "
+            try:
+                checkpoint = _load(folder, self._key)
+            except DamagedFileError as error:
+                self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket ({error.path.name}); "
                 self._retire(folder)
-            elif most_steps is None or info.step <= most_steps:
-                return info.step
-        return -1
-
-    def _load(self, folder: Path) -> Checkpoint:
-        info = CheckpointInfo.model_validate_json((folder / _INFO).read_text())
-        try:
-            return Checkpoint(folder, info, load_file(folder / _STATE), read_metrics(folder / _METRICS))
-        except (SafetensorError, OSError, ValueError) as error:  # whole, and yet no checkpoint: it was not we who wrote
-            reason = str(error).splitlines()[0]
-            raise RunFailed(f"{folder} does not read ({reason}); expected a checkpoint. Delete the folder.") from None
+            else:
+                if most_steps is None or checkpoint.info.step <= most_steps:
+                    return checkpoint
+        return None
 
     def _path(self, step: int) -> Path:
         return self._folder / checkpoint_name(step)
@@ -165,14 +173,48 @@ class Checkpoints:
 
 
 def _verified(folder: Path, key: str) -> CheckpointInfo | None:
-    info_file = folder / _INFO
-    if not info_file.is_file():
-        return None
+    """What a checkpoint says of itself, if it is in its place and every file of it is whole."""
     try:
-        info = CheckpointInfo.model_validate_json(info_file.read_text())
-    except ValueError:
+        info = _info(folder, key)
+        for name, sha256 in info.sha256.items():
+            check_file(folder / name, sha256)
+    except DamagedFileError:
         return None
-    files = {name: folder / name for name in info.sha256}
-    whole = all(path.is_file() and file_digest(path) == info.sha256[name] for name, path in files.items())
-    in_place = info.key == key and folder.name == checkpoint_name(info.step)
-    return info if whole and in_place else None
+    return info
+
+
+def _load(folder: Path, key: str) -> Checkpoint:
+    """The checkpoint of the bytes that were verified. DamagedFileError if it is not whole, or not in its place."""
+    info = _info(folder, key)
+    read = [name for name in info.sha256 if name != _STATE]
+    files = {name: read_verified(folder / name, info.sha256[name]) for name in read}
+    try:
+        state, metrics = _mapped(folder / _STATE, info.sha256.get(_STATE)), read_metrics(files.get(_METRICS, b""))
+    except (SafetensorError, pa.ArrowException) as error:  # whole, and yet no checkpoint: it was not we who wrote
+        reason = str(error).splitlines()[0]
+        raise RunFailed(f"{folder} does not read ({reason}); expected a checkpoint. Delete the folder.") from None
+    return Checkpoint(info, state, metrics, files)
+
+
+def _mapped(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
+    """The tensors in a file: mapped before it is hashed, so that what is hashed is what is mapped, and held once."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError):
+        check_file(path, sha256)
+        raise
+    check_file(path, sha256)
+    return tensors
+
+
+def _info(folder: Path, key: str) -> CheckpointInfo:
+    """What a checkpoint in its place says of itself, if what its state goes with is there."""
+    try:
+        info = CheckpointInfo.model_validate_json((folder / _INFO).read_bytes())
+    except (ValueError, FileNotFoundError):
+        raise DamagedFileError(folder / _INFO) from None
+    if info.key != key or folder.name != checkpoint_name(info.step):
+        raise DamagedFileError(folder / _INFO)
+    for name, sha256 in info.beside.items():
+        check_file(folder.parents[1] / name, sha256)
+    return info

@@ -31,6 +31,12 @@ def read_verified(path: Path, sha256: str | None) -> bytes:
     return data
 
 
+def check_file(path: Path, sha256: str | None) -> None:
+    """Raise DamagedFileError unless there is a file of this digest; for what is too large to be read at once."""
+    if not path.is_file() or file_digest(path) != sha256:
+        raise DamagedFileError(path)
+
+
 def is_whole(run_dir: Path, item: Artifact) -> bool:
     """Whether a recorded file is there, in the run itself and not behind a link, with the recorded bytes."""
     path = run_dir / item.path

@@ -44,10 +44,10 @@ def write_masks(path: Path, rows: list[Row]) -> None:
     write_file(path, write)
 
 
-def read_masks(path: Path) -> list[Row]:
-    """The rows of `write_masks`, oldest first."""
-    with pa.OSFile(str(path), "rb") as source:
-        rows: list[Row] = pa.ipc.open_file(source).read_all().to_pylist()
+def read_masks(source: Path | bytes) -> list[Row]:
+    """The rows of `write_masks`, oldest first, from the file or its bytes."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    rows: list[Row] = pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist()
     return rows
 
 
@@ -57,7 +57,8 @@ def write_metrics(path: Path, rows: list[Row]) -> None:
     write_file(path, lambda temporary: pq.write_table(table, temporary))
 
 
-def read_metrics(path: Path) -> list[Row]:
-    """The rows of `write_metrics`, oldest first."""
-    rows: list[Row] = pq.read_table(path, schema=METRICS).to_pylist()
+def read_metrics(source: Path | bytes) -> list[Row]:
+    """The rows of `write_metrics`, oldest first, from the file or its bytes."""
+    file = pa.BufferReader(source) if isinstance(source, bytes) else source
+    rows: list[Row] = pq.read_table(file, schema=METRICS).to_pylist()
     return rows

@@ -24,8 +24,9 @@ from region_workers.recorder import Recorder, stopped_at
 from region_workers.results import files_in, publish
 from region_workers.timesteps import TimestepLaw
 from region_workers.trainer import Trainer
-from schemas.digest import seed_from
+from schemas.digest import file_digest, seed_from
 from schemas.durable import write_folder, write_model
+from schemas.integrity import read_verified
 from schemas.job import (
     CHECKPOINTS_FOLDER,
     EXPERT_FOLDER,
@@ -37,7 +38,7 @@ from schemas.job import (
     DrawTarget,
     WorkerJob,
 )
-from schemas.sealed import broken_in, seal_folder
+from schemas.sealed import seal_folder
 from schemas.tables import Row, read_masks, write_masks, write_metrics
 from schemas.ticket import Ticket
 
@@ -69,6 +70,7 @@ class Draw:
         self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in stage.targets}
         self._mask_rows: list[Row] = []
         self._tickets: dict[str, Ticket] = {}
+        self._ticket_files: dict[str, str] = {}  # their SHA-256, by path in the stage's folder
 
     def run(self) -> None:
         """Go on from the last good checkpoint until every ticket is drawn, then publish the result.
@@ -229,7 +231,9 @@ class Draw:
             expert.save_pretrained(folder / EXPERT_FOLDER)
             seal_folder(folder)
 
-        write_folder(self._folder / TICKETS_FOLDER / ticket.region, write)
+        place = self._folder / TICKETS_FOLDER / ticket.region
+        write_folder(place, write)
+        self._ticket_files |= {str(path.relative_to(self._folder)): file_digest(path) for path in files_in(place)}
 
     def _check_intervals_left(self) -> None:
         if self._trainer.step < self._interval * self._plan.max_intervals:
@@ -268,17 +272,13 @@ class Draw:
                 self._trainer.state_tensors(),
                 self._recorder.metrics,
                 partial(_write_masks, list(self._mask_rows)),
+                self._ticket_files,
             )
         self._world.barrier()
 
     def _newest_checkpoint(self) -> Checkpoint | None:
-        """The last good checkpoint; None if a ticket drawn so far is damaged, for no checkpoint holds its weights."""
-        tickets = [self._folder / TICKETS_FOLDER / target.region for target in self._stage.targets]
-        damaged = [f"{folder.name}/{broken}" for folder in tickets if (broken := broken_in(folder)) is not None]
+        """The last good checkpoint whose tickets are there, as they were drawn: no checkpoint holds their weights."""
         checkpoint = self._checkpoints.newest_good(self._world)
-        if damaged:
-            self._recorder.note(f"ticket {damaged[0]} was damaged; the draw begins anew")
-            return None
         self._recorder.note(self._checkpoints.passed_over)
         return checkpoint
 
@@ -288,15 +288,15 @@ class Draw:
             self._recorder.begin(0, [], 0.0)
             return
         self._trainer.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
-        self._mask_rows = read_masks(checkpoint.folder / MASKS_FILE)
+        self._mask_rows = read_masks(checkpoint.files[MASKS_FILE])
         for row in self._mask_rows:
             self._masks[str(row["region"])].append(_mask_of(row))
+        self._ticket_files = dict(checkpoint.info.beside)
         for target in self._stage.targets:
-            path = self._folder / TICKETS_FOLDER / target.region / TICKET_FILE
-            if path.is_file():
-                ticket = Ticket.model_validate_json(path.read_text())
-                if ticket.step <= checkpoint.info.step:
-                    self._tickets[target.region] = ticket
+            name = f"{TICKETS_FOLDER}/{target.region}/{TICKET_FILE}"
+            if name in self._ticket_files:
+                data = read_verified(self._folder / name, self._ticket_files[name])
+                self._tickets[target.region] = Ticket.model_validate_json(data)
         self._recorder.begin(checkpoint.info.step, checkpoint.metrics, checkpoint.info.active_s)
 
     def _publish(self) -> None:

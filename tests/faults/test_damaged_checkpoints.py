@@ -8,10 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from damage import Damage, damages_of, flip_some_bit
 from small_runs import PowerCutError, counted_steps, power_cut, products, small_jobs
 
+from region_workers import checkpoints
+from region_workers.checkpoints import Checkpoints
+from region_workers.device import current_world
 from region_workers.run import run_job
+from schemas.digest import file_digest
+from schemas.durable import write_text
 from schemas.errors import RunFailed
 from schemas.job import PROGRESS_FILE, WorkerJob
 
@@ -92,8 +98,8 @@ def test_the_checkpoint_before_a_damaged_one_is_gone_on_from_to_the_same_bits(
     damage: Damage,
 ) -> None:
     run_dir = _copy(interrupted, stage, tmp_path)
-    checkpoints = _checkpoints(run_dir, stage)
-    damage.harm(checkpoints / _NEW / name, checkpoints / _OLD / name)
+    folder = _checkpoints(run_dir, stage)
+    damage.harm(folder / _NEW / name, folder / _OLD / name)
     _goes_on_from(run_dir, cache_dir, stage, 2)
     assert products(run_dir) == whole[stage]
 
@@ -113,9 +119,9 @@ def test_a_checkpoint_under_the_name_of_another_is_not_taken(
     interrupted: dict[str, Path], whole: dict[str, dict[str, str]], cache_dir: Path, tmp_path: Path, stage: str
 ) -> None:
     run_dir = _copy(interrupted, stage, tmp_path)
-    checkpoints = _checkpoints(run_dir, stage)
-    shutil.rmtree(checkpoints / _NEW)
-    (checkpoints / _OLD).rename(checkpoints / _NEW)
+    folder = _checkpoints(run_dir, stage)
+    shutil.rmtree(folder / _NEW)
+    (folder / _OLD).rename(folder / _NEW)
     _goes_on_from(run_dir, cache_dir, stage, 0)
     assert products(run_dir) == whole[stage]
 
@@ -187,3 +193,54 @@ def test_a_damaged_ticket_of_a_draw_that_goes_on_is_drawn_again(
         file.unlink()
     run_job(_shared_draw(run_dir, cache_dir))
     assert products(run_dir) == whole
+
+
+@pytest.mark.parametrize("gone", ["its folder", "its seal"])
+def test_a_ticket_without_what_vouched_for_it_is_drawn_again(
+    shared: tuple[Path, dict[str, str]], cache_dir: Path, tmp_path: Path, gone: str
+) -> None:
+    cut, whole = shared
+    run_dir = Path(shutil.copytree(cut, tmp_path / "run"))
+    if gone == "its folder":
+        shutil.rmtree(run_dir / _TICKET)
+    else:
+        (run_dir / _TICKET / "seal.json").unlink()
+        flip_some_bit(run_dir / _TICKET / "expert/diffusion_pytorch_model.safetensors", seed=5)
+    run_job(_shared_draw(run_dir, cache_dir))
+    assert products(run_dir) == whole
+
+
+def test_the_checkpoint_before_a_lost_ticket_is_gone_on_from(tmp_path: Path) -> None:
+    ticket = tmp_path / "tickets/low/ticket.json"
+    write_text(ticket, "{}")
+    with Checkpoints(tmp_path / "checkpoints", "key", keep=2) as kept:
+        kept.save(2, 0.0, {"x": torch.zeros(1)}, [])
+        kept.save(4, 0.0, {"x": torch.ones(1)}, [], beside={"tickets/low/ticket.json": file_digest(ticket)})
+    world = current_world(use_gpu=False)
+    found = Checkpoints(tmp_path / "checkpoints", "key", keep=2).newest_good(world)
+    assert found is not None
+    assert found.info.step == 4
+    ticket.unlink()
+    found = Checkpoints(tmp_path / "checkpoints", "key", keep=2).newest_good(world)
+    assert found is not None
+    assert found.info.step == 2
+
+
+def test_a_checkpoint_damaged_after_it_was_found_whole_is_not_gone_on_from(
+    interrupted: dict[str, Path],
+    whole: dict[str, dict[str, str]],
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_dir = _copy(interrupted, "train", tmp_path)
+    load = checkpoints.load_file
+
+    def damaged(path: Path) -> dict[str, torch.Tensor]:
+        if path.parent.name == _NEW:
+            flip_some_bit(path, seed=3)
+        return load(path)
+
+    monkeypatch.setattr(checkpoints, "load_file", damaged)
+    _goes_on_from(run_dir, cache_dir, "train", 2)
+    assert products(run_dir) == whole["train"]
