@@ -30,6 +30,7 @@ _NOT_ARGUMENTS = {
     "vae",
     "vae_subfolder",
     "scaling_factor",
+    "posterior",
     "latent_channels",
     "latent_downscale",
 }

@@ -92,6 +92,11 @@ class LatentModelPlan(_NetworkPlan):
     scaling_factor: float | None = Field(
         None, gt=0, le=LARGE, description="Latents are multiplied by it; null: the VAE's own."
     )
+    posterior: Literal["sample", "mode"] | None = Field(
+        None,
+        description="An AutoencoderKL's latent is one sample of the image's posterior, as LDM trains on, or its mode; "
+        "null: sample. A VQModel has none.",
+    )
     latent_channels: int = Field(3, ge=1, le=MOST_CHANNELS)
     latent_downscale: int = Field(4, ge=1, le=MOST_CHANNELS, description="Pixels a latent's side stands for; VQ-f4: 4.")
     block_out_channels: tuple[Width, ...] = (192, 384, 576, 960)

@@ -29,6 +29,7 @@ class VaeInfo(Section):
 
     class_name: Literal["AutoencoderKL", "VQModel"]
     digest: str  # SHA-256 of its config, with the scaling factor in force, and of its weights
+    posterior: Literal["sample", "mode"] | None = None  # what of it a latent is; null: there is none
     scaling_factor: float  # latents = (the VAE's - shift_factor) * scaling_factor
     shift_factor: float | None = None
 

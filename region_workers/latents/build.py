@@ -56,12 +56,14 @@ class Encoding:
     @property
     def key(self) -> str:
         """SHA-256 (hex) of what determines the latents."""
+        sampled = {"posterior": "sample"} if self.vae_info.posterior == "sample" else {}  # as it was before samples
         return digest(
             {
                 "version": ENCODING_VERSION,
                 "images": self.store.digest,
                 "vae": self.vae_info.digest,
                 "mirrored": self.data.random_flip,
+                **sampled,
             }
         )
 
@@ -92,11 +94,12 @@ def _here(job: Encoding, spans: list[tuple[int, int]], done: int, report: Report
     """Each shard, encoded in this process."""
     device = job.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae, total = job.vae.to(device), len(job.store)
+    flips, threads = job.data.random_flip, job.cpu_threads
     for index, (start, stop) in enumerate(spans):
         progress = partial(_add, report, done, total)
         yield (
             index,
-            encode_images(vae, job.store, (start, stop), job.data.random_flip, device, job.cpu_threads, progress),
+            encode_images(vae, job.store, (start, stop), flips, device, threads, job.vae_info.posterior, progress),
         )
         done += stop - start
 

@@ -13,6 +13,7 @@ import torch
 from region_workers.data.store import ImageStore, ensure_store, find_store
 from region_workers.latents.shards import Latents
 from region_workers.latents.vae import encode, load_vae
+from schemas.digest import seed_from
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
@@ -51,7 +52,7 @@ def encode_shard(call: ShardCall) -> Latents:
         raise _not_the_same("model.vae", call.model.vae, info.digest, call.vae_digest)
     device = torch.device("cuda" if call.use_gpu and torch.cuda.is_available() else "cpu")
     return encode_images(
-        vae.to(device), store, (call.start, call.stop), call.data.random_flip, device, call.cpu_threads
+        vae.to(device), store, (call.start, call.stop), call.data.random_flip, device, call.cpu_threads, info.posterior
     )
 
 
@@ -62,12 +63,14 @@ def encode_images(
     mirror_too: bool,
     device: torch.device,
     cpu_threads: int,
+    posterior: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Latents:
     """The scaled latents of the images [start, stop): float16 [V, stop - start, C, h, w]; V = 2 if `mirror_too`.
 
-    The VAE is on `device`. `progress(images)` hears of the images done. Raises RunFailed for values that float16
-    does not hold.
+    The VAE is on `device`. Where the `posterior` is to be sampled, the noise is a function of the store's digest, the
+    variant and the image's number alone, so that runs of any seed share their latents. `progress(images)` hears of the
+    images done. Raises RunFailed for values that float16 does not hold.
     """
     start, stop = span
     pieces = []
@@ -76,7 +79,12 @@ def encode_images(
             images_BHWC = store.piece(first, min(first + _BATCH_IMAGES, stop))
             images_BCHW = torch.from_numpy(images_BHWC).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
             variants = [images_BCHW, images_BCHW.flip(3)] if mirror_too else [images_BCHW]
-            latents_VBChw = torch.stack([encode(vae, variant.contiguous()) for variant in variants]).half()
+            latents = []
+            for number, variant in enumerate(variants):
+                rows = range(first, first + len(images_BHWC))
+                generators = _generators(store.digest, number, rows) if posterior == "sample" else None
+                latents.append(encode(vae, variant.contiguous(), generators))
+            latents_VBChw = torch.stack(latents).half()
             if not bool(torch.isfinite(latents_VBChw).all()):
                 raise RunFailed(
                     f"the VAE gives latents beyond float16 for images {first} to {first + len(images_BHWC) - 1} of the "
@@ -87,6 +95,12 @@ def encode_images(
                 progress(first + len(images_BHWC) - start)
     latents_VnChw: Latents = np.concatenate(pieces, axis=1)
     return latents_VnChw
+
+
+def _generators(images_digest: str, variant: int, images: range) -> list[torch.Generator]:
+    """One an image, on the CPU, so that its numbers are the same on every device."""
+    stream = (images_digest, "posterior", variant)
+    return [torch.Generator("cpu").manual_seed(seed_from(*stream, index=image)) for image in images]
 
 
 @contextmanager

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -51,17 +52,22 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
     vae = _load(folder, name, model)
     _check(vae, model, channels)
     vae.register_to_config(scaling_factor=_scaling_factor(model, name, config))
-    return vae, _info(vae, name)
+    return vae, _info(vae, name, _posterior(model, name))
 
 
-def encode(vae: Any, images_BCHW: torch.Tensor) -> torch.Tensor:
+def encode(vae: Any, images_BCHW: torch.Tensor, generators: Sequence[torch.Generator] | None = None) -> torch.Tensor:
     """Scaled latents float32 [B, C, h, w] of images in [-1, 1].
 
-    AutoencoderKL: the mean, so that an image has one latent. VQModel: as before quantisation, which LDM leaves to the
-    decoder (arXiv 2112.10752, section 3.1).
+    AutoencoderKL: the mode of the posterior, or a sample of it with `generators`, one an image. VQModel: as before
+    quantisation, which LDM leaves to the decoder (arXiv 2112.10752, section 3.1).
     """
     encoded = vae.encode(images_BCHW)
-    latents_BChw = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+    if hasattr(encoded, "latents"):
+        latents_BChw = encoded.latents
+    elif generators is None:
+        latents_BChw = encoded.latent_dist.mode()
+    else:
+        latents_BChw = encoded.latent_dist.sample(list(generators))
     shifted: torch.Tensor = latents_BChw - (vae.config.get("shift_factor") or 0.0)
     return shifted * float(vae.config.scaling_factor)
 
@@ -83,7 +89,17 @@ def _scaling_factor(model: LatentModelPlan, name: str, config: dict[str, Any]) -
     return model.scaling_factor or float(config.get("scaling_factor") or default)
 
 
-def _info(vae: Any, name: str) -> VaeInfo:
+def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] | None:
+    """What of the posterior a latent is; by default what LDM's `get_first_stage_encoding` takes."""
+    if name == "AutoencoderKL":
+        return model.posterior or "sample"
+    if model.posterior is not None:
+        expected = f"null, since {model.vae} is a {name}, which has no posterior"
+        raise plan_error("model.posterior", model.posterior, expected, "Leave it out.")
+    return None
+
+
+def _info(vae: Any, name: str, posterior: Literal["sample", "mode"] | None) -> VaeInfo:
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     sha = hashlib.sha256()
     for key, tensor in sorted(vae.state_dict().items()):
@@ -91,6 +107,7 @@ def _info(vae: Any, name: str) -> VaeInfo:
         sha.update(tensor.contiguous().numpy().data)
     return VaeInfo(
         class_name=name,
+        posterior=posterior,
         digest=digest({"class": name, "config": config, "weights": sha.hexdigest()}),
         scaling_factor=config["scaling_factor"],
         shift_factor=config.get("shift_factor"),

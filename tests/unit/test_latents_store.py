@@ -59,7 +59,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model(tmp_path: Path) -> LatentModelPlan:
     save_kl(tmp_path / "vae")
-    return latent_model(tmp_path / "vae")
+    return latent_model(tmp_path / "vae", posterior="mode")
 
 
 @pytest.fixture
@@ -117,7 +117,34 @@ def test_a_row_is_the_latent_of_its_image_and_of_the_mirrored_image(
     store.verify()
 
 
-def test_without_flips_there_is_one_latent_an_image(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+@torch.no_grad()
+def test_samples_of_the_posterior_are_a_store_of_their_own_and_the_same_wherever_they_are_drawn(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path
+) -> None:
+    images = ensure_store(data, tmp_path)
+    modes = ensure_latents(model, data, images, tmp_path)
+    sampling = model.model_copy(update={"posterior": None})
+    samples = ensure_latents(sampling, data, images, tmp_path)
+    assert samples.info.key != modes.info.key
+    vae, _ = load_vae(model)
+    rows = [0, 31, 32, 149]
+    deviations = (samples.latents[:, rows].astype(np.float32) - modes.latents[:, rows]) / vae.config.scaling_factor
+    flips = [images_of(images, rows), images_of(images, rows).flip(3)]
+    noise = deviations / np.stack([vae.encode(flip).latent_dist.std.numpy() for flip in flips])
+    assert noise.mean() == pytest.approx(0, abs=0.2)
+    assert noise.std() == pytest.approx(1, rel=0.2)
+    drawn = noise.reshape(2 * len(rows), -1)
+    assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 0.5, "two latents share their noise"
+    elsewhere = ensure_store(data, tmp_path / "elsewhere")
+    backwards = ensure_latents(sampling, data, elsewhere, tmp_path / "elsewhere", Workers(lambda order: order[::-1]))
+    assert backwards.digest == samples.digest
+
+
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
+def test_without_flips_there_is_one_latent_an_image(
+    model: LatentModelPlan, data: DataPlan, tmp_path: Path, posterior: str
+) -> None:
+    model = model.model_copy(update={"posterior": posterior})
     images = ensure_store(data, tmp_path)
     both = ensure_latents(model, data, images, tmp_path)
     once = ensure_latents(model, data.model_copy(update={"random_flip": False}), images, tmp_path)

@@ -35,6 +35,30 @@ def test_the_latents_of_an_autoencoder_are_its_scaled_means(tmp_path: Path) -> N
 
 
 @torch.no_grad()
+def test_a_sample_of_the_posterior_is_as_far_from_its_mean_as_the_posterior_is_wide(tmp_path: Path) -> None:
+    original = save_kl(tmp_path / "vae", scaling_factor=0.5)
+    vae, _ = load_vae(latent_model(tmp_path / "vae"), 3)
+    latents = encode(vae, IMAGES_BCHW, [torch.Generator().manual_seed(seed) for seed in (3, 4)])
+    posterior = original.encode(IMAGES_BCHW).latent_dist
+    noise = torch.stack([torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (3, 4)])
+    torch.testing.assert_close(latents, (posterior.mean + posterior.std * noise) * 0.5)
+
+
+@pytest.mark.parametrize("asked", [None, "sample", "mode"])
+def test_only_an_autoencoder_has_a_posterior_of_which_a_sample_is_taken_unless_the_plan_says_mode(
+    asked: str | None, tmp_path: Path
+) -> None:
+    save_kl(tmp_path / "kl")
+    save_vq(tmp_path / "vq")
+    assert load_vae(latent_model(tmp_path / "kl", posterior=asked))[1].posterior == (asked or "sample")
+    if asked is None:
+        assert load_vae(latent_model(tmp_path / "vq"))[1].posterior is None
+    else:
+        with pytest.raises(PlanError, match=rf"model\.posterior = {asked}: expected null, .* is a VQModel"):
+            load_vae(latent_model(tmp_path / "vq", posterior=asked))
+
+
+@torch.no_grad()
 def test_the_latents_of_a_vq_model_are_quantised_by_its_decoder_only(tmp_path: Path) -> None:
     original = save_vq(tmp_path / "vae")
     vae, _ = load_vae(latent_model(tmp_path / "vae"), 3)
