@@ -211,7 +211,9 @@ class SamplingPlan(Section):
         "quadratic",
         description="quadratic: int(linspace(0, sqrt(0.8 T), steps)^2), the paper's; uniform: every T/steps.",
     )
-    steps_offset: int = Field(0, ge=0, description="Added to every timestep; 1: LDM's sampler, which ends at 1.")
+    steps_offset: int = Field(
+        0, ge=0, le=MOST_TIMESTEPS, description="Added to every timestep; 1: LDM's sampler, which ends at 1."
+    )
     set_alpha_to_one: bool = Field(
         True, description="Whether the clean image has an ᾱ of 1; false: that of timestep 0, as in LDM's sampler."
     )
