@@ -28,6 +28,7 @@ from ebdiff_orchestrator.sample_command import add_sample_command
 from ebdiff_orchestrator.usage import usage_problem
 from ebdiff_orchestrator.view import terminal_view
 from schemas.errors import RunFailed, UserError, disk_problem, problem, shown
+from schemas.limits import MANY, MOST_WORKERS
 from schemas.secrets import without_secrets
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def plan(
     ] = False,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="The whole plan, defaults included, ready to edit.")] = False,
     gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, help="Show when and on which of N GPUs the regions run.")
+        int | None,
+        typer.Option("--gpus", min=1, max=MOST_WORKERS, help="Show when and on which of N GPUs the regions run."),
     ] = None,
     measure: Annotated[
         bool, typer.Option("--measure", help="With --gpus: time the steps on this machine's device.")
@@ -175,7 +177,8 @@ def plan(
         ),
     ] = None,
     gpu_memory: Annotated[
-        float | None, typer.Option("--gpu-memory", min=0.01, metavar="GIB", help="With --measure: what a GPU holds.")
+        float | None,
+        typer.Option("--gpu-memory", min=0.01, max=MANY, metavar="GIB", help="With --measure: what a GPU holds."),
     ] = None,
 ) -> None:
     """Show what would run, and check it; nothing is trained."""

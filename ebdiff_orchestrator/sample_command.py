@@ -10,6 +10,7 @@ import typer
 from ebdiff_orchestrator.arguments import AddressOption
 from ebdiff_orchestrator.view import sampling_report, terminal_view
 from schemas.errors import UserError
+from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
 from schemas.places import check_writable_folder
 
 
@@ -21,20 +22,24 @@ def add_sample_command(app: typer.Typer) -> None:
 def sample(
     run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the PNGs and grid.png.")],
-    count: Annotated[int, typer.Option("-n", "--num-images", min=1, help="How many images.")] = 64,
+    count: Annotated[int, typer.Option("-n", "--num-images", min=1, max=MOST_IMAGES, help="How many images.")] = 64,
     steps: Annotated[
-        int | None, typer.Option("--steps", min=1, help="Sampling steps; default: the ensemble's.")
+        int | None, typer.Option("--steps", min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the ensemble's.")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Images at a time; changes only speed and memory.")
+        int,
+        typer.Option("--batch-size", min=1, max=MOST_IMAGES, help="Images at a time; changes only speed and memory."),
     ] = 64,
     classes: Annotated[
         list[int] | None,
-        typer.Option("--class", min=0, help="A class to draw, for a class-conditional ensemble; repeatable, in turn."),
+        typer.Option(
+            "--class", min=0, max=MANY, help="A class to draw, for a class-conditional ensemble; repeatable, in turn."
+        ),
     ] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", min=0, help="Guidance scale; default: the ensemble's; 1: none.")
+        float | None,
+        typer.Option("--guidance", min=0, max=MOST_GUIDANCE, help="Guidance scale; default: the ensemble's; 1: none."),
     ] = None,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Precision of the networks; fp16: GPU only.")
@@ -52,7 +57,10 @@ def sample(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", min=1, help="Share the batches out over N workers of a Ray cluster; default: this process."
+            "--workers",
+            min=1,
+            max=MOST_WORKERS,
+            help="Share the batches out over N workers of a Ray cluster; default: this process.",
         ),
     ] = None,
     address: AddressOption = None,

@@ -10,5 +10,6 @@ MOST_STEPS = 10**12
 MOST_CHANNELS = 65536
 MOST_IMAGES = 10**7  # of a batch, or of a sampling
 MOST_WORKERS = 4096  # of a region; CPUs and GPUs too
+MOST_GUIDANCE = 1000
 MANY = 10**6  # of whatever else is counted
 LARGE = 1e12  # what is measured and has no bound of its own

@@ -12,6 +12,7 @@ from schemas.limits import (
     LARGE,
     MANY,
     MAX_PIXELS,
+    MOST_GUIDANCE,
     MOST_IMAGES,
     MOST_PIXELS,
     MOST_STEPS,
@@ -220,7 +221,7 @@ class SamplingPlan(Section):
     eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
     clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
     guidance_scale: float = Field(
-        1.0, ge=0, le=1000, description="Classifier-free guidance of a class-conditional model; 1: none."
+        1.0, ge=0, le=MOST_GUIDANCE, description="Classifier-free guidance of a class-conditional model; 1: none."
     )
     num_images: int = Field(64, ge=1, le=MOST_IMAGES)
     batch_size: int = Field(64, ge=1, le=MOST_IMAGES)

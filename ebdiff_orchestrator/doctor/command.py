@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from ebdiff_orchestrator.arguments import SetOption
+from schemas.limits import MANY, MOST_WORKERS
 
 
 def add_doctor_command(app: typer.Typer) -> None:
@@ -31,9 +32,10 @@ def doctor(
         str | None, typer.Option("--address", help="The Ray cluster; default: RAY_ADDRESS, else this machine alone.")
     ] = None,
     nodes: Annotated[
-        int | None, typer.Option("--nodes", min=1, help="How many nodes there should be; waits for them.")
+        int | None,
+        typer.Option("--nodes", min=1, max=MOST_WORKERS, help="How many nodes there should be; waits for them."),
     ] = None,
-    wait: Annotated[float, typer.Option("--wait", min=0, help="Seconds to wait for --nodes.")] = 300.0,
+    wait: Annotated[float, typer.Option("--wait", min=0, max=MANY, help="Seconds to wait for --nodes.")] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="Findings and the nodes' facts as JSON.")] = False,
 ) -> None:
     """Check this machine, or every node of a cluster, before a long run; exit 1 if something is wrong."""

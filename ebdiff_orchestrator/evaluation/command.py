@@ -11,6 +11,7 @@ from rich.table import Table
 
 from ebdiff_orchestrator.arguments import RunArgument
 from ebdiff_orchestrator.view import Silent, terminal_view
+from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
 
 if TYPE_CHECKING:
     from schemas.evaluation import EvaluationReport
@@ -24,16 +25,24 @@ def add_evaluate_command(app: typer.Typer) -> None:
 def evaluate(
     run_dir: RunArgument,
     count: Annotated[
-        int, typer.Option("-n", "--num-images", min=2, help="Images to draw; fewer than 50,000 are labelled so.")
+        int,
+        typer.Option(
+            "-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."
+        ),
     ] = 50_000,
     seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Sampling steps; default: the plan's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the plan's.")
+    ] = None,
     guidance: Annotated[
-        float | None, typer.Option("--guidance", min=0, help="Classifier-free guidance; default: the plan's.")
+        float | None,
+        typer.Option("--guidance", min=0, max=MOST_GUIDANCE, help="Classifier-free guidance; default: the plan's."),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", min=1, help="Images sampled at a time by a worker; default: the plan's."),
+        typer.Option(
+            "--batch-size", min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's."
+        ),
     ] = None,
     inception_weights: Annotated[
         Path | None,

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ebdiff_orchestrator.arguments import PlanArgument, RunArgument, SetOption
 from schemas.errors import UserError, problem
+from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
 _Number = TypeVar("_Number", int, float)
 
@@ -48,7 +49,7 @@ def tickets(
     thresholds: Annotated[str, typer.Option("--thresholds", help="Largest distances to try.")] = "0.05,0.1,0.2",
     queue_lengths: Annotated[str, typer.Option("--queue-lengths", help="Queue lengths to try.")] = "3,5,10",
     strides: Annotated[str, typer.Option("--strides", help="Try queues of every n-th mask.")] = "1,10,100",
-    last: Annotated[int | None, typer.Option("--last", min=2, help="Show only the last N masks.")] = None,
+    last: Annotated[int | None, typer.Option("--last", min=2, max=MANY, help="Show only the last N masks.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything, with the full matrices.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="Write each ticket's distances as CSV and PNG.")
@@ -112,17 +113,22 @@ def compare(
 def estimate(
     plan: PlanArgument,
     changes: SetOption = None,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Steps to time of each network; 2 on a slow CPU.")] = 5,
+    steps: Annotated[
+        int, typer.Option("--steps", min=2, max=MOST_TIMESTEPS, help="Steps to time of each network; 2 on a slow CPU.")
+    ] = 5,
     dense_steps: Annotated[
-        int | None, typer.Option("--dense-steps", min=1, help="Steps of the dense training to compare with.")
+        int | None,
+        typer.Option("--dense-steps", min=1, max=MOST_STEPS, help="Steps of the dense training to compare with."),
     ] = None,
     draw_intervals: Annotated[
-        int, typer.Option("--draw-intervals", min=1, help="Assume that draws converge at this mask.")
+        int, typer.Option("--draw-intervals", min=1, max=MOST_STEPS, help="Assume that draws converge at this mask.")
     ] = 7,
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Images of the data set, which is not opened.")
+        int | None, typer.Option("--images", min=1, max=MOST_STEPS, help="Images of the data set, which is not opened.")
     ] = None,
-    gpus: Annotated[int | None, typer.Option("--gpus", min=1, help="Devices; default: one a region.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, max=MOST_WORKERS, help="Devices; default: one a region.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
 ) -> None:
     """Predict a run's time, hours and speed-up from a few steps on this machine's device; needs no data."""

@@ -98,7 +98,7 @@ SAMPLE = (
     _type("sample runs/done --out new --steps 2000", "--steps = 2000", "at most 1000"),
     _type("sample runs/done --out new --class 3", "--class = 3", "no classes", "Leave it out"),
     _type("sample runs/done --out new --guidance 3", "--guidance = 3", "no classes"),
-    _type("sample runs/done --out new --guidance nan", "--guidance = nan", "greater than or equal to 0"),
+    _type("sample runs/done --out new --guidance nan", "--guidance = nan", "less than or equal to 1000"),
     _type("sample runs/done --out new --dtype fp16", "dtype = fp16", "fp32 or bf16"),
     _type("sample runs/done --out new --address auto", "--address", "--workers"),
     _type("sample runs/done --out new -n 4 --workers 5", "--workers = 5", "at most 1"),
@@ -109,7 +109,7 @@ EVALUATE = (
     _type("evaluate runs/without~weights", "without weights", "ebdiff resume"),
     _type("evaluate runs/done --steps 2000", "--steps = 2000", "1 to 1000"),
     _type("evaluate runs/done --guidance 3", "--guidance = 3", "no classes"),
-    _type("evaluate runs/done --guidance nan", "--guidance = nan", "greater than or equal to 0"),
+    _type("evaluate runs/done --guidance nan", "--guidance = nan", "less than or equal to 1000"),
     _type("evaluate runs/done --inception-weights nosuch", "--inception-weights = nosuch", "a file"),
     _type("evaluate runs/done --inception-weights images", "--inception-weights = images", "a file"),
     _type(
@@ -189,6 +189,19 @@ def _set_in(name: str, value: str, line: str, *says: str) -> Case:
     return Case(f"{name}={value[:20]} {line}", tuple(line.split()), (name, *says), environment=((name, value),))
 
 
+HUGE = tuple(
+    _type(f"{command} {option} 1{'0' * 30}", option, "less than or equal to")
+    for command, options in (
+        ("sample runs/done --out new", "--num-images --steps --batch-size --class --guidance --workers"),
+        ("evaluate runs/done", "--num-images --steps --batch-size --guidance"),
+        ("plan tiny.yaml", "--gpus"),
+        ("plan tiny.yaml --gpus 2 --measure", "--gpu-memory"),
+        ("estimate tiny.yaml", "--steps --images --dense-steps --draw-intervals --gpus"),
+        ("tickets runs/done", "--last"),
+        ("doctor tiny.yaml --run-dir new", "--nodes --wait"),
+    )
+    for option in options.split()
+)
 LAUNCH = "launch tiny.yaml --run-dir new"
 SURROUNDINGS = (
     *(
@@ -245,4 +258,4 @@ PLACES = (
     ),
 )
 
-CASES = (*PARSED, *RUNS, *SAMPLE, *EVALUATE, *REPORTS, *SURROUNDINGS, *PLACES)
+CASES = (*PARSED, *RUNS, *SAMPLE, *EVALUATE, *REPORTS, *HUGE, *SURROUNDINGS, *PLACES)

@@ -1,0 +1,49 @@
+"""Where things lie: what no path can be, and keys in URLs, which are refused and never shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.errors import PlanError, UserError
+from schemas.location import fault_of_place
+from schemas.secrets import without_secrets
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://KEY:SECRET@bucket/run", "s3://...@bucket/run"),
+        ("s3:/KEY:SECRET@bucket/run", "s3:/...@bucket/run"),
+        ("s3://KEY:SEC/RET+@bucket", "s3://...@bucket"),
+        ("at s3://KEY:A@b and gs://TOKEN@c.", "at s3://...@b and gs://...@c."),
+        ("https://user:word@hub/name", "https://...@hub/name"),
+    ],
+)
+def test_a_key_in_a_url_is_refused_and_not_shown(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+    assert "without a key" in (fault_of_place(text) or "")
+    assert str(PlanError(f"data.path = {text}")) == f"data.path = {shown}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/a@b",
+        "s3://bucket/a:b@c",
+        "gs://anonymous@bucket/run",
+        "/home/me@here/x",
+        "file:///a@b/run",
+        "me@host",
+    ],
+)
+def test_an_address_without_a_key_stays_as_it_is(text: str) -> None:
+    assert without_secrets(text) == text
+    assert fault_of_place(text) is None
+
+
+@pytest.mark.parametrize("place", ["s3://KEY:SECRET@bucket/run", "a\0b", "n" * 256, "\udcff", "n/" * 2001])
+def test_a_run_is_not_put_where_it_cannot_be(place: str) -> None:
+    with pytest.raises(UserError, match="expected") as refused:
+        RunDirectory(place)
+    assert "SECRET" not in str(refused.value)
