@@ -19,7 +19,7 @@ from region_workers.checkpoint_folders import checkpoint_folders, checkpoint_nam
 from region_workers.device import World, ignore
 from region_workers.host_copy import HostCopy
 from schemas.digest import file_digest
-from schemas.durable import remove_folder, remove_leftovers, write_folder
+from schemas.durable import make_folder, remove_folder, remove_leftovers, write_folder
 from schemas.errors import RunFailed
 from schemas.integrity import DamagedFileError, check_file, read_verified
 from schemas.sealed import Sealed
@@ -73,7 +73,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self.passed_over = ""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def __enter__(self) -> Self:
         return self

@@ -27,7 +27,7 @@ from region_workers.training import train
 from region_workers.watchdog import Watchdog, end_process
 from schemas.clock import unix_time
 from schemas.digest import seed_from
-from schemas.durable import remove_leftovers, write_model
+from schemas.durable import make_folder, remove_leftovers, write_model
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
 from schemas.location import default_cache_dir
@@ -157,7 +157,7 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
         yield
         return
     path = Path(job.run_dir) / stage / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("w") as file:
         deadline = time.monotonic() + _LOCK_WAIT_S
         while True:

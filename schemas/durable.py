@@ -1,4 +1,4 @@
-"""Writing what must survive: temporary name, fsync, rename, fsync of the folder."""
+"""Writing what must survive: temporary name, fsync, rename, fsync of the folder, and of the folders made for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 _TEMPORARY = ".partial-"
+_RETIRED = f"{_TEMPORARY}retired-"  # then the name of the folder that something newer is to replace
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust puts it
 
 
@@ -36,7 +37,7 @@ def replace_model(path: Path, model: BaseModel) -> None:
     """Put a model at `path` in one move, but without waiting for the disk: for what a crash may lose."""
     with _naming(path):
         temporary = _temporary_beside(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary.write_text(model.model_dump_json())
         temporary.replace(path)
 
@@ -47,15 +48,28 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
 
 
+def make_folder(path: Path) -> None:
+    """Have a folder, and those above it, that a crash does not take away again."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        _fsync(folder.parent)
+
+
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder, then move it to `path` durably, in place of an older one."""
+    """Let `write` fill a temporary folder, then move it to `path` durably, in place of an older one.
+
+    No file system replaces a folder in one move. The older one stands aside until the new one stands for good, and
+    `remove_leftovers` puts it back if that was never reached.
+    """
     with _naming(path):
         _write_folder(path, write)
 
 
 def _write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary_beside(path)
+    make_folder(path.parent)
+    temporary, retired = _temporary_beside(path), path.parent / f"{_RETIRED}{path.name}"
+    _recover(retired)
     temporary.mkdir()
     try:
         write(temporary)
@@ -64,16 +78,23 @@ def _write_folder(path: Path, write: Callable[[Path], None]) -> None:
                 _fsync(Path(folder) / name)
             _fsync(Path(folder))
         if path.exists():
-            retired = _temporary_beside(path)
             path.rename(retired)
-            temporary.rename(path)
-            shutil.rmtree(retired)
-        else:
-            temporary.rename(path)
+        temporary.rename(path)
         _fsync(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        _recover(retired)
+
+
+def _recover(retired: Path) -> None:
+    """Put a retired folder back where nothing newer stands, else delete it."""
+    place = retired.with_name(retired.name.removeprefix(_RETIRED))
+    if retired.is_dir() and not place.exists():
+        retired.rename(place)
+    elif retired.is_dir():
+        shutil.rmtree(retired)
 
 
 def remove_folder(path: Path) -> None:
@@ -89,10 +110,15 @@ def is_temporary(name: str) -> bool:
 
 
 def remove_leftovers(folder: Path, below: bool = False) -> None:
-    """Delete what a killed writer left under temporary names in `folder`, with `below` in all folders below it too."""
+    """Delete what a killed writer left under temporary names in `folder`, with `below` in all folders below it too.
+
+    A folder that it was about to replace is put back.
+    """
     names = f"{_TEMPORARY}*"
     for leftover in sorted(folder.rglob(names) if below else folder.glob(names)):
-        if leftover.is_dir():
+        if leftover.name.startswith(_RETIRED):
+            _recover(leftover)
+        elif leftover.is_dir():
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)  # it may have gone with the folder that it was in
@@ -101,7 +127,7 @@ def remove_leftovers(folder: Path, below: bool = False) -> None:
 @contextmanager
 def _renamed_into_place(path: Path) -> Iterator[Path]:
     with _naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = _temporary_beside(path)
         try:
             yield temporary

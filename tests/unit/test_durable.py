@@ -58,3 +58,13 @@ def test_what_was_left_in_folders_below_goes_only_if_wanted(tmp_path: Path) -> N
     assert half.is_dir()
     remove_leftovers(tmp_path, below=True)
     assert [p.name for p in (tmp_path / "tickets").iterdir()] == []
+
+
+def test_a_folder_that_a_killed_writer_was_about_to_replace_is_put_back(tmp_path: Path) -> None:
+    place = tmp_path / "stage" / "folder"
+    write_folder(place, lambda folder: (folder / "old").write_text("1") and None)
+    retired = place.parent / ".partial-retired-folder"
+    place.rename(retired)  # the kill came between the two renames
+    remove_leftovers(tmp_path, below=True)
+    assert [p.name for p in place.iterdir()] == ["old"]
+    assert [p.name for p in place.parent.iterdir()] == ["folder"]
