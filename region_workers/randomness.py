@@ -26,6 +26,6 @@ class StepRandomness:
         """The stage's generator, set for this step; valid until the next call."""
         return self._generator.manual_seed(seed_from(*self._parts, purpose, index=step))
 
-    def seed_network(self, step: int) -> None:
+    def seed_network(self, step: int, purpose: str = "network") -> None:
         """Seed the generators that the network itself draws from (dropout), alike for every part of the batch."""
-        torch.manual_seed(seed_from(*self._parts, "network", index=step))
+        torch.manual_seed(seed_from(*self._parts, purpose, index=step))

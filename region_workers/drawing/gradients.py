@@ -48,7 +48,7 @@ def accumulate_importance_gradients(
         between_passes()
         rows = slice(index * share, (index + 1) * share)
         take_rows(dropouts, rows, training.batch_size, next(network.parameters()).device)
-        randomness.seed_network(step)
+        randomness.seed_network(step, "importance-network")
         batch = family.batch(step, rows)
         generator = randomness.generator(step, f"importance-{timestep}-{index}")
         device = batch.clean.device

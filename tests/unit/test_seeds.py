@@ -65,9 +65,11 @@ def test_stages_regions_and_purposes_of_one_step_have_seeds_of_their_own() -> No
     for stage, span in places:
         randomness = StepRandomness(0, stage, span, CPU)
         seeds += [randomness.generator(7, purpose).initial_seed() for purpose in ("noise", "random-importance")]
-        randomness.seed_network(7)
-        seeds += [torch.initial_seed(), randomness.seed_for("data")]
-    assert len(np.unique(_taken(iter(seeds)))) == len(seeds) == 1 + 4 * len(places)
+        for purpose in ("network", "importance-network"):
+            randomness.seed_network(7, purpose)
+            seeds.append(torch.initial_seed())
+        seeds.append(randomness.seed_for("data"))
+    assert len(np.unique(_taken(iter(seeds)))) == len(seeds) == 1 + 5 * len(places)
 
 
 def test_neighbouring_seeds_give_noise_that_has_nothing_in_common() -> None:
