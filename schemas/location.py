@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, problem, shown
 from schemas.secrets import holds_secret
 
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4000  # of Linux' file systems; 4096 with what is put below a folder
@@ -34,7 +34,7 @@ def check_place(field: str, place: str | Path) -> None:
     """Raise UserError, naming `field`, if there can be no such path or URL, or if it holds a secret."""
     fault = fault_of_place(str(place))
     if fault is not None:
-        raise UserError(problem(field, str(place), fault, "Give another."))
+        raise UserError(problem(field, shown(place), fault, "Give another."))
 
 
 def object_url(location: str | Path) -> str | None:
