@@ -37,6 +37,9 @@ class Mirror(Protocol):
     def discard(self, path: str) -> None:
         """Delete there a file, or every file of a folder."""
 
+    def be_patient(self, limit_s: float) -> None:
+        """Wait so long for a store that does not answer: a run is going on."""
+
 
 class NoMirror:
     """The folder is the run itself."""
@@ -56,6 +59,9 @@ class NoMirror:
     def discard(self, path: str) -> None:
         """See Mirror."""
 
+    def be_patient(self, limit_s: float) -> None:
+        """See Mirror."""
+
 
 class StoreMirror:
     """The folder stands for what is under the store's URL."""
@@ -63,6 +69,10 @@ class StoreMirror:
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         self._store, self._folder = store, folder
         self._seen: dict[str, tuple[int, int]] = {}
+
+    def be_patient(self, limit_s: float) -> None:
+        """See Mirror."""
+        self._store.limit_s = limit_s
 
     def fetch(self, keys: Iterable[str]) -> None:
         """See Mirror. What has not changed since it was fetched last is not fetched again, unless it is small.

@@ -84,6 +84,7 @@ class RunDirectory:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Write the manifest durably; returns it as written. RunTakenOverError if another driver has the run now."""
+        self._mirror.be_patient(manifest.plan.workers.store_limit_s)
         self.check_owner()
         stamped = manifest.model_copy(update={"updated_at": unix_time()})
         write_model(self.manifest_file, stamped)

@@ -105,6 +105,7 @@ def worker_job(
         training=plan.training,
         checkpointing=plan.checkpointing,
         hang_limit_s=plan.workers.hang_limit_s,
+        store_limit_s=plan.workers.store_limit_s,
         logging=plan.logging,
         draw=outline.draw,
         train=outline.train,

@@ -6,9 +6,8 @@ once it is whole, so that training does not wait for the store; what says that o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 
@@ -23,7 +22,6 @@ from schemas.owner import OWNERS_FOLDER, is_outdated
 
 CHECKPOINT_FILE = "checkpoint.json"
 _ROUND_S = 2.0
-_LAST_TRIES_S = 120.0
 _LAST = {CHECKPOINT_FILE: 1, RESULT_FILE: 2}  # they say that the files before them are whole
 _NOT_SENT = (".lock", GROW_FILE)
 
@@ -38,7 +36,7 @@ def working_folder(job: WorkerJob, world: World, scratch: Path) -> Iterator[tupl
         yield job, None
         return
     with Scratch(scratch) as own:
-        courier = Courier(ObjectStore(url), own, job, world)
+        courier = Courier(ObjectStore(url, job.store_limit_s), own, job, world)
         courier.fetch()
         with courier.at_work():
             yield job.model_copy(update={"run_dir": str(own.folder)}), courier
@@ -104,17 +102,9 @@ class Courier:
             self.carry_all()
 
     def carry_all(self) -> None:
-        """Carry until nothing is left; OSError if the store does not take it."""
-        deadline = time.monotonic() + _LAST_TRIES_S
-        while True:
-            try:
-                self._carry()
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(_ROUND_S)
-            else:
-                return
+        """Carry until nothing is left; OSError if the store does not take it, for as long as the plan says."""
+        self._store.begin_anew()
+        self._carry()
 
     def retire(self, folder: Path) -> None:
         """The worker has deleted this folder for good: the store's goes too, once what replaces it is there."""
@@ -179,7 +169,8 @@ class Courier:
         """See what the driver asks for; OutdatedError if the run has another owner."""
         for key in (STOP_FILE, *(f"{stage}/{GROW_FILE}" for stage in self._stages)):
             if self._store.stamps([key])[0] is not None:
-                self._store.download(key, self._folder / key)
+                with suppress(FileNotFoundError):  # taken back just now
+                    self._store.download(key, self._folder / key)
         owners = self._folder / OWNERS_FOLDER
         owners.mkdir(parents=True, exist_ok=True)
         for name in self._store.names(OWNERS_FOLDER):

@@ -75,6 +75,7 @@ class WorkerJob(Section):
     training: TrainingPlan
     checkpointing: CheckpointPlan
     hang_limit_s: float = 1800.0
+    store_limit_s: float = 900.0
     logging: LoggingPlan
     draw: DrawStage | None
     train: TrainStage | None

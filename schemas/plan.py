@@ -266,6 +266,9 @@ class WorkersPlan(Section):
         le=10**8,
         description="Longest time without a step; a worker that makes none any more ends, to be tried again.",
     )
+    store_limit_s: float = Field(
+        900, gt=0, le=10**8, description="Longest time without an answer of the object store that holds the run."
+    )
     cache_dir: Place | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
 
     @field_validator("gpus")

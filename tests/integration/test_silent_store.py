@@ -1,0 +1,82 @@
+"""A store that does not answer for a while: everything waits for it, says so, and goes on; after the limit it fails."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Timer
+
+import pytest
+from conftest import ONE_REGION
+from process_cluster import ProcessCluster
+from s3_server import BUCKET, s3_server
+from store_gate import Gate
+from worker_process import WorkerProcess
+
+from ebdiff_orchestrator import driver
+from region_workers.object_store import ObjectStore, StoreSilentError
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def gate() -> Iterator[Gate]:
+    """The only way to the S3 server."""
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        gate = Gate(int(environment["AWS_ENDPOINT_URL"].rsplit(":", 1)[1]))
+        patch.setitem(os.environ, "AWS_ENDPOINT_URL", f"http://127.0.0.1:{gate.port}")
+        yield gate
+
+
+def test_an_operation_waits_for_the_store_and_says_so(
+    gate: Gate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ObjectStore(f"s3://{BUCKET}/waits", limit_s=120)
+    store.write("there", b"1")
+    gate.shut()
+    opening = Timer(8, gate.open)
+    opening.start()
+    store.write("late", b"2")
+    opening.join()
+    assert store.read("late") == b"2"
+    assert store.list_keys() == ["late", "there"]
+    said = capsys.readouterr().err
+    assert "the store has not answered since" in said
+    assert "trying for another 1" in said
+
+
+def test_a_store_that_stays_silent_is_an_error_for_people_and_what_it_refuses_is_not_tried_again(gate: Gate) -> None:
+    store = ObjectStore(f"s3://{BUCKET}/silent", limit_s=1)
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError):
+        store.read("nothing")
+    with pytest.raises(OSError, match="NO_SUCH_BUCKET"):
+        ObjectStore("s3://no-such-bucket/run", limit_s=600).write("key", b"")
+    assert time.monotonic() - began < 10
+    gate.shut()
+    try:
+        with pytest.raises(StoreSilentError, match=r"has not answered since .*AWS_ENDPOINT_URL"):
+            store.read("nothing")
+    finally:
+        gate.open()
+
+
+def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(
+    gate: Gate, tiny_plan: Callable[..., Plan], use_cluster: Callable[[ProcessCluster], None]
+) -> None:
+    url = f"s3://{BUCKET}/outage"
+
+    def cut(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+        store = ObjectStore(url)
+        while not store.list_keys("train/all/checkpoints") and process.poll() is None:
+            time.sleep(0.1)
+        gate.shut()
+        time.sleep(15)
+        gate.open()
+
+    use_cluster(cluster := ProcessCluster(1, cut))
+    plan = tiny_plan(ONE_REGION, "training.steps=200", "checkpointing.interval_steps=20", "workers.store_limit_s=120")
+    assert driver.launch(plan, url).manifest.finished()
+    assert cluster.attempts == {"region all": 1}
