@@ -25,7 +25,7 @@ from schemas.integrity import DamagedFileError, check_file, read_verified
 from schemas.sealed import Sealed
 from schemas.tables import Row, read_metrics, write_metrics
 
-_STATE, _METRICS, _INFO = "state.safetensors", "metrics.parquet", "checkpoint.json"
+_STATE, _METRICS, CHECKPOINT_FILE = "state.safetensors", "metrics.parquet", "checkpoint.json"
 
 
 class CheckpointInfo(Sealed):
@@ -122,7 +122,7 @@ class Checkpoints:
             if write_more is not None:
                 write_more(folder)
             digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-            (folder / _INFO).write_text(info.model_copy(update={"sha256": digests}).model_dump_json(indent=2))
+            (folder / CHECKPOINT_FILE).write_text(info.model_copy(update={"sha256": digests}).model_dump_json(indent=2))
 
         write_folder(self._path(info.step), write)
         for old in checkpoint_folders(self._folder)[: -self._keep]:
@@ -210,11 +210,11 @@ def _mapped(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
 def _info(folder: Path, key: str) -> CheckpointInfo:
     """What a checkpoint in its place says of itself, if what its state goes with is there."""
     try:
-        info = CheckpointInfo.model_validate_json((folder / _INFO).read_bytes())
+        info = CheckpointInfo.model_validate_json((folder / CHECKPOINT_FILE).read_bytes())
     except (ValueError, FileNotFoundError):
-        raise DamagedFileError(folder / _INFO) from None
+        raise DamagedFileError(folder / CHECKPOINT_FILE) from None
     if info.key != key or folder.name != checkpoint_name(info.step):
-        raise DamagedFileError(folder / _INFO)
+        raise DamagedFileError(folder / CHECKPOINT_FILE)
     for name, sha256 in info.beside.items():
         check_file(folder.parents[1] / name, sha256)
     return info

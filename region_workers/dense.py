@@ -21,6 +21,7 @@ from schemas.job import CONFIG_FILE, WEIGHTS_FILE
 from schemas.json_files import read_object
 from schemas.model import LatentModelPlan, ModelPlan
 from schemas.plan import DataPlan
+from schemas.sealed import sealed_files
 
 _NOT_ARGUMENTS = {
     "family",
@@ -65,8 +66,12 @@ def load_network(folder: Path) -> nn.Module:
     return network
 
 
-def load_verified(folder: Path, sha256: Mapping[str, str]) -> nn.Module:
-    """`load_network` from the very bytes that have these digests, by file name. DamagedFileError if they have not."""
+def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.Module:
+    """`load_network` from the very bytes that have these digests, by file name; default: those of the folder's seal.
+
+    DamagedFileError if they have not.
+    """
+    sha256 = sealed_files(folder) if sha256 is None else sha256
     data = read_verified(folder / CONFIG_FILE, sha256.get(CONFIG_FILE))
     weights = read_verified(folder / WEIGHTS_FILE, sha256.get(WEIGHTS_FILE))
     try:

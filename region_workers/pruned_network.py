@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from region_workers.pruning.slim import slim
+from schemas.sealed import check_sealed
 from schemas.ticket import KeptChannels
 
 KeptConfig = dict[str, dict[str, list[int] | None]]
@@ -35,9 +37,13 @@ class LoadedStrictly:
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen.
 
+        So is a file that is not what the seal of the ticket or the ensemble says of it.
+
         The weights lie in memory of their own, as a built network's do, and so give the same bits.
         """
         wants_report = kwargs.pop("output_loading_info", False)
+        if args and Path(args[0]).is_dir():
+            check_sealed(Path(args[0], kwargs.get("subfolder") or ""))
         kwargs = {"low_cpu_mem_usage": False, **kwargs, "use_safetensors": True}
         model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         problems = {what: names for what, names in report.items() if names}

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from region_workers.checkpoints import Checkpoints
-from region_workers.dense import load_network
+from region_workers.dense import load_verified
 from region_workers.device import World
 from region_workers.family import ModelFamily
 from region_workers.randomness import StepRandomness
@@ -41,7 +41,7 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     folder = run_dir / stage.name
     _check_ticket(_ticket_folder(run_dir, stage))
     inputs = ticket_artifacts(run_dir, stage)
-    expert = load_network(_ticket_folder(run_dir, stage) / EXPERT_FOLDER)
+    expert = load_verified(_ticket_folder(run_dir, stage) / EXPERT_FOLDER)
     law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)

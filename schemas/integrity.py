@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from hashlib import sha256 as sha_256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.digest import file_digest
-from schemas.job import Artifact
+
+if TYPE_CHECKING:  # it is sealed, so comes after this
+    from schemas.job import Artifact
 
 
 class DamagedFileError(ValueError):

@@ -9,10 +9,12 @@ from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_ser
 
 from schemas.digest import digest, file_digest
 from schemas.durable import write_model
+from schemas.integrity import DamagedFileError, check_file
 from schemas.section import Section
 
 SEAL_FILE = "seal.json"
 _SEAL = "seal"
+_LEVELS = 2  # how far above a network's folder its seal lies at most
 
 
 class Sealed(Section):
@@ -51,15 +53,41 @@ def seal_folder(folder: Path) -> None:
 
 
 def broken_in(folder: Path) -> str | None:
-    """The first file of a sealed folder that is missing or not what was written; None if all are, or without a seal."""
-    if not (folder / SEAL_FILE).is_file():
-        return None
+    """The first file of a folder that was sealed which is missing or not what was written, the seal too; None: none."""
     try:
         seal = FolderSeal.model_validate_json((folder / SEAL_FILE).read_bytes())
-    except ValueError:
+    except (ValueError, OSError):
         return SEAL_FILE
     broken = (name for name, sha256 in seal.sha256.items() if not _is_whole(folder / name, sha256))
     return next(broken, None)
+
+
+def sealed_files(folder: Path) -> dict[str, str]:
+    """The digests of a folder's files by name, from its seal or that of a folder around it; empty: no seal knows it.
+
+    DamagedFileError if a seal on the way is missing or not what was written.
+    """
+    folder = folder.absolute()
+    for around in (folder, *folder.parents[:_LEVELS]):
+        if not (around / SEAL_FILE).is_file():
+            continue
+        try:
+            known = FolderSeal.model_validate_json((around / SEAL_FILE).read_bytes()).sha256
+        except ValueError:
+            raise DamagedFileError(around / SEAL_FILE) from None
+        start = "" if folder == around else f"{folder.relative_to(around).as_posix()}/"
+        between = [inner / SEAL_FILE for inner in (folder, *folder.parents[:_LEVELS]) if around in inner.parents]
+        lost = [seal for seal in between if seal.relative_to(around).as_posix() in known]  # else it had been met
+        if lost:
+            raise DamagedFileError(lost[0])
+        return {name.removeprefix(start): sha256 for name, sha256 in known.items() if name.startswith(start)}
+    return {}
+
+
+def check_sealed(folder: Path) -> None:
+    """Raise DamagedFileError if a file of the folder is not what a seal, its own or one around it, says of it."""
+    for name, sha256 in sealed_files(folder).items():
+        check_file(folder / name, sha256)
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

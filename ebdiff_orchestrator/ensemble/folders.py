@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from schemas.digest import file_digest
 from schemas.durable import write_folder
 from schemas.errors import UserError, problem
-from schemas.sealed import broken_in
+from schemas.integrity import DamagedFileError, read_verified
+from schemas.sealed import SEAL_FILE, broken_in, sealed_files
+
+SUMS_FILE = "SHA256SUMS"
 
 
 def check_own_folder(path: Path, is_own: Callable[[Path], bool], kind: str, field: str = "folder") -> None:
@@ -24,9 +28,38 @@ def write_own_folder(path: Path, write: Callable[[Path], None], is_own: Callable
     write_folder(path, write)
 
 
-def check_whole(folder: Path) -> None:
-    """Raise `UserError`, naming the file, if one of a sealed folder is missing or not what was written."""
-    broken = broken_in(folder)
-    if broken is not None:
-        remedy = "Restore it; in a run, `ebdiff resume` makes the ensemble again, to the same bits."
-        raise UserError(problem("path", folder / broken, "the file as it was saved, unchanged", remedy))
+def check_whole(folder: Path, is_own: Callable[[Path], bool]) -> None:
+    """Raise `UserError`, naming the file, if one of a folder of ours, which is sealed, is not what was written."""
+    if (folder / SEAL_FILE).is_file() or is_own(folder):
+        broken = broken_in(folder)
+        if broken is not None:
+            raise damaged(folder / broken)
+
+
+def read_sealed(path: Path) -> bytes:
+    """A file's bytes, verified by the seal that knows its folder, if one does. `UserError` if they are others."""
+    try:
+        known = sealed_files(path.parent)
+        return read_verified(path, known.get(path.name)) if known else path.read_bytes()
+    except DamagedFileError as error:
+        raise damaged(error.path) from None
+    except FileNotFoundError:
+        raise damaged(path) from None
+
+
+def has_sums(folder: Path) -> bool:
+    """Whether `write_sums` was here."""
+    return (folder / SUMS_FILE).is_file()
+
+
+def write_sums(folder: Path) -> None:
+    """The digests of all that is in the folder, as `sha256sum -c` reads them, for whoever has no ebdiff at hand."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / SUMS_FILE).write_text("".join(lines))
+
+
+def damaged(path: Path) -> UserError:
+    """What people are told of a file that is not what was saved."""
+    remedy = "Restore it; in a run, `ebdiff resume` makes the ensemble again, to the same bits."
+    return UserError(problem("path", path, "the file as it was saved, unchanged", remedy))

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
+from ebdiff_orchestrator.ensemble.folders import read_sealed
 from schemas.errors import UserError, problem
-from schemas.json_files import read_object
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -54,8 +54,9 @@ def read_network(folder: Path, path: str) -> nn.Module:
     `path` is its `class_path`. Raises `UserError` when a file is missing or does not fit.
     """
     network = _network(folder, path)
+    weights = read_sealed(folder / WEIGHTS)
     with _weights_that_fit(folder):
-        network.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+        network.load_state_dict(load(weights), strict=True)
     return network
 
 
@@ -69,8 +70,9 @@ def empty_network(folder: Path, path: str, dtype: torch.dtype | None) -> nn.Modu
 def fill_network(network: nn.Module, folder: Path, device: torch.device) -> None:
     """Give an `empty_network` the weights in `folder`, strictly: on `device`, in memory of their own."""
     dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    data = read_sealed(folder / WEIGHTS)
     with _weights_that_fit(folder):
-        read = load_file(folder / WEIGHTS)
+        read = load(data)
     weights = {name: tensor.to(device, dtypes.get(name), copy=True) for name, tensor in read.items()}
     with _weights_that_fit(folder):
         network.load_state_dict(weights, strict=True, assign=True)
@@ -90,12 +92,10 @@ def cast_to(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 def _network(folder: Path, path: str) -> nn.Module:
     """The network of that config, as it is built, in eval mode. Raises `UserError` when a file is missing."""
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise UserError(problem("network", folder, f"a folder with {name}", "Save the ensemble again."))
     kind = _class_at(path)
+    config = read_sealed(folder / CONFIG)
     try:
-        return cast(nn.Module, kind.from_config(read_object(folder / CONFIG)).eval())
+        return cast(nn.Module, kind.from_config(json.loads(config)).eval())
     except UserError:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:

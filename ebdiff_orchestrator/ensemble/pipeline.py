@@ -9,10 +9,11 @@ from typing import Any, cast
 import diffusers
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from diffusers.utils.torch_utils import randn_tensor
 
 from ebdiff_orchestrator.ensemble.dtypes import check_dtype
-from ebdiff_orchestrator.ensemble.folders import check_whole, write_own_folder
+from ebdiff_orchestrator.ensemble.folders import check_whole, has_sums, read_sealed, write_own_folder, write_sums
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
 from ebdiff_orchestrator.ensemble.network_files import write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
@@ -125,6 +126,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
             **{name: list(self.config[name]) for name in components},
         }
         (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        write_sums(folder)
         seal_folder(folder)
 
     def _check(self, batch_size: int, generator: Generators, output_type: str) -> None:
@@ -204,7 +206,7 @@ def load_ensemble(
     """
     candidates = (Path(path), Path(path) / "ensemble")
     for each in candidates:
-        check_whole(each)
+        check_whole(each, has_sums)  # plain diffusers seals no pipeline, only our router in it
     folder = next((each for each in candidates if is_ensemble(each)), None)
     if folder is None:
         raise UserError(
@@ -252,10 +254,10 @@ def _read_scheduler(folder: Path) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))
     try:
-        return cast(Any, kind).from_pretrained(folder / "scheduler", local_files_only=True)
+        return cast(Any, kind).from_config(json.loads(read_sealed(folder / "scheduler" / SCHEDULER_CONFIG_NAME)))
     except UserError:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         remedy = f"Save the ensemble again ({str(error).splitlines()[0]})."
         raise UserError(problem("scheduler", folder / "scheduler", f"the config of a {name}", remedy)) from None
 

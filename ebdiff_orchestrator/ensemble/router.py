@@ -145,7 +145,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         offload_to = options.pop("offload_to", None)
         folder = Path(pretrained_model_name_or_path, options.pop("subfolder", None) or "")
         _refuse_unsupported(options)
-        check_whole(folder)
+        check_whole(folder, _is_router)
         if not _is_router(folder):
             raise UserError(problem("path", folder, f"a folder that {cls.__name__} saved", "Check the path."))
         config = _saved_config(folder)

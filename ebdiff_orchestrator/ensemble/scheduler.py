@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -11,8 +13,11 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
+from ebdiff_orchestrator.ensemble.folders import damaged
 from ebdiff_orchestrator.ensemble.timesteps import check_timesteps, spaced_timesteps
 from schemas.errors import UserError, problem
+from schemas.integrity import DamagedFileError
+from schemas.sealed import check_sealed
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -65,6 +70,18 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps = torch.tensor(self._list)
         self._next_index: int | None = None
         self._last_timestep = len(self)  # of the step before; at first above all
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any = None, subfolder: str | None = None, **options: Any
+    ) -> Any:
+        """As diffusers'. Raises `UserError` if the config is not what the seal of the ensemble around it says."""
+        folder = Path(pretrained_model_name_or_path or "", subfolder or "")
+        try:
+            check_sealed(folder)
+        except DamagedFileError as error:
+            raise damaged(error.path) from None
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder, **options)
 
     def __len__(self) -> int:
         """T, the number of timesteps trained on."""

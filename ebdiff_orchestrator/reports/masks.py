@@ -11,11 +11,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ebdiff_orchestrator.stages import draw_folder
+from region_workers.checkpoint_folders import checkpoint_folders
+from region_workers.checkpoints import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.drawing.convergence import has_converged
 from schemas.errors import UserError
-from schemas.job import MASKS_FILE, TICKET_FILE
+from schemas.integrity import read_verified
+from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
+from schemas.sealed import sealed_files
 from schemas.tables import Row, read_masks
 from schemas.ticket import Ticket
 
@@ -105,33 +109,45 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
         intervals=np.array([row["interval"] for row in rows], dtype=np.int64),
         steps=np.array([row["step"] for row in rows], dtype=np.int64),
         packed=pack([_bytes_of(row) for row in rows]),
-        ticket=_read_ticket(ticket_folder / TICKET_FILE),
+        ticket=_read_ticket(ticket_folder),
         finished=finished,
     )
 
 
 def _rows(stage_folder: Path) -> tuple[list[Row], bool]:
     """The masks of a draw, and whether it has ended; until then they are those of its newest checkpoint."""
-    final = stage_folder / MASKS_FILE
-    for _ in range(3):  # a worker may finish, or drop a checkpoint, between looking and reading
-        checkpoints = sorted((stage_folder / "checkpoints").glob(f"step-*/{MASKS_FILE}"))  # leading zeros: in order
-        file = final if final.is_file() else checkpoints[-1] if checkpoints else None
+    for last_try in (False, False, True):  # a worker may finish, or drop a checkpoint, between looking and reading
+        finished = (stage_folder / RESULT_FILE).is_file()
+        checkpoints = checkpoint_folders(stage_folder / CHECKPOINTS_FOLDER)
+        if not finished and not checkpoints:
+            break
+        file = (stage_folder if finished else checkpoints[-1]) / MASKS_FILE
         try:
-            return (read_masks(file) if file is not None else []), file == final
-        except FileNotFoundError:
-            continue
-        except (pa.ArrowException, OSError) as error:
-            raise _bad_file(file, str(error).splitlines()[0]) from None
+            digests = _of_result(stage_folder) if finished else _of_checkpoint(file.parent)
+            return read_masks(read_verified(file, digests.get(MASKS_FILE))), finished
+        except (pa.ArrowException, ValueError, OSError) as error:
+            if last_try:
+                raise _bad_file(file, str(error).splitlines()[0]) from None
     return [], False
 
 
-def _read_ticket(file: Path) -> Ticket | None:
-    if not file.is_file():
+def _of_result(stage_folder: Path) -> dict[str, str]:
+    """The digests of a finished draw's files, by name."""
+    result = StageResult.model_validate_json((stage_folder / RESULT_FILE).read_bytes())
+    return {item.path.removeprefix(f"{result.stage}/"): item.sha256 for item in result.artifacts}
+
+
+def _of_checkpoint(folder: Path) -> dict[str, str]:
+    return CheckpointInfo.model_validate_json((folder / CHECKPOINT_FILE).read_bytes()).sha256
+
+
+def _read_ticket(folder: Path) -> Ticket | None:
+    if not folder.is_dir():
         return None
     try:
-        return Ticket.model_validate_json(file.read_bytes())
+        return Ticket.model_validate_json(read_verified(folder / TICKET_FILE, sealed_files(folder).get(TICKET_FILE)))
     except ValueError as error:
-        raise _bad_file(file, str(error).splitlines()[0]) from None
+        raise _bad_file(folder / TICKET_FILE, str(error).splitlines()[0]) from None
 
 
 def _bytes_of(row: Row) -> bytes:

@@ -21,6 +21,7 @@ from small_runs import (
 )
 
 from ebdiff_orchestrator import driver, finishing
+from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.run_directory import RunDirectory
 from schemas.digest import digest, file_digest
 from schemas.errors import RunFailed, UserError
@@ -171,6 +172,14 @@ def test_a_damaged_manifest_is_refused_and_its_run_is_found_again_without_it(
     with without_ray(UnwillingCluster()):
         driver.launch(small_plan(), run_dir)
     assert products(run_dir) == products(finished)
+
+
+@pytest.mark.parametrize("name", ["draw/low/masks.arrow", "draw/low/tickets/low/ticket.json"])
+def test_damaged_masks_and_tickets_are_not_reported(run_dir: Path, name: str) -> None:
+    assert len(report_tickets(run_dir, Settings()).tickets) == 2
+    flip_some_bit(run_dir / name, seed=6)
+    with pytest.raises(UserError, match=f"{name}: expected as the draw has written it"):
+        report_tickets(run_dir, Settings())
 
 
 @pytest.mark.parametrize("seed", _RANDOM_FLIPS)

@@ -13,6 +13,7 @@ from ensemble_fixtures import NAMES, ROUTES, markers, tiny_experts, tiny_unet
 
 from ebdiff_orchestrator.ensemble import TimestepRouter
 from schemas.errors import UserError
+from schemas.sealed import seal_folder
 
 X = torch.zeros(1, 1, 2, 2)
 
@@ -179,7 +180,7 @@ def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"440-1000/diffusion_pytorch_model\.safetensors: expected the file as it was"):
         TimestepRouter.from_pretrained(tmp_path / "unet")
     (tmp_path / "unet" / "seal.json").unlink()
-    with pytest.raises(UserError, match=r"440-1000: expected a folder with diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(UserError, match=r"unet/seal\.json: expected the file as it was"):
         TimestepRouter.from_pretrained(tmp_path / "unet")
 
 
@@ -215,6 +216,6 @@ def test_a_config_cannot_name_code_to_run(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "unet" / "config.json").read_text())
     config["expert_classes"] = ["antigravity.Expert"] * 3
     (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "unet" / "seal.json").unlink()
+    seal_folder(tmp_path / "unet")
     with pytest.raises(UserError, match="import antigravity before loading"):
         TimestepRouter.from_pretrained(tmp_path / "unet")

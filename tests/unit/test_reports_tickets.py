@@ -18,14 +18,19 @@ from ebdiff_orchestrator.reports.masks import distance_matrix, drawn_at, pack
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
 from ebdiff_orchestrator.run_directory import RunDirectory
+from region_workers.checkpoints import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.dense import build_dense, example_inputs
 from region_workers.drawing.convergence import has_converged, queue_distances
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, mask_distance
+from region_workers.results import artifact
+from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.errors import UserError
+from schemas.job import Hardware, StageResult
 from schemas.plan import DrawPlan, Plan
+from schemas.sealed import seal_folder
 from schemas.tables import write_masks
 from schemas.ticket import Ticket
 
@@ -71,12 +76,29 @@ def _ticket(region: str, interval: int) -> Ticket:
     )
 
 
+def _result(run_dir: Path, stage: str) -> StageResult:
+    """What a worker leaves beside the masks of a finished draw."""
+    return StageResult(
+        stage=stage,
+        key="",
+        started_at=0,
+        finished_at=0,
+        active_s=0,
+        steps=0,
+        artifacts=(artifact(run_dir, run_dir / stage / "masks.arrow"),),
+        hardware=Hardware(device="cpu", world_size=1, cpu_threads=1),
+        metrics={},
+    )
+
+
 def _run(folder: Path, plan: Plan, masks: dict[str, list[torch.Tensor]]) -> Path:
     """A run whose draws have ended with these masks; the ticket is the last one."""
     RunDirectory(folder).begin(plan)
     for region, series in masks.items():
         _write(folder / f"draw/{region}/masks.arrow", {region: series})
         write_model(folder / f"draw/{region}/tickets/{region}/ticket.json", _ticket(region, len(series)))
+        seal_folder(folder / f"draw/{region}/tickets/{region}")
+        write_model(folder / f"draw/{region}/result.json", _result(folder, f"draw/{region}"))
     return folder
 
 
@@ -120,6 +142,8 @@ def test_masks_of_a_draw_that_goes_on_come_from_its_newest_checkpoint(tmp_path: 
     for count in (4, 9):
         file = tmp_path / f"draw/shared/checkpoints/step-{count * 10:09d}/masks.arrow"
         _write(file, {"0-260": masks[:count], "240-460": masks[:count]})
+        digests = {file.name: file_digest(file)}
+        write_model(file.parent / CHECKPOINT_FILE, CheckpointInfo(key="", step=count * 10, active_s=0, sha256=digests))
     report = report_tickets(tmp_path, Settings())
     assert [(t.masks.region, len(t.masks), t.masks.finished) for t in report.tickets] == [
         ("0-260", 9, False),
