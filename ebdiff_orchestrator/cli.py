@@ -27,6 +27,7 @@ from ebdiff_orchestrator.reports.commands import add_report_commands
 from ebdiff_orchestrator.sample_command import add_sample_command
 from ebdiff_orchestrator.usage import usage_problem
 from ebdiff_orchestrator.view import terminal_view
+from schemas.environment import wait_passively
 from schemas.errors import RunFailed, UserError, disk_problem, problem, shown
 from schemas.limits import MANY, MOST_WORKERS
 from schemas.secrets import without_secrets
@@ -93,10 +94,12 @@ def launch(
 
     loaded = load_plan(plan, changes or ())
     folder = run_dir or Path("runs", loaded.name)
+    view = terminal_view()
+    view.line(f"{loaded.name}: launching in {folder} ...")  # torch and Ray take seconds, on a busy machine minutes
     _start_ray_early(folder, loaded, address)
     from ebdiff_orchestrator.driver import launch as launch_plan
 
-    launch_plan(loaded, folder, address=address, view=terminal_view(), reuse=reuse or (), take_over=take_over)
+    launch_plan(loaded, folder, address=address, view=view, reuse=reuse or (), take_over=take_over)
 
 
 @app.command()
@@ -107,10 +110,12 @@ def resume(
     take_over: TakeOverOption = False,
 ) -> None:
     """Go on with an unfinished run from its last good checkpoints."""
+    view = terminal_view()
+    view.line(f"Going on with {run_dir} ...")
     _start_ray_early(run_dir, None, address)
     from ebdiff_orchestrator.driver import resume as resume_run
 
-    resume_run(run_dir, address=address, view=terminal_view(), reuse=reuse or (), take_over=take_over)
+    resume_run(run_dir, address=address, view=view, reuse=reuse or (), take_over=take_over)
 
 
 @app.command()
@@ -263,6 +268,7 @@ add_doctor_command(app)
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed run, 2 bad input, 130 interrupted (SIGTERM too)."""
     signal.signal(signal.SIGTERM, _interrupt)
+    wait_passively()
     sys.exit(_guarded())
 
 

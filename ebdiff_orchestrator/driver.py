@@ -7,7 +7,15 @@ from pathlib import Path
 
 import torch
 
-from ebdiff_orchestrator.cluster import Cluster, Request, check_surroundings, cluster_address, connect, request_of
+from ebdiff_orchestrator.cluster import (
+    RAY_LOG,
+    Cluster,
+    Request,
+    check_surroundings,
+    cluster_address,
+    connect,
+    request_of,
+)
 from ebdiff_orchestrator.data_checks import check_data_fits
 from ebdiff_orchestrator.dense_start import adopt_dense
 from ebdiff_orchestrator.finishing import assemble, sample
@@ -125,7 +133,8 @@ def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None
     if jobs and ledger.all_done(jobs) and _finish_or_reopen(ledger, view, here, request):
         return
     view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
-    with connect(plan.workers, len(plan.regions), address) as cluster:
+    log = ledger.directory.path / RAY_LOG
+    with connect(plan.workers, len(plan.regions), address, log, view.waiting) as cluster:
         check_data_fits(plan, len(images), cluster.request.processes)
         if samples is None:
             samples = _encode(ledger, images, cache_dir, cluster, view)

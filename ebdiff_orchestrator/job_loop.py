@@ -180,6 +180,7 @@ class JobLoop:
         limit = self._workers.wait_limit_s
         if unix_time() - attempt.started_at > limit and not attempt.future.done():
             del self._running[name]
+            self._cluster.cancel(name)
             late = f"Given to Ray, but no worker began within workers.wait_limit_s = {limit:.0f} s; see `ray status`."
             self._give_up(name, late)
 

@@ -7,12 +7,16 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
+from schemas.environment import wait_passively
 
-from region_workers.failures import StopRequestedError
-from region_workers.run import run_job
-from schemas.job import WorkerJob
+wait_passively()
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+
+from region_workers.failures import StopRequestedError  # noqa: E402
+from region_workers.run import run_job  # noqa: E402
+from schemas.job import WorkerJob  # noqa: E402
 
 
 def main() -> int:

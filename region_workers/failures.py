@@ -26,12 +26,13 @@ class StageHeldError(RuntimeError):
 
 
 class HangError(RuntimeError):
-    """No step was made for too long."""
+    """No step was made, nor anything made ready for the first, for too long."""
 
     def __init__(self, limit_s: float) -> None:
         super().__init__(
-            f"No step was made for {limit_s:.0f} s, so the worker ended itself: another worker of its region or the "
-            "device does not answer. Where a step really takes so long, raise workers.hang_limit_s."
+            f"No step was made and no image made ready for {limit_s:.0f} s, so the worker ended itself: another worker "
+            "of its region, the device or a disk does not answer. Where a step really takes so long, raise "
+            "workers.hang_limit_s."
         )
 
 

@@ -41,8 +41,8 @@ def run_job(job: WorkerJob, leaves_soon: Callable[[], bool] = never) -> None:
     """Complete the job's stages, skipping what is finished; StopRequestedError if the run was asked to stop.
 
     It saves and stops likewise when `leaves_soon` says that the machine is about to be taken away. A failure is
-    written beside the stage before it is raised, so that the driver can tell people about it. A worker that makes no
-    step for `job.hang_limit_s` writes that, and ends its process.
+    written beside the stage before it is raised, so that the driver can tell people about it. A worker that gets no
+    further for `job.hang_limit_s` writes that, and ends its process.
     """
     prepare_process(job.training)
     world = current_world(job.use_gpu, leaves_soon)
@@ -129,14 +129,24 @@ def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) ->
 def _open_store(job: WorkerJob, world: World) -> SampleStore:
     """What is denoised: the images, or their latents."""
     cache_dir = _cache_dir(job)
+
+    def report(done: int, total: int) -> None:
+        world.pulse()
+
     if isinstance(job.model, LatentModelPlan):
         threads = job.training.cpu_threads
         latents = open_latents(
-            job.model, job.data, cache_dir, job.store_digest, cpu_threads=threads, device=world.device
+            job.model,
+            job.data,
+            cache_dir,
+            job.store_digest,
+            cpu_threads=threads,
+            device=world.device,
+            report=report,
         )
         world.barrier()
         return latents
-    store = ensure_store(job.data, cache_dir)
+    store = ensure_store(job.data, cache_dir, report)
     if store.digest != job.store_digest:
         raise RunFailed(
             f"The images of data.path = {job.data.path} are not those the run began with "

@@ -1,7 +1,7 @@
-"""A worker that makes no step any more ends itself, so that nobody waits for it for ever.
+"""A worker that gets no further ends itself, so that nobody waits for it for ever.
 
-A collective operation whose neighbour is gone, or a device that no longer answers, holds the thread that asked for it;
-only another thread can notice.
+A lock that is never freed, a collective operation whose neighbour is gone, or a device that no longer answers, holds
+the thread that asked for it; only another thread can notice.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Self
 
 
 class Watchdog:
-    """Calls `bite` when `pulse` has not been called for `limit_s` seconds; sleeps until the first pulse."""
+    """Calls `bite` when `pulse` has not been called for `limit_s` seconds, counted from the start."""
 
     def __init__(self, limit_s: float, bite: Callable[[], None]) -> None:
         self._limit_s, self._bite = limit_s, bite
-        self._pulse_at: float | None = None
+        self._pulse_at = 0.0
         self._over = Event()
         self._watching = Thread(target=self._watch, name="watchdog", daemon=True)
 
     def pulse(self) -> None:
-        """Something was done."""
+        """Something was done: a step, or a part of what is to be ready before the first."""
         self._pulse_at = time.monotonic()
 
     def __enter__(self) -> Self:
+        self.pulse()
         self._watching.start()
         return self
 
@@ -35,7 +36,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._limit_s / 4)):
-            if self._pulse_at is not None and time.monotonic() - self._pulse_at > self._limit_s:
+            if time.monotonic() - self._pulse_at > self._limit_s:
                 self._bite()
                 return
 

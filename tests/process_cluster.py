@@ -75,6 +75,9 @@ class ProcessCluster:
     def has_started(self, job_name: str) -> None:
         return
 
+    def cancel(self, job_name: str) -> None:
+        return
+
     def loss(self, error: BaseException | None) -> None:
         return
 

@@ -36,6 +36,9 @@ class SerialCluster:
     def has_started(self, job_name: str) -> None:
         return
 
+    def cancel(self, job_name: str) -> None:
+        return
+
     def loss(self, error: BaseException | None) -> None:
         return
 

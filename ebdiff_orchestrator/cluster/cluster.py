@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any, Literal
 
+from ebdiff_orchestrator.cluster.region_actor import start_actor
 from ebdiff_orchestrator.cluster.request import Request, workers_on_node
 from ebdiff_orchestrator.cluster.trainer import trainer_of
 from schemas.errors import RunFailed, UserError
@@ -39,6 +40,7 @@ class Cluster:
         self.retries, self.wait_limit_s = retries, wait_limit_s
         self._starting: dict[str, int] = {}
         self._started: dict[str, int] = {}
+        self._actors: dict[str, Any] = {}
 
     def capacity(self) -> int:
         """How many jobs the cluster holds at once, by what its nodes have."""
@@ -86,10 +88,10 @@ class Cluster:
         )
 
     def start(self, job: WorkerJob, workers: int) -> Future[None]:
-        """Run the job on a TorchTrainer of its own; the future ends as the trainer's `fit()` does."""
+        """Run the job: one worker as an actor, several on a TorchTrainer; the future ends as that does."""
         future: Future[None] = Future()
         self._starting[job.name] = self._started[job.name] = workers
-        Thread(target=self._fit, args=(job, workers, future), name=f"fit {job.name}", daemon=True).start()
+        Thread(target=self._run, args=(job, workers, future), name=f"run {job.name}", daemon=True).start()
         return future
 
     def has_started(self, job_name: str) -> None:
@@ -151,9 +153,22 @@ class Cluster:
         if self.has_ended():
             raise RunFailed("The Ray of this command has ended. The same command goes on from what is saved.")
 
+    def cancel(self, job_name: str) -> None:
+        """End a job's only worker, or its waiting for a place; a trainer's workers end with the driver."""
+        import ray
+
+        actor = self._actors.get(job_name)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+
     def loss(self, error: BaseException | None) -> Loss | None:
-        """What of the machine ended a trainer; None where its program did."""
-        from ray.exceptions import RayActorError
+        """What of the machine ended a job; None where its program did."""
+        from ray.exceptions import RayActorError, RayTaskError
+
+        if isinstance(error, RayActorError):
+            return "preempted" if error.preempted else "died"
+        if error is None or isinstance(error, RayTaskError):
+            return None
         from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
         if isinstance(error, PreemptionError):
@@ -166,10 +181,13 @@ class Cluster:
             return "preempted"
         return "died" if died else None
 
-    def _fit(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
+    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
         error: BaseException | None = None
         try:
-            trainer_of(job, replace(self.request, processes=workers)).fit()
+            if workers == 1:
+                self._run_actor(job)
+            else:
+                trainer_of(job, replace(self.request, processes=workers)).fit()
         except BaseException as raised:  # noqa: BLE001 - handed to whoever reads the future
             error = raised
         self._starting.pop(job.name, None)
@@ -177,7 +195,16 @@ class Cluster:
         if error is None:
             future.set_result(None)
         else:
-            future.set_exception(error)
+            future.set_exception(error.with_traceback(None))  # its frames would keep the actor, and its place, alive
+
+    def _run_actor(self, job: WorkerJob) -> None:
+        import ray
+
+        actor = self._actors[job.name] = start_actor(self.request)
+        try:
+            ray.get(actor.run.remote(job.model_dump_json()))
+        finally:
+            del self._actors[job.name]
 
     def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
         """Run a function once on every node, whatever is free there, at the same time; at most `_ASK_LIMIT_S`."""

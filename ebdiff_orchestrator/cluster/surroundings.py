@@ -12,7 +12,7 @@ from schemas.places import check_writable_folder
 
 _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 _FOLDERS = ("RAY_TMPDIR", "TMPDIR")  # Ray takes the first that is set
-_SOCKET = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what Ray puts below it
+_SOCKET = "/eb-00000000/r/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what stands below it
 _LONGEST_SOCKET = 107  # bytes; Linux' limit
 
 

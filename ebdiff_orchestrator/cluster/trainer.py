@@ -1,11 +1,10 @@
-"""One job on a Ray trainer of its own, and what runs on its workers."""
+"""One job with several workers: a Ray trainer of its own, which joins them in a process group."""
 
 from __future__ import annotations
 
 import math
 import secrets
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from schemas.job import WorkerJob
 from schemas.location import object_url
 
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
-_NOTICE_S = 5.0
 
 
 def trainer_of(job: WorkerJob, request: Request) -> Any:
@@ -52,25 +50,13 @@ def _work(config: dict[str, str]) -> None:
     from region_workers.run import run_job
 
     try:
-        run_job(WorkerJob.model_validate_json(config["job"]), _Notice())
+        run_job(WorkerJob.model_validate_json(config["job"]), _leaves_soon)
     except StopRequestedError:
         return
 
 
-class _Notice:
-    """Whether Ray says that a node of this region is about to be taken away; asked for every few seconds at most."""
+def _leaves_soon() -> bool:
+    """Whether Ray says that a node of this region is about to be taken away; the workers ask at the log interval."""
+    from ray.train import get_preemption_info
 
-    def __init__(self) -> None:
-        from ray.train import get_context
-
-        self._alone = get_context().get_world_size() == 1
-        self._asked_at = -math.inf
-
-    def __call__(self) -> bool:
-        from ray.train import get_preemption_info
-
-        # Several workers must ask equally often, which they do at the log interval; one asks when it likes.
-        if self._alone and time.monotonic() - self._asked_at < _NOTICE_S:
-            return False
-        self._asked_at = time.monotonic()
-        return get_preemption_info() is not None
+    return get_preemption_info() is not None

@@ -145,7 +145,7 @@ def open_latents(
     found = _find(cache_dir, expected_digest)
     if found is not None:
         return found
-    store = ensure_store(data, cache_dir)
+    store = ensure_store(data, cache_dir, report)
     made = ensure_latents(model, data, store, cache_dir, None, report, cpu_threads=cpu_threads, device=device)
     if made.digest != expected_digest:
         raise RunFailed(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from process_cluster import ProcessCluster
+from process_cluster import ProcessCluster, start_worker
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.cluster import Request
-from schemas.job import WorkerJob
+from region_workers.data.store import ensure_store
+from schemas.job import FAILURE_FILE, Failure, WorkerJob
 from schemas.plan import Plan
 
 HANGING, OTHER = "region 0-500", "region 480-1000"
@@ -70,3 +72,20 @@ def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
     assert manifest.finished()
     assert cluster.attempts == {HANGING: 2, OTHER: 1}
     assert any("lost each other" in line and "Trying again" in line for line in said)
+
+
+def test_a_worker_that_hangs_while_it_opens_its_data_ends_itself(
+    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], cache_dir: Path, tmp_path: Path
+) -> None:
+    plan = tiny_plan(REGIONS, "workers.hang_limit_s=2", f"workers.cache_dir={tmp_path / 'cache'}")
+    job = make_jobs(plan, tmp_path / "run")[0]
+    lock = tmp_path / "cache/images" / f"{ensure_store(plan.data, cache_dir).folder.name}.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # a builder that gets no further
+        process = start_worker(job)
+        process.communicate(timeout=60)
+    failure = Failure.model_validate_json((tmp_path / "run" / job.stages()[0] / FAILURE_FILE).read_text())
+    assert process.returncode == 1
+    assert failure.retryable
+    assert "no image made ready for 2 s" in failure.message

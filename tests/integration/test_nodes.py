@@ -33,7 +33,7 @@ PLAN = {
     "checkpointing": {"interval_steps": 20},
     "workers": {"retries": 3},
 }
-WORKER = "ray::RayTrainWorker"
+WORKER = "ray::RegionWorker"
 
 
 @pytest.fixture(scope="module")

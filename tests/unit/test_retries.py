@@ -102,15 +102,17 @@ def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(
     assert (tmp_path / "run" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
 
 
-def _lost(reason: int) -> WorkerGroupError:
-    context = ActorDiedErrorContext(node_death_info=NodeDeathInfo(reason=reason), actor_id=b"0" * 16)
-    return WorkerGroupError("lost", {0: ActorDiedError(context)})
+def _lost(reason: int) -> ActorDiedError:
+    return ActorDiedError(ActorDiedErrorContext(node_death_info=NodeDeathInfo(reason=reason), actor_id=b"0" * 16))
 
 
 def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
     cluster = Cluster(True, Request(1, 1.0, 0.0))
-    assert cluster.loss(_lost(NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED)) == "preempted"
-    assert cluster.loss(_lost(NodeDeathInfo.UNEXPECTED_TERMINATION)) == "died"
+    preempted, died = _lost(NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED), _lost(NodeDeathInfo.UNEXPECTED_TERMINATION)
+    for one, of_several in ((preempted, died), (died, None)):
+        expected = "preempted" if one is preempted else "died"
+        assert cluster.loss(one) == expected
+        assert cluster.loss(WorkerGroupError("lost", {0: one, 1: of_several or ValueError("shapes")})) == expected
     assert cluster.loss(WorkerGroupError("wrong", {0: ValueError("shapes differ")})) is None
     assert cluster.loss(RuntimeError("the program is wrong")) is None
     assert cluster.loss(None) is None

@@ -1,0 +1,169 @@
+"""The Ray that a run starts for itself: on loopback, in a private folder, without what the run does not use."""
+
+from __future__ import annotations
+
+import atexit
+import math
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+from ebdiff_orchestrator.cluster.noise import keep_noise
+from ebdiff_orchestrator.cluster.request import request_of
+from schemas.environment import PASSIVE_WAIT
+from schemas.errors import RunFailed
+from schemas.plan import WorkersPlan
+
+_STARTS = 3
+_START_LIMIT_S = 600.0
+_LOOK_S = 1.0
+_QUIET_S = 3.0
+_UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")  # dashboard, autoscaler, printing workers' logs
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_worker_niceness": "0",  # a busy desktop would starve workers at Ray's default of 15
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # no cluster: on every system, all of Ray listens on loopback alone
+    "RAY_enable_metrics_collection": "0",  # and nothing listens for who would collect them
+}
+WORKER_ENVIRONMENT = PASSIVE_WAIT | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+Say = Callable[[str], None]
+
+
+class EmbeddedRay(threading.Thread):
+    """Starts in the background; shut down when the program ends, if nobody has taken it over.
+
+    The thread lives until `stop`: Ray's processes die with the thread that started them.
+    """
+
+    begun: ClassVar[EmbeddedRay | None] = None
+
+    def __init__(self, workers: WorkersPlan, jobs: int) -> None:
+        super().__init__(name="start Ray", daemon=True)
+        self._workers, self._jobs = workers, jobs
+        self._error: Exception | None = None
+        self._ready, self._over = threading.Event(), threading.Event()
+        for name, value in (_ENVIRONMENT | WORKER_ENVIRONMENT).items():  # workers inherit it
+            os.environ.setdefault(name, value)
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+    @classmethod
+    def begin(cls, workers: WorkersPlan, jobs: int) -> EmbeddedRay:
+        """Start one, for `taken_over` to find."""
+        cls.begun = cls(workers, jobs)
+        atexit.register(cls.begun._end)
+        cls.begun.start()
+        return cls.begun
+
+    @classmethod
+    def taken_over(cls, workers: WorkersPlan, jobs: int, say: Say) -> EmbeddedRay:
+        """The one begun for just this, else a new one, once it is up; RunFailed if it is not in `_START_LIMIT_S`."""
+        early = cls.begun
+        if early is not None and (early._workers, early._jobs) != (workers, jobs):
+            early._wait(say)
+            early.stop()
+            early = None
+        ray = early or cls.begin(workers, jobs)
+        try:
+            ray._wait(say)
+        finally:
+            cls.begun = None
+        if ray._error is not None:
+            raise ray._error
+        return ray
+
+    def run(self) -> None:
+        """Keep an error for whoever takes over."""
+        folder = tempfile.mkdtemp(prefix="eb-", dir=_temp_dir())  # mode 0700; what Ray makes in it is open to all
+        try:
+            _start(self._workers, self._jobs, f"{folder}/r")
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
+        self._ready.set()
+        self._over.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def stop(self) -> None:
+        """Shut Ray down, and remove its folder."""
+        import ray
+
+        ray.shutdown()
+        self._over.set()
+        self.join()
+
+    def _wait(self, say: Say) -> None:
+        began = time.monotonic()
+        while not self._ready.wait(_LOOK_S):
+            waited = time.monotonic() - began
+            if waited > _START_LIMIT_S:
+                raise RunFailed(
+                    f"Ray did not start on this machine within {_START_LIMIT_S:.0f} s: other programs may keep it "
+                    "busy. The same command goes on."
+                )
+            if waited > _QUIET_S:
+                say(f"waiting for Ray to start on this machine ({waited:.0f} s so far, at most {_START_LIMIT_S:.0f} s)")
+
+    def _end(self) -> None:
+        if type(self).begun is self:
+            self._ready.wait(_START_LIMIT_S)
+            self.stop()
+
+
+def _temp_dir() -> str:
+    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+
+
+def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
+    import ray
+
+    keep_noise()  # its import has set up its loggers
+    processes = request_of(workers, 0.0).processes
+    cpus = max(os.cpu_count() or 1, math.ceil(jobs * processes * workers.cpus))
+    # Several workers of a job come with helpers: on few cores Ray would warn that so many processes start at once.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, 8 * jobs * processes)))
+    for attempt in range(_STARTS):
+        try:
+            with _only_what_is_used():
+                ray.init(
+                    "local",  # not one that happens to run here
+                    num_cpus=cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,  # workers report through their run's files
+                    configure_logging=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                )
+            return
+        except Exception as error:
+            if "timed out" not in str(error) or attempt + 1 == _STARTS:
+                raise
+            ray.shutdown()  # a busy machine: Ray's own limit for its processes has no setting that suits all
+
+
+@contextmanager
+def _only_what_is_used() -> Iterator[None]:
+    """Ray has no settings for this. Each of these processes costs about 100 MB and seconds of the start."""
+    from ray._private import ray_constants
+    from ray._private.node import Node
+
+    changes = [(Node, name, _do_nothing) for name in _UNUSED] + [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
+    before = [(place, name, getattr(place, name)) for place, name, _ in changes]
+    for place, name, value in changes:
+        setattr(place, name, value)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+def _do_nothing(*_: object, **__: object) -> None:
+    """In the place of what starts a process."""

@@ -1,0 +1,94 @@
+"""The Ray that a run starts for itself: who can talk to it, what it leaves, and a job that is given up."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ray_processes import processes_with
+
+from region_workers.data.store import ensure_store
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+LISTENS = "0A"
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from ebdiff_orchestrator.cluster import connect
+from schemas.job import WorkerJob
+from schemas.plan import WorkersPlan
+
+job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
+with connect(WorkersPlan(), 2) as cluster:
+    future = cluster.start(job, 1)
+    started = Path(job.run_dir) / job.stages()[0] / "progress.json"
+    while not started.exists():
+        assert not future.done(), future.exception()
+        time.sleep(0.1)
+    print("at work", flush=True)
+    input()
+    cluster.cancel(job.name)
+    print(cluster.loss(future.exception(timeout=60)), flush=True)
+    deadline = time.monotonic() + 30
+    while cluster.free_workers() < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    print(cluster.free_workers(), flush=True)
+"""
+
+
+def _listening(pids: list[int]) -> set[str]:
+    """The addresses, as the kernel writes them, at which these processes take connections."""
+    sockets = set()
+    for pid in pids:
+        for file in Path(f"/proc/{pid}/fd").glob("*"):
+            sockets.add(str(file.readlink()) if file.is_symlink() else "")
+    rows = [line.split() for kind in ("tcp", "tcp6") for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == LISTENS and f"socket:[{row[9]}]" in sockets}
+
+
+@pytest.mark.slow
+def test_an_embedded_ray_is_for_its_user_alone_and_a_job_given_up_is_really_ended(
+    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], cache_dir: Path, tmp_path: Path
+) -> None:
+    plan = tiny_plan(f"workers.cache_dir={tmp_path / 'cache'}")
+    job = make_jobs(plan, tmp_path / "run")[0]
+    job_file = tmp_path / "job.json"
+    job_file.write_text(job.model_dump_json())
+    lock = tmp_path / "cache/images" / f"{ensure_store(plan.data, cache_dir).folder.name}.lock"
+    lock.parent.mkdir(parents=True)
+    place = Path(f"/tmp/t{os.getpid()}")  # short: the names of sockets below it are limited
+    place.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", PROGRAM, str(job_file)]
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # the worker waits for it
+        with subprocess.Popen(
+            command,
+            env=kept | {"RAY_TMPDIR": str(place)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "at work\n"
+            found = processes_with("RAY_TMPDIR", str(place))
+            addresses = _listening(list(found))
+            (folder,) = place.iterdir()
+            mode = folder.stat().st_mode & 0o777
+            said, errors = process.communicate("\n", timeout=120)
+    assert addresses
+    assert addresses <= LOOPBACK
+    assert mode == 0o700
+    assert said.split() == ["died", "2"]
+    assert not any("RayTrainWorker" in line or "dashboard.py" in line for line in found.values())
+    assert not errors
+    assert not list(place.iterdir()), "its folder is gone"
+    place.rmdir()
