@@ -115,13 +115,18 @@ def test_two_workers_of_one_job_on_one_machine_leave_each_other_s_folders_and_th
     assert len(_checkpoints(store)) >= 2
 
 
-def test_a_worker_whose_run_has_another_owner_sends_nothing_more(
+def test_a_worker_clears_a_half_sent_checkpoint_and_sends_nothing_more_once_the_run_has_another_owner(
     store: ObjectStore, job: WorkerJob, start: Start
 ) -> None:
     mine, other = (Claim(number=number, token="aaaaaaaa", host="h", pid=1, lease_s=30.0) for number in (1, 2))
     store.write(f"{OWNERS_FOLDER}/{mine.name}", mine.model_dump_json().encode())
+    half = f"{_SAVED}step-000000007/state.safetensors"
+    store.write(half, b"an older attempt was killed before it sent checkpoint.json")
     worker = start(job.model_copy(update={"owner": mine.name}))
     _once_saved(store, worker)
+    while half in store.list_keys():
+        assert worker.poll() is None
+        time.sleep(0.1)
     store.write(f"{OWNERS_FOLDER}/{other.name}", other.model_dump_json().encode())
     time.sleep(0.5)  # what was under way
     keys = store.list_keys()
