@@ -85,7 +85,6 @@ def launch(
             view.line(f"The run in {directory.location} is finished; nothing to do.")
         else:
             outlook = outlook or look_ahead(plan, dense)
-            directory.ask_to_stop(False)
             ledger.begin_launch()
             with view, directory.discarded_if_refused():
                 _carry_out(ledger, outlook, view, address, reuse)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -46,17 +46,25 @@ class _Attempt:
 class _Budget:
     """A job's attempts since it last got further, where it got to, and why it has failed for good.
 
-    `reached`: the stage and the step that an attempt went on from, so what is saved.
+    `reached`: the stage and the step that an attempt went on from, so what is saved; `left_at`: how far the last one
+    was that ended early.
     """
 
     attempts: int = 0
     reached: tuple[int, int] = (0, 0)
+    left_at: tuple[int, int] = (-1, 0)
     failed: str | None = None
 
     def begins_at(self, reached: tuple[int, int]) -> None:
         """An attempt goes on from there; one that starts from further than all before it has a whole budget."""
         if reached > self.reached:
             self.reached, self.attempts = reached, 1
+
+    def leaves_for_free(self, at: tuple[int, int]) -> bool:
+        """Whether an attempt that ended early there costs nothing: it got further than the one that did before it."""
+        further, self.left_at = at > self.left_at, max(at, self.left_at)
+        self.attempts -= further
+        return further
 
 
 class JobLoop:
@@ -99,7 +107,8 @@ class JobLoop:
         finally:
             for attempt in self._running.values():
                 self._charge(attempt)
-        shutil.rmtree(self._ledger.directory.path / RAY_FOLDER, ignore_errors=True)
+        with suppress(OSError):  # Ray may be about to write there
+            self._ledger.directory.discard(RAY_FOLDER)
         self._raise_if_failed()
 
     def _advance(self, interrupts: Interrupts) -> bool:
@@ -198,8 +207,7 @@ class JobLoop:
                 self._growing_since[name] = unix_time()
                 continue
             budget = self._budgets[name]
-            if self._left_early(attempt, progress):
-                budget.attempts -= 1
+            if self._left_early(attempt, progress) and budget.leaves_for_free(_saved(attempt, progress)):
                 self._view.line(f"{name}: its machine is taken away; it goes on elsewhere from what is saved.")
                 continue
             failure = self._failure_of(attempt)
@@ -234,7 +242,7 @@ class JobLoop:
         attempt = self._running[name]
         attempt.grow_to = count
         assert attempt.outline.train is not None
-        self._ledger.directory.write_note(f"{attempt.outline.train.name}/{GROW_FILE}", str(attempt.number))
+        self._ledger.directory.write_note(f"{attempt.outline.train.name}/{GROW_FILE}", attempt.number)
         self._view.line(f"{name}: {count - attempt.workers} free workers join it at its next checkpoint.")
 
     def _shrink_what_cannot_grow(self) -> None:
@@ -244,7 +252,7 @@ class JobLoop:
                 self._workers_of[name] = self._planned[name]
 
     def _left_early(self, attempt: _Attempt, progress: Progress | None) -> bool:
-        """Whether an attempt ended because its machine is taken away: that is no failure, and costs no retry."""
+        """Whether an attempt ended because its machine is taken away: no failure, nor a retry if it got further."""
         saved = progress is not None and progress.state == "stopped" and attempt.future.exception() is None
         return saved or self._cluster.loss(attempt.future.exception()) == "preempted"
 
@@ -260,7 +268,8 @@ class JobLoop:
                 message = f"{failure.message} (traceback: {path})"
                 return failure.model_copy(update={"message": message, "retryable": retryable})
         last_line = (str(error).strip().splitlines() or [""])[-1][:300]
-        message = f"The worker was lost ({type(error).__name__}: {last_line})." if error else "It left no result."
+        lost_how = f"The worker was lost ({type(error).__name__}: {last_line})."
+        message = lost_how if error else "It ended early, or without a result."
         return Failure(
             stage=self._ledger.first_open(attempt.outline),
             attempt=attempt.number,
@@ -300,7 +309,7 @@ class JobLoop:
     def _stop(self, interrupts: Interrupts) -> None:
         """Ask the workers to save and stop, and wait for those at work; a second interrupt does not wait."""
         self._view.line("Stopping: the workers save their state (Ctrl-C again: at once) ...")
-        self._ledger.directory.ask_to_stop(True)
+        self._ledger.directory.ask_to_stop()
         deadline = time.monotonic() + self._ledger.plan.checkpointing.stop_limit_s
         at_work = [attempt for attempt in self._running.values() if attempt.progress is not None]
         while not all(attempt.future.done() for attempt in at_work):
@@ -327,6 +336,14 @@ class JobLoop:
         location = self._ledger.directory.location
         relative = location if self._ledger.directory.is_mirrored else os.path.relpath(location)
         return f"ebdiff resume {relative if len(relative) < len(location) else location}"
+
+
+def _saved(attempt: _Attempt, progress: Progress | None) -> tuple[int, int]:
+    """The stage and the step up to which an attempt that has ended is known to be saved."""
+    if progress is None or progress.state == "starting":
+        return (0, 0)
+    step = progress.step if progress.state == "stopped" else progress.first_step
+    return (attempt.outline.stages.index(progress.stage), step)
 
 
 def _remaining_s(attempt: _Attempt) -> float | None:

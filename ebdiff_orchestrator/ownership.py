@@ -2,8 +2,9 @@
 
 A driver claims a run under the next number and rewrites its claim as long as it works. Another that finds the claim
 rewritten is refused; one that finds it left alone for the length of the lease, or its process gone, or that was told
-to, claims the next number. Whoever is not the newest any more stops before it writes. Nobody's clock is compared with
-another's: a claim lives if it is seen to change. The same files do this in a folder and in an object store.
+to, claims the next number. Whoever is not the newest any more stops before it writes: in a folder a lock is held from
+that look until the write is done, and by whoever claims; a store is looked at right before. Nobody's clock is compared
+with another's: a claim lives if it is seen to change. The same files do this in a folder and in an object store.
 """
 
 from __future__ import annotations
@@ -12,17 +13,14 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Protocol
 
-from schemas.durable import write_bytes
+from ebdiff_orchestrator.claims import Claims
 from schemas.errors import RunFailed, UserError
-from schemas.owner import OWNERS_FOLDER, Claim
-
-if TYPE_CHECKING:
-    from region_workers.object_store import ObjectStore
+from schemas.owner import Claim
 
 LEASE_S = 30.0
 _LOOK_S = 0.5
@@ -33,74 +31,6 @@ Say = Callable[[str], None]
 
 class RunTakenOverError(RunFailed):
     """Another driver works on the run now."""
-
-
-class Claims(Protocol):
-    """Where the claims of a run lie."""
-
-    def names(self) -> list[str]:
-        """Of all claims, in order."""
-
-    def read(self, name: str) -> Claim | None:
-        """A claim; None if it is gone or being written."""
-
-    def write(self, claim: Claim) -> None:
-        """Put a claim in one move."""
-
-    def delete(self, name: str) -> None:
-        """Delete a claim, if it is there."""
-
-
-class FolderClaims:
-    """The claims of a run in a folder."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / OWNERS_FOLDER
-
-    def names(self) -> list[str]:
-        """See Claims."""
-        return sorted(path.name for path in self._folder.glob("*.json"))
-
-    def read(self, name: str) -> Claim | None:
-        """See Claims."""
-        try:
-            return Claim.model_validate_json((self._folder / name).read_text())
-        except (OSError, ValueError):
-            return None
-
-    def write(self, claim: Claim) -> None:
-        """See Claims."""
-        write_bytes(self._folder / claim.name, claim.model_dump_json().encode())
-
-    def delete(self, name: str) -> None:
-        """See Claims."""
-        (self._folder / name).unlink(missing_ok=True)
-
-
-class StoredClaims:
-    """The claims of a run in an object store."""
-
-    def __init__(self, store: ObjectStore) -> None:
-        self._store = store
-
-    def names(self) -> list[str]:
-        """See Claims."""
-        return [name for name in self._store.names(OWNERS_FOLDER) if name.endswith(".json")]
-
-    def read(self, name: str) -> Claim | None:
-        """See Claims."""
-        try:
-            return Claim.model_validate_json(self._store.read(f"{OWNERS_FOLDER}/{name}"))
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def write(self, claim: Claim) -> None:
-        """See Claims."""
-        self._store.write(f"{OWNERS_FOLDER}/{claim.name}", claim.model_dump_json().encode())
-
-    def delete(self, name: str) -> None:
-        """See Claims."""
-        self._store.delete(f"{OWNERS_FOLDER}/{name}")
 
 
 class Ownership:
@@ -118,7 +48,7 @@ class Ownership:
         return self._claim.name
 
     def check(self) -> None:
-        """Raise RunTakenOverError if another driver has claimed the run since. Called before every write."""
+        """Raise RunTakenOverError if another driver has claimed the run since. See `fenced`."""
         newest = self._claims.names()[-1:]
         if newest != [self.name]:
             other = self._claims.read(newest[0]) if newest else None
@@ -127,18 +57,30 @@ class Ownership:
                 f"{self._where}: {who} has taken this run over; this one has stopped and wrote nothing more."
             )
 
-    def release(self) -> None:
-        """Say that the run is free; the number stays taken."""
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """Within it the run is this driver's to change; RunTakenOverError, before anything, if another has it."""
+        with self._claims.locked():
+            self.check()
+            yield
+
+    def release(self, leaves_nothing: bool = False) -> None:
+        """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims."""
         self._released.set()
         self._beating.join()
-        if self._claims.names()[-1:] == [self.name]:
-            self._claims.write(self._claim.model_copy(update={"released": True}))
+        with self._claims.locked():
+            if self._claims.names()[-1:] != [self.name]:
+                return
+            if leaves_nothing:
+                self._claims.forget()
+            else:
+                self._claims.write(self._claim.model_copy(update={"released": True}))
 
     def _beat(self) -> None:
         while not self._released.wait(self._claim.lease_s / 5):
             self._claim = self._claim.model_copy(update={"beat": self._claim.beat + 1})
             try:
-                if self.name in self._claims.names():
+                if self._claims.names()[-1:] == [self.name]:
                     self._claims.write(self._claim)
             except OSError:
                 continue  # the store does not answer; the next beat may get through
@@ -153,6 +95,14 @@ def claim_run(claims: Claims, where: str, *, take_over: bool = False, lease_s: f
     holder = claims.read(newest[0]) if newest else None
     if newest and not take_over and _lives(claims, newest[0], holder, say, where):
         raise UserError(_refusal(where, holder))
+    with claims.claiming():
+        if claims.names()[-1:] != newest:  # while this one looked, another claimed the run
+            raise UserError(_refusal(where, claims.read(claims.names()[-1]) if claims.names() else None))
+        claim = _next_claim(claims, where, newest, lease_s)
+    return Ownership(claims, claim, where)
+
+
+def _next_claim(claims: Claims, where: str, newest: list[str], lease_s: float) -> Claim:
     claim = Claim(
         number=int(newest[0].split("-")[0]) + 1 if newest else 1,
         token=secrets.token_hex(4),
@@ -167,7 +117,7 @@ def claim_run(claims: Claims, where: str, *, take_over: bool = False, lease_s: f
         raise UserError(_refusal(where, claims.read(claims.names()[-1])))
     for name in claims.names()[:-_KEPT_CLAIMS]:
         claims.delete(name)
-    return Ownership(claims, claim, where)
+    return claim
 
 
 def process_identity(pid: int) -> str:

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from ebdiff_orchestrator.claims import Claims, FolderClaims, StoredClaims
+from ebdiff_orchestrator.differences import STEPS, differences, refusal
+from ebdiff_orchestrator.foreign_files import check_nothing_foreign
 from ebdiff_orchestrator.mirror import Mirror, NoMirror, StoreMirror
-from ebdiff_orchestrator.ownership import Claims, FolderClaims, Ownership, Say, StoredClaims, claim_run
+from ebdiff_orchestrator.ownership import Ownership, Say, claim_run
 from ebdiff_orchestrator.stages import ASSEMBLE, stage_names
 from region_workers.checkpoint_folders import newest_step
 from schemas.clock import unix_time
 from schemas.digest import digest
-from schemas.durable import remove_leftovers, write_model, write_text
+from schemas.durable import remove_leftovers, write_model
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.integrity import is_whole
-from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact
+from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
 from schemas.location import default_cache_dir, folder_of, object_url
 from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest
-from schemas.owner import OWNERS_FOLDER
 from schemas.places import check_no_links
 from schemas.plan import Plan
 
+if TYPE_CHECKING:
+    from region_workers.object_store import ObjectStore
+
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
 _MIRRORS_FOLDER = "runs"
-_STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")
 
 
 class RunDirectory:
@@ -41,8 +44,10 @@ class RunDirectory:
     def __init__(self, location: str | Path) -> None:
         url = object_url(location)
         self._ownership: Ownership | None = None
+        self._store: ObjectStore | None = None
         self._mirror: Mirror = NoMirror()
         self._claims: Claims
+        self._changing = False
         if url is None:
             self.path = folder_of(location)
             self.location = str(self.path)
@@ -52,7 +57,7 @@ class RunDirectory:
         self.location = url
         from region_workers.object_store import ObjectStore  # pyarrow, for which a run in a folder has no use
 
-        store = ObjectStore(url)
+        self._store = store = ObjectStore(url)
         self._mirror, self._claims = StoreMirror(store, self.path), StoredClaims(store)
 
     @property
@@ -85,16 +90,32 @@ class RunDirectory:
     def write(self, manifest: Manifest) -> Manifest:
         """Write the manifest durably; returns it as written. RunTakenOverError if another driver has the run now."""
         self._mirror.be_patient(manifest.plan.workers.store_limit_s)
-        self.check_owner()
         stamped = manifest.model_copy(update={"updated_at": unix_time()})
-        write_model(self.manifest_file, stamped)
-        self._mirror.publish(MANIFEST_FILE)
+        with self.fenced():
+            write_model(self.manifest_file, stamped)
+            self._mirror.publish(MANIFEST_FILE)
+        if self.is_mirrored:
+            self.check_owner()  # a store has no lock that keeps another out between look and write
         return stamped
 
-    def write_note(self, key: str, text: str) -> None:
-        """Leave a word for the workers, in the file of that key."""
-        write_text(self.path / key, text)
-        self._mirror.publish(key)
+    @contextmanager
+    def fenced(self) -> Iterator[None]:
+        """What changes the run goes in here: RunTakenOverError, and no change, if another driver has the run now."""
+        if self._ownership is None or self._changing:
+            yield
+            return
+        with self._ownership.fenced():
+            self._changing = True
+            try:
+                yield
+            finally:
+                self._changing = False
+
+    def write_note(self, key: str, attempt: int) -> None:
+        """Leave a word for the workers of an attempt, in the file of that key; 0: for all of this driver's."""
+        with self.fenced():
+            write_model(self.path / key, Note(owner=self.owner, attempt=attempt))
+            self._mirror.publish(key)
 
     def refresh(self, stages: Sequence[str]) -> None:
         """See what the workers of these stages say of themselves."""
@@ -125,28 +146,27 @@ class RunDirectory:
 
     def publish(self, folder: str) -> None:
         """The folder's files are whole: let everybody see them."""
-        self._mirror.publish(folder)
+        with self.fenced():
+            self._mirror.publish(folder)
 
     def discard(self, key: str) -> None:
         """Delete a file of the run, or a folder."""
         place = self.path / key
-        if place.is_dir():
-            shutil.rmtree(place)
-        else:
-            place.unlink(missing_ok=True)
-        self._mirror.discard(key)
+        with self.fenced():
+            if place.is_dir():
+                shutil.rmtree(place)
+            else:
+                place.unlink(missing_ok=True)
+            self._mirror.discard(key)
 
     def discard_copy(self) -> None:
         """Delete what stands for a run in an object store on this machine."""
         if self.is_mirrored:
             shutil.rmtree(self.path, ignore_errors=True)
 
-    def ask_to_stop(self, stop: bool) -> None:
-        """Ask the workers to save and stop, or no longer."""
-        if stop:
-            self.write_note(STOP_FILE, "")
-        else:
-            self.discard(STOP_FILE)
+    def ask_to_stop(self) -> None:
+        """Ask this driver's workers to save and stop."""
+        self.write_note(STOP_FILE, 0)
 
     @property
     def owner(self) -> str:
@@ -168,7 +188,7 @@ class RunDirectory:
             return self.write(_new_manifest(plan))
         manifest = self.read()
         if manifest.plan.experiment_digest() != plan.experiment_digest():
-            raise UserError(_refusal(self.path, manifest.plan, plan))
+            raise UserError(refusal(self.path, manifest.plan, plan))
         return self.write(manifest.model_copy(update={"plan": plan, "software": _software()}))
 
     def extend(self, plan: Plan) -> Manifest:
@@ -177,9 +197,7 @@ class RunDirectory:
         PlanError if the plan differs in anything else, or asks for fewer steps than a training has made.
         """
         manifest = self.read()
-        changed = [
-            line for line in differences(manifest.plan.experiment(), plan.experiment()) if not _STEPS.match(line)
-        ]
+        changed = [line for line in differences(manifest.plan.experiment(), plan.experiment()) if not STEPS.match(line)]
         if changed:
             lines = "\n".join(f"  - {line}" for line in changed)
             raise PlanError(
@@ -206,25 +224,36 @@ class RunDirectory:
     def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:
         """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`.
 
-        UserError also for symbolic links in it: what is written, deleted and verified must lie inside.
+        UserError also for symbolic links in it, since what is written, deleted and verified must lie inside, and for a
+        place that is no run and holds somebody else's files.
         """
         check_no_links(self.path)
+        if not self.exists():
+            check_nothing_foreign(self.location, self._names())
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self._ownership = claim_run(self._claims, self.location, take_over=take_over, say=say)
         except OSError as error:
             raise self._unusable(error) from None
         try:
-            remove_leftovers(self.path)  # of an earlier driver; the stages' folders are their workers'
+            with self.fenced():
+                remove_leftovers(self.path)  # of an earlier driver; the stages' folders are their workers'
             yield
         finally:
-            self._ownership.release()
+            refused = not self.manifest_file.is_file()  # nothing of it stays
+            self._ownership.release(leaves_nothing=refused)
             self._ownership = None
-            if not self.manifest_file.is_file():  # it was refused: nothing of it stays
-                self.discard(OWNERS_FOLDER)
+            if refused:
                 with suppress(OSError):  # somebody else's files are in one of them
                     for folder in missing:
                         folder.rmdir()
+
+    def _names(self) -> list[str]:
+        """What is there, down to the second level."""
+        if self._store is not None:
+            return sorted({"/".join(key.split("/")[:2]) for key in self._store.list_keys()})
+        paths = [*self.path.glob("*"), *self.path.glob("*/*")]
+        return sorted(path.relative_to(self.path).as_posix() for path in paths)
 
     def _unusable(self, error: OSError) -> UserError:
         """For people: why nothing can be written there."""
@@ -252,42 +281,6 @@ class RunDirectory:
         """The artifacts that are missing or whose bytes are not those recorded."""
         self._mirror.fetch_artifacts(artifacts)
         return [item.path for item in artifacts if not is_whole(self.path, item)]
-
-
-def _extend_hint(path: Path, changed: list[str]) -> str:
-    """How to train further, where that is all that differs."""
-    steps = [re.fullmatch(r"(\S+): (\d+|None) -> (\d+)", line) for line in changed]
-    known = [found for found in steps if found and _STEPS.match(found[0])]
-    if len(known) < len(changed) or any(int(found[3]) <= int(found[2].replace("None", "0")) for found in known):
-        return ""
-    sets = " ".join(f"--set {found[1]}={found[3]}" for found in known)
-    return f"\nTo train its experts further: ebdiff extend {path} {sets}"
-
-
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The fields in which two experiments differ, a line each: `field: old -> new`."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}.{index}")]
-    return [] if old == new else [f"{path}: {old} -> {new}"]
-
-
-def _refusal(path: Path, old: Plan, new: Plan) -> str:
-    changed = differences(old.experiment(), new.experiment())
-    lines = "\n".join(f"  - {line}" for line in changed)
-    lines += _extend_hint(path, changed)
-    return (
-        f"DIR = {path}: holds a run of a different experiment; expected one of this plan. "
-        f"What differs (there -> asked for):\n{lines}\n"
-        f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"
-    )
 
 
 def _new_manifest(plan: Plan) -> Manifest:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 _PREFIX = "step-"
-_NAME = re.compile(rf"{_PREFIX}\d{{9,}}")
+_NAME = re.compile(rf"{_PREFIX}([0-9]{{9}}|[1-9][0-9]{{9,}})")
 
 
 def checkpoint_name(step: int) -> str:

@@ -10,7 +10,7 @@ from region_workers.failures import StopRequestedError
 from region_workers.trainer import Trainer
 from schemas.clock import unix_time
 from schemas.durable import replace_model
-from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Progress, ProgressState, WorkerJob
+from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Note, Progress, ProgressState, WorkerJob
 from schemas.owner import is_outdated
 from schemas.tables import Row
 
@@ -80,14 +80,20 @@ class Recorder:
 
     def stop_requested(self) -> bool:
         """Whether the driver asks the workers to stop, has lost the run to another, or the machine is taken away."""
-        stop = (self._run_dir / STOP_FILE).exists() or is_outdated(self._run_dir, self._owner)
+        stop = self._is_told(self._run_dir / STOP_FILE) or is_outdated(self._run_dir, self._owner)
         return self._world.leaves_soon() or stop
 
     def growth_requested(self) -> bool:
         """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
-        file = self._folder / GROW_FILE
-        asked = self._world.leads and file.is_file() and file.read_text() == str(self._progress.attempt)
+        asked = self._world.leads and self._is_told(self._folder / GROW_FILE)
         return bool(self._world.from_leader(int(asked)))
+
+    def _is_told(self, note: Path) -> bool:
+        """Whether there is this note, for this very attempt; one of another driver's is not."""
+        try:
+            return Note.model_validate_json(note.read_text()).is_for(self._owner, self._progress.attempt)
+        except (OSError, ValueError):
+            return False
 
     def note(self, text: str) -> None:
         """A few words beside the numbers (the distances of a draw, say)."""

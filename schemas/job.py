@@ -16,7 +16,7 @@ RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stop-requested"
-GROW_FILE = "grow-requested"  # in a train stage's folder, with the number of the attempt that is to stop for it
+GROW_FILE = "grow-requested"  # in a train stage's folder
 MASKS_FILE = "masks.arrow"
 METRICS_FILE = "metrics.parquet"
 TICKETS_FOLDER = "tickets"
@@ -27,6 +27,20 @@ CONFIG_FILE = "config.json"  # diffusers' name
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 
 ProgressState = Literal["starting", "running", "stopped", "done"]
+
+
+class Note(Section):
+    """A driver's word to its workers: whose (WorkerJob.owner), and to which attempt; 0: to all of them.
+
+    A worker heeds none but those of the driver that gave it its job.
+    """
+
+    owner: str = ""
+    attempt: int = 0
+
+    def is_for(self, owner: str, attempt: int) -> bool:
+        """Whether it is meant for this attempt of this driver's."""
+        return self.owner == owner and self.attempt in (0, attempt)
 
 
 class DrawTarget(Section):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from schemas.section import Section
 
 OWNERS_FOLDER = ".owners"
+_NAME = re.compile(r"[0-9]{8}-[0-9a-f]{8}\.json")
 
 
 class Claim(Section):
@@ -27,7 +29,12 @@ class Claim(Section):
         return f"{self.number:08d}-{self.token}.json"
 
 
+def is_claim(name: str) -> bool:
+    """Whether a file of this name is a claim; nothing else in the folder counts."""
+    return _NAME.fullmatch(name) is not None
+
+
 def is_outdated(run_dir: Path, claim: str) -> bool:
     """Whether the run in this folder has a newer owner than that of the claim so named; never without a name."""
     folder = run_dir / OWNERS_FOLDER
-    return bool(claim) and any(path.name > claim for path in folder.glob("*.json"))
+    return bool(claim) and any(is_claim(path.name) and path.name > claim for path in folder.glob("*.json"))

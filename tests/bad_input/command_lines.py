@@ -72,6 +72,17 @@ RUNS = (
     _type("launch tiny.yaml --run-dir tiny.yaml", "DIR = ", "tiny.yaml", "a folder"),
     _type("launch tiny.yaml --run-dir tiny.yaml/new", "DIR = ", "tiny.yaml/new", "a folder"),
     _type("launch tiny.yaml --run-dir /proc/nowhere", "DIR = /proc/nowhere", "a folder"),
+    *(
+        _type(f"launch tiny.yaml --run-dir {folder}", "DIR = ", folder, name, "no run", "Give another --run-dir")
+        for folder, name in (
+            ("images/texts", "readme.txt"),
+            ("mine/samples", "samples"),
+            ("mine/ensemble", "ensemble"),
+            ("mine/train", "train"),
+            ("mine/partial", ".partial-mine"),
+            ("mine/owners", ".owners/somebody.json"),
+        )
+    ),
     _type("launch tiny.yaml --run-dir runs/other", "runs/other", "seed: 1 -> 0", "another --run-dir"),
     _type("launch tiny.yaml --run-dir runs/done --set seed=5", "runs/done", "seed: 0 -> 5", "ebdiff resume"),
     _type("launch tiny.yaml --run-dir runs/done --set training.steps=20", "training.steps: 12 -> 20", "ebdiff extend"),

@@ -39,6 +39,15 @@ def make_site(folder: Path) -> None:
     _networks(folder / "networks")
     _vaes(folder / "vaes")
     _special_files(folder / "special")
+    for place, file in {
+        "samples": "samples/a.png",
+        "ensemble": "ensemble/a.txt",
+        "train": "train/low/checkpoints/step-mine/a.txt",
+        "partial": ".partial-mine",
+        "owners": ".owners/somebody.json",
+    }.items():
+        (path := folder / "mine" / place / file).parent.mkdir(parents=True)
+        path.write_text("somebody's own\n")
 
 
 def _special_files(folder: Path) -> None:

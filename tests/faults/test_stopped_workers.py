@@ -11,7 +11,8 @@ from process_cluster import run_worker, start_worker, torchrun
 from safetensors.torch import load_file
 
 from schemas.digest import file_digest
-from schemas.job import STOP_FILE, WorkerJob
+from schemas.durable import write_model
+from schemas.job import STOP_FILE, Note, WorkerJob
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -47,7 +48,10 @@ def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
     while not (stopped / "train/0-260/progress.json").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
-    (stopped / STOP_FILE).touch()
+    write_model(stopped / STOP_FILE, Note(owner="00000001-0ddba11d.json"))  # of another driver: not heeded
+    time.sleep(0.2)
+    assert process.poll() is None
+    write_model(stopped / STOP_FILE, Note())
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert _checkpoint_of(stopped, "train/0-260")()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from threading import Thread
 
 import pytest
 
-from ebdiff_orchestrator.ownership import Claims, FolderClaims, RunTakenOverError, claim_run, process_identity
+from ebdiff_orchestrator import run_directory
+from ebdiff_orchestrator.claims import Claims, FolderClaims
+from ebdiff_orchestrator.ownership import RunTakenOverError, claim_run, process_identity
 from ebdiff_orchestrator.run_directory import RunDirectory
 from schemas.errors import UserError
+from schemas.manifest import Manifest
 from schemas.owner import Claim, is_outdated
 from schemas.plan import Plan
 
@@ -107,11 +111,11 @@ def test_a_halted_holder_gives_way_after_its_lease(claims: FolderClaims) -> None
 
 def test_of_two_that_claim_the_same_number_one_goes_on(claims: FolderClaims) -> None:
     first = claim_run(claims, "run", say=_say)
-    claims.write(_elsewhere(1, token="zzzzzzzz"))  # it had looked before the first one wrote
+    claims.write(_elsewhere(1, token="ffffffff"))  # it had looked before the first one wrote
     with pytest.raises(RunTakenOverError, match="process 1 on elsewhere"):
         first.check()
     first.release()
-    assert claims.read("00000001-zzzzzzzz.json") == _elsewhere(1, token="zzzzzzzz")
+    assert claims.read("00000001-ffffffff.json") == _elsewhere(1, token="ffffffff")
 
 
 def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
@@ -137,3 +141,137 @@ def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(claims: F
     with pytest.raises(RunTakenOverError):
         owner.check()
     owner.release()
+
+
+@pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])
+def test_a_file_that_is_no_claim_is_no_owner(claims: FolderClaims, tmp_path: Path, name: str) -> None:
+    (tmp_path / ".owners").mkdir()
+    (tmp_path / ".owners" / name).write_text("{}")
+    owner = claim_run(claims, "run", say=_say)
+    owner.check()
+    assert not is_outdated(tmp_path, owner.name)
+    owner.release()
+    assert (tmp_path / ".owners" / name).exists()
+
+
+def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(claims: FolderClaims, tmp_path: Path) -> None:
+    left = tmp_path / ".owners" / ".partial-0123456789ab-00000001-aaaaaaaa.json"
+    left.parent.mkdir()
+    left.write_text('{"numb')
+    with RunDirectory(tmp_path).held():
+        assert not left.exists()
+
+
+def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    found = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*")}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
+CHANGES: dict[str, Callable[[RunDirectory, Manifest], object]] = {
+    "manifest": lambda run, manifest: run.write(manifest),
+    "stop": lambda run, _: run.ask_to_stop(),
+    "note": lambda run, _: run.write_note("train/all/grow-requested", 1),
+    "discard a folder": lambda run, _: run.discard("kept"),
+    "discard a file": lambda run, _: run.discard("kept/file"),
+    "publish": lambda run, _: run.publish("kept"),
+    "extend": lambda run, manifest: run.extend(manifest.plan),
+    "begin": lambda run, manifest: run.begin(manifest.plan),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_nothing_changes_by_a_driver_that_lost_the_run(
+    change: Callable[[RunDirectory, Manifest], object], tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    with first.held():
+        manifest = first.begin(tiny_plan())
+        (tmp_path / "kept").mkdir()
+        (tmp_path / "kept" / "file").write_text("second's")
+        with second.held(take_over=True):
+            before = _tree(tmp_path)
+            with pytest.raises(RunTakenOverError):
+                change(first, manifest)
+            assert _tree(tmp_path) == before
+
+
+def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    took: list[int] = []
+    write_model = run_directory.write_model
+
+    def take() -> None:
+        with second.held(take_over=True):
+            took.append(second.write(second.read().model_copy(update={"attempts": 99})).attempts)
+
+    taking = Thread(target=take)
+
+    def slowly(path: Path, model: Manifest) -> None:
+        if not taking.ident:
+            taking.start()
+            time.sleep(0.5)
+            assert not took
+        write_model(path, model)
+
+    with first.held():
+        manifest = first.begin(tiny_plan())
+        monkeypatch.setattr(run_directory, "write_model", slowly)
+        first.write(manifest.model_copy(update={"attempts": 1}))
+        taking.join(timeout=20)
+        with pytest.raises(RunTakenOverError):
+            first.write(manifest)
+    assert second.read().attempts == 99
+
+
+_DRIVER = """
+import sys, time
+from pathlib import Path
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.errors import RunFailed
+run = RunDirectory(sys.argv[1])
+with run.held():
+    manifest = run.read()
+    for turn in range(10**6):
+        for change in (lambda: run.write(manifest), run.ask_to_stop, lambda: run.discard("kept")):
+            try:
+                change()
+            except RunFailed:
+                print("lost", flush=True)
+        if turn == 3:
+            print("at work", flush=True)
+        time.sleep(0.01)
+"""
+
+
+def test_a_halted_driver_that_wakes_after_another_took_the_run_changes_no_file(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    second = RunDirectory(tmp_path)
+    second.begin(tiny_plan())
+    command = [sys.executable, "-c", _DRIVER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "at work\n"
+        first.send_signal(signal.SIGSTOP)
+        if _holds_the_lock(tmp_path):  # then none can take the run before it goes on
+            first.kill()
+            pytest.skip("halted in the midst of a write")
+        with second.held(take_over=True):
+            (tmp_path / "kept").mkdir()
+            before = _tree(tmp_path)
+            first.send_signal(signal.SIGCONT)
+            for _ in range(6):
+                assert first.stdout.readline() == "lost\n"
+            assert _tree(tmp_path) == before
+            first.kill()
+
+
+def _holds_the_lock(run_dir: Path) -> bool:
+    with (run_dir / ".owners" / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator.run_directory import RunDirectory, differences
+from ebdiff_orchestrator.differences import differences
+from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.results import artifact
 from schemas.errors import UserError
 from schemas.manifest import Manifest

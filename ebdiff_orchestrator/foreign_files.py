@@ -1,0 +1,34 @@
+"""A place that is no run yet must be empty: what a run writes and deletes there could be somebody's own files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from schemas.errors import UserError
+from schemas.owner import OWNERS_FOLDER, is_claim
+
+_OURS = re.compile(r"\.partial-[0-9a-f]{12}-.+|\.lock")  # what writes of ours leave when they are killed, and the lock
+_SHOWN = 5
+
+
+def check_nothing_foreign(where: str, names: Iterable[str]) -> None:
+    """UserError if any of these names, down to the second level, is not of a launch that was killed at its start."""
+    foreign = sorted({_top(name) for name in names if not _is_ours(name)})
+    if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        raise UserError(
+            f"DIR = {where}: expected a run, or an empty folder for a new one, but it holds "
+            f"{', '.join(foreign[:_SHOWN])}{more}, and no run. Give another --run-dir, or move these away."
+        )
+
+
+def _top(name: str) -> str:
+    return name if name.startswith(f"{OWNERS_FOLDER}/") else name.split("/")[0]
+
+
+def _is_ours(name: str) -> bool:
+    top, _, below = name.partition("/")
+    if top == OWNERS_FOLDER:
+        return not below or is_claim(below) or _OURS.fullmatch(below) is not None
+    return _OURS.fullmatch(top) is not None and top != ".lock"
