@@ -69,7 +69,10 @@ class UNetFamily:
         return network_inputs(network)
 
     def batch(self, step: int, rows: slice) -> Batch:
-        return Batch(self._batches.batch(step, rows), self._batches.labels(step, rows))
+        clean_BCHW = self._batches.batch(step, rows)
+        if self._job.training.channels_last:
+            clean_BCHW = clean_BCHW.contiguous(memory_format=torch.channels_last)
+        return Batch(clean_BCHW, self._batches.labels(step, rows))
 
     def errors(self, network: nn.Module, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         noisy_BCHW = add_noise(batch.clean, noise, timesteps, self._alphas_cumprod)

@@ -183,8 +183,6 @@ class Trainer:
     def _backward(
         self, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor, passes: int, last: bool
     ) -> torch.Tensor:
-        if self._training.channels_last:
-            batch = batch._replace(clean=batch.clean.contiguous(memory_format=torch.channels_last))
         if self._replicas is not None:
             self._replicas.require_backward_grad_sync = last  # reduce once an update, after the last pass
         bf16 = self._training.precision == "bf16"

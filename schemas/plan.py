@@ -107,6 +107,16 @@ class DrawPlan(Section):
         True, description="false: the expert keeps the ticket's channels and starts from fresh weights (`scratch`)."
     )
     importance: Literal["magnitude", "taylor", "diff-pruning", "random"] = "magnitude"
+    gradient_rule: Literal["released", "torch-pruning"] = Field(
+        "released",
+        description="A channel's score by taylor and diff-pruning: released: the sum of (w·gradient)² over its group "
+        "and |w·gradient| of its norms, as in the released code; torch-pruning: the mean of |w·gradient|, no norms.",
+    )
+    scoring: Literal["at-once", "sequential"] = Field(
+        "at-once",
+        description="at-once: every layer is scored on the dense network; sequential: on what the layers pruned before "
+        "it leave, as in the released code.",
+    )
     importance_timesteps: int | None = Field(
         None,
         ge=1,

@@ -12,8 +12,8 @@ from torch import Tensor
 from ebdiff_orchestrator.reports.masks import NamedMask, pack
 from region_workers.dense import build_dense, example_inputs, sample_shape
 from region_workers.pretrained import find_dense
-from region_workers.pruning.groups import ChannelGroup, find_groups
-from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask
 from schemas.errors import PlanError, UserError
 from schemas.plan import Plan
@@ -36,8 +36,11 @@ def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[Named
                 "network. Give a dense model of the same architecture."
             )
     groups = find_groups(network, example_inputs(plan.model, plan.data))
+    if plan.draw.scoring == "sequential":
+        mask_at = sequential_masks(groups, weights, "magnitude")
+        return [_named(mask_at(ratio), ratio) for ratio in ratios]
     scores = channel_scores(groups, weights, "magnitude")
-    return [_named(groups, scores, ratio) for ratio in ratios]
+    return [_named(compute_mask(groups, scores, ratio), ratio) for ratio in ratios]
 
 
 def _load_weights(source: Path, side: int) -> dict[str, Tensor]:
@@ -48,7 +51,6 @@ def _load_weights(source: Path, side: int) -> dict[str, Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters()}
 
 
-def _named(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], ratio: float) -> NamedMask:
-    mask = compute_mask(groups, scores, ratio)
+def _named(mask: Tensor, ratio: float) -> NamedMask:
     packed = pack([np.packbits(mask.numpy()).tobytes()])
     return NamedMask(f"the dense model at {ratio:.0%}", mask.numel(), packed[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from region_workers.failures import StopRequestedError, TicketNotDrawnError
 from region_workers.family import ModelFamily
 from region_workers.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
-from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.widths import realised_ratio
 from region_workers.randomness import StepRandomness
@@ -126,12 +127,12 @@ class Draw:
     def _new_masks(self, interval: int) -> list[tuple[DrawTarget, torch.Tensor]]:
         """One mask for each target that is pruned, the leading worker's, also noted for the stage's file."""
         step = self._trainer.step
-        scores = self._scores(step)
+        mask_at = self._mask_maker(step)
         masks = []
         for target in self._stage.targets:
             if target.pruning_ratio == 0:
                 continue
-            mask = self._world.tensor_from_leader(compute_mask(self._groups, scores, target.pruning_ratio)).cpu()
+            mask = self._world.tensor_from_leader(mask_at(target.pruning_ratio)).cpu()
             self._mask_rows.append(_mask_row(target, interval, step, mask))
             masks.append((target, mask))
         return masks
@@ -151,10 +152,11 @@ class Draw:
                 self._take_ticket(target, mask, distances or (), interval, converged)
         self._recorder.note(self._describe_distances())
 
-    def _scores(self, step: int) -> list[torch.Tensor]:
-        weights = self._ranked_weights()
+    def _mask_maker(self, step: int) -> Callable[[float], torch.Tensor]:
+        """From a pruning ratio to the mask of the weights as they are."""
+        plan, weights = self._plan, self._ranked_weights()
         gradients = None
-        if self._plan.importance in ("taylor", "diff-pruning"):
+        if plan.importance in ("taylor", "diff-pruning"):
             with self._trainer.using_weights(self._trainer.ema):
                 gradients = accumulate_importance_gradients(
                     self._trainer.network,
@@ -163,11 +165,13 @@ class Draw:
                     self._stage.timesteps,
                     self._plan,
                     self._job.training,
-                    step,
                     self._stay_alive,
                 )
+        if plan.scoring == "sequential" and plan.importance != "random":  # whose scores know nothing of the others
+            return sequential_masks(self._groups, weights, plan.importance, gradients, plan.gradient_rule)
         generator = self._randomness.generator(step, "random-importance")
-        return channel_scores(self._groups, weights, self._plan.importance, gradients, generator)
+        scores = channel_scores(self._groups, weights, plan.importance, gradients, generator, plan.gradient_rule)
+        return partial(compute_mask, self._groups, scores)
 
     def _stay_alive(self) -> None:
         """Between two passes of a long mask: say that the worker is alive, and stop if asked to."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 
 import torch
 from torch import nn
 
-from region_workers.dropout import share_dropout, take_rows
-from region_workers.family import ModelFamily
+from region_workers.family import Batch, ModelFamily
 from region_workers.randomness import StepRandomness
 from schemas.plan import DrawPlan, TrainingPlan
 
@@ -30,39 +30,53 @@ def accumulate_importance_gradients(
     timesteps: tuple[int, int],
     plan: DrawPlan,
     training: TrainingPlan,
-    step: int,
     between_passes: Callable[[], None],
 ) -> dict[str, torch.Tensor]:
-    """The summed gradient of the unweighted loss on this step's batch, by parameter name; the network's own stay empty.
+    """The summed gradient of the unweighted loss, by parameter name; the network is left as it was found.
 
-    The batch is cut in `training.gradient_accumulation` passes, as in training; `between_passes` is called before each.
-    With diff-pruning (NeurIPS 2023, arXiv 2305.10924) the sum ends at the first timestep whose loss, on its first
-    pass, is under `plan.diff_pruning_threshold` of the largest so far.
+    One batch and one noise serve every timestep and every mask of a draw, and nothing is dropped out, as in the
+    released code: masks then differ by their weights alone. The batch is cut in `training.gradient_accumulation`
+    passes, as in training; `between_passes` is called before each. With diff-pruning (NeurIPS 2023, arXiv 2305.10924)
+    the sum ends at the first timestep whose loss, on its first pass, is under `plan.diff_pruning_threshold` of the
+    largest so far.
     """
-    network.zero_grad(set_to_none=True)
-    dropouts = share_dropout(network)
     passes = training.gradient_accumulation
     share = training.batch_size // passes
+    parts = [_part(family, randomness, slice(index * share, (index + 1) * share)) for index in range(passes)]
     largest = 0.0
-    for timestep, index in product(importance_timesteps(timesteps, plan.importance_timesteps), range(passes)):
-        between_passes()
-        rows = slice(index * share, (index + 1) * share)
-        take_rows(dropouts, rows, training.batch_size, next(network.parameters()).device)
-        randomness.seed_network(step, "importance-network")
-        batch = family.batch(step, rows)
-        generator = randomness.generator(step, f"importance-{timestep}-{index}")
-        device = batch.clean.device
-        noise = torch.randn(batch.clean.shape, generator=generator, device=device)
-        bf16 = training.precision == "bf16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            timesteps_B = torch.full((share,), timestep, device=device)
-            loss = family.errors(network, batch, timesteps_B, noise).mean() / passes
-        if plan.importance == "diff-pruning" and index == 0:
-            value = float(loss.detach())
-            largest = max(largest, value)
-            if value < plan.diff_pruning_threshold * largest:
-                break
-        loss.backward()  # type: ignore[no-untyped-call]
-    gradients = {name: p.grad.detach() for name, p in network.named_parameters() if p.grad is not None}
+    with _evaluating(network):
+        for timestep, (index, (batch, noise)) in product(
+            importance_timesteps(timesteps, plan.importance_timesteps), enumerate(parts)
+        ):
+            between_passes()
+            device = noise.device
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
+                timesteps_B = torch.full((share,), timestep, device=device)
+                loss = family.errors(network, batch, timesteps_B, noise).mean() / passes
+            if plan.importance == "diff-pruning" and index == 0:
+                value = float(loss.detach())
+                largest = max(largest, value)
+                if value < plan.diff_pruning_threshold * largest:
+                    break
+            loss.backward()  # type: ignore[no-untyped-call]
+        return {name: p.grad.detach() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def _part(family: ModelFamily, randomness: StepRandomness, rows: slice) -> tuple[Batch, torch.Tensor]:
+    """Rows of the draw's first batch, and their noise."""
+    batch = family.batch(0, rows)
+    generator = randomness.generator(rows.start, "importance-noise")
+    return batch, torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """Within it the network is in evaluation mode; before and after it there are no gradients."""
+    was_training = network.training
     network.zero_grad(set_to_none=True)
-    return gradients
+    network.eval()
+    try:
+        yield
+    finally:
+        network.zero_grad(set_to_none=True)
+        network.train(was_training)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -49,13 +50,15 @@ class ChannelGroup:
 
     `root` names the first layer whose outputs they are, `size` is their number. `norm_groups` is the number of equal,
     contiguous chunks that must stay equally wide: those of the GroupNorms that see the channels, or the heads of an
-    attention; 0 where there is neither.
+    attention; 0 where there is neither. `order` is the group's place in torch-pruning's own walk, which begins at the
+    network's output.
     """
 
     root: str
     size: int
     norm_groups: int
     members: tuple[Member, ...]
+    order: int = 0
 
 
 def find_groups(
@@ -73,7 +76,8 @@ def find_groups(
     ignored = [_module_named(twin, name) for name in protected]
     gated = _gated_groups(twin)
     graph_ignores = [*ignored, *(twin.get_submodule(group.root) for group in gated)]
-    groups = [_group(item, names, order, twin) for item in _traced_groups(twin, example_inputs, graph_ignores)]
+    traced = _traced_groups(twin, example_inputs, graph_ignores)
+    groups = [replace(_group(items, names, order, twin), order=place) for items, place in traced]
     groups += [group for group in gated if group.root not in protected]
     return tuple(sorted(groups, key=lambda group: order[group.root]))
 
@@ -90,7 +94,8 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
 def _traced_groups(
     twin: nn.Module, example_inputs: Mapping[str, Tensor], ignored: list[nn.Module]
-) -> list[list[_TracedItem]]:
+) -> list[tuple[list[_TracedItem], int]]:
+    """Each group's items, and its place in the walk: that of the first of its layers with outputs."""
     import torch_pruning  # here, so that an expert can be rebuilt and loaded without it
 
     inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
@@ -99,6 +104,7 @@ def _traced_groups(
         graph = torch_pruning.DependencyGraph().build_dependency(
             twin, example_inputs=inputs, unwrapped_parameters=[], customized_pruners={}, verbose=False
         )
+    places = {module: place for place, module in enumerate(graph.module2node)}
     groups, seen = [], set(ignored)
     for root in _roots(twin, graph.module2node):
         if root in seen:
@@ -110,7 +116,7 @@ def _traced_groups(
         ]
         outputs = {module for module, is_output, _, _ in items if is_output}
         if not outputs & set(ignored):
-            groups.append(items)
+            groups.append((items, min(places[module] for module in outputs if isinstance(module, _ROOT_TYPES))))
         seen |= outputs
     return groups
 
@@ -139,7 +145,8 @@ def _gated_groups(twin: nn.Module) -> list[ChannelGroup]:
         root, after = f"{name}.net.0.proj", f"{name}.net.2"
         inner = module.net[2].in_features
         halves = (Member(root, "out", slice(start, start + inner), 2 * inner) for start in (0, inner))
-        groups.append(ChannelGroup(root, inner, 0, (*halves, Member(after, "in", slice(0, inner), inner))))
+        members = (*halves, Member(after, "in", slice(0, inner), inner))
+        groups.append(ChannelGroup(root, inner, 0, members, order=sys.maxsize))
     return groups
 
 

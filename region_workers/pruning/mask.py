@@ -23,10 +23,11 @@ def compute_mask(groups: Sequence[ChannelGroup], scores: Sequence[Tensor], ratio
 
     Of equal scores the channel of the lower index stays. The mask is on the scores' device and nothing waits for it.
     """
-    return torch.cat([_group_mask(group, score, ratio) for group, score in zip(groups, scores, strict=True)])
+    return torch.cat([group_mask(group, score, ratio) for group, score in zip(groups, scores, strict=True)])
 
 
-def _group_mask(group: ChannelGroup, scores: Tensor, ratio: float) -> Tensor:
+def group_mask(group: ChannelGroup, scores: Tensor, ratio: float) -> Tensor:
+    """One group's part of `compute_mask`, bool (channels,)."""
     chunks = group.norm_groups or 1
     kept = (group.size - removed_channels(group.size, group.norm_groups, ratio)) // chunks
     best_first = scores.view(chunks, -1).argsort(dim=1, descending=True, stable=True)

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainer_fixtures import MakeParts, make_parts
 
 from region_workers.drawing.convergence import has_converged, queue_distances
-from region_workers.drawing.gradients import importance_timesteps
+from region_workers.drawing.gradients import accumulate_importance_gradients, importance_timesteps
 from region_workers.pruned_unet import PrunedUNet2DModel
 from region_workers.run import run_job
 from schemas.job import TICKET_FILE, WorkerJob
 from schemas.plan import DrawPlan, Plan
 from schemas.tables import read_masks, read_metrics
 from schemas.ticket import Ticket
+
+__all__ = ["make_parts"]
 
 MakePlan = Callable[..., Plan]
 MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
@@ -57,13 +60,36 @@ def test_importance_timesteps_are_spread_over_the_region() -> None:
     assert importance_timesteps((0, 3), 9) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_importance_gradients_are_a_function_of_weights_and_seed_and_change_nothing(
+    make_parts: MakeParts, passes: int
+) -> None:
+    changes = ("model.dropout=0.5", "draw.importance=taylor", "draw.importance_timesteps=2")
+    parts = make_parts(*changes, f"training.gradient_accumulation={passes}")
+    network, plan = parts.network.train(), parts.plan
+
+    def gradients() -> dict[str, torch.Tensor]:
+        return accumulate_importance_gradients(
+            network, parts.family, parts.randomness, (0, 260), plan.draw, plan.training, lambda: None
+        )
+
+    first = gradients()
+    state = torch.manual_seed(7).get_state()
+    again = gradients()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(gradient.any() for gradient in first.values())
+
+
+@pytest.mark.parametrize("scoring", ["at-once", "sequential"])
 @pytest.mark.parametrize("importance", ["magnitude", "taylor", "diff-pruning", "random"])
 def test_each_importance_draws_a_ticket_and_an_expert_with_the_dense_weights(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, importance: str
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, importance: str, scoring: str
 ) -> None:
-    plan = tiny_plan(
-        f"draw.importance={importance}", "draw.importance_timesteps=3", "draw.threshold=1.0", "training.steps=1"
-    )
+    changes = (f"draw.importance={importance}", f"draw.scoring={scoring}", "draw.importance_timesteps=3")
+    plan = tiny_plan(*changes, "draw.threshold=1.0", "training.steps=1")
     run_job(make_jobs(plan, tmp_path)[0])
     folder = tmp_path / "draw/0-260/tickets/0-260"
     ticket = Ticket.model_validate_json((folder / TICKET_FILE).read_text())

@@ -9,7 +9,8 @@ from pruning_networks import DATA, MODEL, groups_of, noisy_images, random_unet
 from torch import Tensor
 
 from region_workers.dense import example_inputs
-from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
+from region_workers.pruning.mask import compute_mask
 
 
 def scores_of_torch_pruning(network: torch.nn.Module, importance: torch_pruning.importance.Importance) -> dict:
@@ -42,10 +43,61 @@ def test_taylor_is_torch_prunings_group_taylor_on_the_gradients(importance: str)
     oracle = torch_pruning.importance.GroupTaylorImportance(group_reduction="mean", normalizer=None)
     parameters = dict(network.named_parameters())
     gradients = {name: parameter.grad for name, parameter in parameters.items()}
-    scores = channel_scores(groups, parameters, importance, gradients)  # type: ignore[arg-type]
+    scores = channel_scores(groups, parameters, importance, gradients, rule="torch-pruning")  # type: ignore[arg-type]
     expected = scores_of_torch_pruning(network, oracle)
     for group, score in zip(groups, scores, strict=True):
         torch.testing.assert_close(score, expected[group.root])
+
+
+def test_by_the_released_rule_squares_are_summed_and_norms_count() -> None:
+    network, gradients = _with_gradients()
+    groups, parameters = groups_of(network), dict(network.named_parameters())
+    products = {name: parameter.detach() * gradients[name] for name, parameter in parameters.items()}
+    for group, score in zip(groups, channel_scores(groups, parameters, "taylor", gradients), strict=True):
+        expected = torch.zeros(group.size)
+        for member in group.members:
+            product = products[f"{member.layer}.weight"]
+            if member.kind == "norm":
+                expected += product.abs()[member.indices]
+            else:
+                side = product if member.kind == "out" else product.transpose(0, 1)
+                expected += side.flatten(1).square().sum(1)[member.indices]
+        layers = len({(member.layer, member.kind) for member in group.members if member.kind != "norm"})
+        torch.testing.assert_close(score, expected / layers)
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+@pytest.mark.parametrize("ratio", [0.3, 0.8])
+def test_in_sequence_each_group_is_scored_on_what_those_before_it_have_left(
+    importance: Importance, ratio: float
+) -> None:
+    network, gradients = _with_gradients()
+    groups = groups_of(network)
+    parameters = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    expected = {}
+    for group in sorted(groups, key=lambda group: group.order):
+        score = channel_scores([group], parameters, importance, gradients)[0]
+        bits = expected[group.root] = compute_mask([group], [score], ratio)
+        for member in group.members:  # what is dropped no longer counts anywhere
+            weight = parameters[f"{member.layer}.weight"]
+            side = weight if member.kind != "in" else weight.transpose(0, 1)
+            side[member.positions()[~bits]] = 0
+    mask = sequential_masks(groups, parameters_of(network), importance, gradients)(ratio)
+    assert torch.equal(mask, torch.cat([expected[group.root] for group in groups]))
+    at_once = compute_mask(groups, channel_scores(groups, parameters_of(network), importance, gradients), ratio)
+    assert not torch.equal(mask, at_once)
+    assert mask.sum() == at_once.sum()
+
+
+def parameters_of(network: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def _with_gradients() -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    network = random_unet()
+    network(noisy_images(), 5).sample.square().sum().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return network, gradients
 
 
 def test_random_scores_are_a_function_of_the_generator() -> None:
