@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from region_workers.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
-from region_workers.pruning.importance import Importance, channel_scores
+from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, kept_channels, prunable_bits
 from schemas.model import LatentModelPlan, ModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
@@ -91,6 +91,9 @@ def measure(report: Report, network: nn.Module, inputs: dict[str, Tensor], optio
     def mask(importance: Importance) -> Tensor:
         return compute_mask(groups, channel_scores(groups, parameters, importance, gradients), RATIO)
 
+    def in_sequence(importance: Importance) -> Tensor:
+        return sequential_masks(groups, parameters, importance, gradients)(RATIO)
+
     report.add("parameters", sum(parameter.numel() for parameter in parameters.values()) / 1e6, "M")
     report.add("bits of a mask", prunable_bits(groups))
     for importance in IMPORTANCES:
@@ -100,7 +103,9 @@ def measure(report: Report, network: nn.Module, inputs: dict[str, Tensor], optio
         for _ in range(options.rounds):
             masks.append(median_s(lambda importance=importance: mask(importance), options.masks))
             copies.append(median_s(lambda given=given: prune_a_copy(network, inputs, given), 1, warm_up=0))
+        sequence_s = median_s(lambda importance=importance: in_sequence(importance), options.masks)
         report.add(f"{importance}: a mask", statistics.median(masks), "s", at_most=MOST_S[options.network])
+        report.add(f"{importance}: a mask in sequence", sequence_s, "s", at_most=MOST_S[options.network])
         report.add(f"{importance}: graph and pruned copy instead", statistics.median(copies), "s")
         report.add(f"{importance}: instead over a mask", ratio(copies, masks), "x", at_least=20)
     bits = mask("magnitude")
