@@ -213,14 +213,18 @@ def _finish_or_reopen(ledger: Ledger, view: View, run_once: RunOnce, request: Re
 
 def _finish(ledger: Ledger, view: View, run_once: RunOnce, request: Request) -> bool:
     """Assemble, then sample, unless that is done for these very experts. True."""
-    plan, location = ledger.plan, ledger.directory.location
+    plan, location, owner = ledger.plan, ledger.directory.location, ledger.directory.owner
     files = {region.name: ledger.artifacts(train_stage_name(region), EXPERT_FOLDER) for region in plan.regions}
     experts = {name: digest([file.sha256 for file in found]) for name, found in files.items()}
     vae = ledger.inputs.vae
     ensemble_key = assemble_key(plan, experts, vae)
-    ledger.finish_here(ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, location, files, vae), request.gpus)
+    ledger.finish_here(
+        ASSEMBLE, ensemble_key, lambda: run_once(assemble, plan, location, files, vae, owner), request.gpus
+    )
     view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
-    ledger.finish_here(SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, location), request.gpus)
+    ledger.finish_here(
+        SAMPLE, sample_key(plan, ensemble_key), lambda: run_once(sample, plan, location, owner), request.gpus
+    )
     return True
 
 

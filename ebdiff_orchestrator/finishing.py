@@ -25,29 +25,37 @@ from schemas.plan import Plan
 
 
 def assemble(
-    plan: Plan, location: str, expert_files: Mapping[str, tuple[Artifact, ...]], vae_digest: str | None
+    plan: Plan,
+    location: str,
+    expert_files: Mapping[str, tuple[Artifact, ...]],
+    vae_digest: str | None,
+    owner: str = "",
 ) -> tuple[Artifact, ...]:
     """Write the ensemble of the finished experts, with the VAE of their latents, to the run's `ensemble`; its files.
 
     Raises RunFailed if an expert is not what `expert_files` records of it, by region, or the VAE is no longer the one
-    of `vae_digest`.
+    of `vae_digest`; RunTakenOverError if the run has another owner than the claim `owner`.
     """
-    run = RunDirectory(location)
+    run = RunDirectory(location, owner)
     run.fetch_stages([train_stage_name(region) for region in plan.regions])
     experts = [_expert(run.path / train_stage_name(region), expert_files[region.name]) for region in plan.regions]
-    names = [region.name for region in plan.regions]
-    save_ensemble(
-        run.path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, _vae(plan, vae_digest)
-    )
-    return _published(run, ASSEMBLE)
+    names, vae = [region.name for region in plan.regions], _vae(plan, vae_digest)
+    with run.fenced():
+        save_ensemble(run.path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, vae)
+        return _published(run, ASSEMBLE)
 
 
-def sample(plan: Plan, location: str, report: Callable[[int, int], None] | None = None) -> tuple[Artifact, ...]:
-    """Write the plan's images and their grid to the run's `samples`; the files. On the GPU where there is one."""
+def sample(
+    plan: Plan, location: str, owner: str = "", report: Callable[[int, int], None] | None = None
+) -> tuple[Artifact, ...]:
+    """Write the plan's images and their grid to the run's `samples`; the files. On the GPU where there is one.
+
+    RunTakenOverError if the run has another owner than the claim `owner`.
+    """
     use_gpu = torch.cuda.is_available() and plan.workers.gpus != 0
     device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
-    run = RunDirectory(location)
+    run = RunDirectory(location, owner)
     run.fetch_stages([ASSEMBLE])
     images = sample_images(
         load_ensemble(run.path / ASSEMBLE, device=device),
@@ -57,8 +65,9 @@ def sample(plan: Plan, location: str, report: Callable[[int, int], None] | None 
         sampling.batch_size,
         report,
     )
-    write_images(images, run.path / SAMPLE)
-    return _published(run, SAMPLE)
+    with run.fenced():
+        write_images(images, run.path / SAMPLE)
+        return _published(run, SAMPLE)
 
 
 def _expert(stage_folder: Path, files: tuple[Artifact, ...]) -> nn.Module:

@@ -13,8 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
@@ -48,21 +47,8 @@ class Ownership:
         return self._claim.name
 
     def check(self) -> None:
-        """Raise RunTakenOverError if another driver has claimed the run since. See `fenced`."""
-        newest = self._claims.names()[-1:]
-        if newest != [self.name]:
-            other = self._claims.read(newest[0]) if newest else None
-            who = f"process {other.pid} on {other.host}" if other else "another launch or resume"
-            raise RunTakenOverError(
-                f"{self._where}: {who} has taken this run over; this one has stopped and wrote nothing more."
-            )
-
-    @contextmanager
-    def fenced(self) -> Iterator[None]:
-        """Within it the run is this driver's to change; RunTakenOverError, before anything, if another has it."""
-        with self._claims.locked():
-            self.check()
-            yield
+        """See `check_newest`."""
+        check_newest(self._claims, self.name, self._where)
 
     def release(self, leaves_nothing: bool = False) -> None:
         """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims."""
@@ -84,6 +70,15 @@ class Ownership:
                     self._claims.write(self._claim)
             except OSError:
                 continue  # the store does not answer; the next beat may get through
+
+
+def check_newest(claims: Claims, name: str, where: str) -> None:
+    """Raise RunTakenOverError unless the claim of this name is the newest of the run at `where`."""
+    newest = claims.names()[-1:]
+    if newest != [name]:
+        other = claims.read(newest[0]) if newest else None
+        who = f"process {other.pid} on {other.host}" if other else "another launch or resume"
+        raise RunTakenOverError(f"{where}: {who} has taken this run over; this one has stopped and wrote nothing more.")
 
 
 def claim_run(claims: Claims, where: str, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:

@@ -38,13 +38,14 @@ def take_over(
         for stage in (job.draw, job.train):
             if stage is None or finished_result(directory.path, stage) is not None:
                 continue
-            if any(_take(directory.path, other.path, stage) for other in others):
-                directory.publish(stage.name)
-            elif isinstance(stage, TrainStage):
-                source = _borrow_checkpoint(directory.path, [other.path for other in others], stage, say)
-                if source is not None:
-                    directory.publish(f"{stage.name}/{CHECKPOINTS_FOLDER}")
-                    borrowed[stage.name] = source
+            with directory.fenced():
+                if any(_take(directory.path, other.path, stage) for other in others):
+                    directory.publish(stage.name)
+                elif isinstance(stage, TrainStage):
+                    source = _borrow_checkpoint(directory.path, [other.path for other in others], stage, say)
+                    if source is not None:
+                        directory.publish(f"{stage.name}/{CHECKPOINTS_FOLDER}")
+                        borrowed[stage.name] = source
     return borrowed
 
 

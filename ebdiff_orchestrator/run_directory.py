@@ -14,7 +14,7 @@ from ebdiff_orchestrator.claims import Claims, FolderClaims, StoredClaims
 from ebdiff_orchestrator.differences import STEPS, differences, refusal
 from ebdiff_orchestrator.foreign_files import check_nothing_foreign
 from ebdiff_orchestrator.mirror import Mirror, NoMirror, StoreMirror
-from ebdiff_orchestrator.ownership import Ownership, Say, claim_run
+from ebdiff_orchestrator.ownership import Ownership, Say, check_newest, claim_run
 from ebdiff_orchestrator.stages import ASSEMBLE, stage_names
 from region_workers.checkpoint_folders import newest_step
 from schemas.clock import unix_time
@@ -38,12 +38,15 @@ _MIRRORS_FOLDER = "runs"
 class RunDirectory:
     """The directory of one run: a path, or a `file://`, `s3://` or `gs://` URL. Only its driver writes the manifest.
 
-    `path` is the folder to work in: the directory itself, or what stands for the URL on this machine.
+    `path` is the folder to work in: the directory itself, or what stands for the URL on this machine. `given_by`: the
+    claim of the driver on whose behalf it is opened, by a task of its; what that driver may not change, the task may
+    not either.
     """
 
-    def __init__(self, location: str | Path) -> None:
+    def __init__(self, location: str | Path, given_by: str = "") -> None:
         url = object_url(location)
         self._ownership: Ownership | None = None
+        self._given_by = given_by
         self._store: ObjectStore | None = None
         self._mirror: Mirror = NoMirror()
         self._claims: Claims
@@ -101,10 +104,11 @@ class RunDirectory:
     @contextmanager
     def fenced(self) -> Iterator[None]:
         """What changes the run goes in here: RunTakenOverError, and no change, if another driver has the run now."""
-        if self._ownership is None or self._changing:
+        if self._changing or not self.owner:
             yield
             return
-        with self._ownership.fenced():
+        with self._claims.locked():
+            self.check_owner()
             self._changing = True
             try:
                 yield
@@ -171,12 +175,12 @@ class RunDirectory:
     @property
     def owner(self) -> str:
         """The name of this driver's claim, while it holds the run."""
-        return self._ownership.name if self._ownership else ""
+        return self._ownership.name if self._ownership else self._given_by
 
     def check_owner(self) -> None:
         """Raise RunTakenOverError if this driver held the run and another has it now."""
-        if self._ownership is not None:
-            self._ownership.check()
+        if self.owner:
+            check_newest(self._claims, self.owner, self.location)
 
     def begin(self, plan: Plan) -> Manifest:
         """The manifest of this plan's run: a new one, or the one at hand if it is of the same experiment.

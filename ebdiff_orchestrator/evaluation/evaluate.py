@@ -239,11 +239,12 @@ def _record(directory: RunDirectory, evaluation: Evaluation, reference: str) -> 
     """Write the report, then the manifest; only then may the shards go."""
     manifest, folder = directory.read(), evaluation_folder(directory.path, evaluation.key)
     report = _report(manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
-    write_model(folder / REPORT_FILE, report)
     evaluations = {**manifest.evaluations, evaluation.key: evaluation}
-    directory.publish((folder / REPORT_FILE).relative_to(directory.path).as_posix())
-    directory.write(manifest.model_copy(update={"evaluations": evaluations}))
-    remove_shards(folder)
+    with directory.fenced():
+        write_model(folder / REPORT_FILE, report)
+        directory.publish((folder / REPORT_FILE).relative_to(directory.path).as_posix())
+        directory.write(manifest.model_copy(update={"evaluations": evaluations}))
+        remove_shards(folder)
     return report
 
 

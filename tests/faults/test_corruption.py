@@ -21,6 +21,7 @@ from small_runs import (
 )
 
 from ebdiff_orchestrator import driver, finishing
+from ebdiff_orchestrator.ownership import RunTakenOverError
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.run_directory import RunDirectory
 from schemas.digest import digest, file_digest
@@ -143,6 +144,16 @@ def test_assembling_verifies_the_bytes_that_it_reads(run_dir: Path) -> None:
     flip_some_bit(run_dir / "train/high" / WEIGHTS, seed=1)
     with pytest.raises(RunFailed, match=f"train/high/{WEIGHTS} is missing or .* Go on with `ebdiff resume`"):
         finishing.assemble(small_plan(), str(run_dir), files, None)
+
+
+def test_nothing_is_assembled_or_sampled_for_a_driver_that_lost_the_run(run_dir: Path) -> None:
+    files = {region: _manifest(run_dir).stage(f"train/{region}").artifacts for region in ("low", "high")}
+    owner, before = "00000001-00000000.json", _good_files(run_dir, "")
+    with pytest.raises(RunTakenOverError):
+        finishing.assemble(small_plan(), str(run_dir), files, None, owner)
+    with pytest.raises(RunTakenOverError):
+        finishing.sample(small_plan("seed=7"), str(run_dir), owner)
+    assert _good_files(run_dir, "") == before
 
 
 @pytest.mark.parametrize(("name", "damage"), _cases(OF_THE_DRIVER))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 from process_cluster import run_worker, start_worker, torchrun
 from safetensors.torch import load_file
+from worker_process import WorkerProcess
 
 from schemas.digest import file_digest
 from schemas.durable import write_model
 from schemas.job import STOP_FILE, Note, WorkerJob
+from schemas.owner import OWNERS_FOLDER
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -21,6 +24,8 @@ MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 _MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/tickets/0-260/ticket.json"
 _DRAWN = "draw/0-260/tickets/0-260/expert/diffusion_pytorch_model.safetensors"
 _TRAINED = "train/0-260/expert/diffusion_pytorch_model.safetensors"
+
+_FIRST, _SECOND = "00000001-aaaaaaaa.json", "00000002-bbbbbbbb.json"
 
 
 def _results(run_dir: Path) -> dict[str, str]:
@@ -43,23 +48,57 @@ def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
     slow = plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 400})})
     run_worker(make_jobs(slow, whole)[0])
 
-    job = make_jobs(slow, stopped)[0]
+    job = make_jobs(slow, stopped)[0].model_copy(update={"owner": _FIRST})
     process = start_worker(job)
-    while not (stopped / "train/0-260/progress.json").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    write_model(stopped / STOP_FILE, Note(owner="00000001-0ddba11d.json"))  # of another driver: not heeded
-    time.sleep(0.2)
-    assert process.poll() is None
-    write_model(stopped / STOP_FILE, Note())
+    _until_it_trains(process, stopped)
+    write_model(stopped / STOP_FILE, Note(owner=_FIRST))
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert _checkpoint_of(stopped, "train/0-260")()
     assert not (stopped / "train/0-260/result.json").exists()
-    (stopped / STOP_FILE).unlink()
-    run_worker(job)
+    run_worker(job.model_copy(update={"owner": _SECOND}))  # of a later driver, to whom that note does not speak
 
     assert _results(stopped) == _results(whole)
+
+
+def test_a_worker_stops_for_a_new_owner_and_for_nobody_else_s_word(
+    plan: Plan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    slow = plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 100_000})})
+    job = make_jobs(slow, tmp_path)[0].model_copy(update={"owner": _FIRST})
+    process = start_worker(job)
+    _until_it_trains(process, tmp_path)
+    (tmp_path / OWNERS_FOLDER).mkdir()
+    (tmp_path / OWNERS_FOLDER / "notes.json").touch()
+    write_model(tmp_path / STOP_FILE, Note(owner=_SECOND))
+    time.sleep(3)
+    assert process.poll() is None, "it heeded what was no claim, or not for it"
+    (tmp_path / OWNERS_FOLDER / _SECOND).touch()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+
+
+def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_jobs: MakeJobs, tmp_path: Path) -> None:
+    job = make_jobs(plan, tmp_path)[0]
+    stage = tmp_path / "draw/0-260"
+    stage.mkdir(parents=True)
+    with (stage / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = start_worker(job)
+        while not (stage / "progress.json").exists():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        time.sleep(3)
+        assert {path.name for path in stage.iterdir()} == {".lock", "progress.json"}, "it works beside the other"
+        assert process.poll() is None
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def _until_it_trains(process: WorkerProcess, run_dir: Path) -> None:
+    while not (run_dir / "train/0-260/progress.json").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
 
 
 def test_two_workers_of_one_region_share_the_batch_and_agree_with_one_worker(

@@ -102,6 +102,27 @@ def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(
     assert (tmp_path / "run" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
 
 
+class Stuck(SerialCluster):
+    """Takes the machine away from every attempt, saved no further than the one before."""
+
+    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+        self.jobs.append(job.name)
+        said = Progress(stage="draw/all", attempt=job.attempt, step=3, first_step=3, state="stopped")
+        write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+
+def test_leaving_again_without_a_step_further_costs_retries(
+    tiny_plan: MakePlan, use: UseCluster, tmp_path: Path
+) -> None:
+    use(cluster := Stuck())
+    with pytest.raises(RunFailed, match="ended early"):
+        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run")
+    assert len(cluster.jobs) == 3, "the first for free, then one and its retry"
+
+
 def _lost(reason: int) -> ActorDiedError:
     return ActorDiedError(ActorDiedErrorContext(node_death_info=NodeDeathInfo(reason=reason), actor_id=b"0" * 16))
 
