@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -57,8 +59,9 @@ def sequential_masks(
 ) -> Callable[[float], Tensor]:
     """A function from a pruning ratio to the mask (prunable_bits,) whose groups are scored one after another.
 
-    Each group is scored on what the groups before it, in `order`, have left of the network, as in the released code;
-    otherwise as in `channel_scores`.
+    Each group is scored on what the groups before it, in `order`, have left of the network, and without a layer that
+    sees it twice (the first one behind a skip from its own group), as in the released code, whose masks these are to
+    the bit; otherwise as in `channel_scores`.
     """
     terms = _Terms(parameters, importance, gradients, rule)
     tables: dict[str, Tensor] = {}
@@ -67,11 +70,18 @@ def sequential_masks(
         left = _Left(terms, tables)
         masks = {}
         for group in sorted(groups, key=lambda group: group.order):
-            masks[group.root] = group_mask(group, _group_score(group, terms, left.sum_of), ratio)
+            masks[group.root] = group_mask(group, _group_score(_seen_once(group), terms, left.sum_of), ratio)
             left.narrow(group, masks[group.root])
         return torch.cat([masks[group.root] for group in groups])
 
     return mask
+
+
+def _seen_once(group: ChannelGroup) -> ChannelGroup:
+    """The group without its layers that see it more than once."""
+    times = Counter((member.layer, member.kind) for member in group.members)
+    once = tuple(member for member in group.members if times[member.layer, member.kind] == 1)
+    return replace(group, members=once) if any(member.kind in _SCORED for member in once) else group
 
 
 def _group_score(group: ChannelGroup, terms: _Terms, side_sum: Callable[[Member], Tensor]) -> Tensor:
