@@ -121,10 +121,10 @@ def test_offloaded_weights_that_do_not_fit_are_named_when_they_are_read(folder: 
     pipeline = load_ensemble(folder, offload=True)
     weights = folder / "unet" / NAMES[1] / WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match=f"{NAMES[1]}: expected weights that fit"):
+    with pytest.raises(UserError, match=f"{NAMES[1]}/{WEIGHTS}: expected the file as it was saved"):
         draw(pipeline)
     weights.unlink()
-    with pytest.raises(UserError, match=f"{NAMES[1]}: expected weights that fit"):
+    with pytest.raises(UserError, match=f"{NAMES[1]}/{WEIGHTS}: expected the file as it was saved"):
         draw(pipeline)
     with pytest.raises(UserError, match=f"{NAMES[1]}/{WEIGHTS}: expected the file as it was saved"):
         load_ensemble(folder, offload=True)
