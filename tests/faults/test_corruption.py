@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import Damage, damages_of, flip_bit, flip_some_bit
+from damage import Damage, damages_of, flip_some_bit
 from small_runs import (
     HarmingCluster,
     Listener,
@@ -131,7 +131,7 @@ def test_what_is_damaged_before_the_driver_enters_it_is_made_again_at_once(
 def test_an_expert_damaged_while_another_region_trained_is_made_again_and_not_assembled(
     finished: Path, cache_dir: Path, tmp_path: Path, name: str
 ) -> None:
-    cluster, listener = HarmingCluster("region low", lambda run_dir: flip_bit(run_dir / name, 700, 3)), Listener()
+    cluster, listener = HarmingCluster("region low", lambda run_dir: flip_some_bit(run_dir / name, seed=1)), Listener()
     with without_ray(cluster):
         driver.launch(small_plan(), tmp_path / "run", view=listener)
     assert any(name in line and "again" in line for line in listener.said), listener.said
