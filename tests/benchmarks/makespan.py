@@ -83,7 +83,7 @@ def processor_seconds(session: int) -> dict[int, tuple[str, float]]:
         except OSError:
             continue
         if int(fields[3]) == session:
-            kind = "driver" if int(entry.name) == session else "worker" if b"TrainWorker" in name else "ray"
+            kind = "driver" if int(entry.name) == session else "worker" if b"Worker" in name else "ray"
             found[int(entry.name)] = (kind, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
     return found
 

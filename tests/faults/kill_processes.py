@@ -16,7 +16,8 @@ VICTIMS = (DRIVER, WORKER, RAYLET, GCS, GROUP)
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_WORKER_MARKS = ("TrainWorker", "make_shards", "_share", "decode_worker")  # in a command line: it does a run's work
+# In a command line: it does a run's work.
+_WORKER_MARKS = ("RegionWorker", "TrainWorker", "make_shards", "_share", "decode_worker")
 
 
 @dataclass(frozen=True)
