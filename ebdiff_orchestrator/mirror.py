@@ -107,4 +107,4 @@ class StoreMirror:
         """See Mirror."""
         for key in [path, *self._store.list_keys(path)]:
             self._store.delete(key)
-        self._seen = {key: stamp for key, stamp in self._seen.items() if not key.startswith(path)}
+        self._seen = {key: stamp for key, stamp in self._seen.items() if not f"{key}/".startswith(f"{path}/")}

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
+import pyarrow as pa
 from pyarrow import fs
 
 from schemas.durable import write_file
@@ -93,11 +94,21 @@ class ObjectStore:
         self._patiently(write)
 
     def upload(self, path: Path, key: str) -> None:
-        """Put a file's bytes."""
+        """Put a file's bytes. If it cannot be read to its end, what was there stays, or nothing does.
+
+        pyarrow closes a stream whatever happens, and so shows what was written by then: the first piece is read before
+        there is a stream, and what is shown after a failure at a later one is deleted.
+        """
 
         def upload() -> None:
-            with path.open("rb") as source, self._files.open_output_stream(self._path(key)) as stream:
-                shutil.copyfileobj(source, stream, _BUFFER_BYTES)
+            with path.open("rb") as source:
+                piece = source.read(_BUFFER_BYTES)
+                with self._files.open_output_stream(self._path(key)) as stream:
+                    stream.write(piece)
+                    failure = _copy_rest(source, stream)
+            if failure is not None:
+                self._files.delete_file(self._path(key))
+                raise failure
 
         self._patiently(upload)
 
@@ -158,6 +169,18 @@ class ObjectStore:
 
     def _path(self, key: str) -> str:
         return f"{self._base}/{key}" if key else self._base
+
+
+def _copy_rest(source: BinaryIO, stream: pa.NativeFile) -> OSError | None:
+    """Copy to the end; what reading failed with, if it did."""
+    while True:
+        try:
+            piece = source.read(_BUFFER_BYTES)
+        except OSError as error:
+            return error
+        if not piece:
+            return None
+        stream.write(piece)
 
 
 def _may_pass(error: OSError) -> bool:

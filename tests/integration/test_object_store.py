@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.mirror import StoreMirror
 from ebdiff_orchestrator.ownership import RunTakenOverError
 from ebdiff_orchestrator.run_directory import RunDirectory
 from ebdiff_orchestrator.sampling import ImageJob, sample_here
@@ -128,6 +131,43 @@ def test_what_an_older_run_left_on_this_machine_is_not_taken_for_the_ensemble(ti
     (left / "model_index.json").write_text('{"unet": ["ebdiff_orchestrator.ensemble", "TimestepRouter"]}')
     with pytest.raises(UserError, match="has no ensemble yet"):
         sample_here(ImageJob(run.location, 1, 1), lambda done, total: None)
+
+
+class _BadDisk(io.FileIO):
+    """A file of which only the first 9 MiB can be read."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell() >= 9 << 20:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().read(size) or b""
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_not_shown_as_a_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(f"s3://{BUCKET}/cut")
+    path = tmp_path / "weights"
+    path.write_bytes(b"1" * (17 << 20))
+    store.upload(path, "whole")
+    assert store.stamps(["whole"])[0] == (17 << 20, pytest.approx(time.time_ns(), rel=1e-6))
+    monkeypatch.setattr(Path, "open", lambda path, mode: _BadDisk(path, mode))
+    with pytest.raises(OSError, match="Input/output error"):
+        store.upload(path, "cut")
+    assert store.list_keys() == ["whole"]
+
+
+def test_what_is_discarded_is_no_neighbour_whose_name_begins_alike(tmp_path: Path) -> None:
+    store = ObjectStore(f"s3://{BUCKET}/alike")
+    kept = ["train/ab/weights", "train/abc"]
+    for key in (*kept, "train/a/weights", "train/a/deep/weights"):
+        store.write(key, b"1" * (1 << 20))
+    mirror = StoreMirror(store, tmp_path)
+    mirror.fetch(store.list_keys())
+    fetched = [(tmp_path / key).stat().st_ino for key in kept]
+    mirror.discard("train/a")
+    assert store.list_keys() == kept
+    mirror.fetch(kept)
+    assert [(tmp_path / key).stat().st_ino for key in kept] == fetched, "they were fetched again"
 
 
 def test_a_bucket_that_is_not_there_is_a_user_s_error(tiny_plan: MakePlan) -> None:
