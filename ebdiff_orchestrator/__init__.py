@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ebdiff_orchestrator.own_packages import shadowing
+
 if TYPE_CHECKING:
     from ebdiff_orchestrator.driver import extend, launch, resume
     from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
@@ -20,6 +22,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it first is: the command line's help needs none of it."""
+    if name in __all__ and (told := shadowing()) is not None:
+        raise ImportError(told)
     if name == "Plan":
         from schemas.plan import Plan
 

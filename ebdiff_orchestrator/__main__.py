@@ -1,5 +1,20 @@
-"""`python -m ebdiff_orchestrator`: the command line, where no `ebdiff` is on the path."""
+"""`ebdiff`, and `python -m ebdiff_orchestrator` where no `ebdiff` is on the path."""
 
-from ebdiff_orchestrator.cli import main
+import sys
 
-main()
+from ebdiff_orchestrator.own_packages import shadowing
+
+
+def main() -> None:
+    """Run the command line, if what it imports is ours; else exit 2."""
+    told = shadowing()
+    if told is not None:
+        print(f"ebdiff: {told}", file=sys.stderr)
+        sys.exit(2)
+    from ebdiff_orchestrator.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

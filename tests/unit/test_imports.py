@@ -116,3 +116,25 @@ def test_a_command_imports_only_what_it_uses(command: str, banned: list[str], tm
     typed = [str(tmp_path / "run") if word == "RUN" else word for word in command.split()]
     result = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True)
     assert (result.returncode, result.stderr.splitlines()[-1]) == (0, "[]"), result.stderr
+
+
+@pytest.mark.parametrize("shadow", ["schemas/__init__.py", "schemas.py", "region_workers/__init__.py"])
+def test_a_user_s_own_package_of_our_name_is_named_with_the_remedy(tmp_path: Path, shadow: str) -> None:
+    place = tmp_path / shadow
+    place.parent.mkdir(exist_ok=True)
+    place.write_text("")
+    named = str(place.parent if place.name == "__init__.py" else place)
+    for command, code in (
+        (["-m", "ebdiff_orchestrator", "presets"], 2),
+        (["-c", "from ebdiff_orchestrator import Plan"], 1),
+    ):
+        said = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert said.returncode == code
+        assert f"{named}: expected" in said.stderr
+        assert "Rename it" in said.stderr
+    assert said.stderr.splitlines()[-1].startswith("ImportError")
+
+
+def test_a_user_s_folder_of_our_name_without_a_package_in_it_is_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "schemas").mkdir()
+    subprocess.run([sys.executable, "-m", "ebdiff_orchestrator", "--version"], cwd=tmp_path, check=True)
