@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
+from schemas.durable import is_temporary
 from schemas.errors import UserError
 from schemas.owner import OWNERS_FOLDER, is_claim
 
-_OURS = re.compile(r"\.partial-[0-9a-f]{12}-.+|\.lock")  # what writes of ours leave when they are killed, and the lock
 _SHOWN = 5
 
 
@@ -36,5 +35,5 @@ def _top(name: str) -> str:
 def _is_ours(name: str) -> bool:
     top, _, below = name.partition("/")
     if top == OWNERS_FOLDER:
-        return not below or is_claim(below) or _OURS.fullmatch(below) is not None
-    return _OURS.fullmatch(top) is not None and top != ".lock"
+        return below in ("", ".lock") or is_claim(below) or is_temporary(below)
+    return is_temporary(top)

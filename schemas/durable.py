@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 _TEMPORARY = ".partial-"
 _RETIRED = f"{_TEMPORARY}retired-"  # then the name of the folder that something newer is to replace
+_OURS = re.compile(rf"{re.escape(_TEMPORARY)}([0-9a-f]{{12}}|retired)-.+", re.DOTALL)  # else it is a user's own
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust puts it
 
 
@@ -106,16 +107,18 @@ def remove_folder(path: Path) -> None:
 
 def is_temporary(name: str) -> bool:
     """Whether a file or folder of this name is still being written, or was left by a killed writer."""
-    return name.startswith(_TEMPORARY)
+    return _OURS.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path, below: bool = False) -> None:
     """Delete what a killed writer left under temporary names in `folder`, with `below` in all folders below it too.
 
-    A folder that it was about to replace is put back.
+    A folder that it was about to replace is put back. Only names that we give count.
     """
     names = f"{_TEMPORARY}*"
     for leftover in sorted(folder.rglob(names) if below else folder.glob(names)):
+        if not is_temporary(leftover.name):
+            continue
         if leftover.name.startswith(_RETIRED):
             _recover(leftover)
         elif leftover.is_dir():

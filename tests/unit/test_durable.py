@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.durable import remove_leftovers, write_folder, write_text
+from schemas.durable import is_temporary, remove_leftovers, write_folder, write_text
 
 
 def test_a_writer_that_breaks_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
@@ -43,17 +43,27 @@ def test_a_folder_that_replaces_an_older_one_leaves_nothing_of_it(tmp_path: Path
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / ".partial-abc-step-1").mkdir()
-    (tmp_path / ".partial-def-file").write_text("half")
-    (tmp_path / "kept").write_text("whole")
+    (tmp_path / ".partial-abcabcabcabc-step-1").mkdir()
+    (tmp_path / ".partial-defdefdefdef-file").write_text("half")
+    kept = {
+        "kept",
+        ".partial-",
+        ".partial-mine",
+        ".partial-abcabcabcab-short",
+        ".partial-ABCABCABCABC-x",
+        ".partial-retired",
+    }
+    for name in kept:
+        (tmp_path / name).write_text("whole")
+        assert not is_temporary(name)
     remove_leftovers(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    assert {p.name for p in tmp_path.iterdir()} == kept
 
 
 def test_what_was_left_in_folders_below_goes_only_if_wanted(tmp_path: Path) -> None:
-    half = tmp_path / "tickets" / ".partial-abc-low"
+    half = tmp_path / "tickets" / ".partial-abcabcabcabc-low"
     half.mkdir(parents=True)
-    (half / ".partial-def-ticket.json").write_text("half")
+    (half / ".partial-defdefdefdef-ticket.json").write_text("half")
     remove_leftovers(tmp_path)
     assert half.is_dir()
     remove_leftovers(tmp_path, below=True)
