@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from store_gate import Gate
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
-from region_workers.object_store import ObjectStore, StoreSilentError
+from region_workers.object_store import SHORT_LIMIT_S, ObjectStore, StoreSilentError
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 
@@ -61,6 +63,21 @@ def test_a_store_that_stays_silent_is_an_error_for_people_and_what_it_refuses_is
             store.read("nothing")
     finally:
         gate.open()
+
+
+def test_the_status_of_a_run_in_a_dead_store_is_an_error_for_people_within_seconds(gate: Gate) -> None:
+    gate.shut()
+    began = time.monotonic()
+    command = [sys.executable, "-m", "ebdiff_orchestrator", "status", f"s3://{BUCKET}/dead"]
+    try:
+        status = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finally:
+        gate.open()
+    assert SHORT_LIMIT_S <= time.monotonic() - began < 3 * SHORT_LIMIT_S
+    assert status.returncode in (1, 2)
+    assert f"s3://{BUCKET}/dead: the store has not answered since" in status.stderr
+    assert "AWS_ENDPOINT_URL" in status.stderr.splitlines()[-1]
+    assert "Traceback" not in status.stderr
 
 
 def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(
