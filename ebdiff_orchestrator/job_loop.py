@@ -273,6 +273,7 @@ class JobLoop:
         return Failure(
             stage=self._ledger.first_open(attempt.outline),
             attempt=attempt.number,
+            owner=self._ledger.directory.owner,
             message=message,
             retryable=True,
             traceback=str(error or ""),

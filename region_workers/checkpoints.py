@@ -31,7 +31,8 @@ _STATE, _METRICS, CHECKPOINT_FILE = "state.safetensors", "metrics.parquet", "che
 class CheckpointInfo(Sealed):
     """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file.
 
-    `beside`: digests of what its state goes with, by path in the stage's folder; without that it is no good.
+    `beside`: digests of what its state goes with, by path in the stage's folder; without that it is no good. `attempt`
+    and `owner` are those of the job that wrote it, and no part of the state.
     """
 
     key: str
@@ -39,6 +40,8 @@ class CheckpointInfo(Sealed):
     active_s: float
     sha256: dict[str, str]
     beside: dict[str, str] = Field(default_factory=dict)
+    attempt: int = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,22 @@ def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
 class Checkpoints:
     """The checkpoints of one stage, newest last; only the newest `keep` stay. `retired` is told of each deleted one.
 
+    `attempt` and `owner`: as in CheckpointInfo.
     One at a time is written in the background, from a copy on the host, while training goes on. Leaving the context
     waits for it. `passed_over` says, for people, which damaged ones `newest_good` found; empty: none.
     """
 
-    def __init__(self, folder: Path, key: str, keep: int, retired: Callable[[Path], None] = ignore) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        keep: int,
+        retired: Callable[[Path], None] = ignore,
+        attempt: int = 0,
+        owner: str = "",
+    ) -> None:
         self._folder, self._key, self._keep, self._retired = folder, key, keep, retired
+        self._attempt, self._owner = attempt, owner
         self._copy = HostCopy()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
@@ -100,7 +113,15 @@ class Checkpoints:
         if _verified(self._path(step), self._key) is not None:
             return
         copies, rows = self._copy.take(tensors), list(metrics)
-        info = CheckpointInfo(key=self._key, step=step, active_s=active_s, sha256={}, beside=dict(beside or {}))
+        info = CheckpointInfo(
+            key=self._key,
+            step=step,
+            active_s=active_s,
+            sha256={},
+            beside=dict(beside or {}),
+            attempt=self._attempt,
+            owner=self._owner,
+        )
         self._writing = self._writer.submit(self._write, info, copies, rows, write_more)
 
     def wait(self) -> None:

@@ -16,13 +16,23 @@ from region_workers.failures import OutdatedError, ScratchLostError
 from region_workers.object_store import ObjectStore
 from region_workers.scratch import Scratch
 from schemas.durable import is_temporary
-from schemas.job import FAILURE_FILE, GROW_FILE, RESULT_FILE, STOP_FILE, TICKETS_FOLDER, WorkerJob
+from schemas.job import (
+    FAILURE_FILE,
+    GROW_FILE,
+    PROGRESS_FILE,
+    RESULT_FILE,
+    STOP_FILE,
+    TICKETS_FOLDER,
+    Progress,
+    WorkerJob,
+)
 from schemas.location import object_url
 from schemas.owner import OWNERS_FOLDER, is_outdated
 
 CHECKPOINT_FILE = "checkpoint.json"
 _ROUND_S = 2.0
 _LAST = {CHECKPOINT_FILE: 1, RESULT_FILE: 2}  # they say that the files before them are whole
+_FIRST = {PROGRESS_FILE: -1}  # right after the look at whose the stage is: it says that it is this attempt's
 _NOT_SENT = (".lock", GROW_FILE)
 
 Stamp = tuple[int, int, int]
@@ -50,7 +60,7 @@ class Courier:
 
     def __init__(self, store: ObjectStore, scratch: Scratch, job: WorkerJob, world: World) -> None:
         self._store, self._scratch, self._folder, self._world = store, scratch, scratch.folder, world
-        self._stages, self._owner = job.stages(), job.owner
+        self._stages, self._owner, self._attempt = job.stages(), job.owner, job.attempt
         self._tickets = f"{job.train.draw}/{TICKETS_FOLDER}/{job.train.region}" if job.train else None
         self._carried: dict[str, Stamp] = {}
         self._retired: list[str] = []
@@ -119,7 +129,7 @@ class Courier:
         """Send what is new or changed, then delete what the worker has retired.
 
         ScratchLostError, with only the failure sent, if the worker's folder is gone; OutdatedError if the run has
-        another owner.
+        another owner, or the job a newer attempt.
         """
         with self._turn:
             retired = list(self._retired)  # what replaces them is among the files
@@ -166,7 +176,7 @@ class Courier:
                         continue  # an old checkpoint, deleted just now
 
     def _look(self) -> None:
-        """See what the driver asks for; OutdatedError if the run has another owner."""
+        """See what the driver asks for; OutdatedError if the run has another owner, or a newer attempt is at work."""
         for key in (STOP_FILE, *(f"{stage}/{GROW_FILE}" for stage in self._stages)):
             if self._store.stamps([key])[0] is not None:
                 with suppress(FileNotFoundError):  # taken back just now
@@ -177,10 +187,20 @@ class Courier:
             (owners / name).touch()
         if is_outdated(self._folder, self._owner):
             raise OutdatedError("the run has another owner; nothing more of this worker is sent")
+        if any(self._is_left_behind(stage) for stage in self._stages):
+            raise OutdatedError("a newer attempt is at work; nothing more of this worker is sent")
+
+    def _is_left_behind(self, stage: str) -> bool:
+        """Whether a newer attempt of the same driver's has said in the store that it is at this stage."""
+        try:
+            said = Progress.model_validate_json(self._store.read(f"{stage}/{PROGRESS_FILE}"))
+        except (FileNotFoundError, ValueError):
+            return False
+        return said.owner == self._owner and said.attempt > self._attempt
 
 
 def _order(key: str) -> tuple[int, str]:
-    return _LAST.get(Path(key).name, 0), key
+    return {**_FIRST, **_LAST}.get(Path(key).name, 0), key
 
 
 def _stamp(path: Path) -> Stamp:

@@ -20,7 +20,14 @@ _HEARTBEAT_S = 1.0
 def announce_start(job: WorkerJob, stage: str) -> None:
     """Say that a worker has taken the job and is getting ready."""
     now = unix_time()
-    progress = Progress(stage=stage, attempt=job.attempt, state="starting", stage_started_at=now, updated_at=now)
+    progress = Progress(
+        stage=stage,
+        attempt=job.attempt,
+        owner=job.owner,
+        state="starting",
+        stage_started_at=now,
+        updated_at=now,
+    )
     replace_model(Path(job.run_dir) / stage / PROGRESS_FILE, progress)
 
 
@@ -38,7 +45,11 @@ class Recorder:
         self.metrics: list[Row] = []
         self.started_at = unix_time()
         self._progress = Progress(
-            stage=stage, attempt=job.attempt, total_steps=total_steps, stage_started_at=self.started_at
+            stage=stage,
+            attempt=job.attempt,
+            owner=job.owner,
+            total_steps=total_steps,
+            stage_started_at=self.started_at,
         )
         self._earlier_s = 0.0
         self._heartbeat_at = 0.0

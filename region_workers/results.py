@@ -55,6 +55,8 @@ def publish(
     result = StageResult(
         stage=recorder.stage,
         key=recorder.key,
+        attempt=job.attempt,
+        owner=job.owner,
         started_at=recorder.started_at,
         finished_at=unix_time(),
         active_s=recorder.active_s,

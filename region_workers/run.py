@@ -193,6 +193,7 @@ def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
     failure = Failure(
         stage=stage,
         attempt=job.attempt,
+        owner=job.owner,
         message=message_for_people(error),
         retryable=is_retryable(error),
         traceback="".join(traceback.format_exception(error)),

@@ -46,7 +46,8 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     trainer = Trainer(expert, family, randomness, law, job.training, world)
     recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
     key, keep = state_key(stage, inputs), job.checkpointing.keep
-    with Checkpoints(folder / CHECKPOINTS_FOLDER, key, keep, world.retired) as checkpoints:
+    place = folder / CHECKPOINTS_FOLDER
+    with Checkpoints(place, key, keep, world.retired, job.attempt, job.owner) as checkpoints:
         _train(job, stage, trainer, recorder, checkpoints, world)
     if world.leads:
         _write_expert(folder, expert, trainer)

@@ -124,10 +124,12 @@ class Hardware(Section):
 
 
 class StageResult(Sealed):
-    """Written last by a finished stage."""
+    """Written last by a finished stage; `attempt` and `owner` are those of the job that finished it."""
 
     stage: str
     key: str
+    attempt: int = 0
+    owner: str = ""
     started_at: float
     finished_at: float
     active_s: float
@@ -141,10 +143,11 @@ class StageResult(Sealed):
 
 
 class Progress(Section):
-    """Where a job stands; rewritten every second or so. `attempt` is that of the job."""
+    """Where a job stands; rewritten every second or so. `attempt` and `owner` are those of the job."""
 
     stage: str
     attempt: int = 0
+    owner: str = ""
     state: ProgressState = "running"
     step: int = 0
     first_step: int = 0  # what this attempt went on from
@@ -157,10 +160,14 @@ class Progress(Section):
 
 
 class Failure(Section):
-    """Why a job broke off, for people, and the traceback for those who want to know more."""
+    """Why a job broke off, for people, and the traceback for those who want to know more.
+
+    `attempt` and `owner` are those of the job.
+    """
 
     stage: str
     attempt: int
+    owner: str = ""
     message: str
     retryable: bool
     traceback: str

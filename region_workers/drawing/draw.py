@@ -66,8 +66,8 @@ class Draw:
         self._trainer = Trainer(dense, family, randomness, law, job.training, world, keep_ema)
         last_step = self._interval * self._plan.max_intervals
         self._recorder = Recorder(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
-        keep = job.checkpointing.keep
-        self._checkpoints = Checkpoints(self._folder / CHECKPOINTS_FOLDER, stage.key, keep, world.retired)
+        place, keep = self._folder / CHECKPOINTS_FOLDER, job.checkpointing.keep
+        self._checkpoints = Checkpoints(place, stage.key, keep, world.retired, job.attempt, job.owner)
         self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in stage.targets}
         self._mask_rows: list[Row] = []
         self._tickets: dict[str, Ticket] = {}

@@ -14,8 +14,9 @@ from process_cluster import start_worker
 from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
+from region_workers.checkpoints import CheckpointInfo
 from region_workers.object_store import ObjectStore
-from schemas.job import FAILURE_FILE, Failure, WorkerJob
+from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob
 from schemas.owner import OWNERS_FOLDER, Claim
 from schemas.plan import Plan
 
@@ -74,9 +75,18 @@ def _checkpoints(store: ObjectStore) -> list[str]:
     return [key for key in store.list_keys(_SAVED[:-1]) if key.endswith("checkpoint.json")]
 
 
+def _info(store: ObjectStore, key: str) -> CheckpointInfo:
+    """What a checkpoint says of itself; nothing of anybody if it was deleted just now."""
+    try:
+        return CheckpointInfo.model_validate_json(store.read(key))
+    except FileNotFoundError:
+        return CheckpointInfo(key="", step=0, active_s=0, sha256={})
+
+
 def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_every_key(
     store: ObjectStore, job: WorkerJob, start: Start, tmp_path: Path
 ) -> None:
+    job = job.model_copy(update={"owner": "00000001-aaaaaaaa.json"})
     worker = start(job)
     before = _once_saved(store, worker)
     for scratch in (tmp_path / "cache" / "work").iterdir():
@@ -87,10 +97,11 @@ def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_ever
     assert len(_checkpoints(store)) >= 2
     failure = Failure.model_validate_json(store.read(f"train/all/{FAILURE_FILE}"))
     assert failure.retryable
+    assert (failure.attempt, failure.owner) == (job.attempt, job.owner)
     assert "was deleted while it worked" in failure.message
 
 
-def test_two_workers_of_one_job_on_one_machine_leave_each_other_s_folders_and_the_store_alone(
+def test_two_workers_of_one_job_leave_each_other_s_folders_and_the_store_alone_until_a_newer_attempt_ends_both(
     store: ObjectStore, job: WorkerJob, start: Start, tmp_path: Path
 ) -> None:
     place = tmp_path / "cache" / "work"
@@ -104,7 +115,7 @@ def test_two_workers_of_one_job_on_one_machine_leave_each_other_s_folders_and_th
     while left.exists():  # what a dead one left is cleared
         assert workers[0].poll() is None
         time.sleep(0.1)
-    workers.append(start(job.model_copy(update={"attempt": job.attempt + 1})))
+    workers.append(start(job))
     while len(list(place.iterdir())) < 2:
         assert workers[1].poll() is None
         time.sleep(0.1)
@@ -113,6 +124,16 @@ def test_two_workers_of_one_job_on_one_machine_leave_each_other_s_folders_and_th
     assert [worker.poll() for worker in workers] == [None, None]
     assert before <= set(store.list_keys())
     assert len(_checkpoints(store)) >= 2
+
+    newer = start(job.model_copy(update={"attempt": job.attempt + 1}))  # the driver has given the two up for lost
+    for worker in workers:
+        output, _ = worker.communicate(timeout=60)
+        assert worker.returncode == 130, output
+    assert Progress.model_validate_json(store.read(f"train/all/{PROGRESS_FILE}")).attempt == job.attempt + 1
+    while not all(_info(store, key).attempt == job.attempt + 1 for key in _checkpoints(store)):
+        assert newer.poll() is None
+        time.sleep(0.2)
+    assert newer.poll() is None
 
 
 def test_a_worker_clears_a_half_sent_checkpoint_and_sends_nothing_more_once_the_run_has_another_owner(
@@ -135,3 +156,7 @@ def test_a_worker_clears_a_half_sent_checkpoint_and_sends_nothing_more_once_the_
     assert worker.returncode == 130, output
     assert store.list_keys() == keys
     assert store.stamps(keys) == stamps
+    said = Progress.model_validate_json(store.read(f"train/all/{PROGRESS_FILE}"))
+    drawn = StageResult.model_validate_json(store.read(f"draw/all/{RESULT_FILE}"))
+    saved = [_info(store, key) for key in _checkpoints(store)]
+    assert {(each.attempt, each.owner) for each in (said, drawn, *saved)} == {(job.attempt, mine.name)}
