@@ -22,6 +22,7 @@ from small_runs import counted_steps, products, small_plan, without_ray
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.data.batches import BatchSource
 from region_workers.results import finished_result
 from schemas.errors import PlanError, RunFailed
@@ -185,11 +186,12 @@ def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the
 
 def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    left = run_dir / "draw/low/tickets/.partial-aaa-low"
+    RunDirectory(run_dir).begin(small_plan())
+    left = run_dir / "draw/low/tickets/.partial-aaaaaaaaaaaa-low"
     left.mkdir(parents=True)
-    (left / ".partial-bbb-ticket.json").write_text("{")
-    (run_dir / ".partial-ccc-manifest.json").write_text("{")
-    (run_dir / ".partial-ddd-ensemble").mkdir()
+    (left / ".partial-bbbbbbbbbbbb-ticket.json").write_text("{")
+    (run_dir / ".partial-cccccccccccc-manifest.json").write_text("{")
+    (run_dir / ".partial-dddddddddddd-ensemble").mkdir()
     with without_ray():
         driver.launch(small_plan(), run_dir)
     assert not list(run_dir.rglob(".partial-*"))
