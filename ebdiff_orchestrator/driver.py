@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.cluster import (
-    RAY_LOG,
     Cluster,
     Request,
     check_surroundings,
@@ -47,7 +46,7 @@ from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.location import default_cache_dir
-from schemas.manifest import DenseSource
+from schemas.manifest import RAY_LOG, DenseSource
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from schemas.durable import is_temporary
 from schemas.errors import UserError
+from schemas.manifest import RAY_LOG
 from schemas.owner import OWNERS_FOLDER, is_claim
 
 _SHOWN = 5
@@ -36,4 +37,4 @@ def _is_ours(name: str) -> bool:
     top, _, below = name.partition("/")
     if top == OWNERS_FOLDER:
         return below in ("", ".lock") or is_claim(below) or is_temporary(below)
-    return is_temporary(top)
+    return name == RAY_LOG or is_temporary(top)

@@ -24,7 +24,7 @@ from schemas.errors import PlanError, UserError, plan_error
 from schemas.integrity import is_whole
 from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
 from schemas.location import default_cache_dir, folder_of, object_url
-from schemas.manifest import MANIFEST_FILE, Manifest, StageRecord, read_manifest
+from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest, StageRecord, read_manifest
 from schemas.places import check_no_links
 from schemas.plan import Plan
 
@@ -278,7 +278,8 @@ class RunDirectory:
             yield
         except UserError:
             if not self.read().begun():
-                self.discard(MANIFEST_FILE)
+                self.discard(RAY_LOG)
+                self.discard(MANIFEST_FILE)  # last: without it nobody would know what the rest is
             raise
 
     def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:

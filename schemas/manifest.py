@@ -15,6 +15,7 @@ from schemas.sealed import Sealed, seal_fits
 from schemas.section import Section
 
 MANIFEST_FILE = "manifest.json"
+RAY_LOG = "ray.log"  # not there unless Ray had something to say
 MANIFEST_VERSION = 2
 EVALUATE_JOB = "evaluate"  # its lease is no part of what training cost
 

@@ -2,14 +2,12 @@
 
 from ebdiff_orchestrator.cluster.cluster import Cluster, Loss, NodeAnswer
 from ebdiff_orchestrator.cluster.connecting import connect, start_early
-from ebdiff_orchestrator.cluster.noise import RAY_LOG
 from ebdiff_orchestrator.cluster.request import Request, request_of, workers_on_node
 from ebdiff_orchestrator.cluster.surroundings import check_surroundings, cluster_address
 from ebdiff_orchestrator.cluster.trainer import RAY_FOLDER
 
 __all__ = [
     "RAY_FOLDER",
-    "RAY_LOG",
     "Cluster",
     "Loss",
     "NodeAnswer",

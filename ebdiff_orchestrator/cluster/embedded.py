@@ -6,15 +6,16 @@ import atexit
 import math
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from ebdiff_orchestrator.cluster.noise import keep_noise
+from ebdiff_orchestrator.cluster.private_folder import private_folder
 from ebdiff_orchestrator.cluster.request import request_of
 from schemas.environment import PASSIVE_WAIT
 from schemas.errors import RunFailed
@@ -82,14 +83,14 @@ class EmbeddedRay(threading.Thread):
 
     def run(self) -> None:
         """Keep an error for whoever takes over."""
-        folder = tempfile.mkdtemp(prefix="eb-", dir=_temp_dir())  # mode 0700; what Ray makes in it is open to all
         try:
-            _start(self._workers, self._jobs, f"{folder}/r")
+            with private_folder(_temp_dir()) as folder:  # what Ray makes in it is open to all
+                _start(self._workers, self._jobs, str(folder / "r"))
+                self._ready.set()
+                self._over.wait()
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for
             self._error = error
-        self._ready.set()
-        self._over.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+            self._ready.set()
 
     def stop(self) -> None:
         """Shut Ray down, and remove its folder."""
@@ -117,8 +118,8 @@ class EmbeddedRay(threading.Thread):
             self.stop()
 
 
-def _temp_dir() -> str:
-    return os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+def _temp_dir() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
 
 
 def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
@@ -151,10 +152,7 @@ def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
 @contextmanager
 def _only_what_is_used() -> Iterator[None]:
     """Ray has no settings for this. Each of these processes costs about 100 MB and seconds of the start."""
-    from ray._private import ray_constants
-    from ray._private.node import Node
-
-    changes = [(Node, name, _do_nothing) for name in _UNUSED] + [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
+    changes = _changes()
     before = [(place, name, getattr(place, name)) for place, name, _ in changes]
     for place, name, value in changes:
         setattr(place, name, value)
@@ -163,6 +161,17 @@ def _only_what_is_used() -> Iterator[None]:
     finally:
         for place, name, value in before:
             setattr(place, name, value)
+
+
+def _changes() -> list[tuple[Any, str, Any]]:
+    """What to replace, as seen in Ray 2.60.0. Another Ray, in which some of it is missing, starts that part."""
+    try:
+        from ray._private import ray_constants
+        from ray._private.node import Node
+    except ImportError:
+        return []
+    changes = [(Node, name, _do_nothing) for name in _UNUSED] + [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
+    return [(place, name, value) for place, name, value in changes if hasattr(place, name)]
 
 
 def _do_nothing(*_: object, **__: object) -> None:

@@ -6,7 +6,6 @@ import logging
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-RAY_LOG = "ray.log"  # in the run; not there unless Ray had something to say
 _KEPT = 1000
 
 

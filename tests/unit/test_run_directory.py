@@ -11,7 +11,7 @@ from ebdiff_orchestrator.differences import differences
 from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.results import artifact
 from schemas.errors import UserError
-from schemas.manifest import Manifest
+from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -56,6 +56,27 @@ def test_a_run_that_is_refused_leaves_nothing_in_its_folder(tmp_path: Path) -> N
     with RunDirectory(tmp_path / "run").held():
         pass
     assert not (tmp_path / "run").exists()
+
+
+def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_way(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+
+    def refuse() -> None:
+        with directory.held():
+            directory.begin(tiny_plan())
+            with directory.discarded_if_refused():
+                (directory.path / RAY_LOG).write_text("a line of Ray's\n")
+                raise UserError("too large")
+
+    with pytest.raises(UserError, match="too large"):
+        refuse()
+    assert not directory.path.exists()
+    directory.path.mkdir()
+    (directory.path / RAY_LOG).write_text("a line of Ray's\n")
+    with directory.held():
+        directory.begin(tiny_plan())
 
 
 def test_changed_missing_and_truncated_files_are_found(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""The embedded Ray where it is slow or another version, and its folder; with Ray itself: tests/integration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from ebdiff_orchestrator.cluster import connect, embedded
+from ebdiff_orchestrator.cluster.private_folder import private_folder
+from schemas.errors import RunFailed
+from schemas.plan import WorkersPlan
+
+LAUNCH = """
+import time
+from ebdiff_orchestrator.cluster import embedded
+embedded._start = lambda *_: time.sleep(600)
+from ebdiff_orchestrator.cli import main
+main()
+"""
+KILLED = """
+import sys
+from pathlib import Path
+from ebdiff_orchestrator.cluster.private_folder import private_folder
+with private_folder(Path(sys.argv[1])) as folder:
+    (folder / "r").mkdir()
+    print(folder, flush=True)
+    input()
+"""
+FIRST_LINE_CPU_S = 2.0
+
+
+def test_the_first_line_of_a_launch_waits_neither_for_ray_nor_for_torch(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LAUNCH, "launch", "digits", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        process.kill()
+    used_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    assert "digits: launching in" in line
+    assert used_s < FIRST_LINE_CPU_S, "of the processor, which says the same however busy the machine is"
+
+
+def test_who_waits_for_ray_is_told_and_after_a_limit_it_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    go_on, said = threading.Event(), list[str]()
+
+    def start(*_: object) -> None:
+        logging.getLogger("ray").error("a line of Ray's")
+        go_on.wait(60)
+
+    for name, value in {"_start": start, "_LOOK_S": 0.05, "_QUIET_S": 0.1, "_START_LIMIT_S": 0.6}.items():
+        monkeypatch.setattr(embedded, name, value)
+    monkeypatch.setattr(embedded, "_temp_dir", lambda: tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in (*embedded._ENVIRONMENT, *embedded.WORKER_ENVIRONMENT, "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the start otherwise, for all tests to come
+    context = connect(WorkersPlan(), 1, log=tmp_path / "ray.log", say=said.append)
+    with pytest.raises(RunFailed, match="did not start on this machine within 1 s: other programs"):
+        context.__enter__()
+    go_on.set()
+    assert re.fullmatch(r"waiting for Ray to start on this machine \(\d+ s so far, at most 1 s\)", said[0])
+    assert (tmp_path / "ray.log").read_text() == "a line of Ray's\n"
+
+
+def test_a_ray_without_what_is_replaced_starts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = pytest.importorskip("ray._private.node").Node
+    kept = node.start_monitor
+    monkeypatch.delattr(node, "start_log_monitor")
+    with embedded._only_what_is_used():
+        assert node.start_monitor is not kept
+        assert not hasattr(node, "start_log_monitor")
+    assert node.start_monitor is kept
+    monkeypatch.setitem(sys.modules, "ray._private.node", None)
+    with embedded._only_what_is_used():
+        assert node.start_monitor is kept
+
+
+def test_the_folder_of_a_killed_driver_is_cleared_by_the_next_and_nobody_elses(tmp_path: Path) -> None:
+    for name in ("eb-somebody", "eb-12345678"):
+        (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", KILLED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        killed = Path(process.stdout.readline().strip())
+        with private_folder(tmp_path) as folder:
+            assert killed.is_dir(), "its driver lives"
+            assert folder.stat().st_mode & 0o777 == 0o700
+        process.kill()
+    with private_folder(tmp_path):
+        assert not killed.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eb-12345678", "eb-somebody"]
+
+
+@pytest.mark.parametrize(
+    "program", [("ebdiff_orchestrator.cli", "main"), ("region_workers.__main__", "main")], ids=lambda each: each[0]
+)
+def test_our_own_processes_wait_passively_before_torch_is_there(program: tuple[str, str]) -> None:
+    module, function = program
+    code = f"""
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"), flush=True)
+            os._exit(0)
+sys.meta_path.insert(0, Watch())
+sys.argv = ["program", *sys.argv[1:]]
+from {module} import {function}
+{function}()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    arguments = ["doctor"] if "cli" in module else ["nothing.json"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.stdout == "passive\n", result.stderr
