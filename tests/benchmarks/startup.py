@@ -4,8 +4,9 @@ python tests/benchmarks/startup.py [--rounds 3] [--json FILE]
 
 In turns, each in a process of its own: three trainers of Ray Train that do nothing but one step (`bare_trainers.py`);
 `ebdiff launch digits`; `ebdiff resume` of a run whose regions were all killed in training. What is timed: from the
-start of the process until the last of the regions has made a step. Ray is the embedded one each time, without its
-dashboard. Our step is seen in the progress file, which is rewritten once a second.
+start of the process until the last of the regions has made a step. Ours are plain actors on a Ray without what a run
+does not use; the bare trainers, on Ray as it comes but for its dashboard, stay the yardstick: what anybody would start
+with. Our step is seen in the progress file, which is rewritten once a second.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 _HERE = Path(__file__).parent
-_STARTS_RAY = {"startup.py", "makespan.py", "sampling_fan_out.py"}  # a minute each; the CLI's own tests start it too
+# A minute each; the CLI's own tests start it too.
+_STARTS_RAY = {"startup.py", "launch_footprint.py", "makespan.py", "sampling_fan_out.py"}
 _SCRIPTS = sorted(
     path.name for path in _HERE.glob("*.py") if "= arguments(__doc__)" in path.read_text() and "test_" not in path.name
 )
