@@ -30,6 +30,7 @@ from ebdiff_orchestrator.evaluation.work import make_shards
 from ebdiff_orchestrator.plans import plan_from_values
 from ebdiff_orchestrator.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
+from region_workers.results import files_in
 from schemas.digest import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages
@@ -102,7 +103,7 @@ def test_what_is_recorded_says_all_that_the_number_depends_on(
     report = EvaluationReport.model_validate_json((folder / "report.json").read_text())
     assert report.label.startswith(f"FID-{IMAGES} ({IMAGES} images; not comparable with FID-50k")
     assert report.reference == f"only the first {IMAGES} of the 1,797 images of the run's data"
-    assert report.stored_bytes == sum(path.stat().st_size for path in (run_dir / "ensemble").rglob("*.*"))
+    assert report.stored_bytes == sum(path.stat().st_size for path in files_in(run_dir / "ensemble"))
     assert sum(share.steps for share in report.shares) == 4
     assert sorted(path.name for path in folder.iterdir()) == ["images", "report.json", "statistics.npz"]
     assert len(list((folder / "images").iterdir())) == IMAGES
