@@ -128,9 +128,8 @@ def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_c
     tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
 ) -> None:
     use_cluster(cluster := ProcessCluster(3))
-    plan = tiny_plan(
-        ONE_REGION, "training.weight_decay=1e37", "training.gradient_clip=null", "checkpointing.interval_steps=1"
-    )
+    growing = ("training.learning_rate=1", "training.weight_decay=100", "training.gradient_clip=null")
+    plan = tiny_plan(ONE_REGION, *growing, "draw.interval_steps=5", "checkpointing.interval_steps=1")
     with pytest.raises(RunFailed, match=r"of step \d+ .* is not finite"):
         driver.launch(plan, tmp_path / "run")
     assert set(cluster.attempts.values()) == {1}
@@ -204,6 +203,7 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
+    RunDirectory(run_dir).begin(tiny_plan(ONE_REGION))
     for job in make_jobs(tiny_plan(ONE_REGION), run_dir):
         run_worker(job)
     (run_dir / "train/all/expert/config.json").unlink()
