@@ -125,6 +125,10 @@ class Courier:
         if self._ended is not None:
             raise self._ended
 
+    def cause_of(self, error: BaseException) -> BaseException:
+        """What really ended the worker: the loss of its folder, where nothing can be written, or the error itself."""
+        return ScratchLostError(self._folder) if self._scratch.is_lost() else error
+
     def _carry(self) -> None:
         """Send what is new or changed, then delete what the worker has retired.
 

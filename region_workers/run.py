@@ -65,7 +65,10 @@ class _Work:
         except StopRequestedError:
             raise
         except BaseException as error:
-            _write_failure(self._job, self._stage, error)
+            cause = error if self._courier is None else self._courier.cause_of(error)
+            _write_failure(self._job, self._stage, cause)
+            if cause is not error:
+                raise cause from error
             raise
 
     def _watched(self, world: World, watchdog: Watchdog) -> World:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ONE_REGION
 from process_cluster import start_worker
 from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
 from region_workers.checkpoints import CheckpointInfo
+from region_workers.courier import working_folder
+from region_workers.device import World
+from region_workers.failures import ScratchLostError, is_retryable, message_for_people
 from region_workers.object_store import ObjectStore
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob
 from schemas.owner import OWNERS_FOLDER, Claim
@@ -99,6 +103,25 @@ def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_ever
     assert failure.retryable
     assert (failure.attempt, failure.owner) == (job.attempt, job.owner)
     assert "was deleted while it worked" in failure.message
+
+
+def test_a_write_that_fails_since_the_scratch_folder_is_gone_is_put_down_to_that(
+    store: ObjectStore, job: WorkerJob, tmp_path: Path
+) -> None:
+    world, failed = World(torch.device("cpu"), 0, 1), FileNotFoundError(2, "No such file or directory")
+    causes = []
+
+    def lose_the_folder() -> None:
+        with working_folder(job, world, tmp_path / "work") as (_, courier):
+            assert courier is not None
+            assert courier.cause_of(failed) is failed
+            shutil.rmtree(tmp_path / "work")
+            causes.append(courier.cause_of(failed))
+
+    with pytest.raises(ScratchLostError):
+        lose_the_folder()
+    assert is_retryable(causes[0])
+    assert "was deleted while it worked" in message_for_people(causes[0])
 
 
 def test_two_workers_of_one_job_leave_each_other_s_folders_and_the_store_alone_until_a_newer_attempt_ends_both(
