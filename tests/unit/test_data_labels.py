@@ -192,7 +192,7 @@ def test_a_plan_without_the_newer_fields_keeps_its_key(tmp_path: Path) -> None:
     plan = DataPlan()
     identity = open_source(plan, tmp_path).identity()
     transform = {
-        "version": 1,
+        "version": 2,
         "resolution": 8,
         "channels": 1,
         "image_column": None,
