@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,46 @@ def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_wa
     (directory.path / RAY_LOG).write_text("a line of Ray's\n")
     with directory.held():
         directory.begin(tiny_plan())
+
+
+@pytest.mark.parametrize(
+    ("files", "named"),
+    [
+        (["photo.png"], "photo.png"),
+        (["samples/mine.png", "ensemble/a", "a/b/c", "d", "e", "f", "g"], "a, d, e, ensemble, f and 2 more"),
+        ([".partial-thesis"], ".partial-thesis"),
+        ([".owners/notes.json", "ray.log/mine"], ".owners/notes.json, ray.log"),
+    ],
+)
+def test_a_folder_with_somebody_s_files_is_refused_and_left_alone(tmp_path: Path, files: list[str], named: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("mine")
+    refusal = re.escape(f"but it holds {named}, and no run.")
+    with pytest.raises(UserError, match=refusal), RunDirectory(tmp_path).held():
+        pytest.fail("it took the folder for its own")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(files)
+
+
+_PARTIAL = ".partial-0123456789ab"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [f".owners/{_PARTIAL}-00000001-abcdabcd.json", ".owners/.lock"],
+        [f"{_PARTIAL}-manifest.json", "ray.log"],
+        [".owners/00000001-abcdabcd.json", "draw/a/result.json", "samples/grid.png"],  # it lost its manifest
+    ],
+)
+def test_what_a_launch_of_ours_left_is_no_obstacle(tiny_plan: MakePlan, tmp_path: Path, files: list[str]) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    directory = RunDirectory(tmp_path)
+    with directory.held(take_over=True):
+        directory.begin(tiny_plan())
+    assert directory.exists()
 
 
 def test_changed_missing_and_truncated_files_are_found(tmp_path: Path) -> None:
