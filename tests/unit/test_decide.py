@@ -48,6 +48,10 @@ def test_free_workers_go_to_the_job_that_would_end_last_if_that_ends_it_sooner()
     assert next_growth(jobs, 1, (1, 2), half, restart_s=45) is None  # 100 s are not 55 s and a restart
     assert next_growth(jobs, 0, (1, 2), half, restart_s=0) is None
     assert next_growth([], 2, (1, 2), half, restart_s=0) is None
+    assert next_growth([Growable("wide", 2, 100.0)], 2, (1, 2, 4), half, restart_s=40) == ("wide", 4)
+    assert next_growth([Growable("wide", 2, 100.0)], 2, (1, 2, 4), half, restart_s=50) is None  # 56 s and a restart
+    crowded = {1: 1.0, 3: 2.5, 4: 2.2}.__getitem__
+    assert next_growth(jobs, 3, (1, 3, 4), crowded, restart_s=5) == ("long", 3)
 
 
 def test_a_failed_region_does_not_keep_the_others_from_starting() -> None:
@@ -77,6 +81,7 @@ def test_trainings_wait_for_a_shared_draw_and_are_given_up_when_it_fails() -> No
     broken = next_jobs(jobs, workers, _situation(failed=("shared draw",)), wait_limit_s=60)
     assert len(broken.give_up) == 3
     assert not broken.start
+    assert broken.give_up["region 0-260"] == "needs draw/shared, which failed"
 
 
 def test_retries_have_a_budget_and_are_not_spent_on_what_cannot_help() -> None:
