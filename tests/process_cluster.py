@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +105,10 @@ class ProcessCluster:
 
     def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
+
+    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        for index, call in enumerate(calls):
+            yield index, function(*call)
 
     @contextmanager
     def connect(self, *_: Any) -> Iterator[ProcessCluster]:

@@ -21,7 +21,8 @@ from unittest.mock import patch
 sys.path.append(str(Path(__file__).parents[1]))
 
 import yaml
-from small_runs import SMALL, products, without_ray
+from run_products import products
+from small_runs import SMALL, without_ray
 
 from ebdiff_orchestrator import cli
 

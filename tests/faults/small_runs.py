@@ -18,10 +18,8 @@ from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
 from ebdiff_orchestrator.view import Silent
 from region_workers.data.store import ensure_store
 from region_workers.trainer import Trainer
-from schemas.digest import digest, file_digest
 from schemas.job import WorkerJob
 from schemas.plan import Plan
-from schemas.tables import read_metrics
 
 REGIONS = ("low", "high")
 SMALL: dict[str, Any] = {
@@ -38,10 +36,6 @@ SMALL: dict[str, Any] = {
     "logging": {"interval_steps": 3},  # a row of metrics spans a checkpoint
 }
 
-# What a run is for, so what must be equal after any accident: not what says when something was done.
-_METRICS = ("step", "loss", "gradient_norm", "learning_rate")
-_PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")
-
 
 def small_plan(*changes: str) -> Plan:
     """The plan of these runs, with `key=value` changes."""
@@ -53,19 +47,6 @@ def small_jobs(run_dir: Path, cache_dir: Path, *changes: str) -> list[WorkerJob]
     plan = small_plan(*changes)
     inputs = Inputs(ensure_store(plan.data, cache_dir).digest)
     return [worker_job(plan, outline, run_dir, inputs) for outline in outline_jobs(plan, inputs)]
-
-
-def products(run_dir: Path) -> dict[str, str]:
-    """The SHA-256 of every product of a run, by path, and of the numbers in each stage's metrics."""
-    files = [path for pattern in _PRODUCTS for path in sorted(run_dir.glob(pattern)) if path.is_file()]
-    digests = {path: file_digest(path) for path in files}
-    digests |= {path: digest(_numbers(path)) for path in sorted(run_dir.glob("*/*/metrics.parquet"))}
-    return {path.relative_to(run_dir).as_posix(): sha256 for path, sha256 in digests.items()}
-
-
-def _numbers(metrics: Path) -> list[list[object]]:
-    """Row by row what is the same whenever and wherever it is measured."""
-    return [[row[name] for name in _METRICS] for row in read_metrics(metrics)]
 
 
 def other_region(name: str) -> str:

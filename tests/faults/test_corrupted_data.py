@@ -13,7 +13,8 @@ import pytest
 from conftest import tiny_vae
 from damage import Damage, damages_of, flip_bit, flip_some_bit
 from PIL import Image
-from small_runs import products, small_plan, without_ray
+from run_products import products
+from small_runs import small_plan, without_ray
 
 from ebdiff_orchestrator import driver
 from region_workers.data.samples import SampleStore

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from damage import Damage, damages_of, flip_some_bit
+from run_products import products
 from small_runs import (
     HarmingCluster,
     Listener,
     UnwillingCluster,
     WouldStartError,
     other_region,
-    products,
     small_plan,
     without_ray,
 )

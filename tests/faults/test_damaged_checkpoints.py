@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from damage import Damage, damages_of, flip_some_bit
-from small_runs import PowerCutError, counted_steps, power_cut, products, small_jobs
+from run_products import products
+from small_runs import PowerCutError, counted_steps, power_cut, small_jobs
 
 from region_workers import checkpoints
 from region_workers.checkpoints import Checkpoints

@@ -16,9 +16,10 @@ import pytest
 import torch
 from conftest import ONE_REGION
 from process_cluster import ProcessCluster, run_worker
+from run_products import products
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster
-from small_runs import counted_steps, products, small_plan, without_ray
+from small_runs import counted_steps, small_plan, without_ray
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator import driver

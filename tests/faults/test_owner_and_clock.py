@@ -14,8 +14,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from run_products import products
 from serial_cluster import SerialCluster
-from small_runs import power_cut, products, small_plan, without_ray
+from small_runs import power_cut, small_plan, without_ray
 
 from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.reports.measures import measures_of

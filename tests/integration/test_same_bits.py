@@ -1,0 +1,192 @@
+"""Short runs of every kind end in the bits on record: whatever is moved or rewritten, a seed gives the same networks.
+
+Bits are those of one kind of machine and one version of torch: `same_bits.json` has an entry for each that was
+recorded; elsewhere only what must be equal between the runs is compared. EBDIFF_RECORD_BITS=1 records this machine's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_vae
+from PIL import Image
+from process_cluster import ProcessCluster, do_nothing
+from run_products import products
+from s3_server import BUCKET, s3_server
+from worker_process import WorkerProcess
+
+from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.plans import load_plan, plan_from_values
+from ebdiff_orchestrator.run_directory import RunDirectory
+from schemas.digest import digest
+from schemas.job import WorkerJob
+
+RECORD = Path(__file__).with_name("same_bits.json")
+Digests = dict[str, str]
+
+_SHORT: dict[str, Any] = {
+    "draw": {"interval_steps": 2, "max_intervals": 6, "on_timeout": "take_last"},
+    "training": {"steps": 8, "batch_size": 8, "learning_rate": 1e-3, "ema_decay": 0.9, "gradient_clip": 1.0},
+    "sampling": {"steps": 2, "num_images": 2},
+    "checkpointing": {"interval_steps": 3},
+    "logging": {"interval_steps": 2},
+}
+_SMALL = {"block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 4, "dropout": 0.1}
+_CLASSES = 3
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of run: its plan, and how it is run. `killed`: its worker is, in the midst of the training."""
+
+    values: dict[str, Any]
+    workers: int = 1
+    killed: bool = False
+    in_bucket: bool = False
+
+
+def _tiny(**values: Any) -> dict[str, Any]:
+    region = {"train": [0, 1000], "pruning_ratio": 0.5, "name": "all"}
+    return {**_SHORT, "name": "tiny", "model": _SMALL, "data": {"random_flip": True}, "regions": [region], **values}
+
+
+def _digits() -> dict[str, Any]:
+    values = load_plan("digits").model_dump(mode="json")
+    regions = [{**region, "steps": None} for region in values["regions"]]
+    return {**values, **_SHORT, "regions": regions, "sampling": {**values["sampling"], **_SHORT["sampling"]}}
+
+
+def _pixels(images: Path) -> dict[str, Any]:
+    """CIFAR-10's network in small, on 16x16 RGB, by gradients and with what else a step may do."""
+    model = {**_SMALL, "down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+    model["up_block_types"] = ["AttnUpBlock2D", "UpBlock2D"]
+    return {
+        **_tiny(
+            name="pixels", model=model, data={"path": str(images), "resolution": 16, "channels": 3, "random_flip": True}
+        ),
+        "draw": {**_SHORT["draw"], "importance": "taylor", "importance_timesteps": 4, "scoring": "sequential"},
+        "training": {**_SHORT["training"], "gradient_accumulation": 2, "channels_last": True},
+    }
+
+
+def _latents(images: Path, vae: Path) -> dict[str, Any]:
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    latent = {"family": "latent", "vae": str(vae), "latent_channels": 3, "latent_downscale": 2}
+    return _tiny(
+        name="latents",
+        model={**_SMALL, **blocks, **latent, "num_classes": _CLASSES, "label_dropout": 0.2},
+        data={"path": str(images), "resolution": 16, "channels": 3, "random_flip": True, "label_column": "label"},
+        draw={**_SHORT["draw"], "scope": "shared"},
+        sampling={**_SHORT["sampling"], "guidance_scale": 2.0},
+    )
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
+    """Every kind of run, by name."""
+    folder = tmp_path_factory.mktemp("materials")
+    images, vae = _write_images(folder / "images"), tiny_vae(folder / "vae")
+    return {
+        "digits": Kind(_digits()),
+        "pixels": Kind(_pixels(images)),
+        "latents": Kind(_latents(images, vae)),
+        "alone": Kind(_tiny()),
+        "two workers": Kind(_tiny(placement="balanced"), workers=2),
+        "bucket": Kind(_tiny(), in_bucket=True),
+        "killed": Kind(_tiny(), killed=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def bits(
+    kinds: dict[str, Kind], tmp_path_factory: pytest.TempPathFactory, cache_dir: Path
+) -> Iterator[dict[str, Digests]]:
+    """What a run of each kind leaves, by path."""
+    found = {}
+    with s3_server(), pytest.MonkeyPatch.context() as patch:
+        for name, kind in kinds.items():
+            folder = tmp_path_factory.mktemp("runs")
+            sabotage = _kill_in_training if kind.killed else do_nothing
+            patch.setattr(driver, "connect", (cluster := ProcessCluster(kind.workers, sabotage)).connect)
+            url = f"s3://{BUCKET}/runs/bits"
+            directory = RunDirectory(url if kind.in_bucket else folder / "run")
+            driver.launch(plan_from_values(kind.values), directory.location)
+            if kind.in_bucket:
+                directory.fetch_folder("")
+            found[name] = products(directory.path)
+            assert max(cluster.attempts.values()) == (2 if kind.killed else 1)
+            assert kind.workers in {width for widths in cluster.widths.values() for width in widths}
+        yield found
+
+
+def test_every_kind_of_run_ends_in_the_bits_on_record(bits: dict[str, Digests]) -> None:
+    recorded = json.loads(RECORD.read_text())
+    if os.environ.get("EBDIFF_RECORD_BITS"):
+        recorded[_machine()] = {name: _summary(digests) for name, digests in bits.items()}
+        RECORD.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    if _machine() not in recorded:
+        pytest.skip(f"no bits are on record for {_machine()}")
+    assert {name: _summary(digests) for name, digests in bits.items()} == recorded[_machine()]
+
+
+@pytest.mark.parametrize("kind", ["bucket", "killed"])
+def test_where_a_run_lies_and_whether_its_worker_was_killed_changes_no_bit(kind: str, bits: dict[str, Digests]) -> None:
+    assert bits[kind] == bits["alone"]
+
+
+def test_two_workers_draw_the_ticket_that_one_draws(bits: dict[str, Digests]) -> None:
+    ticket = "draw/all/tickets/all/ticket.json"
+    assert bits["two workers"][ticket] == bits["alone"][ticket]
+
+
+def _summary(digests: Digests) -> Digests:
+    """One digest for each kind of product."""
+    kinds = ("masks.arrow", "ticket.json", "draw/", "train/", "ensemble/", "samples/")
+    named: dict[str, Digests] = {kind: {} for kind in kinds}
+    for path, sha256 in digests.items():
+        named[next(kind for kind in kinds if path.endswith(kind) or path.startswith(kind))][path] = sha256
+    return {kind: digest(files) for kind, files in named.items()}
+
+
+def _machine() -> str:
+    """What the bits of a run on a CPU depend on beside its plan."""
+    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    cpu = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    return f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, numpy {np.__version__}"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _write_images(folder: Path) -> Path:
+    """Random RGB images in a folder a class."""
+    generator = np.random.default_rng(0)
+    for number in range(24):
+        place = folder / f"class-{number % _CLASSES}"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (20, 18, 3), dtype=np.uint8)).save(place / f"{number:02}.png")
+    return folder
+
+
+def _kill_in_training(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    """By SIGKILL, once a checkpoint of the training is there."""
+    while attempt == 1 and process.poll() is None:
+        if any(Path(job.run_dir).glob("train/*/checkpoints/step-*")):
+            process.send_signal(signal.SIGKILL)
+            return
+        time.sleep(0.002)
