@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ebdiff_orchestrator.own_packages import shadowing
 
 if TYPE_CHECKING:
-    from ebdiff_orchestrator.driver import extend, launch, resume
     from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
     from ebdiff_orchestrator.evaluation.evaluate import evaluate
+    from ebdiff_orchestrator.run.launch import extend, launch, resume
     from schemas.plan import Plan
 
 __all__ = ["Plan", "evaluate", "extend", "launch", "load_ensemble", "resume"]
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
         return Plan
     if name in ("extend", "launch", "resume"):
-        from ebdiff_orchestrator import driver
+        from ebdiff_orchestrator.run import launch as driver
 
         return getattr(driver, name)
     if name == "evaluate":

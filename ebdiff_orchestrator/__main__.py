@@ -11,7 +11,7 @@ def main() -> None:
     if told is not None:
         print(f"ebdiff: {told}", file=sys.stderr)
         sys.exit(2)
-    from ebdiff_orchestrator.cli import main as run
+    from ebdiff_orchestrator.cli.app import main as run
 
     run()
 

@@ -14,8 +14,8 @@ wait_passively()
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
-from region_workers.failures import StopRequestedError  # noqa: E402
-from region_workers.run import run_job  # noqa: E402
+from region_workers.training.failures import StopRequestedError  # noqa: E402
+from region_workers.worker.run import run_job  # noqa: E402
 from schemas.job import WorkerJob  # noqa: E402
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
-from schemas.json_files import read_object
 from schemas.plan import Plan
-from schemas.sealed import Sealed, seal_fits
+from schemas.sealed import Sealed
 from schemas.section import Section
 
 MANIFEST_FILE = "manifest.json"
@@ -149,29 +146,3 @@ class Manifest(Sealed):
     def finished(self) -> bool:
         """Whether every stage is done."""
         return all(record.status == "done" for record in self.stages.values())
-
-
-def read_manifest(run_dir: Path) -> Manifest:
-    """The manifest in a run directory. UserError if it is not one that this version reads."""
-    try:
-        values = read_object(run_dir / MANIFEST_FILE)
-        if not seal_fits(values):
-            raise ValueError("it is not what was written")
-        if values.get("version") == MANIFEST_VERSION:
-            return Manifest.model_validate(values)
-    except ValidationError as error:
-        raise _damaged(run_dir, error.errors()[0]["msg"]) from None
-    except ValueError as error:
-        raise _damaged(run_dir, str(error)) from None
-    raise UserError(
-        f"DIR = {run_dir}: {MANIFEST_FILE} is of version {values.get('version')}; expected {MANIFEST_VERSION}. "
-        "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
-    )
-
-
-def _damaged(run_dir: Path, reason: str) -> UserError:
-    return UserError(
-        f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
-        "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
-        "not done again."
-    )

@@ -12,11 +12,12 @@ import torch
 from process_cluster import ProcessCluster
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator import driver, job_loop
-from ebdiff_orchestrator.plans import plan_from_values
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run import job_loop
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
-from region_workers.pretrained import find_dense
+from region_workers.networks.pretrained import find_dense
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 

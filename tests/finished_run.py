@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.ensemble import save_ensemble
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import ASSEMBLE, train_stage_name
-from region_workers.dense import build_dense
-from region_workers.results import artifact, files_in
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ASSEMBLE, train_stage_name
+from region_workers.networks.dense import build_dense
+from region_workers.training.results import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.manifest import Manifest
 from schemas.plan import Plan

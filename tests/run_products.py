@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from region_workers.storage.tables import read_metrics
 from schemas.digest import digest, file_digest
-from schemas.tables import read_metrics
 
 _METRICS = ("step", "loss", "gradient_norm", "learning_rate")
 _PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")

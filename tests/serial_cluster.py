@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ebdiff_orchestrator.cluster import Request
-from region_workers.run import run_job
+from region_workers.worker.run import run_job
 from schemas.job import WorkerJob
 
 

@@ -17,8 +17,8 @@ class RegionWorker:
 
     def run(self, job: str) -> None:
         """Complete the job, or save it as far as it is where the run is to stop."""
-        from region_workers.failures import StopRequestedError
-        from region_workers.run import run_job
+        from region_workers.training.failures import StopRequestedError
+        from region_workers.worker.run import run_job
 
         try:
             run_job(WorkerJob.model_validate_json(job), _Notice())

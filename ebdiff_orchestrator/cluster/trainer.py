@@ -46,8 +46,8 @@ def _ray_folder(run_dir: str) -> str:
 
 def _work(config: dict[str, str]) -> None:
     """Runs on the worker; the job itself knows nothing of ray."""
-    from region_workers.failures import StopRequestedError
-    from region_workers.run import run_job
+    from region_workers.training.failures import StopRequestedError
+    from region_workers.worker.run import run_job
 
     try:
         run_job(WorkerJob.model_validate_json(config["job"]), _leaves_soon)

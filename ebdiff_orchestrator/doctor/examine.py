@@ -37,7 +37,7 @@ from ebdiff_orchestrator.doctor.storage import (
     storage_test,
 )
 from ebdiff_orchestrator.doctor.versions import check_versions
-from ebdiff_orchestrator.planning import look_ahead
+from ebdiff_orchestrator.plans.preview import look_ahead
 from region_workers.data.sources import open_source
 from schemas.errors import UserError
 from schemas.location import default_cache_dir, folder_of, object_url

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from region_workers.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebdiff_orchestrator.doctor.finding import Finding, wrong, wrong_or_fine
-from region_workers.object_store import ObjectStore
+from region_workers.storage.object_store import ObjectStore
 from schemas.errors import UserError
 from schemas.section import Section
 

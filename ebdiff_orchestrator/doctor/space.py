@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ebdiff_orchestrator.doctor.finding import Finding, note, wrong_or_fine
 from ebdiff_orchestrator.doctor.nodes import Node, answering
-from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.plans.preview import Outlook
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ebdiff_orchestrator.doctor.finding import Finding, wrong, wrong_or_fine
-from schemas.durable import write_text
+from region_workers.storage.durable import write_text
 from schemas.section import Section
 
 _SHARED, _FILES, _LOCKS = "shared storage", "files", "locks"

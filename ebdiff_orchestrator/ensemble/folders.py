@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from region_workers.storage.durable import write_folder
+from region_workers.storage.integrity import SEAL_FILE, DamagedFileError, broken_in, read_verified, sealed_files
 from schemas.digest import file_digest
-from schemas.durable import write_folder
 from schemas.errors import UserError, problem
-from schemas.integrity import DamagedFileError, read_verified
-from schemas.sealed import SEAL_FILE, broken_in, sealed_files
 
 SUMS_FILE = "SHA256SUMS"
 
@@ -23,7 +22,7 @@ def check_own_folder(path: Path, is_own: Callable[[Path], bool], kind: str, fiel
 
 
 def write_own_folder(path: Path, write: Callable[[Path], None], is_own: Callable[[Path], bool], kind: str) -> None:
-    """`schemas.durable.write_folder`, refused with a `UserError` where `path` holds anything that is not `kind`."""
+    """`write_folder`, refused with a `UserError` where `path` holds anything that is not `kind`."""
     check_own_folder(path, is_own, kind)
     write_folder(path, write)
 

@@ -19,10 +19,10 @@ from ebdiff_orchestrator.ensemble.network_files import write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vae import check_vae, read_vae
-from region_workers.latents.vae import decode
+from region_workers.data.latents.vae import decode
+from region_workers.storage.integrity import seal_folder
+from region_workers.storage.json_files import read_object
 from schemas.errors import UserError, problem
-from schemas.json_files import read_object
-from schemas.sealed import seal_folder
 
 MODEL_INDEX = "model_index.json"
 

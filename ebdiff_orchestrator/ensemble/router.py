@@ -33,9 +33,9 @@ from ebdiff_orchestrator.ensemble.network_files import (
 )
 from ebdiff_orchestrator.ensemble.offload import OffloadedExperts
 from ebdiff_orchestrator.ensemble.routes import Routes
+from region_workers.storage.integrity import seal_folder
+from region_workers.storage.json_files import read_object
 from schemas.errors import UserError, problem
-from schemas.json_files import read_object
-from schemas.sealed import seal_folder
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")
 _MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds", "num_context_classes")

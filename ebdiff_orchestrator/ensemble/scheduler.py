@@ -15,9 +15,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ebdiff_orchestrator.ensemble.folders import damaged
 from ebdiff_orchestrator.ensemble.timesteps import check_timesteps, spaced_timesteps
+from region_workers.storage.integrity import DamagedFileError, check_sealed
 from schemas.errors import UserError, problem
-from schemas.integrity import DamagedFileError
-from schemas.sealed import check_sealed
 
 Generators = torch.Generator | list[torch.Generator] | None
 

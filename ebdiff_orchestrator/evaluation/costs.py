@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.timesteps import spaced_timesteps
-from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.plans.preview import Outlook
 from schemas.evaluation import StepShare
 from schemas.plan import Plan
 

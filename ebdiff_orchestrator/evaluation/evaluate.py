@@ -27,14 +27,14 @@ from ebdiff_orchestrator.evaluation.records import (
 from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
 from ebdiff_orchestrator.evaluation.shards import finished_record, image_file, remove_shards, shards_of
 from ebdiff_orchestrator.evaluation.statistics import frechet_distance, shard_statistics, write_statistics
-from ebdiff_orchestrator.planning import look_ahead
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import ASSEMBLE
-from ebdiff_orchestrator.view import Silent, View
+from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ASSEMBLE
+from ebdiff_orchestrator.run.view import Silent, View
 from region_workers.data.store import ensure_store
+from region_workers.storage.durable import write_model
 from schemas.clock import unix_time
 from schemas.digest import file_digest
-from schemas.durable import write_model
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.location import default_cache_dir

@@ -22,8 +22,8 @@ from ebdiff_orchestrator.evaluation.shards import (
     shards_of,
 )
 from ebdiff_orchestrator.evaluation.work import make_shards
-from ebdiff_orchestrator.view import View
-from schemas.durable import remove_leftovers
+from ebdiff_orchestrator.run.view import View
+from region_workers.storage.durable import remove_leftovers
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import FeatureJob, SampledImages
 from schemas.job import Progress

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ebdiff_orchestrator.stages import ASSEMBLE
+from ebdiff_orchestrator.run.stages import ASSEMBLE
 from schemas.digest import digest, file_digest
 from schemas.errors import UserError
 from schemas.evaluation import EvaluationReport, SampledImages

@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.evaluation.inception import BATCH_IMAGES, FEATURES
+from region_workers.storage.durable import write_file, write_model
 from schemas.digest import file_digest
-from schemas.durable import write_file, write_model
 from schemas.evaluation import ShardRecord
 
 SHARD_IMAGES = 5 * BATCH_IMAGES  # whole batches, so that batches fall as pytorch-fid's do

@@ -18,7 +18,7 @@ from pytorch_fid.fid_score import calculate_frechet_distance
 
 from ebdiff_orchestrator.evaluation.inception import FEATURES
 from ebdiff_orchestrator.evaluation.shards import read_features, shards_of
-from schemas.durable import write_file
+from region_workers.storage.durable import write_file
 from schemas.errors import RunFailed
 
 _NOT_SUCH_ARRAYS = (KeyError, AttributeError, TypeError, EOFError, RuntimeError, OverflowError)

@@ -26,11 +26,11 @@ from ebdiff_orchestrator.evaluation.shards import (
 )
 from region_workers.data.decode import open_image
 from region_workers.data.store import ensure_store
-from region_workers.device import current_world, prepare_process
-from region_workers.failures import message_for_people
+from region_workers.storage.durable import replace_model, write_bytes
+from region_workers.training.device import current_world, prepare_process
+from region_workers.training.failures import message_for_people
 from schemas.clock import unix_time
 from schemas.digest import file_digest
-from schemas.durable import replace_model, write_bytes
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.job import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.placement.schedule import Work, allowed_widths
-from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.plans.preview import Outlook
 from schemas.plan import DIGITS, Plan
 
 DRAW_INTERVALS = 7  # assumed: the paper's CIFAR-10 tickets were drawn at epochs 4 to 12

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.planning import look_ahead
+from ebdiff_orchestrator.plans.preview import look_ahead
 from ebdiff_orchestrator.reports.measures import Hours, Measures, measures_of
 from ebdiff_orchestrator.reports.method import is_dense, method_of
-from ebdiff_orchestrator.run_directory import RunDirectory
-from region_workers.costs import Costs
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.networks.costs import Costs
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ebdiff_orchestrator.reports.masks import NamedMask, pack
-from region_workers.dense import build_dense, example_inputs, sample_shape
-from region_workers.pretrained import find_dense
+from region_workers.networks.dense import build_dense, example_inputs, sample_shape
+from region_workers.networks.pretrained import find_dense
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask

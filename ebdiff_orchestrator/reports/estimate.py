@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from ebdiff_orchestrator.dense_start import adopt_dense
 from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, drawn_after, interval_steps, works_of
-from ebdiff_orchestrator.planning import Outlook, look_ahead
+from ebdiff_orchestrator.plans.preview import Outlook, look_ahead
 from ebdiff_orchestrator.reports.method import method_of
-from region_workers.device import current_world, prepare_process
-from region_workers.timing import StepTime, StepTimer, ratios_of
+from ebdiff_orchestrator.run.dense_start import adopt_dense
+from region_workers.training.device import current_world, prepare_process
+from region_workers.training.timing import StepTime, StepTimer, ratios_of
 from schemas.errors import UserError, problem
 from schemas.plan import Plan
 

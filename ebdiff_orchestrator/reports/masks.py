@@ -10,17 +10,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ebdiff_orchestrator.stages import draw_folder
-from region_workers.checkpoint_folders import checkpoint_folders
-from region_workers.checkpoints import CHECKPOINT_FILE, CheckpointInfo
-from region_workers.drawing.convergence import has_converged
+from ebdiff_orchestrator.run.stages import draw_folder
+from region_workers.storage.checkpoint_folders import checkpoint_folders
+from region_workers.storage.integrity import read_verified, sealed_files
+from region_workers.storage.tables import Row, read_masks
+from region_workers.training.checkpoints import CHECKPOINT_FILE, CheckpointInfo
+from region_workers.training.convergence import has_converged
 from schemas.errors import UserError
-from schemas.integrity import read_verified
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
-from schemas.sealed import sealed_files
-from schemas.tables import Row, read_masks
 from schemas.ticket import Ticket
 
 Words = npt.NDArray[np.uint64]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.plans.preview import Outlook
 from ebdiff_orchestrator.reports.method import method_of
-from region_workers.costs import Costs
+from region_workers.networks.costs import Costs
 
 
 def outlook_table(outlook: Outlook) -> Table:

@@ -15,7 +15,7 @@ from ebdiff_orchestrator.placement.works import (
     interval_steps,
     works_of,
 )
-from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.plans.preview import Outlook
 from ebdiff_orchestrator.reports.estimate import Say, measure_steps
 from schemas.errors import UserError, problem
 from schemas.plan import Placement, Plan

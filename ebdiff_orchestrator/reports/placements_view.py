@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from ebdiff_orchestrator.placement.schedule import Schedule, Slot
-from ebdiff_orchestrator.planning import Outlook
+from ebdiff_orchestrator.plans.preview import Outlook
 from ebdiff_orchestrator.reports.estimate_view import duration
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.outlook_view import outlook_table

@@ -18,7 +18,7 @@ from ebdiff_orchestrator.reports.masks import (
     kept_bits,
     recorded_masks,
 )
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import UserError, problem
 from schemas.plan import DrawPlan
 

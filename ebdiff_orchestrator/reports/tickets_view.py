@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ebdiff_orchestrator.reports.heat_map import evenly_chosen, heat_picture, heat_table, side_by_side
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
-from schemas.durable import write_file, write_text
+from region_workers.storage.durable import write_file, write_text
 from schemas.errors import UserError, problem
 
 _COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from region_workers.data.rows import ReadRows, Rows
+from region_workers.storage.durable import write_file
 from schemas.digest import file_digest
-from schemas.durable import write_file
 from schemas.errors import RunFailed
 
 CHECKSUMS = "checksums.npy"

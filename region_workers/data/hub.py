@@ -9,8 +9,8 @@ from typing import Any
 
 from region_workers.data.columns import check_label_column, class_names, image_column
 from region_workers.data.decode import Item, Label, Payload
+from region_workers.storage.durable import write_text
 from schemas.digest import digest
-from schemas.durable import write_text
 from schemas.errors import PlanError, plan_error
 from schemas.plan import DataPlan
 

@@ -11,7 +11,7 @@ from typing import BinaryIO, Self
 
 from pydantic import ValidationError
 
-from schemas.durable import write_model
+from region_workers.storage.durable import write_model
 from schemas.sealed import Sealed
 
 _PART_BYTES, _PART_S = 64 << 20, 10.0

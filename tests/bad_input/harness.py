@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator import cli
+from ebdiff_orchestrator.cli.app import app as cli
 
 EXPECTATION = re.compile(r"\bexpected\b", re.IGNORECASE)
 REMEDY = re.compile(

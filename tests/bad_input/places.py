@@ -19,9 +19,9 @@ from finished_run import finished_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from ebdiff_orchestrator.plans import plan_from_values
-from ebdiff_orchestrator.run_directory import RunDirectory
-from region_workers.dense import build_dense
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.networks.dense import build_dense
 from schemas.plan import Plan
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

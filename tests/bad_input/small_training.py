@@ -6,9 +6,9 @@ from pathlib import Path
 
 from places import plan_of
 
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
-from region_workers.run import run_job
+from region_workers.worker.run import run_job
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 

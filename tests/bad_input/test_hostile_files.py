@@ -24,26 +24,25 @@ from finished_run import finished_run
 from places import WEIGHTS, lying_offsets, plan_of, png
 from small_training import job_of, small_plan, train_here
 
-from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.ensemble import load_ensemble
 from ebdiff_orchestrator.evaluation.inception import load_inception
 from ebdiff_orchestrator.evaluation.reference import given_reference
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.masks import recorded_masks
-from ebdiff_orchestrator.reuse import take_over
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import Inputs, outline_jobs
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.reuse import take_over
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.data.decode import Transform, UnreadableImageError, decode
 from region_workers.data.store import ensure_store
-from region_workers.dense import load_network
-from region_workers.pretrained import find_dense
-from region_workers.run import run_job
+from region_workers.networks.dense import load_network
+from region_workers.networks.pretrained import find_dense
+from region_workers.storage.integrity import is_whole, seal_folder
+from region_workers.worker.run import run_job
 from schemas.digest import digest, file_digest
 from schemas.errors import PlanError, RunFailed, UserError
-from schemas.integrity import is_whole
 from schemas.job import Artifact, WorkerJob
 from schemas.plan import DataPlan
-from schemas.sealed import seal_folder
 
 PEOPLE = (UserError, RunFailed)
 EXPERT = "train/all/expert"
@@ -252,7 +251,7 @@ def test_an_ensemble_whose_experts_lie_outside_is_refused_before_they_are_read(n
 
 
 @pytest.mark.parametrize(
-    "path", ["os.system", "subprocess.Popen", "diffusers.utils.logging", "region_workers.run.run_job"]
+    "path", ["os.system", "subprocess.Popen", "diffusers.utils.logging", "region_workers.worker.run.run_job"]
 )
 def test_an_ensemble_cannot_choose_which_code_runs(path: str, ensemble: Path) -> None:
     config = ensemble / "unet" / "config.json"

@@ -22,14 +22,14 @@ from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.inception import FEATURES, load_inception
 from ebdiff_orchestrator.evaluation.reference import given_reference
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
-from ebdiff_orchestrator.finishing import assemble, sample
-from ebdiff_orchestrator.planning import look_ahead
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.plans.preview import look_ahead
 from ebdiff_orchestrator.reports.masks import recorded_masks
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run.finishing import assemble, sample
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
-from region_workers.pretrained import find_dense
-from region_workers.run import run_job
+from region_workers.networks.pretrained import find_dense
+from region_workers.worker.run import run_job
 from schemas.digest import file_digest
 from schemas.manifest import Manifest
 from schemas.plan import DataPlan

@@ -26,9 +26,9 @@ from own_loop import OwnLoop, random_images, this_device
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from s3_server import BUCKET, s3_server
 
-from region_workers.checkpoints import Checkpoints
-from region_workers.courier import Courier, working_folder
-from region_workers.device import World, ignore
+from region_workers.training.checkpoints import Checkpoints
+from region_workers.training.device import World, ignore
+from region_workers.worker.courier import Courier, working_folder
 from schemas.job import CHECKPOINTS_FOLDER, WorkerJob
 
 MOST_SHARE = 0.02

@@ -30,11 +30,11 @@ from bench import Report, arguments, in_turn, ratio, settings_of
 from image_files import encoded_images, write_folder, write_table
 from memory import Peak, watch
 
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.data.batches import BatchSource
 from region_workers.data.store import ensure_store
-from region_workers.device import World, prepare_process
-from region_workers.timing import StepTimer
+from region_workers.training.device import World, prepare_process
+from region_workers.training.timing import StepTimer
 from schemas.plan import DataPlan
 
 BARE = Path(__file__).parent / "bare_decode.py"

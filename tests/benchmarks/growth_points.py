@@ -21,20 +21,21 @@ import torch
 from PIL import Image
 from process_cluster import ProcessCluster
 
-from ebdiff_orchestrator import driver, load_ensemble
-from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
-from region_workers.checkpoints import Checkpoints
+from ebdiff_orchestrator import load_ensemble
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.batches import BatchSource
 from region_workers.data.store import ensure_store
-from region_workers.dense import load_network
-from region_workers.device import World, prepare_process
-from region_workers.family import UNetFamily
-from region_workers.randomness import StepRandomness
-from region_workers.timesteps import TimestepLaw
-from region_workers.timing import RandomStore
-from region_workers.trainer import Trainer
+from region_workers.networks.dense import load_network
+from region_workers.training.checkpoints import Checkpoints
+from region_workers.training.device import World, prepare_process
+from region_workers.training.family import UNetFamily
+from region_workers.training.randomness import StepRandomness
+from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timing import RandomStore
+from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import DataPlan, Plan
 

@@ -19,10 +19,10 @@ import torch
 from bench import Report, arguments, ratio, settings_of, timed
 from own_loop import random_images, this_device
 
-from region_workers.device import World, prepare_process
-from region_workers.drawing.draw import Draw
-from region_workers.family import UNetFamily
-from region_workers.randomness import StepRandomness
+from region_workers.training.device import World, prepare_process
+from region_workers.training.draw import Draw
+from region_workers.training.family import UNetFamily
+from region_workers.training.randomness import StepRandomness
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from bench import Report, arguments, settings_of
 from startup import LONG, REGIONS, running, step_of, wait_for
 
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.data.store import ensure_store
 
 _SPAN_S = 15.0

@@ -20,7 +20,7 @@ import torch_pruning
 from bench import Report, arguments, in_turn, ratio, settings_of
 from torch import Tensor, nn
 
-from region_workers.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, kept_channels, prunable_bits

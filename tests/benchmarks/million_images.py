@@ -26,8 +26,8 @@ from bench import Report, arguments, settings_of
 from image_files import encoded_images, write_table
 from memory import Peak, watch
 
-from ebdiff_orchestrator.plans import plan_from_values
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
 from schemas.job import RESULT_FILE, StageResult
 from schemas.plan import DataPlan

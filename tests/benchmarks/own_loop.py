@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from plain_loop import write_noise_images
 
-from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ImageStore, ensure_store
-from region_workers.device import World, prepare_process
-from region_workers.family import UNetFamily
-from region_workers.randomness import StepRandomness
-from region_workers.recorder import Recorder
-from region_workers.timesteps import TimestepLaw
-from region_workers.timing import network_at
-from region_workers.trainer import Trainer
+from region_workers.training.device import World, prepare_process
+from region_workers.training.family import UNetFamily
+from region_workers.training.randomness import StepRandomness
+from region_workers.training.recorder import Recorder
+from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timing import network_at
+from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 

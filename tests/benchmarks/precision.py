@@ -25,7 +25,7 @@ import torch
 from bench import Report, arguments, settings_of
 from own_loop import OwnLoop, first_job
 
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.data.store import ImageStore
 from schemas.job import WorkerJob
 

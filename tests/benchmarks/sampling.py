@@ -32,8 +32,8 @@ from untrained import untrained_networks
 from ebdiff_orchestrator.ensemble import EnsemblePipeline, TimestepRouter, load_ensemble, save_ensemble
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.saving import scheduler_of
-from ebdiff_orchestrator.plans import load_plan
-from region_workers.costs import cost_counter
+from ebdiff_orchestrator.plans.load import load_plan
+from region_workers.networks.costs import cost_counter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNTED = ("conv", "mm", "dot_product", "attention")  # operators whose work multiply-accumulates stand for

@@ -26,9 +26,9 @@ from untrained import untrained_networks
 
 from ebdiff_orchestrator.cluster import connect
 from ebdiff_orchestrator.ensemble import save_ensemble
-from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
-from ebdiff_orchestrator.view import Silent
+from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.run.view import Silent
 from schemas.plan import Plan, WorkersPlan
 
 TARGET = 0.9

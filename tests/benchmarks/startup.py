@@ -24,7 +24,7 @@ from pathlib import Path
 
 from bench import Report, arguments, ratio, settings_of
 
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.data.store import ensure_store
 from schemas.job import PROGRESS_FILE, Progress
 

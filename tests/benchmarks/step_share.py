@@ -36,7 +36,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from region_workers.trainer import Trainer
+from region_workers.training.trainer import Trainer
 
 WAITS = {
     *("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"),

@@ -33,8 +33,8 @@ from bench import Report, arguments, in_turn, ratio, settings_of
 from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise, this_device
 from plain_loop import PlainLoop, default_workers
 
-from region_workers.costs import region_costs
-from region_workers.dense import dense_config
+from region_workers.networks.costs import region_costs
+from region_workers.networks.dense import dense_config
 from schemas.plan import Plan
 
 PLAIN = "plain loop, fp32"

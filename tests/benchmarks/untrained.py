@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from region_workers.costs import cost_counter
-from region_workers.dense import build_dense
-from region_workers.pruned_unet import extract_expert
+from region_workers.networks.costs import cost_counter
+from region_workers.networks.dense import build_dense
+from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.mask import compute_mask, kept_channels
 from schemas.plan import Plan
 

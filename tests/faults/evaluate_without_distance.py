@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ebdiff_orchestrator.evaluation.evaluate as evaluation
-from ebdiff_orchestrator.cli import main
+from ebdiff_orchestrator.cli.app import main
 from ebdiff_orchestrator.evaluation.statistics import Statistics
 
 

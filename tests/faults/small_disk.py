@@ -24,7 +24,7 @@ import yaml
 from run_products import products
 from small_runs import SMALL, without_ray
 
-from ebdiff_orchestrator import cli
+from ebdiff_orchestrator.cli.app import app as cli
 
 _ROOM_KIB = (8, 300, 640, 800, 1000, 1200)  # a finished run takes about 1400
 _FILE_KIB = (4, 24, 90)  # its largest files: a manifest of 10, weights of 60, a checkpoint of 200

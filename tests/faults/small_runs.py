@@ -12,12 +12,13 @@ from unittest.mock import patch
 
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator import driver, job_loop
-from ebdiff_orchestrator.plans import plan_from_values
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, worker_job
-from ebdiff_orchestrator.view import Silent
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run import job_loop
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
+from ebdiff_orchestrator.run.view import Silent
 from region_workers.data.store import ensure_store
-from region_workers.trainer import Trainer
+from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 

@@ -16,10 +16,10 @@ from PIL import Image
 from run_products import products
 from small_runs import small_plan, without_ray
 
-from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.run import launch as driver
+from region_workers.data.latents.store import ensure_latents
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ensure_store
-from region_workers.latents.store import ensure_latents
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan

@@ -20,10 +20,11 @@ from small_runs import (
     without_ray,
 )
 
-from ebdiff_orchestrator import driver, finishing
-from ebdiff_orchestrator.ownership import RunTakenOverError
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run import finishing
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.ownership import RunTakenOverError
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.digest import digest, file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.manifest import MANIFEST_FILE, Manifest

@@ -13,12 +13,12 @@ from damage import Damage, damages_of, flip_some_bit
 from run_products import products
 from small_runs import PowerCutError, counted_steps, power_cut, small_jobs
 
-from region_workers import checkpoints
-from region_workers.checkpoints import Checkpoints
-from region_workers.device import current_world
-from region_workers.run import run_job
+from region_workers.storage.durable import write_text
+from region_workers.training.checkpoints import Checkpoints
+from region_workers.training.device import current_world
+from region_workers.training.train import checkpoints
+from region_workers.worker.run import run_job
 from schemas.digest import file_digest
-from schemas.durable import write_text
 from schemas.errors import RunFailed
 from schemas.job import PROGRESS_FILE, WorkerJob
 

@@ -9,9 +9,9 @@ import pytest
 from damage import flip_some_bit
 from small_runs import UnwillingCluster, WouldStartError, small_plan, without_ray
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.dense_start import adopt_dense
-from region_workers.pretrained import DenseFolder, dense_network
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.dense_start import adopt_dense
+from region_workers.networks.pretrained import DenseFolder, dense_network
 from schemas.errors import PlanError, RunFailed, UserError
 
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"

@@ -22,15 +22,15 @@ from serial_cluster import SerialCluster
 from small_runs import counted_steps, small_plan, without_ray
 from worker_process import WorkerProcess
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.batches import BatchSource
-from region_workers.results import finished_result
+from region_workers.storage.tables import read_masks
+from region_workers.training.results import finished_result
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
 from schemas.plan import Plan
-from schemas.tables import read_masks
 
 MakePlan = Callable[..., Plan]
 

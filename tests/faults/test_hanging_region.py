@@ -12,8 +12,8 @@ from pathlib import Path
 from process_cluster import ProcessCluster, start_worker
 from worker_process import WorkerProcess
 
-from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.cluster import Request
+from ebdiff_orchestrator.run import launch as driver
 from region_workers.data.store import ensure_store
 from schemas.job import FAILURE_FILE, Failure, WorkerJob
 from schemas.plan import Plan

@@ -12,7 +12,7 @@ from pathlib import Path
 from finished_run import finished_run
 from local_inception import write_local_inception
 
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.digest import file_digest
 from schemas.plan import Plan
 

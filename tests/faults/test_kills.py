@@ -18,8 +18,8 @@ from kill_job import CHECKPOINT, DRAW, PREPARE, SAMPLE, STAGES, TRAIN, Run
 from kill_processes import DRIVER, GCS, GROUP, RAYLET, VICTIMS, WORKER, adopt_orphans, end_orphans
 from small_runs import without_ray
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.run import launch as driver
 
 SEED = int(os.environ.get("EBDIFF_KILLS_SEED", "20"))
 KILLS = int(os.environ.get("EBDIFF_KILLS", "0"))

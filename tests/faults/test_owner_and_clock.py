@@ -18,14 +18,14 @@ from run_products import products
 from serial_cluster import SerialCluster
 from small_runs import power_cut, small_plan, without_ray
 
-from ebdiff_orchestrator import driver
 from ebdiff_orchestrator.reports.measures import measures_of
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.storage.tables import read_metrics
 from schemas import clock
 from schemas.errors import RunFailed, UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
-from schemas.tables import read_metrics
 
 
 @pytest.fixture(scope="module")

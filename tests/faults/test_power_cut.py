@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from schemas.durable import remove_leftovers, write_bytes, write_file, write_folder, write_model
+from region_workers.storage.durable import remove_leftovers, write_bytes, write_file, write_folder, write_model
 from schemas.job import DrawTarget
 
 _MOST_UNSURE = 10  # names, all of whose combinations are tried

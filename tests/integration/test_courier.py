@@ -15,11 +15,11 @@ from process_cluster import start_worker
 from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
-from region_workers.checkpoints import CheckpointInfo
-from region_workers.courier import working_folder
-from region_workers.device import World
-from region_workers.failures import ScratchLostError, is_retryable, message_for_people
-from region_workers.object_store import ObjectStore
+from region_workers.storage.object_store import ObjectStore
+from region_workers.training.checkpoints import CheckpointInfo
+from region_workers.training.device import World
+from region_workers.training.failures import ScratchLostError, is_retryable, message_for_people
+from region_workers.worker.courier import working_folder
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob
 from schemas.owner import OWNERS_FOLDER, Claim
 from schemas.plan import Plan

@@ -15,10 +15,10 @@ from node_cluster import NodeCluster
 from process_cluster import ProcessCluster
 from ray_processes import ClusterSetting, cluster_setting, run_in, wait_until
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.plans import load_plan
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.status import read_status
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.reports.status import read_status
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.digest import file_digest
 
 REGIONS = ("low", "high")

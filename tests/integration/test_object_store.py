@@ -16,14 +16,14 @@ from process_cluster import ProcessCluster, run_worker, torchrun
 from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.mirror import StoreMirror
-from ebdiff_orchestrator.ownership import RunTakenOverError
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.sampling import ImageJob, sample_here
-from ebdiff_orchestrator.stages import ASSEMBLE
-from ebdiff_orchestrator.status import read_status
-from region_workers.object_store import ObjectStore
+from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here
+from ebdiff_orchestrator.reports.status import read_status
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.mirror import StoreMirror
+from ebdiff_orchestrator.run.ownership import RunTakenOverError
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ASSEMBLE
+from region_workers.storage.object_store import ObjectStore
 from schemas.errors import UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest

@@ -9,9 +9,10 @@ import pytest
 from process_cluster import ProcessCluster, run_worker
 from safetensors.torch import load_file
 
-from ebdiff_orchestrator import driver, job_loop
-from ebdiff_orchestrator.decide import next_growth
-from ebdiff_orchestrator.placement import jobs
+from ebdiff_orchestrator.run import job_loop
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run import placing as jobs
+from ebdiff_orchestrator.run.decide import next_growth
 from schemas.errors import PlanError
 from schemas.job import WorkerJob
 from schemas.plan import Plan

@@ -12,8 +12,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DM
 from PIL import Image
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.run import launch as driver
 from schemas.errors import PlanError
 from schemas.plan import Plan
 

@@ -26,9 +26,9 @@ from run_products import products
 from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
-from ebdiff_orchestrator import driver
-from ebdiff_orchestrator.plans import load_plan, plan_from_values
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.plans.load import load_plan, plan_from_values
+from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.digest import digest
 from schemas.job import WorkerJob
 

@@ -17,8 +17,8 @@ from s3_server import BUCKET, s3_server
 from store_gate import Gate
 from worker_process import WorkerProcess
 
-from ebdiff_orchestrator import driver
-from region_workers.object_store import SHORT_LIMIT_S, ObjectStore, StoreSilentError
+from ebdiff_orchestrator.run import launch as driver
+from region_workers.storage.object_store import SHORT_LIMIT_S, ObjectStore, StoreSilentError
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 

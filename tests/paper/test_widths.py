@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from region_workers.costs import Costs, cost_counter
+from region_workers.networks.costs import Costs, cost_counter
 from schemas.model import LatentModelPlan, ModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
 

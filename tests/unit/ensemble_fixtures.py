@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import nn
 
 from ebdiff_orchestrator.ensemble import TimestepRouter, save_ensemble
-from region_workers.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 ROUTES = [(0, 260), (260, 440), (440, 1000)]

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
-from region_workers.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import ChannelGroup, Member, find_groups
 from schemas.model import LatentModelPlan, PixelModelPlan
 from schemas.plan import DataPlan

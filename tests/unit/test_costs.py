@@ -9,10 +9,10 @@ import torch
 from diffusers.models.attention_processor import Attention
 from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, groups_of, random_latent_unet, random_unet
 
-import region_workers.costs
-from region_workers.costs import CostCounter, count_costs, dense_costs, region_costs
-from region_workers.dense import example_inputs
-from region_workers.pruned_unet import extract_expert
+import region_workers.networks.costs
+from region_workers.networks.costs import CostCounter, count_costs, dense_costs, region_costs
+from region_workers.networks.dense import example_inputs
+from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -60,7 +60,7 @@ def test_a_counter_finds_the_groups_once_for_all_ratios(monkeypatch: pytest.Monk
         found.append(1)
         return find_groups(*arguments)
 
-    monkeypatch.setattr(region_workers.costs, "find_groups", counted)
+    monkeypatch.setattr(region_workers.networks.costs, "find_groups", counted)
     counter = CostCounter(random_latent_unet(), example_inputs(LATENT_MODEL, LATENT_DATA))
     costs = [counter.at(ratio) for ratio in (0.0, 0.3, 0.6)]
     assert found == [1]

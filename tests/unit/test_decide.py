@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ebdiff_orchestrator.decide import Growable, Situation, may_retry, next_growth, next_jobs
-from ebdiff_orchestrator.stages import Inputs, outline_jobs
+from ebdiff_orchestrator.run.decide import Growable, Situation, may_retry, next_growth, next_jobs
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from schemas.plan import Plan
 
 JOBS = outline_jobs(Plan(), Inputs("store"))

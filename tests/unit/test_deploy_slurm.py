@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator import cli
+from ebdiff_orchestrator.cli.app import app as cli
 
 SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "ebdiff.sbatch"
 STAND_INS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from region_workers.diffusion import add_noise, alphas_cumprod, antithetic_timesteps, squared_errors
+from region_workers.training.diffusion import add_noise, alphas_cumprod, antithetic_timesteps, squared_errors
 from schemas.plan import DiffusionPlan
 
 

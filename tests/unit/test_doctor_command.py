@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from ebdiff_orchestrator.cli import app
+from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster import NodeAnswer
 from ebdiff_orchestrator.doctor import examine
 from schemas.errors import PlanError

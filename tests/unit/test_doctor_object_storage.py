@@ -15,7 +15,7 @@ from ebdiff_orchestrator.doctor.object_storage import (
     look_at_store,
     store_test,
 )
-from region_workers.object_store import ObjectStore
+from region_workers.storage.object_store import ObjectStore
 
 URL = f"s3://{BUCKET}/runs/a"
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from trainer_fixtures import MakeParts, make_parts
 
-from region_workers.drawing.convergence import has_converged, queue_distances
-from region_workers.drawing.gradients import accumulate_importance_gradients, importance_timesteps
-from region_workers.pruned_unet import PrunedUNet2DModel
-from region_workers.run import run_job
+from region_workers.networks.pruned_unet import PrunedUNet2DModel
+from region_workers.storage.tables import read_masks, read_metrics
+from region_workers.training.convergence import has_converged, queue_distances
+from region_workers.training.gradients import accumulate_importance_gradients, importance_timesteps
+from region_workers.worker.run import run_job
 from schemas.job import TICKET_FILE, WorkerJob
 from schemas.plan import DrawPlan, Plan
-from schemas.tables import read_masks, read_metrics
 from schemas.ticket import Ticket
 
 __all__ = ["make_parts"]

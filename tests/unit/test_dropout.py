@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from region_workers.dropout import share_dropout, take_rows
+from region_workers.training.dropout import share_dropout, take_rows
 
 BATCH = 8
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from schemas.durable import is_temporary, remove_leftovers, write_folder, write_text
+from region_workers.storage.durable import is_temporary, remove_leftovers, write_folder, write_text
 
 
 def test_a_writer_that_breaks_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
-    from schemas.durable import write_file
+    from region_workers.storage.durable import write_file
 
     path = tmp_path / "file"
     write_text(path, "old")

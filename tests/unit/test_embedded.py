@@ -21,7 +21,7 @@ LAUNCH = """
 import time
 from ebdiff_orchestrator.cluster import embedded
 embedded._start = lambda *_: time.sleep(600)
-from ebdiff_orchestrator.cli import main
+from ebdiff_orchestrator.cli.app import main
 main()
 """
 KILLED = """
@@ -101,7 +101,7 @@ def test_the_folder_of_a_killed_driver_is_cleared_by_the_next_and_nobody_elses(t
 
 
 @pytest.mark.parametrize(
-    "program", [("ebdiff_orchestrator.cli", "main"), ("region_workers.__main__", "main")], ids=lambda each: each[0]
+    "program", [("ebdiff_orchestrator.cli.app", "main"), ("region_workers.__main__", "main")], ids=lambda each: each[0]
 )
 def test_our_own_processes_wait_passively_before_torch_is_there(program: tuple[str, str]) -> None:
     module, function = program

@@ -20,8 +20,8 @@ from ebdiff_orchestrator.ensemble import (
     sample_images,
     save_ensemble,
 )
-from ebdiff_orchestrator.finishing import assemble
-from region_workers.latents.vae import load_vae
+from ebdiff_orchestrator.run.finishing import assemble
+from region_workers.data.latents.vae import load_vae
 from schemas.errors import RunFailed, UserError
 from schemas.model import LatentModelPlan
 from schemas.plan import DiffusionPlan, Plan, SamplingPlan

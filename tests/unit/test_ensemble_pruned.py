@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
 from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
-from region_workers.pruned_unet import PrunedUNet2DModel, extract_expert
+from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels

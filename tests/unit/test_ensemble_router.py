@@ -12,8 +12,8 @@ from diffusers import UNet2DModel
 from ensemble_fixtures import NAMES, ROUTES, markers, tiny_experts, tiny_unet
 
 from ebdiff_orchestrator.ensemble import TimestepRouter
+from region_workers.storage.integrity import seal_folder
 from schemas.errors import UserError
-from schemas.sealed import seal_folder
 
 X = torch.zeros(1, 1, 2, 2)
 

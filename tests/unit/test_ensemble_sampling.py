@@ -13,10 +13,10 @@ from PIL import Image
 from serial_cluster import SerialCluster
 from typer.testing import CliRunner
 
-from ebdiff_orchestrator import sampling
-from ebdiff_orchestrator.cli import app
-from ebdiff_orchestrator.sampling import ImageJob, sample_here, sample_on_workers
-from ebdiff_orchestrator.view import Silent
+from ebdiff_orchestrator.cli.app import app
+from ebdiff_orchestrator.evaluation import sampling
+from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
+from ebdiff_orchestrator.run.view import Silent
 from schemas.errors import RunFailed, UserError
 
 

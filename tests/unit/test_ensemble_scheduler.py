@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler
 
 from ebdiff_orchestrator.ensemble import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.saving import scheduler_of
-from ebdiff_orchestrator.plans import load_plan
+from ebdiff_orchestrator.plans.load import load_plan
 from schemas.errors import UserError
 
 Model = Callable[[torch.Tensor, int], torch.Tensor]

@@ -27,10 +27,10 @@ from ebdiff_orchestrator.evaluation.records import current_reports
 from ebdiff_orchestrator.evaluation.shards import Shard
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import make_shards
-from ebdiff_orchestrator.plans import plan_from_values
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
-from region_workers.results import files_in
+from region_workers.training.results import files_in
 from schemas.digest import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +18,21 @@ ALLOWED = {
     "schemas": {"schemas"},
     "region_workers": {"schemas", "region_workers"},
     "ebdiff_orchestrator": {"schemas", "region_workers", "ebdiff_orchestrator"},
+}
+
+ORDER = {  # a folder imports itself and those before it
+    "region_workers": ["storage", "data", "pruning", "networks", "training", "worker"],
+    "ebdiff_orchestrator": [
+        "ensemble",
+        "cluster",
+        "plans",
+        "placement",
+        "run",
+        "evaluation",
+        "reports",
+        "doctor",
+        "cli",
+    ],
 }
 
 
@@ -41,6 +56,16 @@ def test_imports_follow_the_arrows(package: str) -> None:
     for file in _files(package):
         ours = {name.split(".")[0] for name in _imports(file)} & set(ALLOWED)
         assert ours <= ALLOWED[package], f"{file.relative_to(ROOT)} imports {ours - ALLOWED[package]}"
+
+
+@pytest.mark.parametrize("package", sorted(ORDER))
+def test_a_folder_imports_none_that_comes_after_it(package: str) -> None:
+    order = ORDER[package]
+    assert {path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file()} == set(order)
+    for file in (path for folder in order for path in _files(f"{package}/{folder}")):
+        before = order[: order.index(file.relative_to(ROOT / package).parts[0]) + 1]
+        ours = {name.split(".")[1] for name in _imports(file) if name.startswith(f"{package}.")}
+        assert ours <= set(before), f"{file.relative_to(ROOT)} imports {ours - set(before)}"
 
 
 @pytest.mark.parametrize(("package", "banned"), [("schemas", {"torch", "ray"}), ("region_workers", {"ray"})])
@@ -69,8 +94,8 @@ def test_the_ensemble_imports_neither_the_driver_nor_ray() -> None:
     [
         ("import ebdiff_orchestrator", ["ray", "torch"]),
         ("from ebdiff_orchestrator import load_ensemble", ["ray", "torch_pruning"]),
-        ("import region_workers.run", ["ray"]),
-        ("import schemas.plan, schemas.tables, schemas.manifest, schemas.job", ["ray", "torch"]),
+        ("import region_workers.worker.run", ["ray"]),
+        ("import schemas.plan, region_workers.storage.tables, schemas.manifest, schemas.job", ["ray", "torch"]),
     ],
 )
 def test_importing_stays_light(statement: str, banned: list[str]) -> None:
@@ -109,7 +134,7 @@ HEAVY = [
 def test_a_command_imports_only_what_it_uses(command: str, banned: list[str], tmp_path: Path) -> None:
     RunDirectory(tmp_path / "run").begin(Plan())
     code = (
-        "import sys; from ebdiff_orchestrator.cli import main\n"
+        "import sys; from ebdiff_orchestrator.cli.app import main\n"
         "try: main()\n"
         f"finally: print([name for name in {banned} if name in sys.modules], file=sys.stderr)"
     )

@@ -17,11 +17,11 @@ import pytest
 import torch
 from latent_fixtures import latent_model, save_images, save_kl, save_vq
 
-import region_workers.latents.build as build
+import region_workers.data.latents.build as build
 from region_workers.data.batches import BatchSource
+from region_workers.data.latents.store import LatentStore, ensure_latents, find_latents, open_latents
+from region_workers.data.latents.vae import encode, load_vae
 from region_workers.data.store import ImageStore, ensure_store
-from region_workers.latents.store import LatentStore, ensure_latents, find_latents, open_latents
-from region_workers.latents.vae import encode, load_vae
 from schemas.errors import PlanError, RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import CropPlan, DataPlan
@@ -32,9 +32,9 @@ CPU = torch.device("cpu")
 ENCODER = """
 import sys, time
 from pathlib import Path
-import region_workers.latents.build as build
+import region_workers.data.latents.build as build
 from region_workers.data.store import ensure_store
-from region_workers.latents.store import ensure_latents
+from region_workers.data.latents.store import ensure_latents
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
 

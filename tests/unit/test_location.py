@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import PlanError, UserError
 from schemas.location import fault_of_place
 from schemas.secrets import without_secrets

@@ -11,15 +11,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from ebdiff_orchestrator.dense_start import adopt_dense
-from ebdiff_orchestrator.planning import look_ahead
-from region_workers.pretrained import find_dense
-from region_workers.pruned_unet import PrunedUNet2DModel
-from region_workers.run import run_job
+from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.run.dense_start import adopt_dense
+from region_workers.networks.pretrained import find_dense
+from region_workers.networks.pruned_unet import PrunedUNet2DModel
+from region_workers.storage.tables import read_masks
+from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WEIGHTS_FILE, WorkerJob
 from schemas.plan import Plan
-from schemas.tables import read_masks
 from schemas.ticket import Ticket
 from tests.conftest import ONE_REGION
 

@@ -13,10 +13,10 @@ from threading import Thread
 
 import pytest
 
-from ebdiff_orchestrator import run_directory
-from ebdiff_orchestrator.claims import Claims, FolderClaims
-from ebdiff_orchestrator.ownership import RunTakenOverError, claim_run, process_identity
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run import run_directory
+from ebdiff_orchestrator.run.claims import Claims, FolderClaims
+from ebdiff_orchestrator.run.ownership import RunTakenOverError, claim_run, process_identity
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.owner import Claim, is_outdated
@@ -228,7 +228,7 @@ def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
 _DRIVER = """
 import sys, time
 from pathlib import Path
-from ebdiff_orchestrator.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import RunFailed
 run = RunDirectory(sys.argv[1])
 with run.held():

@@ -13,11 +13,11 @@ import yaml
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from ebdiff_orchestrator.cli import app
-from ebdiff_orchestrator.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
-from ebdiff_orchestrator.planning import look_ahead
-from ebdiff_orchestrator.plans import load_plan, plan_as_yaml, plan_from_values
-from ebdiff_orchestrator.preset_plans import methods, presets
+from ebdiff_orchestrator.cli.app import app
+from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
+from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values
+from ebdiff_orchestrator.plans.preset_plans import methods, presets
+from ebdiff_orchestrator.plans.preview import look_ahead
 from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError
 from schemas.plan import DIGITS, Plan

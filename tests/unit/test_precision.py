@@ -9,9 +9,9 @@ import pytest
 import torch
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
-from region_workers.checkpoints import Checkpoints
-from region_workers.device import World
-from region_workers.trainer import Trainer
+from region_workers.training.checkpoints import Checkpoints
+from region_workers.training.device import World
+from region_workers.training.trainer import Trainer
 
 __all__ = ["make_parts", "make_trainer"]
 

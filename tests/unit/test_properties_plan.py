@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.ensemble.routes import Routes
-from ebdiff_orchestrator.plans import plan_as_yaml, plan_from_values
-from ebdiff_orchestrator.run_directory import RunDirectory
-from ebdiff_orchestrator.stages import Inputs, outline_jobs
-from ebdiff_orchestrator.yaml_text import read_yaml
+from ebdiff_orchestrator.plans.load import plan_as_yaml, plan_from_values
+from ebdiff_orchestrator.plans.yaml_text import read_yaml
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
+from region_workers.storage.manifest_file import read_manifest
 from schemas.errors import PlanError, UserError
-from schemas.manifest import MANIFEST_FILE, Manifest, read_manifest
+from schemas.manifest import MANIFEST_FILE, Manifest
 from schemas.plan import Plan
 
 Span = tuple[int, int]

@@ -18,8 +18,8 @@ from diffusers.models.upsampling import Upsample2D
 from pruning_networks import DATA, MODEL, groups_of, noisy_images, random_unet, randomise
 from safetensors.torch import load_file, save_file
 
-from region_workers.dense import dense_config, example_inputs
-from region_workers.pruned_unet import PrunedUNet2DModel, extract_expert
+from region_workers.networks.dense import dense_config, example_inputs
+from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -105,7 +105,7 @@ import sys
 sys.modules["torch_pruning"] = None  # any import of it fails
 import torch
 from safetensors.torch import load_file
-from region_workers.pruned_unet import PrunedUNet2DModel
+from region_workers.networks.pruned_unet import PrunedUNet2DModel
 expert = PrunedUNet2DModel.from_pretrained(sys.argv[1])
 saved = load_file(sys.argv[2])
 with torch.no_grad():

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from pruning_networks import DATA, MODEL, groups_of, random_unet
 
-from region_workers.dense import build_dense, dense_config, example_inputs
+from region_workers.networks.dense import build_dense, dense_config, example_inputs
 from region_workers.pruning.groups import Member, find_groups
 
 

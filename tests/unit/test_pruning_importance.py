@@ -11,7 +11,7 @@ import torch_pruning
 from pruning_networks import DATA, MODEL, groups_of, noisy_images, random_unet
 from torch import Tensor
 
-from region_workers.dense import example_inputs
+from region_workers.networks.dense import example_inputs
 from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask
 

@@ -15,9 +15,9 @@ from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, random_late
 from safetensors.torch import save_file
 from torch import nn
 
-from region_workers.conditional_unet import PrunedUNet2DConditionModel
-from region_workers.dense import build_dense, dense_config, example_inputs
-from region_workers.pruned_unet import extract_expert
+from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.dense import build_dense, dense_config, example_inputs
+from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -199,7 +199,7 @@ import sys
 sys.modules["torch_pruning"] = None  # any import of it fails
 import torch
 from safetensors.torch import load_file
-from region_workers.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 expert = PrunedUNet2DConditionModel.from_pretrained(sys.argv[1])
 saved = load_file(sys.argv[2])
 with torch.no_grad():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from typer.testing import CliRunner
 
-from ebdiff_orchestrator.cli import app
+from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.placement.schedule import Schedule, Slot, Work, place
 from ebdiff_orchestrator.reports.placements import StepCosts, compare_placements
 from ebdiff_orchestrator.reports.placements_view import timeline

@@ -17,21 +17,21 @@ from rich.console import Console
 from ebdiff_orchestrator.reports.masks import distance_matrix, drawn_at, pack
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
-from ebdiff_orchestrator.run_directory import RunDirectory
-from region_workers.checkpoints import CHECKPOINT_FILE, CheckpointInfo
-from region_workers.dense import build_dense, example_inputs
-from region_workers.drawing.convergence import has_converged, queue_distances
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, mask_distance
-from region_workers.results import artifact
+from region_workers.storage.durable import write_model
+from region_workers.storage.integrity import seal_folder
+from region_workers.storage.tables import write_masks
+from region_workers.training.checkpoints import CHECKPOINT_FILE, CheckpointInfo
+from region_workers.training.convergence import has_converged, queue_distances
+from region_workers.training.results import artifact
 from schemas.digest import file_digest
-from schemas.durable import write_model
 from schemas.errors import UserError
 from schemas.job import Hardware, StageResult
 from schemas.plan import DrawPlan, Plan
-from schemas.sealed import seal_folder
-from schemas.tables import write_masks
 from schemas.ticket import Ticket
 
 MakePlan = Callable[..., Plan]

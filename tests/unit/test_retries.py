@@ -13,11 +13,12 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator import driver, job_loop
 from ebdiff_orchestrator.cluster import Cluster, Request
-from region_workers.failures import StopRequestedError, is_retryable
-from region_workers.run import run_job
-from schemas.durable import write_model
+from ebdiff_orchestrator.run import job_loop
+from ebdiff_orchestrator.run import launch as driver
+from region_workers.storage.durable import write_model
+from region_workers.training.failures import StopRequestedError, is_retryable
+from region_workers.worker.run import run_job
 from schemas.errors import RunFailed
 from schemas.job import PROGRESS_FILE, Progress, WorkerJob
 from schemas.plan import Plan

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator import driver
+from ebdiff_orchestrator.run import launch as driver
 from schemas.digest import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE

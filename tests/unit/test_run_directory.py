@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator.differences import differences
-from ebdiff_orchestrator.run_directory import RunDirectory
-from region_workers.results import artifact
+from ebdiff_orchestrator.run.differences import differences
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.training.results import artifact
 from schemas.errors import UserError
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ebdiff_orchestrator.ensemble.images import image_generator
-from region_workers.randomness import StepRandomness
+from region_workers.training.randomness import StepRandomness
 from schemas.digest import seed_from
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ebdiff_orchestrator.stages import Inputs, outline_jobs, with_what_follows
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, with_what_follows
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]

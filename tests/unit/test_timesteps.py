@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from region_workers.diffusion import alphas_cumprod
-from region_workers.timesteps import TimestepLaw, dual_centre, loss_weights, speed_law
+from region_workers.training.diffusion import alphas_cumprod
+from region_workers.training.timesteps import TimestepLaw, dual_centre, loss_weights, speed_law
 from schemas.plan import DiffusionPlan, TimestepPlan
 
 DIFFUSION = DiffusionPlan()

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from ebdiff_orchestrator import view
-from ebdiff_orchestrator.view import Lines, LiveTable, progress_table, time_left
+from ebdiff_orchestrator.run import view
+from ebdiff_orchestrator.run.view import Lines, LiveTable, progress_table, time_left
 from schemas.job import Progress
 
 TRAINING = Progress(stage="train/0-260", step=250, total_steps=1000, loss=12.345, steps_per_s=2.5, note="fine")

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from region_workers.data.store import ensure_store
-from region_workers.device import World, prepare_process
-from region_workers.family import UNetFamily
-from region_workers.randomness import StepRandomness
-from region_workers.timesteps import TimestepLaw
-from region_workers.trainer import Trainer
+from region_workers.training.device import World, prepare_process
+from region_workers.training.family import UNetFamily
+from region_workers.training.randomness import StepRandomness
+from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 

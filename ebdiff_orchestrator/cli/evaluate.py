@@ -1,0 +1,137 @@
+"""The command `ebdiff evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ebdiff_orchestrator.cli.arguments import RunArgument
+from ebdiff_orchestrator.run.view import Silent, terminal_view
+from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
+
+if TYPE_CHECKING:
+    from schemas.evaluation import EvaluationReport
+
+
+def add_evaluate_command(app: typer.Typer) -> None:
+    """Add the command to the command line."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    run_dir: RunArgument,
+    count: Annotated[
+        int,
+        typer.Option(
+            "-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."
+        ),
+    ] = 50_000,
+    seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
+    steps: Annotated[
+        int | None, typer.Option("--steps", min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the plan's.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", min=0, max=MOST_GUIDANCE, help="Classifier-free guidance; default: the plan's."),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size", min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's."
+        ),
+    ] = None,
+    inception_weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--inception-weights",
+            metavar="FILE",
+            help="pytorch-fid's Inception weights, where every worker can read them; default: torch hub's download.",
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference",
+            metavar="FOLDER|FILE.npz",
+            help="Images, or pytorch-fid's statistics; default: the run's data.",
+        ),
+    ] = None,
+    reference_images: Annotated[
+        int | None, typer.Option("--reference-images", metavar="N", help="Only the first N of the run's images.")
+    ] = None,
+    keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep the images as PNGs in the run.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="In this process, on one device, without Ray.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="The Ray cluster; default: RAY_ADDRESS, else an embedded Ray."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON; no progress.")] = False,
+) -> None:
+    """Measure a finished run's images: FID against its own data, and what sampling costs.
+
+    Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's.
+    """
+    from ebdiff_orchestrator.evaluation.evaluate import Options, evaluate_run
+
+    options = Options(
+        num_images=count,
+        seed=seed,
+        steps=steps,
+        guidance_scale=guidance,
+        batch_size=batch_size,
+        inception_weights=inception_weights,
+        reference=reference,
+        reference_images=reference_images,
+        keep_images=keep_images,
+        in_process=here,
+    )
+    report = evaluate_run(run_dir, options, address, Silent() if as_json else terminal_view())
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        Console().print(report_table(report))
+
+
+def report_table(report: EvaluationReport) -> Table:
+    """The number under its right name, what it was measured with, and what sampling costs."""
+    measured = report.evaluation
+    title = f"{report.label}: {measured.fid:.4f}"
+    table = Table(title=title, title_justify="left", show_header=False, show_edge=False, pad_edge=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    guidance = f", guidance {measured.guidance_scale:g}" if measured.guidance_scale != 1 else ""
+    rows = {
+        "images": f"{measured.num_images:,} in {measured.steps} steps, seed {measured.seed}{guidance}",
+        "reference": report.reference,
+        "Inception weights": f"SHA-256 {measured.inception_sha256[:16]}",
+        "sampling": f"{measured.seconds_per_image:.3g} s an image and worker, {measured.workers} workers",
+        "parameters": _both(_millions(report.params_by_steps), _millions(report.params_by_timesteps)),
+        "MACs a step": _both(_billions(report.macs_by_steps), _billions(report.macs_by_timesteps)),
+        "MACs an image": _billions(report.macs_per_image),
+        "stored": f"{report.stored_bytes / 1e6:.1f} MB",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    for share in report.shares:
+        table.add_row(
+            f"  {share.region}",
+            f"{share.steps} of {measured.steps} steps, {share.timesteps} timesteps: "
+            f"{_millions(share.params)} parameters, {_billions(share.macs)} MACs",
+        )
+    return table
+
+
+def _both(by_steps: str, by_timesteps: str) -> str:
+    return f"{by_steps} weighted by sampling steps, {by_timesteps} by timesteps owned"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def _billions(count: int) -> str:
+    return f"{count / 1e9:.4g} G"

@@ -1,0 +1,153 @@
+"""The commands that read and change nothing: `ebdiff tickets | compare | estimate`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+
+from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
+from schemas.errors import UserError, problem
+from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
+
+_Number = TypeVar("_Number", int, float)
+
+
+class Form(StrEnum):
+    """What `ebdiff compare` prints."""
+
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+AgainstOption = Annotated[
+    list[Path] | None,
+    typer.Option("--against", metavar="RUN", help="Another run whose tickets to compare with; repeatable."),
+]
+
+
+def add_report_commands(app: typer.Typer) -> None:
+    """Add this file's commands to the command line."""
+    app.command()(tickets)
+    app.command()(compare)
+    app.command()(estimate)
+
+
+def tickets(
+    run_dir: RunArgument,
+    dense: Annotated[
+        Path | None,
+        typer.Option("--dense", metavar="RUN|FOLDER", help="A trained dense model whose masks to compare with."),
+    ] = None,
+    against: AgainstOption = None,
+    thresholds: Annotated[str, typer.Option("--thresholds", help="Largest distances to try.")] = "0.05,0.1,0.2",
+    queue_lengths: Annotated[str, typer.Option("--queue-lengths", help="Queue lengths to try.")] = "3,5,10",
+    strides: Annotated[str, typer.Option("--strides", help="Try queues of every n-th mask.")] = "1,10,100",
+    last: Annotated[int | None, typer.Option("--last", min=2, max=MANY, help="Show only the last N masks.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, with the full matrices.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="Write each ticket's distances as CSV and PNG.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="Write all heat maps as one picture.")
+    ] = None,
+) -> None:
+    """Show when tickets were drawn, when they would have been by other rules, and how masks and tickets differ."""
+    from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
+    from ebdiff_orchestrator.reports.tickets_view import check_out, draw_pictures, show, write_report
+
+    settings = Settings(
+        thresholds=tuple(_numbers("--thresholds", thresholds, float)),
+        queue_lengths=tuple(_numbers("--queue-lengths", queue_lengths, int)),
+        strides=tuple(_numbers("--strides", strides, int)),
+    )
+    if out is not None:
+        check_out(out)
+    report = report_tickets(run_dir, settings, against or (), dense)
+    written = write_report(report, out, last) if out is not None else []
+    if plot is not None and report.tickets:
+        written.append(draw_pictures(report.tickets, plot, last))
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
+    console = Console()
+    show(report, console, last)
+    for path in written:
+        console.print(f"written: {path}", markup=False, highlight=False, soft_wrap=True)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, a row each, in this order.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            "--against", metavar="RUN", help="The dense run to measure against; default: the only dense one of RUN..."
+        ),
+    ] = None,
+    form: Annotated[Form, typer.Option("--format", help="How to print.")] = Form.table,
+) -> None:
+    """Compare runs as the paper's tables do: size, FID, steps, speed-up, time; a dash for what was not measured."""
+    from ebdiff_orchestrator.reports.compare import compare_runs
+    from ebdiff_orchestrator.reports.compare_view import comparison_table
+    from ebdiff_orchestrator.reports.formats import as_csv, as_markdown, print_table
+
+    comparison = compare_runs(runs, against)
+    rows = [row.as_json() for row in comparison.rows]
+    if form is Form.json:
+        footnotes = comparison_table(comparison).footnotes
+        print(json.dumps({"against": comparison.against, "rows": rows, "footnotes": footnotes}, indent=2))
+    elif form is Form.csv:
+        print(as_csv(rows), end="")
+    elif form is Form.markdown:
+        print(as_markdown(comparison_table(comparison)), end="")
+    else:
+        print_table(comparison_table(comparison), Console())
+
+
+def estimate(
+    plan: PlanArgument,
+    changes: SetOption = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=2, max=MOST_TIMESTEPS, help="Steps to time of each network; 2 on a slow CPU.")
+    ] = 5,
+    dense_steps: Annotated[
+        int | None,
+        typer.Option("--dense-steps", min=1, max=MOST_STEPS, help="Steps of the dense training to compare with."),
+    ] = None,
+    draw_intervals: Annotated[
+        int, typer.Option("--draw-intervals", min=1, max=MOST_STEPS, help="Assume that draws converge at this mask.")
+    ] = 7,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, max=MOST_STEPS, help="Images of the data set, which is not opened.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option("--gpus", min=1, max=MOST_WORKERS, help="Devices; default: one a region.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
+) -> None:
+    """Predict a run's time, hours and speed-up from a few steps on this machine's device; needs no data."""
+    from ebdiff_orchestrator.plans.load import load_plan
+    from ebdiff_orchestrator.reports.estimate import Assumptions
+    from ebdiff_orchestrator.reports.estimate import estimate as estimate_plan
+    from ebdiff_orchestrator.reports.estimate_view import show_estimate
+
+    progress = Console(stderr=True)
+    assume = Assumptions(draw_intervals=draw_intervals, images=images, dense_steps=dense_steps, devices=gpus)
+    found = estimate_plan(
+        load_plan(plan, changes or ()), steps, assume, lambda line: progress.print(line, markup=False, highlight=False)
+    )
+    print(json.dumps(found.as_json(), indent=2)) if as_json else show_estimate(found, Console())
+
+
+def _numbers(option: str, text: str, kind: type[_Number]) -> list[_Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        expected = f"{'whole numbers' if kind is int else 'numbers'} with commas between them"
+        raise UserError(problem(option, text, expected, "Change it.")) from None

@@ -1,0 +1,161 @@
+"""`ebdiff sample`: images from an ensemble, made in this process or shared out over the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ebdiff_orchestrator.cluster import Cluster, connect
+from ebdiff_orchestrator.ensemble.dtypes import DTYPES
+from ebdiff_orchestrator.ensemble.images import sample_images
+from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.view import View
+from region_workers.training.device import current_world, prepare_process
+from schemas.errors import RunFailed, UserError, problem
+from schemas.job import Progress
+from schemas.plan import Plan, TrainingPlan
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """Which images of which ensemble, and how its networks run; None stands for the ensemble's own.
+
+    `ensemble` is its folder, or its run's directory or URL, `dtype` a name in `DTYPES`.
+    """
+
+    ensemble: str
+    count: int
+    batch_size: int
+    seed: int = 0
+    steps: int | None = None
+    classes: tuple[int, ...] | None = None
+    guidance_scale: float | None = None
+    dtype: str = "fp32"
+    compile: bool = False
+    offload: bool = False
+
+    @property
+    def batches(self) -> tuple[range, ...]:
+        """The images of each batch."""
+        starts = range(0, self.count, self.batch_size)
+        return tuple(range(start, min(start + self.batch_size, self.count)) for start in starts)
+
+
+@dataclass(frozen=True)
+class Images:
+    """Uint8 [N, H, W, C], and the most memory that the process held so far, as `World` counts it."""
+
+    pixels: np.ndarray
+    peak_memory_bytes: int
+
+
+def sample_here(job: ImageJob, report: Callable[[int, int], None]) -> Images:
+    """The job's images, on the GPU where there is one. `report(done, total)` counts denoising steps."""
+    world = current_world(use_gpu=True)
+    pixels = _draw(load(job, world.device), job, range(job.count), report)
+    return Images(pixels, world.peak_memory_bytes())
+
+
+def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: View) -> Images:
+    """The job's images, its batches shared out over `workers` workers of the Ray cluster, or of an embedded Ray.
+
+    On equal devices how many there are changes no bit: what a worker is given, threads included, is what the run's plan
+    says (a plan's defaults, where `job.ensemble` is no run directory). UserError for options that do not fit, also more
+    workers than batches; RunFailed if a worker could not do its part.
+    """
+    batches = job.batches
+    if workers > len(batches):
+        expected = f"at most {len(batches)}: {job.count} images are {len(batches)} batches of {job.batch_size}"
+        raise UserError(problem("--workers", workers, expected, "Lower it, or lower --batch-size."))
+    run = RunDirectory(job.ensemble)
+    job = replace(job, ensemble=run.location)
+    load(replace(job, dtype="fp32", compile=False, offload=True), torch.device("cpu"))  # keeps no weights in memory
+    plan = run.read().plan if run.exists() else Plan()
+    view.line("Connecting to Ray ...")
+    with connect(plan.workers, workers, address) as cluster:
+        view.line(f"{workers} workers of {cluster.request}; free: {cluster.describe_free()}.")
+        shares = [batches[worker::workers] for worker in range(workers)]
+        indices: list[int] = []
+        parts: list[Images] = []
+        for worker, part in _run(cluster, job, shares, plan.training.cpu_threads):
+            indices += [index for batch in shares[worker] for index in batch]
+            parts.append(part)
+            state = "done" if len(indices) == job.count else "running"
+            progress = {"stage": "samples", "state": state, "step": len(indices), "total_steps": job.count}
+            view.job("sampling", Progress.model_validate(progress))
+    pixels = np.concatenate([part.pixels for part in parts])[np.argsort(indices)]
+    return Images(pixels, max(part.peak_memory_bytes for part in parts))
+
+
+def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
+    """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
+    folder = RunDirectory(job.ensemble).ensemble()
+    named = job.ensemble if Path(job.ensemble).resolve() == folder else folder  # messages have the user's word for it
+    pipeline = load_ensemble(named, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
+    _check_options(job, pipeline.num_classes, len(pipeline.scheduler))
+    return pipeline
+
+
+def _check_options(job: ImageJob, num_classes: int | None, timesteps: int) -> None:
+    """Raise UserError, naming the option, for what this ensemble has not."""
+    if job.steps is not None and job.steps > timesteps:
+        raise UserError(problem("--steps", job.steps, f"at most {timesteps}, the ensemble's timesteps", "Lower it."))
+    if num_classes is None and job.classes:
+        raise UserError(problem("--class", job.classes[0], "none, since the ensemble has no classes", "Leave it out."))
+    if num_classes is None and job.guidance_scale not in (None, 1.0):
+        expected = "1, since the ensemble has no classes"
+        raise UserError(problem("--guidance", f"{job.guidance_scale:g}", expected, "Leave it out."))
+    if num_classes is not None and job.classes and max(job.classes) >= num_classes:
+        raise UserError(problem("--class", max(job.classes), f"0 to {num_classes - 1}", "Change it."))
+
+
+def _draw(
+    pipeline: EnsemblePipeline, job: ImageJob, images: range, report: Callable[[int, int], None] | None = None
+) -> np.ndarray:
+    return sample_images(
+        pipeline,
+        len(images),
+        job.seed,
+        job.steps,
+        job.batch_size,
+        report,
+        first=images.start,
+        classes=job.classes,
+        guidance_scale=job.guidance_scale,
+    )
+
+
+def _run(
+    cluster: Cluster, job: ImageJob, shares: list[tuple[range, ...]], threads: int
+) -> Iterator[tuple[int, Images]]:
+    """The images of each share of the batches, as its worker ends; with the share's index."""
+    calls = [(job, share, threads, cluster.request.gpus > 0) for share in shares]
+    try:
+        for index, result in cluster.run_many(_share, calls):
+            if isinstance(result, Exception):
+                raise result
+            yield index, result
+    except (RunFailed, UserError):
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise RunFailed(f"A worker failed ({reason[0]}).") from error
+
+
+def _share(job: ImageJob, batches: tuple[range, ...], threads: int, use_gpu: bool) -> Images | RunFailed | UserError:
+    """What one worker does: the images of its batches, or why it could not; with exact arithmetic, as evaluation."""
+    prepare_process(TrainingPlan(cpu_threads=threads))
+    world = current_world(use_gpu)
+    try:
+        pipeline = load(job, world.device)
+        pixels = np.concatenate([_draw(pipeline, job, batch) for batch in batches])
+    except torch.OutOfMemoryError:
+        return RunFailed("The device ran out of memory. Lower --batch-size, or use --offload.")
+    except (RunFailed, UserError) as error:
+        return error
+    return Images(pixels, world.peak_memory_bytes())

@@ -1,0 +1,1 @@
+"""Plans: presets and YAML files, read, checked, and previewed."""

@@ -1,0 +1,150 @@
+"""Finding and reading plans: presets by name, YAML files, and `key=value` changes to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets
+from ebdiff_orchestrator.plans.yaml_text import read_yaml
+from schemas.errors import PlanError, from_validation_error, shown
+from schemas.keys import similar_word
+from schemas.plan import Plan
+
+
+def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
+    """The plan of a preset's name or a YAML file, with `key=value` changes (dotted keys, YAML values).
+
+    A YAML file may name another plan as its `base` and hold only what differs: sections merge, lists are replaced.
+
+    Raises PlanError that names each wrong field, its value, what was expected and what to do.
+    """
+    return plan_from_values(_read(plan), changes, title=plan)
+
+
+def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title: str = "plan") -> Plan:
+    """`load_plan` for values at hand."""
+    if any(change.startswith("regions.") for change in changes):
+        values.setdefault("regions", Plan().model_dump(mode="json")["regions"])
+    for change in changes:
+        _apply(values, change)
+    try:
+        return Plan.model_validate(values)
+    except ValidationError as error:
+        raise from_validation_error(error, f"The plan {title} cannot run as written", Plan) from None
+
+
+def plan_as_yaml(plan: Plan) -> str:
+    """The whole plan, defaults included, as YAML that `load_plan` reads."""
+    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = Path(plan)
+    if path.is_dir():
+        raise PlanError(
+            f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}). "
+            "Name the file in it, or a preset."
+        )
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        return _preset(plan)
+    values = read_yaml(_text_of(path), f"PLAN = {plan}")
+    if not isinstance(values, dict):
+        raise PlanError(
+            f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits --yaml` for one."
+        )
+    return _with_base(values, path, above)
+
+
+def _preset(name: str) -> dict[str, Any]:
+    values = preset_values(name)
+    if values is None:
+        known = [*presets(), *(f"{preset}-{method}" for preset in presets() for method in methods())]
+        raise PlanError(
+            f"PLAN = {name}: expected a file, or a preset ({', '.join(presets())}), also with a method, as in "
+            f"cifar10-eb ({', '.join(methods())}). Check the name or the path.{similar_word(name, known)}"
+        )
+    return values
+
+
+def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """The plan over its `base`: a preset, or a file named relative to the plan's own."""
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    above = (*above, path.resolve())
+    if not isinstance(base, str) or (path.parent / base).resolve() in above:
+        raise PlanError(f"base = {shown(base)}: expected a preset or another YAML file. Change it in {path}.")
+    beside = path.parent / base
+    try:
+        below = _read(str(beside) if beside.is_file() else base, above)
+    except PlanError as error:
+        raise PlanError(f"base = {base}, in {path}: {error}") from None
+    return merged(below, {"name": path.stem, **values})
+
+
+def _text_of(path: Path) -> str:
+    if not path.exists():
+        raise PlanError(
+            f"PLAN = {path}: no such file; expected a YAML file or a preset ({', '.join(presets())}). Check the path."
+        )
+    try:
+        if not path.is_file():
+            raise OSError("it is no regular file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"PLAN = {path}: expected a readable UTF-8 text file ({error}). Check the file, or save it anew as UTF-8."
+        ) from None
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise PlanError(f"--set {shown(change)}: expected key=value. Write it as in --set training.steps=2000.")
+    value = read_yaml(text, f"--set {shown(change)}")
+    if isinstance(value, str) and _is_exponent_number(value):
+        value = float(value)  # YAML 1.1 reads 2e-4 as text
+    *parents, last = key.split(".")
+    target: Any = values
+    for index, part in enumerate(parents):
+        target = _step_into(target, part, ".".join(parents[: index + 1]), change)
+    _assign(target, last, value, change)
+
+
+def _step_into(target: Any, part: str, path: str, change: str) -> Any:
+    if isinstance(target, list):
+        return target[_position(target, part, change)]
+    child = target.setdefault(part, {})
+    if child is None:
+        child = target[part] = {}
+    if not isinstance(child, dict | list):
+        raise PlanError(f"--set {shown(change)}: {path} is a single value; expected a section there. Check the key.")
+    return child
+
+
+def _assign(target: Any, last: str, value: Any, change: str) -> None:
+    if isinstance(target, list):
+        target[_position(target, last, change)] = value
+    else:
+        target[last] = value
+
+
+def _position(target: list[Any], part: str, change: str) -> int:
+    if not part.isdigit() or int(part) >= len(target):
+        raise PlanError(
+            f"--set {shown(change)}: expected a position from 0 to {len(target) - 1} in place of {part}. Change it."
+        )
+    return int(part)
+
+
+def _is_exponent_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return "e" in text.lower()

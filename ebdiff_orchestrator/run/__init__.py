@@ -1,0 +1,1 @@
+"""One run: launched, recorded, resumed, extended."""

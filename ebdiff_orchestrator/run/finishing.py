@@ -1,0 +1,92 @@
+"""The last two stages: the experts put together as one pipeline, and images drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from ebdiff_orchestrator.ensemble.images import sample_images, write_images
+from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+from ebdiff_orchestrator.ensemble.saving import save_ensemble
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, train_stage_name
+from region_workers.data.latents.vae import load_vae
+from region_workers.networks.dense import load_verified
+from region_workers.storage.integrity import DamagedFileError
+from region_workers.training.results import artifact, files_in
+from schemas.errors import RunFailed
+from schemas.job import EXPERT_FOLDER, Artifact
+from schemas.model import LatentModelPlan
+from schemas.plan import Plan
+
+
+def assemble(
+    plan: Plan,
+    location: str,
+    expert_files: Mapping[str, tuple[Artifact, ...]],
+    vae_digest: str | None,
+    owner: str = "",
+) -> tuple[Artifact, ...]:
+    """Write the ensemble of the finished experts, with the VAE of their latents, to the run's `ensemble`; its files.
+
+    Raises RunFailed if an expert is not what `expert_files` records of it, by region, or the VAE is no longer the one
+    of `vae_digest`; RunTakenOverError if the run has another owner than the claim `owner`.
+    """
+    run = RunDirectory(location, owner)
+    run.fetch_stages([train_stage_name(region) for region in plan.regions])
+    experts = [_expert(run.path / train_stage_name(region), expert_files[region.name]) for region in plan.regions]
+    names, vae = [region.name for region in plan.regions], _vae(plan, vae_digest)
+    with run.fenced():
+        save_ensemble(run.path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, vae)
+        return _published(run, ASSEMBLE)
+
+
+def sample(
+    plan: Plan, location: str, owner: str = "", report: Callable[[int, int], None] | None = None
+) -> tuple[Artifact, ...]:
+    """Write the plan's images and their grid to the run's `samples`; the files. On the GPU where there is one.
+
+    RunTakenOverError if the run has another owner than the claim `owner`.
+    """
+    use_gpu = torch.cuda.is_available() and plan.workers.gpus != 0
+    device = torch.device("cuda" if use_gpu else "cpu")
+    sampling = plan.sampling
+    run = RunDirectory(location, owner)
+    run.fetch_stages([ASSEMBLE])
+    images = sample_images(
+        load_ensemble(run.path / ASSEMBLE, device=device),
+        sampling.num_images,
+        plan.seed,
+        sampling.steps,
+        sampling.batch_size,
+        report,
+    )
+    with run.fenced():
+        write_images(images, run.path / SAMPLE)
+        return _published(run, SAMPLE)
+
+
+def _expert(stage_folder: Path, files: tuple[Artifact, ...]) -> nn.Module:
+    try:
+        return load_verified(stage_folder / EXPERT_FOLDER, {Path(file.path).name: file.sha256 for file in files})
+    except DamagedFileError as error:
+        raise RunFailed(f"{error}. Go on with `ebdiff resume`: the expert is made again, to the same bits.") from None
+
+
+def _vae(plan: Plan, digest: str | None) -> nn.Module | None:
+    """The VAE of a plan on latents; its config says how the experts' latents are scaled."""
+    if not isinstance(plan.model, LatentModelPlan):
+        return None
+    vae, info = load_vae(plan.model, plan.data.channels)
+    if info.digest != digest:
+        raise RunFailed(f"model.vae = {plan.model.vae}: not the VAE that the latents are of. Restore it, then resume.")
+    return cast(nn.Module, vae)
+
+
+def _published(run: RunDirectory, folder: str) -> tuple[Artifact, ...]:
+    run.publish(folder)
+    return tuple(artifact(run.path, path) for path in files_in(run.path / folder))

@@ -1,0 +1,174 @@
+"""One driver at a time: claiming a run, showing that its owner lives, and noticing that another has taken it.
+
+A driver claims a run under the next number and rewrites its claim as long as it works. Another that finds the claim
+rewritten is refused; one that finds it left alone for the length of the lease, or its process gone, or that was told
+to, claims the next number. Whoever is not the newest any more stops before it writes: in a folder a lock is held from
+that look until the write is done, and by whoever claims; a store is looked at right before. Nobody's clock is compared
+with another's: a claim lives if it is seen to change. The same files do this in a folder and in an object store.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+from ebdiff_orchestrator.run.claims import Claims
+from schemas.errors import RunFailed, UserError
+from schemas.owner import Claim
+
+LEASE_S = 30.0
+_LOOK_S = 0.5
+_KEPT_CLAIMS = 5  # older ones say nothing that the newest does not
+
+Say = Callable[[str], None]
+
+
+class RunTakenOverError(RunFailed):
+    """Another driver works on the run now."""
+
+
+class Ownership:
+    """This driver's claim to a run, from `claim_run` until `release`."""
+
+    def __init__(self, claims: Claims, claim: Claim, where: str) -> None:
+        self._claims, self._claim, self._where = claims, claim, where
+        self._released = Event()
+        self._beating = Thread(target=self._beat, name="owner", daemon=True)
+        self._beating.start()
+
+    @property
+    def name(self) -> str:
+        """The claim's name, by which workers see whether the run has another owner."""
+        return self._claim.name
+
+    def check(self) -> None:
+        """See `check_newest`."""
+        check_newest(self._claims, self.name, self._where)
+
+    def release(self, leaves_nothing: bool = False) -> None:
+        """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims."""
+        self._released.set()
+        self._beating.join()
+        with self._claims.locked():
+            if self._claims.names()[-1:] != [self.name]:
+                return
+            if leaves_nothing:
+                self._claims.forget()
+            else:
+                self._claims.write(self._claim.model_copy(update={"released": True}))
+
+    def _beat(self) -> None:
+        while not self._released.wait(self._claim.lease_s / 5):
+            self._claim = self._claim.model_copy(update={"beat": self._claim.beat + 1})
+            try:
+                if self._claims.names()[-1:] == [self.name]:
+                    self._claims.write(self._claim)
+            except OSError:
+                continue  # the store does not answer; the next beat may get through
+
+
+def check_newest(claims: Claims, name: str, where: str) -> None:
+    """Raise RunTakenOverError unless the claim of this name is the newest of the run at `where`."""
+    newest = claims.names()[-1:]
+    if newest != [name]:
+        other = claims.read(newest[0]) if newest else None
+        who = f"process {other.pid} on {other.host}" if other else "another launch or resume"
+        raise RunTakenOverError(f"{where}: {who} has taken this run over; this one has stopped and wrote nothing more.")
+
+
+def claim_run(claims: Claims, where: str, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:
+    """Claim the run; UserError if another driver works on it, unless `take_over`.
+
+    Where that cannot be known at once, this waits as long as the other's lease lasts to see whether it lives.
+    """
+    newest = claims.names()[-1:]
+    holder = claims.read(newest[0]) if newest else None
+    if newest and not take_over and _lives(claims, newest[0], holder, say, where):
+        raise UserError(_refusal(where, holder))
+    with claims.claiming():
+        if claims.names()[-1:] != newest:  # while this one looked, another claimed the run
+            raise UserError(_refusal(where, claims.read(claims.names()[-1]) if claims.names() else None))
+        claim = _next_claim(claims, where, newest, lease_s)
+    return Ownership(claims, claim, where)
+
+
+def _next_claim(claims: Claims, where: str, newest: list[str], lease_s: float) -> Claim:
+    claim = Claim(
+        number=int(newest[0].split("-")[0]) + 1 if newest else 1,
+        token=secrets.token_hex(4),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process=process_identity(os.getpid()),
+        lease_s=lease_s,
+    )
+    claims.write(claim)
+    if claims.names()[-1] != claim.name:  # two claimed the same number: the greater name has it
+        claims.delete(claim.name)
+        raise UserError(_refusal(where, claims.read(claims.names()[-1])))
+    for name in claims.names()[:-_KEPT_CLAIMS]:
+        claims.delete(name)
+    return claim
+
+
+def process_identity(pid: int) -> str:
+    """What tells a process of this machine from any other, before and after it: boot, PID namespace, PID, start.
+
+    Empty where the system does not say.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = Path("/proc/self/ns/pid").readlink()
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else f"{boot}/{namespace}/{pid}/{fields[18]}"
+
+
+def _lives(claims: Claims, name: str, holder: Claim | None, say: Say, where: str) -> bool:
+    """Whether the holder of a claim is at work."""
+    if holder is not None and (holder.released or _is_gone(holder)):
+        return False
+    if holder is not None and _is_running(holder):
+        return True
+    lease_s = holder.lease_s if holder else LEASE_S
+    say(f"{where}: {_holder(holder)} has not said that it ended; watching for {lease_s:.0f} s whether it lives ...")
+    deadline = time.monotonic() + lease_s
+    while time.monotonic() < deadline:
+        time.sleep(min(_LOOK_S, lease_s))
+        now = claims.read(name)
+        if now is not None and now.released:
+            return False
+        if now is not None and holder is not None and now.beat != holder.beat:
+            return True
+        holder = holder or now
+    return False
+
+
+def _is_gone(holder: Claim) -> bool:
+    """Whether the holder was a process of this machine that has ended."""
+    here = process_identity(os.getpid()).rsplit("/", 2)[0]
+    same_machine = bool(here) and holder.process.rsplit("/", 2)[0] == here
+    return same_machine and process_identity(holder.pid) != holder.process
+
+
+def _is_running(holder: Claim) -> bool:
+    """Whether the holder is a process of this machine, and not halted."""
+    if not holder.process or holder.process != process_identity(holder.pid):
+        return False
+    return Path(f"/proc/{holder.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "Tt"
+
+
+def _holder(holder: Claim | None) -> str:
+    return f"process {holder.pid} on {holder.host}" if holder else "its last owner"
+
+
+def _refusal(where: str, holder: Claim | None) -> str:
+    return (
+        f"DIR = {where}: expected no other launch or resume at work on this run, but {_holder(holder)} is. Watch it "
+        f"with `ebdiff status {where} --watch`, give another --run-dir, or take the run over with --take-over."
+    )

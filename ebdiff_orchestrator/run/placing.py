@@ -1,0 +1,79 @@
+"""The placement of a launch: in which order its jobs start and how many workers each gets, by measured step times."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ebdiff_orchestrator.cluster import Cluster
+from ebdiff_orchestrator.placement.schedule import assignment, place
+from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
+from ebdiff_orchestrator.plans.preview import Outlook
+from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.stages import JobOutline
+from ebdiff_orchestrator.run.view import View
+from region_workers.storage.checkpoint_folders import newest_step
+from region_workers.training.timing import step_seconds
+from schemas.job import CHECKPOINTS_FOLDER
+from schemas.plan import Plan
+
+
+def place_jobs(
+    jobs: tuple[JobOutline, ...], outlook: Outlook, images: int, ledger: Ledger, cluster: Cluster, view: View
+) -> tuple[dict[str, int], int | None]:
+    """The workers of each job, in the order of their starts, and how many all may hold together; None: all there are.
+
+    A plan that is not one-per-region has its networks timed first, on one worker, once a run.
+    """
+    plan = ledger.plan
+    if plan.placement == "one-per-region":
+        longest_first = sorted(jobs, key=lambda job: (-_macs(job, outlook), job.name))
+        return {job.name: cluster.request.processes for job in longest_first}, None
+    seconds = _step_seconds(ledger, cluster, view)
+    left = _what_is_left(plan, jobs, ledger)
+    draws = {
+        name: 0 if ledger.is_done(name) else steps
+        for name, steps in draw_steps_of(plan, interval_steps(plan, images) or 0, DRAW_INTERVALS).items()
+    }
+    works, first = works_of(left, seconds, draws)
+    still = {job.name for job in jobs if not ledger.all_done((job,))}
+    works = [work for work in works if work.name in still]
+    first = first if first and first.name in still else None
+    if not works:
+        return dict.fromkeys(still, 1), None
+    efficiency = plan.workers.parallel_efficiency
+    schedule = place(works, max(1, cluster.workers_at_once()), plan.placement, efficiency, first)
+    workers = dict(assignment(schedule))
+    shares = ", ".join(f"{name} {count}" for name, count in workers.items())
+    at_once = f"{schedule.devices} workers at once, about {schedule.makespan_s:.0f} s"
+    view.line(f"Placement {plan.placement}, {at_once}: {shares}.")
+    return workers, schedule.devices
+
+
+def _step_seconds(ledger: Ledger, cluster: Cluster, view: View) -> Mapping[float, float]:
+    known = ledger.manifest.step_seconds
+    if known is None:
+        view.line("Timing the networks on one worker, to place the regions ...")
+        known = cluster.run_once(step_seconds, ledger.plan)
+        ledger.know_step_seconds(known)
+    return known
+
+
+def _what_is_left(plan: Plan, jobs: tuple[JobOutline, ...], ledger: Ledger) -> Plan:
+    """The plan with only those steps that its regions' newest checkpoints have not made."""
+    folders = {job.train.region: Path(job.train.name, CHECKPOINTS_FOLDER) for job in jobs if job.train}
+    regions = tuple(
+        region.model_copy(
+            update={"steps": max(1, plan.steps_of(region) - newest_step(ledger.directory.path / folders[region.name]))}
+        )
+        for region in plan.regions
+    )
+    return plan.model_copy(update={"regions": regions})
+
+
+def _macs(job: JobOutline, outlook: Outlook) -> float:
+    """Work of a job; a shared draw comes before all."""
+    if job.train is None:
+        return float("inf")
+    region = next(o for o in outlook.regions if o.region.name == job.train.region)
+    return float(region.costs.macs * region.steps)

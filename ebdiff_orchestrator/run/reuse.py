@@ -1,0 +1,107 @@
+"""Taking over what other runs have computed: equal stages whole, shorter trainings as a start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import JobOutline
+from region_workers.storage.durable import write_folder, write_model
+from region_workers.storage.integrity import is_whole
+from region_workers.training.checkpoints import find_checkpoint
+from region_workers.training.results import finished_result
+from region_workers.training.train import state_key, ticket_artifacts
+from schemas.job import CHECKPOINTS_FOLDER, RESULT_FILE, DrawStage, StageResult, TrainStage
+
+Stage = DrawStage | TrainStage
+
+
+def take_over(
+    directory: RunDirectory, jobs: Sequence[JobOutline], runs: Sequence[str | Path], say: Callable[[str], None]
+) -> dict[str, Path]:
+    """Copy into `directory` every stage of `jobs` that one of `runs` has finished under the same key.
+
+    Every file is verified before and after. A training that another run has finished with fewer steps lends its last
+    checkpoint, from which ours goes on to the same bits: these trainings are returned, with the runs. A stage must
+    have the same name there, so the same region. UserError if one of `runs` is no run.
+    """
+    others = [RunDirectory(run) for run in runs]
+    for other in others:
+        other.read()
+        other.fetch_folder("")
+    if others:
+        directory.fetch_folder("")
+    borrowed = {}
+    for job in jobs:
+        for stage in (job.draw, job.train):
+            if stage is None or finished_result(directory.path, stage) is not None:
+                continue
+            with directory.fenced():
+                if any(_take(directory.path, other.path, stage) for other in others):
+                    directory.publish(stage.name)
+                elif isinstance(stage, TrainStage):
+                    source = _borrow_checkpoint(directory.path, [other.path for other in others], stage, say)
+                    if source is not None:
+                        directory.publish(f"{stage.name}/{CHECKPOINTS_FOLDER}")
+                        borrowed[stage.name] = source
+    return borrowed
+
+
+def _take(run_dir: Path, other: Path, stage: Stage) -> bool:
+    """Whether the stage could be taken from the other run."""
+    result = finished_result(other, stage)
+    if other == run_dir or result is None or not all(is_whole(other, item) for item in result.artifacts):
+        return False
+    if not all(Path(item.path).is_relative_to(stage.name) for item in result.artifacts):
+        return False  # a stage's files are in its folder
+    if not all(is_whole(run_dir, item) for item in result.inputs):
+        return False  # a training belongs to the very ticket that this run has
+
+    def copy(folder: Path) -> None:
+        for item in result.artifacts:
+            target = folder / Path(item.path).relative_to(stage.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(other / item.path, target)
+        last = _last_checkpoint(other, stage)
+        if last is not None:  # so that the stage can be extended here too
+            shutil.copytree(last, folder / CHECKPOINTS_FOLDER / last.name)
+
+    write_folder(run_dir / stage.name, copy)
+    taken = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or str(other)})
+    write_model(run_dir / stage.name / RESULT_FILE, taken)
+    return True
+
+
+def _last_checkpoint(run: Path, stage: Stage) -> Path | None:
+    if not isinstance(stage, TrainStage):
+        return None
+    key = state_key(stage, ticket_artifacts(run, stage))
+    return find_checkpoint(run / stage.name / CHECKPOINTS_FOLDER, key, stage.steps)
+
+
+def _borrow_checkpoint(
+    run_dir: Path, others: Sequence[Path], stage: TrainStage, say: Callable[[str], None]
+) -> Path | None:
+    """The longest training of this very ticket with at most our steps: its last checkpoint. The run that it is of."""
+    try:
+        key = state_key(stage, ticket_artifacts(run_dir, stage))
+    except FileNotFoundError:
+        return None  # no ticket yet
+    folders = [run / stage.name / CHECKPOINTS_FOLDER for run in (run_dir, *others)]
+    found = [path for path in (find_checkpoint(folder, key, stage.steps) for folder in folders) if path is not None]
+    if not found:
+        return None
+    best = max(found, key=lambda path: path.name)  # of equals the first, so our own
+    target = folders[0] / best.name
+    if best == target:
+        return None
+    write_folder(target, lambda folder: _copy_files(best, folder))
+    say(f"{stage.name}: goes on from {best}.")
+    return best.parents[len(Path(stage.name).parts) + 1]
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)

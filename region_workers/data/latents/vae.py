@@ -1,0 +1,172 @@
+"""The VAE of a plan: found, loaded, checked, and used the same way wherever images become latents or latents images."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from region_workers.storage.json_files import read_object
+from schemas.digest import digest
+from schemas.errors import plan_error
+from schemas.model import LatentModelPlan
+from schemas.store import VaeInfo
+
+_FIELD = "model.vae"
+_CONFIG = "config.json"
+_CLASSES = ("AutoencoderKL", "VQModel")
+_SUBFOLDERS = ("", "vae", "vqvae", "vqmodel")  # in a folder of its own, or as diffusers' pipelines call it
+_WEIGHTS = "diffusion_pytorch_model"
+_WEIGHT_FILES = (f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-*.safetensors")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_EXPECTED = "a folder or a hub name of a diffusers AutoencoderKL or VQModel, or of a pipeline that has one"
+
+
+def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, VaeInfo]:
+    """The plan's VAE in float32 on the CPU, for use and not for training, and what it is.
+
+    Its `config.scaling_factor` is then the one in force, so that a pipeline saved with it scales as training did.
+    Raises PlanError if there is none, if its weights are not safetensors, and if it does not fit `model` or images of
+    `channels` channels.
+    """
+    folder = _find(model)
+    try:
+        config = read_object(folder / _CONFIG)
+    except ValueError as error:
+        raise plan_error(_FIELD, model.vae, _EXPECTED, f"{folder}: {error}: replace the file.") from None
+    name = str(config.get("_class_name"))
+    if name not in _CLASSES:
+        raise plan_error(
+            _FIELD, model.vae, f"one of {', '.join(_CLASSES)}", f"{folder} holds a {name}: choose another."
+        )
+    if not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
+        remedy = (
+            f"{folder} holds none. Save the weights anew, once: "
+            f"diffusers.{name}.from_pretrained(..., use_safetensors=False).save_pretrained(FOLDER)."
+        )
+        raise plan_error(_FIELD, model.vae, f"weights as {_WEIGHTS}.safetensors; no pickle is read", remedy)
+    vae = _load(folder, name, model)
+    _check(vae, model, channels)
+    vae.register_to_config(scaling_factor=_scaling_factor(model, name, config))
+    return vae, _info(vae, name, _posterior(model, name))
+
+
+def encode(vae: Any, images_BCHW: torch.Tensor, generators: Sequence[torch.Generator] | None = None) -> torch.Tensor:
+    """Scaled latents float32 [B, C, h, w] of images in [-1, 1].
+
+    AutoencoderKL: the mode of the posterior, or a sample of it with `generators`, one an image. VQModel: as before
+    quantisation, which LDM leaves to the decoder (arXiv 2112.10752, section 3.1).
+    """
+    encoded = vae.encode(images_BCHW)
+    if hasattr(encoded, "latents"):
+        latents_BChw = encoded.latents
+    elif generators is None:
+        latents_BChw = encoded.latent_dist.mode()
+    else:
+        latents_BChw = encoded.latent_dist.sample(list(generators))
+    shifted: torch.Tensor = latents_BChw - (vae.config.get("shift_factor") or 0.0)
+    return shifted * float(vae.config.scaling_factor)
+
+
+def decode(vae: Any, latents_BChw: torch.Tensor) -> torch.Tensor:
+    """Images [B, C, H, W] in about [-1, 1] of scaled latents: `encode` the other way; a VQModel quantises first."""
+    unscaled = latents_BChw / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    images_BCHW: torch.Tensor = vae.decode(unscaled.to(vae.dtype)).sample
+    return images_BCHW
+
+
+def _scaling_factor(model: LatentModelPlan, name: str, config: dict[str, Any]) -> float:
+    """The plan's, else what the VAE's own file says.
+
+    diffusers fills in Stable Diffusion's 0.18215 for any file that says nothing: right for an AutoencoderKL of that
+    age, wrong for LDM's VQModels, which are not scaled.
+    """
+    default = 0.18215 if name == "AutoencoderKL" else 1.0
+    return model.scaling_factor or float(config.get("scaling_factor") or default)
+
+
+def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] | None:
+    """What of the posterior a latent is; by default what LDM's `get_first_stage_encoding` takes."""
+    if name == "AutoencoderKL":
+        return model.posterior or "sample"
+    if model.posterior is not None:
+        expected = f"null, since {model.vae} is a {name}, which has no posterior"
+        raise plan_error("model.posterior", model.posterior, expected, "Leave it out.")
+    return None
+
+
+def _info(vae: Any, name: str, posterior: Literal["sample", "mode"] | None) -> VaeInfo:
+    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    sha = hashlib.sha256()
+    for key, tensor in sorted(vae.state_dict().items()):
+        sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.contiguous().numpy().data)
+    return VaeInfo(
+        class_name=name,
+        posterior=posterior,
+        digest=digest({"class": name, "config": config, "weights": sha.hexdigest()}),
+        scaling_factor=config["scaling_factor"],
+        shift_factor=config.get("shift_factor"),
+    )
+
+
+def _load(folder: Path, name: str, model: LatentModelPlan) -> Any:
+    import diffusers
+
+    try:
+        vae = getattr(diffusers, name).from_pretrained(
+            folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        remedy = f"{folder} does not load as {name} ({reason}): replace the files."
+        raise plan_error(_FIELD, model.vae, _EXPECTED, remedy) from error
+    return vae.eval().requires_grad_(False)
+
+
+def _check(vae: Any, model: LatentModelPlan, channels: int | None) -> None:
+    latent_channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
+    if latent_channels != model.latent_channels:
+        remedy = f"Set model.latent_channels to {latent_channels}."
+        expected = f"{latent_channels}, the channels of the latents of {model.vae}"
+        raise plan_error("model.latent_channels", model.latent_channels, expected, remedy)
+    downscale = 2 ** (len(vae.config.block_out_channels) - 1)
+    if downscale != model.latent_downscale:
+        remedy = f"Set model.latent_downscale to {downscale}."
+        expected = f"{downscale}, by which {model.vae} divides an image's sides"
+        raise plan_error("model.latent_downscale", model.latent_downscale, expected, remedy)
+    if channels is not None and vae.config.in_channels != channels:
+        remedy = "Set it so, or choose another VAE."
+        raise plan_error("data.channels", channels, f"{vae.config.in_channels}, which {model.vae} takes", remedy)
+
+
+def _find(model: LatentModelPlan) -> Path:
+    """The folder with the VAE's own config."""
+    path = Path(model.vae).expanduser()
+    places = _SUBFOLDERS if model.vae_subfolder is None else (model.vae_subfolder,)
+    if not path.is_dir():
+        if not _HUB_NAME.fullmatch(model.vae):
+            raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is no folder {path.absolute()}: check the path.")
+        path = _download(model.vae, places)
+    for place in places:
+        if (path / place / _CONFIG).is_file():
+            return path / place
+    where = f"no {_CONFIG} in {' or in '.join(place or 'the folder itself' for place in places)}"
+    raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is {where}: set model.vae_subfolder.")
+
+
+def _download(name: str, places: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (_CONFIG, *_WEIGHT_FILES)]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = f"There is no such folder here, and the hub gives none ({reason}): check the path or the name."
+        raise plan_error(_FIELD, name, _EXPECTED, remedy) from error

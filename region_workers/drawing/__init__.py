@@ -1,1 +1,0 @@
-"""Drawing tickets: train the dense model until its mask stops changing."""

@@ -1,0 +1,126 @@
+"""What a network costs: parameters and multiply-accumulates, counted on the meta device."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
+from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.pruning.slim import slim
+from schemas.model import ModelPlan
+from schemas.plan import DataPlan
+
+_CONTEXT = "context_embedding."
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Parameters, and multiply-accumulates of one forward pass by two counters.
+
+    `params` counts the UNet, as the paper does: not the table of class vectors that CrossAttn blocks attend to
+    (`context_embedding`, classes + 1 rows; 0.51 M for ImageNet), which is never pruned and which CompVis keeps beside
+    its UNet; a class embedding that is added to the time embedding counts.
+
+    `macs` is torch-pruning's counter, which the paper used: convolutions, linear layers, norms and activations, but
+    not the attention's matrix products. `macs_with_attention` is half of torch.utils.flop_counter's operations:
+    convolutions, linear layers and the attention's products (CIFAR-10: 6.06 G and 6.22 G).
+    """
+
+    params: int
+    macs: int
+    macs_with_attention: int
+
+
+def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs:
+    """The costs of `model` for one forward pass on `example_inputs`: forward's keyword arguments.
+
+    Both may be on any device: a copy without weights is counted. `macs` are those of one sample of the batch,
+    `macs_with_attention` too.
+    """
+    twin = meta_copy(model)
+    inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
+    return Costs(
+        params=sum(weight.numel() for name, weight in twin.named_parameters() if not name.startswith(_CONTEXT)),
+        macs=_macs(twin, inputs),
+        macs_with_attention=_macs_with_attention(twin, inputs),
+    )
+
+
+class CostCounter:
+    """The costs of one dense network and of its prunings; the groups are found once."""
+
+    def __init__(self, network: nn.Module, example_inputs: Mapping[str, Tensor]) -> None:
+        """`network` is the dense one, on any device; it is left alone. `example_inputs` as for `find_groups`."""
+        self._network = meta_copy(network)
+        self._inputs = example_inputs
+        self._counted: dict[tuple[int, ...], Costs] = {}
+
+    @cached_property
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        """The network's channel groups. ValueError if it cannot be pruned."""
+        return find_groups(self._network, self._inputs)
+
+    def dense(self) -> Costs:
+        """The costs of the network as it is."""
+        return self.at(0.0)
+
+    def at(self, ratio: float) -> Costs:
+        """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
+        if ratio == 0:
+            return self._count(self._network)
+        mask = compute_mask(self.groups, [torch.zeros(group.size) for group in self.groups], ratio)
+        narrow = copy.deepcopy(self._network)
+        slim(narrow, kept_channels(self.groups, mask))
+        return self._count(narrow)
+
+    def _count(self, network: nn.Module) -> Costs:
+        shapes = tuple(side for weight in network.parameters() for side in weight.shape)
+        if shapes not in self._counted:
+            self._counted[shapes] = count_costs(network, self._inputs)
+        return self._counted[shapes]
+
+
+@lru_cache(maxsize=8)
+def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
+    """The counter of a plan's dense network, on the meta device; the last few are kept."""
+    with torch.device("meta"):
+        network = build_dense(model, data)
+    return CostCounter(network, example_inputs(model, data))
+
+
+def dense_costs(model: ModelPlan, data: DataPlan) -> Costs:
+    """The dense network's costs for one sample."""
+    return cost_counter(model, data).dense()
+
+
+def region_costs(model: ModelPlan, data: DataPlan, ratio: float) -> Costs:
+    """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
+    return cost_counter(model, data).at(ratio)
+
+
+def _macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    from torch_pruning.utils import count_ops_and_params
+
+    # Positional inputs, for the counter finds the batch size in no others.
+    call = inspect.signature(model.forward).bind(**inputs)
+    call.apply_defaults()
+    macs, _ = count_ops_and_params(model, call.args)
+    return int(macs)
+
+
+def _macs_with_attention(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        model(**inputs)
+    samples = len(next(iter(inputs.values())))
+    return int(counter.get_total_flops()) // 2 // samples

@@ -1,0 +1,159 @@
+"""The dense network of a plan, a UNet of diffusers or ours, and the inputs that trace it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.pruned_unet import PrunedUNet2DModel
+from region_workers.storage.integrity import read_verified, sealed_files
+from region_workers.storage.json_files import read_object
+from schemas.errors import RunFailed, UserError, plan_error, problem
+from schemas.job import CONFIG_FILE, WEIGHTS_FILE
+from schemas.model import LatentModelPlan, ModelPlan
+from schemas.plan import DataPlan
+
+_NOT_ARGUMENTS = {
+    "family",
+    "pretrained",
+    "num_classes",
+    "label_dropout",
+    "vae",
+    "vae_subfolder",
+    "scaling_factor",
+    "posterior",
+    "latent_channels",
+    "latent_downscale",
+}
+_NETWORKS: dict[str, type[Any]] = {
+    "UNet2DModel": PrunedUNet2DModel,
+    "UNet2DConditionModel": PrunedUNet2DConditionModel,
+    "PrunedUNet2DModel": PrunedUNet2DModel,
+    "PrunedUNet2DConditionModel": PrunedUNet2DConditionModel,
+}
+
+
+def network_class(name: str) -> type[Any]:
+    """The class that loads a network folder by the `_class_name` of its config.json. UserError for another kind.
+
+    It is one of ours also for diffusers' own: they load strictly, and need no `encoder_hidden_states`.
+    """
+    if name in _NETWORKS:
+        return _NETWORKS[name]
+    raise UserError(problem("_class_name", name, " or ".join(_NETWORKS), "Start from a network of one of these kinds."))
+
+
+def load_network(folder: Path) -> nn.Module:
+    """The network in a model folder, of the class that its config.json names; weights strictly, from safetensors.
+
+    Raises RunFailed if the folder holds no such network.
+    """
+    try:
+        kind = network_class(str(read_object(folder / CONFIG_FILE).get("_class_name")))
+        network: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        raise _no_network(folder, error) from None
+    return network
+
+
+def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.Module:
+    """`load_network` from the very bytes that have these digests, by file name; default: those of the folder's seal.
+
+    DamagedFileError if they have not.
+    """
+    sha256 = sealed_files(folder) if sha256 is None else sha256
+    data = read_verified(folder / CONFIG_FILE, sha256.get(CONFIG_FILE))
+    weights = read_verified(folder / WEIGHTS_FILE, sha256.get(WEIGHTS_FILE))
+    try:
+        config = json.loads(data)
+        network: nn.Module = network_class(str(config.get("_class_name"))).from_config(config)
+        network.load_state_dict(load(weights), strict=True)
+    except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _no_network(folder, error) from None
+    return network.eval()
+
+
+def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
+    """The arguments of the network that the plan's sections `model` and `data` stand for.
+
+    They are UNet2DModel's for pixels and PrunedUNet2DConditionModel's for latents. A class-conditional network has one
+    class more than the data: the last one stands for `no class`. Raises PlanError for blocks that do not go together.
+    """
+    classes = None if model.num_classes is None else model.num_classes + 1
+    channels, height, _ = sample_shape(model, data)
+    config = {
+        **model.model_dump(exclude=_NOT_ARGUMENTS),
+        "sample_size": height,
+        "in_channels": channels,
+        "out_channels": channels,
+    }
+    if isinstance(model, LatentModelPlan):
+        return {**config, **_attention_config(model, classes)}
+    return {**config, "num_class_embeds": classes}
+
+
+def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DConditionModel:
+    """The dense UNet with fresh weights, on torch's default device (under `torch.device("meta")`: without weights).
+
+    Pixels: a UNet2DModel. Latents: a PrunedUNet2DConditionModel with nothing pruned, whose CrossAttn blocks attend to
+    the class; without such blocks classes are added to the time embedding. PlanError as for `dense_config`.
+    """
+    config = dense_config(model, data)
+    return PrunedUNet2DConditionModel(**config) if isinstance(model, LatentModelPlan) else UNet2DModel(**config)
+
+
+def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:
+    """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents,
+    `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
+    inputs = {
+        "sample": torch.zeros(1, *sample_shape(model, data), device=device),
+        "timestep": torch.ones(1, dtype=torch.long, device=device),
+    }
+    if model.num_classes is not None:
+        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
+    return inputs
+
+
+def sample_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
+    """Channels, height and width of what is denoised."""
+    if isinstance(model, LatentModelPlan):
+        side = data.resolution // model.latent_downscale
+        return model.latent_channels, side, side
+    return data.channels, data.resolution, data.resolution
+
+
+def _no_network(folder: Path, error: Exception) -> RunFailed:
+    reason = str(error).splitlines()[0]
+    return RunFailed(
+        f"{folder}: expected {CONFIG_FILE} and the safetensors weights of its network; they do not read ({reason}). "
+        "Restore the folder, or delete its stage's folder and resume."
+    )
+
+
+def _attention_config(model: LatentModelPlan, classes: int | None) -> dict[str, Any]:
+    """How the network attends, and how it learns the class."""
+    types = (*model.down_block_types, *model.up_block_types)
+    attends = any("CrossAttn" in name for name in types)
+    alone = [name for name in types if name.startswith("Attn")]
+    heads = model.attention_head_dim or 1
+    if attends and not alone:
+        return {"num_context_classes": classes, "attention_head_dim": heads}
+    if alone and (attends or heads > 1):
+        raise plan_error(
+            "model.down_block_types",
+            alone[0],
+            "CrossAttn blocks where there are such or where there are several heads",
+            "Replace Attn blocks by CrossAttn blocks, or leave CrossAttn out and set model.attention_head_dim to 1.",
+        )
+    # diffusers' name is true of Attn blocks: None is one head as wide as its level.
+    widths = (None,) * len(model.block_out_channels)
+    return {"num_class_embeds": classes, "attention_head_dim": widths, "mid_block_type": "UNetMidBlock2D"}

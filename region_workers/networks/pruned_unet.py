@@ -1,0 +1,108 @@
+"""The pruned UNet, rebuilt from its config and kept channels, and its extraction from the dense one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.pruned_network import KeptConfig, LoadedStrictly, build_narrow, takes_arguments_of
+from region_workers.networks.supported import check_text_free, network_inputs
+from region_workers.pruning.slim import narrowed_tensors
+from schemas.ticket import KeptChannels
+
+
+class PrunedUNet2DModel(LoadedStrictly, UNet2DModel):  # type: ignore[misc]  # diffusers is untyped
+    """A `UNet2DModel` narrowed to its kept channels.
+
+    Its arguments and config are UNet2DModel's, which describe the dense network, and `kept_channels`: by layer,
+    {"outputs": indices or None, "inputs": indices or None}; None or {} leaves the network dense. A new model has fresh
+    weights. `save_pretrained` writes safetensors and config.json; `from_pretrained` needs neither torch-pruning nor
+    the dense weights.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    @takes_arguments_of(UNet2DModel)
+    def __init__(self, *args: Any, kept_channels: KeptConfig | None = None, **kwargs: Any) -> None:
+        build_narrow(self, lambda: super(PrunedUNet2DModel, self).__init__(*args, **kwargs), kept_channels)
+
+
+PrunedNetwork: TypeAlias = PrunedUNet2DModel | PrunedUNet2DConditionModel
+
+
+@torch.no_grad()
+def extract_expert(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
+    """The expert: `dense` narrowed to `kept`, with copies of its weights there, on its device and in its mode.
+
+    `dense` is a UNet2DModel or a UNet2DConditionModel, diffusers' or ours, and is left alone. The expert's weights are
+    contiguous, and it has passed one small forward pass. ValueError as for `slim`, and for a network of another kind,
+    conditioned on text, or pruned already.
+    """
+    expert = _without_weights(dense, kept)
+    expert.load_state_dict(_inherited(dense, kept), strict=True, assign=True)
+    for name, buffer in dense.named_buffers():  # also those that no state dict holds
+        owner, _, own_name = name.rpartition(".")
+        setattr(expert.get_submodule(owner), own_name, buffer.clone())
+    for own, inherited in zip(expert.parameters(), dense.parameters(), strict=True):
+        own.requires_grad_(inherited.requires_grad)
+    expert.eval()
+    _prove(expert)
+    expert.train(dense.training)
+    return expert
+
+
+def _without_weights(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
+    kind = _pruned_class(dense)
+    arguments = inspect.signature(kind.__init__).parameters
+    config: dict[str, Any] = {name: value for name, value in _config(dense).items() if name in arguments}
+    check_text_free(config)
+    if config.get("kept_channels"):
+        raise ValueError("dense: expected a network that is not pruned. Extract from the one that it came from.")
+    config["kept_channels"] = {name: channels.model_dump(mode="json") for name, channels in kept.items()} or None
+    with torch.device("meta"):
+        expert: PrunedNetwork = kind(**config)
+    return expert
+
+
+def _pruned_class(dense: nn.Module) -> type[Any]:
+    kinds: dict[type[Any], type[Any]] = {
+        UNet2DConditionModel: PrunedUNet2DConditionModel,
+        UNet2DModel: PrunedUNet2DModel,
+    }
+    for kind, pruned in kinds.items():
+        if isinstance(dense, kind):
+            return pruned
+    raise ValueError(f"dense = {type(dense).__name__}: expected UNet2DModel or UNet2DConditionModel.")
+
+
+def _config(network: Any) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = network.config
+    return config
+
+
+def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, Tensor]:
+    narrowed = {
+        f"{name}.{tensor_name}": tensor
+        for name, channels in kept.items()
+        for tensor_name, tensor in narrowed_tensors(name, dense.get_submodule(name), channels).items()
+    }
+    return {
+        # Contiguous like a loaded expert's, so that a resumed run computes in the same order.
+        name: narrowed[name] if name in narrowed else old.clone(memory_format=torch.contiguous_format)
+        for name, old in dense.state_dict().items()
+    }
+
+
+def _prove(expert: PrunedNetwork) -> None:
+    """One forward pass on the smallest image: what goes in comes out, in shape. Channels are what may not fit."""
+    side = 2 ** len(expert.config.block_out_channels)
+    inputs = network_inputs(expert, expert.device, side)
+    predicted = expert(**{**inputs, "sample": inputs["sample"].to(expert.dtype)}).sample
+    shape = (1, expert.config.out_channels, side, side)
+    assert predicted.shape == shape, f"the expert gives {tuple(predicted.shape)}"

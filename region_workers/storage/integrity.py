@@ -1,0 +1,116 @@
+"""Files that are what was recorded of them: read and verified in one go, so that what is used is what was hashed."""
+
+from __future__ import annotations
+
+from hashlib import sha256 as sha_256
+from pathlib import Path
+
+from region_workers.storage.durable import write_model
+from schemas.digest import file_digest
+from schemas.job import Artifact
+from schemas.sealed import Sealed
+
+SEAL_FILE = "seal.json"
+_LEVELS = 2  # how far above a network's folder its seal lies at most
+
+
+class DamagedFileError(ValueError):
+    """A file that is missing, or not what was recorded of it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path} is missing or not what was written"
+
+
+def read_verified(path: Path, sha256: str | None) -> bytes:
+    """The file's bytes. DamagedFileError if they are not those of the digest, or if there is no file or no digest."""
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise DamagedFileError(path) from None
+    if sha_256(data).hexdigest() != sha256:
+        raise DamagedFileError(path)
+    return data
+
+
+def check_file(path: Path, sha256: str | None) -> None:
+    """Raise DamagedFileError unless there is a file of this digest; for what is too large to be read at once."""
+    if not path.is_file() or file_digest(path) != sha256:
+        raise DamagedFileError(path)
+
+
+def is_whole(run_dir: Path, item: Artifact) -> bool:
+    """Whether a recorded file is there, in the run itself and not behind a link, with the recorded bytes."""
+    path = run_dir / item.path
+    if path.resolve() != run_dir.resolve() / item.path or not path.is_file():
+        return False
+    return path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
+
+
+class FolderSeal(Sealed):
+    """What a folder holds: a digest (SHA-256) a file, by path. A subfolder with a seal of its own stands for itself."""
+
+    sha256: dict[str, str]
+
+
+def seal_folder(folder: Path) -> None:
+    """Note what is in the folder, in a file of its own."""
+    write_model(folder / SEAL_FILE, FolderSeal(sha256={name: file_digest(folder / name) for name in _files(folder)}))
+
+
+def broken_in(folder: Path) -> str | None:
+    """The first file of a folder that was sealed which is missing or not what was written, the seal too; None: none."""
+    try:
+        seal = FolderSeal.model_validate_json((folder / SEAL_FILE).read_bytes())
+    except (ValueError, OSError):
+        return SEAL_FILE
+    broken = (name for name, sha256 in seal.sha256.items() if not _is_whole(folder / name, sha256))
+    return next(broken, None)
+
+
+def sealed_files(folder: Path) -> dict[str, str]:
+    """The digests of a folder's files by name, from its seal or that of a folder around it; empty: no seal knows it.
+
+    DamagedFileError if a seal on the way is missing or not what was written.
+    """
+    folder = folder.absolute()
+    for around in (folder, *folder.parents[:_LEVELS]):
+        if not (around / SEAL_FILE).is_file():
+            continue
+        try:
+            known = FolderSeal.model_validate_json((around / SEAL_FILE).read_bytes()).sha256
+        except ValueError:
+            raise DamagedFileError(around / SEAL_FILE) from None
+        start = "" if folder == around else f"{folder.relative_to(around).as_posix()}/"
+        between = [inner / SEAL_FILE for inner in (folder, *folder.parents[:_LEVELS]) if around in inner.parents]
+        lost = [seal for seal in between if seal.relative_to(around).as_posix() in known]  # else it had been met
+        if lost:
+            raise DamagedFileError(lost[0])
+        return {name.removeprefix(start): sha256 for name, sha256 in known.items() if name.startswith(start)}
+    return {}
+
+
+def check_sealed(folder: Path) -> None:
+    """Raise DamagedFileError if a file of the folder is not what a seal, its own or one around it, says of it."""
+    for name, sha256 in sealed_files(folder).items():
+        check_file(folder / name, sha256)
+
+
+def _is_whole(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_digest(path) == sha256
+
+
+def _files(folder: Path, start: str = "") -> list[str]:
+    """The paths of the files that a seal of the folder covers."""
+    names = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and (path / SEAL_FILE).is_file():
+            names.append(f"{start}{path.name}/{SEAL_FILE}")
+        elif path.is_dir():
+            names += _files(path, f"{start}{path.name}/")
+        elif path.name != SEAL_FILE:
+            names.append(f"{start}{path.name}")
+    return names

@@ -1,0 +1,64 @@
+"""The Arrow tables of a run: every interval's masks, and the metrics of each stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from region_workers.storage.durable import write_file
+
+MASKS = pa.schema(
+    [
+        pa.field("region", pa.string()),
+        pa.field("interval", pa.int64()),
+        pa.field("step", pa.int64()),
+        pa.field("bits", pa.int64()),
+        pa.field("mask", pa.binary()),  # numpy.packbits of the bits, kept = 1
+    ]
+)
+
+METRICS = pa.schema(
+    [
+        pa.field("step", pa.int64()),
+        pa.field("loss", pa.float64()),  # mean over the steps since the row before
+        pa.field("gradient_norm", pa.float64()),
+        pa.field("learning_rate", pa.float64()),
+        pa.field("steps_per_s", pa.float64()),
+        pa.field("unix_time_s", pa.float64()),
+    ]
+)
+
+Row = dict[str, object]
+
+
+def write_masks(path: Path, rows: list[Row]) -> None:
+    """Write the masks as one Arrow IPC file, durably."""
+    table = pa.Table.from_pylist(rows, schema=MASKS)
+
+    def write(temporary: Path) -> None:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, MASKS) as writer:
+            writer.write_table(table)
+
+    write_file(path, write)
+
+
+def read_masks(source: Path | bytes) -> list[Row]:
+    """The rows of `write_masks`, oldest first, from the file or its bytes."""
+    data = source if isinstance(source, bytes) else source.read_bytes()
+    rows: list[Row] = pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist()
+    return rows
+
+
+def write_metrics(path: Path, rows: list[Row]) -> None:
+    """Write the metrics as one Parquet file, durably."""
+    table = pa.Table.from_pylist(rows, schema=METRICS)
+    write_file(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_metrics(source: Path | bytes) -> list[Row]:
+    """The rows of `write_metrics`, oldest first, from the file or its bytes."""
+    file = pa.BufferReader(source) if isinstance(source, bytes) else source
+    rows: list[Row] = pq.read_table(file, schema=METRICS).to_pylist()
+    return rows

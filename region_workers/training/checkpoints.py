@@ -1,0 +1,241 @@
+"""Checkpoints of one stage: folders that are whole or absent, verified before they are trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pyarrow as pa
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from region_workers.storage.checkpoint_folders import checkpoint_folders, checkpoint_name
+from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
+from region_workers.storage.integrity import DamagedFileError, check_file, read_verified
+from region_workers.storage.tables import Row, read_metrics, write_metrics
+from region_workers.training.device import World, ignore
+from region_workers.training.host_copy import HostCopy
+from schemas.digest import file_digest
+from schemas.errors import RunFailed
+from schemas.sealed import Sealed
+
+_STATE, _METRICS, CHECKPOINT_FILE = "state.safetensors", "metrics.parquet", "checkpoint.json"
+
+
+class CheckpointInfo(Sealed):
+    """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file.
+
+    `beside`: digests of what its state goes with, by path in the stage's folder; without that it is no good. `attempt`
+    and `owner` are those of the job that wrote it, and no part of the state.
+    """
+
+    key: str
+    step: int
+    active_s: float
+    sha256: dict[str, str]
+    beside: dict[str, str] = Field(default_factory=dict)
+    attempt: int = 0
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, loaded; `files`: the bytes of those that are not its tensors."""
+
+    info: CheckpointInfo
+    tensors: dict[str, torch.Tensor]
+    metrics: list[Row]
+    files: dict[str, bytes]
+
+
+def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
+    """The whole checkpoint of this key with the most steps, up to `most_steps`; nothing is changed."""
+    for path in reversed(checkpoint_folders(folder)):
+        info = _verified(path, key)
+        if info is not None and info.step <= most_steps:
+            return path
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of one stage, newest last; only the newest `keep` stay. `retired` is told of each deleted one.
+
+    `attempt` and `owner`: as in CheckpointInfo.
+    One at a time is written in the background, from a copy on the host, while training goes on. Leaving the context
+    waits for it. `passed_over` says, for people, which damaged ones `newest_good` found; empty: none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        key: str,
+        keep: int,
+        retired: Callable[[Path], None] = ignore,
+        attempt: int = 0,
+        owner: str = "",
+    ) -> None:
+        self._folder, self._key, self._keep, self._retired = folder, key, keep, retired
+        self._attempt, self._owner = attempt, owner
+        self._copy = HostCopy()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self.passed_over = ""
+        make_folder(folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown()
+
+    def save(
+        self,
+        step: int,
+        active_s: float,
+        tensors: dict[str, torch.Tensor],
+        metrics: list[Row],
+        write_more: Callable[[Path], None] | None = None,
+        beside: Mapping[str, str] | None = None,
+    ) -> None:
+        """Take one checkpoint: what is given is copied now, and written durably while the caller goes on.
+
+        `write_more` may add files of the stage's own, from what does not change any more; `beside`: as in
+        CheckpointInfo. A step that has a good checkpoint already keeps it: the same step has the same state. Raises
+        what the last writing failed with.
+        """
+        self.wait()
+        if _verified(self._path(step), self._key) is not None:
+            return
+        copies, rows = self._copy.take(tensors), list(metrics)
+        info = CheckpointInfo(
+            key=self._key,
+            step=step,
+            active_s=active_s,
+            sha256={},
+            beside=dict(beside or {}),
+            attempt=self._attempt,
+            owner=self._owner,
+        )
+        self._writing = self._writer.submit(self._write, info, copies, rows, write_more)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk; raises what its writing failed with."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(
+        self,
+        info: CheckpointInfo,
+        tensors: dict[str, torch.Tensor],
+        metrics: list[Row],
+        write_more: Callable[[Path], None] | None,
+    ) -> None:
+        def write(folder: Path) -> None:
+            save_file(tensors, folder / _STATE)
+            write_metrics(folder / _METRICS, metrics)
+            if write_more is not None:
+                write_more(folder)
+            digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
+            (folder / CHECKPOINT_FILE).write_text(info.model_copy(update={"sha256": digests}).model_dump_json(indent=2))
+
+        write_folder(self._path(info.step), write)
+        for old in checkpoint_folders(self._folder)[: -self._keep]:
+            self._retire(old)
+
+    def newest_good(self, world: World, most_steps: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint of this stage's key that is whole: the leading worker's choice, on every worker.
+
+        Damaged ones, and what a killed writer left, are deleted. Those of more than `most_steps` are passed over.
+        """
+        found = self._newest_good_here(most_steps) if world.leads else None
+        step = world.from_leader(found.info.step if found is not None else -1)
+        if world.leads or step < 0:
+            return found
+        try:
+            return _load(self._path(step), self._key)
+        except DamagedFileError as error:
+            raise RunFailed(f"{error}, or it was not for the leading worker. Go on with `ebdiff resume`.") from None
+
+    def _newest_good_here(self, most_steps: int | None) -> Checkpoint | None:
+        remove_leftovers(self._folder)
+        for folder in reversed(checkpoint_folders(self._folder)):
+            try:
+                checkpoint = _load(folder, self._key)
+            except DamagedFileError as error:
+                self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket ({error.path.name}); "
+                self._retire(folder)
+            else:
+                if most_steps is None or checkpoint.info.step <= most_steps:
+                    return checkpoint
+        return None
+
+    def _path(self, step: int) -> Path:
+        return self._folder / checkpoint_name(step)
+
+    def clear(self) -> None:
+        """Delete every checkpoint, once the stage's result is on disk."""
+        self.wait()
+        for folder in checkpoint_folders(self._folder):
+            self._retire(folder)
+        remove_leftovers(self._folder)
+        with suppress(OSError):  # somebody else's files are in it
+            self._folder.rmdir()
+
+    def _retire(self, folder: Path) -> None:
+        remove_folder(folder)
+        self._retired(folder)
+
+
+def _verified(folder: Path, key: str) -> CheckpointInfo | None:
+    """What a checkpoint says of itself, if it is in its place and every file of it is whole."""
+    try:
+        info = _info(folder, key)
+        for name, sha256 in info.sha256.items():
+            check_file(folder / name, sha256)
+    except DamagedFileError:
+        return None
+    return info
+
+
+def _load(folder: Path, key: str) -> Checkpoint:
+    """The checkpoint of the bytes that were verified. DamagedFileError if it is not whole, or not in its place."""
+    info = _info(folder, key)
+    read = [name for name in info.sha256 if name != _STATE]
+    files = {name: read_verified(folder / name, info.sha256[name]) for name in read}
+    try:
+        state, metrics = _mapped(folder / _STATE, info.sha256.get(_STATE)), read_metrics(files.get(_METRICS, b""))
+    except (SafetensorError, pa.ArrowException) as error:  # whole, and yet no checkpoint: it was not we who wrote
+        reason = str(error).splitlines()[0]
+        raise RunFailed(f"{folder} does not read ({reason}); expected a checkpoint. Delete the folder.") from None
+    return Checkpoint(info, state, metrics, files)
+
+
+def _mapped(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
+    """The tensors in a file: mapped before it is hashed, so that what is hashed is what is mapped, and held once."""
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError):
+        check_file(path, sha256)
+        raise
+    check_file(path, sha256)
+    return tensors
+
+
+def _info(folder: Path, key: str) -> CheckpointInfo:
+    """What a checkpoint in its place says of itself, if what its state goes with is there."""
+    try:
+        info = CheckpointInfo.model_validate_json((folder / CHECKPOINT_FILE).read_bytes())
+    except (ValueError, FileNotFoundError):
+        raise DamagedFileError(folder / CHECKPOINT_FILE) from None
+    if info.key != key or folder.name != checkpoint_name(info.step):
+        raise DamagedFileError(folder / CHECKPOINT_FILE)
+    for name, sha256 in info.beside.items():
+        check_file(folder.parents[1] / name, sha256)
+    return info

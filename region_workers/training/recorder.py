@@ -1,0 +1,144 @@
+"""What a stage tells the outside while it runs: the progress file and the rows of metrics."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from region_workers.storage.durable import replace_model
+from region_workers.storage.tables import Row
+from region_workers.training.device import World
+from region_workers.training.failures import StopRequestedError
+from region_workers.training.trainer import Trainer
+from schemas.clock import unix_time
+from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Note, Progress, ProgressState, WorkerJob
+from schemas.owner import is_outdated
+
+_HEARTBEAT_S = 1.0
+
+
+def announce_start(job: WorkerJob, stage: str) -> None:
+    """Say that a worker has taken the job and is getting ready."""
+    now = unix_time()
+    progress = Progress(
+        stage=stage,
+        attempt=job.attempt,
+        owner=job.owner,
+        state="starting",
+        stage_started_at=now,
+        updated_at=now,
+    )
+    replace_model(Path(job.run_dir) / stage / PROGRESS_FILE, progress)
+
+
+class Recorder:
+    """Progress and metrics of one stage on one worker; only the leading worker writes."""
+
+    def __init__(
+        self, job: WorkerJob, stage: str, key: str, total_steps: int | None, world: World, learning_rate: float
+    ) -> None:
+        self._folder = Path(job.run_dir) / stage
+        self._run_dir, self._owner = Path(job.run_dir), job.owner
+        self._interval = job.logging.interval_steps
+        self._world, self._learning_rate = world, learning_rate
+        self.stage, self.key = stage, key
+        self.metrics: list[Row] = []
+        self.started_at = unix_time()
+        self._progress = Progress(
+            stage=stage,
+            attempt=job.attempt,
+            owner=job.owner,
+            total_steps=total_steps,
+            stage_started_at=self.started_at,
+        )
+        self._earlier_s = 0.0
+        self._heartbeat_at = 0.0
+        self._first_step = 0
+        self._row_at, self._row_step = time.perf_counter(), 0
+
+    @property
+    def active_s(self) -> float:
+        """Seconds of work on this stage: this attempt's, and what an earlier one had saved."""
+        return self._earlier_s + unix_time() - self.started_at
+
+    def begin(self, step: int, metrics: list[Row], earlier_s: float) -> None:
+        """Start, or go on from a checkpoint made after `step` updates."""
+        self.metrics, self._earlier_s = list(metrics), earlier_s
+        self._first_step = self._row_step = step
+        self._row_at = time.perf_counter()
+        self._progress = self._progress.model_copy(update={"first_step": step})
+        self.announce("running", step)
+        self._heartbeat_at = 0.0  # the first step is told at once
+
+    def after_step(self, trainer: Trainer) -> bool:
+        """Note one finished step; whether the run was asked to stop. Waits for the device at the log interval only."""
+        at_interval = trainer.step % self._interval == 0 or trainer.step == self._progress.total_steps
+        if at_interval:
+            self._add_row(trainer)
+        beat = self.heartbeat(trainer.step)
+        if self._world.size == 1:
+            return beat and self.stop_requested()
+        # Several workers must agree, which they do where they wait for each other anyway.
+        return at_interval and bool(self._world.from_leader(int(self.stop_requested())))
+
+    def heartbeat(self, step: int) -> bool:
+        """Say that the worker is alive, the first time and then at most once a second; whether it was time to."""
+        self._world.pulse()
+        if unix_time() - self._heartbeat_at < _HEARTBEAT_S:
+            return False
+        self.announce("running", step)
+        return True
+
+    def stop_requested(self) -> bool:
+        """Whether the driver asks the workers to stop, has lost the run to another, or the machine is taken away."""
+        stop = self._is_told(self._run_dir / STOP_FILE) or is_outdated(self._run_dir, self._owner)
+        return self._world.leaves_soon() or stop
+
+    def growth_requested(self) -> bool:
+        """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
+        asked = self._world.leads and self._is_told(self._folder / GROW_FILE)
+        return bool(self._world.from_leader(int(asked)))
+
+    def _is_told(self, note: Path) -> bool:
+        """Whether there is this note, for this very attempt; one of another driver's is not."""
+        try:
+            return Note.model_validate_json(note.read_text()).is_for(self._owner, self._progress.attempt)
+        except (OSError, ValueError):
+            return False
+
+    def note(self, text: str) -> None:
+        """A few words beside the numbers (the distances of a draw, say)."""
+        self._progress = self._progress.model_copy(update={"note": text})
+
+    def announce(self, state: ProgressState, step: int) -> None:
+        """Rewrite the progress file."""
+        self._heartbeat_at = unix_time()
+        elapsed = max(self._heartbeat_at - self.started_at, 1e-9)
+        rate = (step - self._first_step) / elapsed
+        self._progress = self._progress.model_copy(
+            update={"state": state, "step": step, "steps_per_s": rate or None, "updated_at": self._heartbeat_at}
+        )
+        if self._world.leads:
+            replace_model(self._folder / PROGRESS_FILE, self._progress)
+
+    def _add_row(self, trainer: Trainer) -> None:
+        loss, gradient_norm = trainer.read_metrics()
+        now = time.perf_counter()
+        rate = (trainer.step - self._row_step) / max(now - self._row_at, 1e-9)
+        self._row_at, self._row_step = now, trainer.step
+        self.metrics.append(
+            {
+                "step": trainer.step,
+                "loss": loss,
+                "gradient_norm": gradient_norm,
+                "learning_rate": self._learning_rate,
+                "steps_per_s": rate,
+                "unix_time_s": unix_time(),
+            }
+        )
+        self._progress = self._progress.model_copy(update={"loss": loss})
+
+
+def stopped_at(step: int) -> StopRequestedError:
+    """The exception that ends a stage which saved itself after `step` updates."""
+    return StopRequestedError(f"stopped after step {step}, as asked; the state is saved")

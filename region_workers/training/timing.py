@@ -1,0 +1,197 @@
+"""How long one update of a plan's networks takes on this device, on random samples: for estimates before a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from region_workers.data.labels import Labels
+from region_workers.data.samples import LatentSamples, PixelSamples, Samples
+from region_workers.networks.pretrained import find_dense
+from region_workers.networks.pruned_unet import extract_expert
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.training.device import World, current_world, prepare_process
+from region_workers.training.family import UNetFamily
+from region_workers.training.randomness import StepRandomness
+from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.trainer import Trainer
+from schemas.errors import UserError, problem
+from schemas.job import WorkerJob
+from schemas.model import LatentModelPlan
+from schemas.plan import Plan
+
+_WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
+_CPU_BUDGET_S = 20.0  # for the dense network; the experts take less
+_PROBE_IMAGES, _FEWEST_STEPS = 4, 2
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one update of the plan's whole batch, and how they were found.
+
+    `batch_size`: the batch that was timed; where it is smaller than the plan's, the seconds are in proportion.
+    `peak_memory_bytes`: allocated on a CUDA device; None on a CPU.
+    """
+
+    seconds: float
+    steps: int
+    batch_size: int
+    peak_memory_bytes: int | None
+
+
+def step_seconds(plan: Plan, steps: int = 5) -> dict[float, float]:
+    """Seconds of one update of each of the plan's networks on this process's device, by pruning ratio; 0: dense."""
+    prepare_process(plan.training)
+    timer = StepTimer(plan, current_world(use_gpu=plan.workers.gpus != 0))
+    return {ratio: timer.measure(ratio, steps).seconds for ratio in ratios_of(plan)}
+
+
+def ratios_of(plan: Plan) -> list[float]:
+    """The pruning ratios of the plan's networks, ascending from 0, the dense network."""
+    return sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
+
+
+class RandomStore:
+    """As many random samples as a batch has, shaped as the plan's images or latents, with labels if it has classes."""
+
+    digest = "random"
+
+    def __init__(self, plan: Plan, count: int) -> None:
+        generator = np.random.default_rng(0)
+        classes = plan.model.num_classes
+        self.labels: Labels | None = None if classes is None else generator.integers(0, classes, count)
+        self._count = count
+        self._samples: Samples
+        if isinstance(plan.model, LatentModelPlan):
+            side = plan.data.resolution // plan.model.latent_downscale
+            shape = (2 if plan.data.random_flip else 1, count, plan.model.latent_channels, side, side)
+            self._samples = LatentSamples(generator.standard_normal(shape, dtype=np.float32).astype(np.float16))
+        else:
+            image_shape = (count, plan.data.resolution, plan.data.resolution, plan.data.channels)
+            self._samples = PixelSamples(generator.integers(0, 256, image_shape, dtype=np.uint8))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def samples(self) -> Samples:
+        """The samples."""
+        return self._samples
+
+
+class StepTimer:
+    """Times updates of the plan's dense network and its experts with the trainer that a run uses."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        """`training.determinism` and threads are the process's, as prepared."""
+        self._plan, self._world = plan, world
+        self._dense_digest = find_dense(plan.model.pretrained).digest() if plan.model.pretrained else None
+        self._cpu_batch: int | None = None
+
+    def measure(self, ratio: float, steps: int) -> StepTime:
+        """An update of the network pruned at `ratio`: of `steps` after a warm-up, the mean on a GPU.
+
+        On a CPU, which others may be using too, the fastest; where the dense network would keep it busy for more than
+        about 20 seconds, 2 updates of a smaller batch are timed. UserError if the network does not fit on the device.
+        """
+        full = self._plan.training.batch_size
+        try:
+            size = self._affordable_batch(steps)
+            steps = steps if size == full else _FEWEST_STEPS
+            seconds, memory = self._time(ratio, size, steps)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                problem(
+                    "training.batch_size",
+                    full,
+                    "a batch that fits on the device beside the network",
+                    "Raise training.gradient_accumulation, or use training.precision=bf16.",
+                )
+            ) from None
+        return StepTime(seconds * full / size, steps, size, memory)
+
+    def _affordable_batch(self, steps: int) -> int:
+        """The plan's batch; on a CPU, one that the dense network can afford, the same for all so that they compare."""
+        full = self._plan.training.batch_size
+        if self._world.device.type != "cpu" or full <= _PROBE_IMAGES:
+            return full
+        if self._cpu_batch is None:
+            probe_s, _ = self._time(0.0, _PROBE_IMAGES, steps=1)
+            per_image_s = probe_s / _PROBE_IMAGES
+            affordable = int(_CPU_BUDGET_S / (_FEWEST_STEPS + 1) / per_image_s)
+            fits = full * per_image_s * (steps + 1) <= _CPU_BUDGET_S
+            self._cpu_batch = full if fits else min(full - 1, max(_PROBE_IMAGES, affordable))
+        return self._cpu_batch
+
+    def _time(self, ratio: float, batch_size: int, steps: int) -> tuple[float, int | None]:
+        """Seconds an update and, on a GPU, the peak of its memory."""
+        if self._world.device.type == "cpu":
+            trainer = self._trainer(ratio, batch_size)
+            trainer.advance()
+            return min(_seconds(trainer, 1) for _ in range(steps)), None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self._world.device)
+        trainer = self._trainer(ratio, batch_size)
+        for _ in range(_WARM_UP_STEPS):
+            trainer.advance()
+        torch.cuda.synchronize(self._world.device)
+        seconds = _seconds(trainer, steps, lambda: torch.cuda.synchronize(self._world.device))
+        return seconds, torch.cuda.max_memory_allocated(self._world.device)
+
+    def _trainer(self, ratio: float, batch_size: int) -> Trainer:
+        plan = self._plan
+        update: dict[str, object] = {"batch_size": batch_size}
+        if batch_size != plan.training.batch_size:
+            update["gradient_accumulation"] = 1
+        training = plan.training.model_copy(update=update)
+        span = (0, plan.diffusion.num_train_timesteps)
+        randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
+        job = _job(plan.model_copy(update={"training": training}), self._dense_digest)
+        family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
+        law = TimestepLaw(span, training.timesteps, plan.diffusion, self._world.device)
+        return Trainer(network_at(family, ratio), family, randomness, law, training, self._world)
+
+
+def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: None) -> float:
+    """The mean over `steps` updates."""
+    began = time.perf_counter()
+    for _ in range(steps):
+        trainer.advance()
+    wait()
+    return (time.perf_counter() - began) / steps
+
+
+def network_at(family: UNetFamily, ratio: float) -> nn.Module:
+    """The family's dense network, or cut to the width of `ratio`: which channels stay does not change what it costs."""
+    dense = family.build_dense()
+    if ratio == 0:
+        return dense
+    groups = find_groups(dense, family.example_inputs(dense))
+    mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
+    return extract_expert(dense, kept_channels(groups, mask))
+
+
+def _job(plan: Plan, dense_digest: str | None) -> WorkerJob:
+    """What the family reads of a job; nothing is written anywhere."""
+    return WorkerJob(
+        name="timing",
+        attempt=0,
+        run_dir="",
+        store_digest="",
+        dense_digest=dense_digest,
+        seed=plan.seed,
+        data=plan.data,
+        model=plan.model,
+        diffusion=plan.diffusion,
+        draw_plan=plan.draw,
+        training=plan.training,
+        checkpointing=plan.checkpointing,
+        logging=plan.logging,
+        draw=None,
+        train=None,
+    )

@@ -1,0 +1,1 @@
+"""One worker's life: a job from its start to its end."""

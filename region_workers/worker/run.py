@@ -1,0 +1,211 @@
+"""One worker's whole life: draw, then train, on one device; the same under Ray, torchrun and plain Python."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from region_workers.data.latents.store import open_latents
+from region_workers.data.samples import SampleStore
+from region_workers.data.store import ensure_store
+from region_workers.storage.durable import make_folder, remove_leftovers, write_model
+from region_workers.training.device import World, current_world, never, prepare_process
+from region_workers.training.draw import Draw
+from region_workers.training.failures import (
+    HangError,
+    StageHeldError,
+    StopRequestedError,
+    is_retryable,
+    message_for_people,
+)
+from region_workers.training.family import UNetFamily
+from region_workers.training.randomness import StepRandomness
+from region_workers.training.recorder import announce_start
+from region_workers.training.results import finished_result
+from region_workers.training.train import train
+from region_workers.worker.courier import Courier, working_folder
+from region_workers.worker.watchdog import Watchdog, end_process
+from schemas.clock import unix_time
+from schemas.digest import seed_from
+from schemas.errors import RunFailed
+from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
+from schemas.location import default_cache_dir
+from schemas.model import LatentModelPlan
+
+_LOCK_WAIT_S = 120.0
+_SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
+
+
+def run_job(job: WorkerJob, leaves_soon: Callable[[], bool] = never) -> None:
+    """Complete the job's stages, skipping what is finished; StopRequestedError if the run was asked to stop.
+
+    It saves and stops likewise when `leaves_soon` says that the machine is about to be taken away. A failure is
+    written beside the stage before it is raised, so that the driver can tell people about it. A worker that gets no
+    further for `job.hang_limit_s` writes that, and ends its process.
+    """
+    prepare_process(job.training)
+    world = current_world(job.use_gpu, leaves_soon)
+    with working_folder(job, world, _cache_dir(job) / _SCRATCH_FOLDER) as (here, courier):
+        _Work(here, courier).do(world)
+
+
+class _Work:
+    """One job on one worker."""
+
+    def __init__(self, job: WorkerJob, courier: Courier | None) -> None:
+        self._job, self._courier = job, courier
+        self._stage = job.stages()[0]
+
+    def do(self, world: World) -> None:
+        """Stage after stage; a failure is written, and raised."""
+        try:
+            with Watchdog(self._job.hang_limit_s, self._end_hanging) as watchdog:
+                self._do_stages(self._watched(world, watchdog))
+        except StopRequestedError:
+            raise
+        except BaseException as error:
+            cause = error if self._courier is None else self._courier.cause_of(error)
+            _write_failure(self._job, self._stage, cause)
+            if cause is not error:
+                raise cause from error
+            raise
+
+    def _watched(self, world: World, watchdog: Watchdog) -> World:
+        """Its steps are told to the watchdog, and to the courier, who may end the worker; what it deletes, to him."""
+        courier = self._courier
+        if courier is None:
+            return replace(world, pulse=watchdog.pulse)
+
+        def pulse() -> None:
+            watchdog.pulse()
+            courier.check()
+
+        return replace(world, pulse=pulse, retired=courier.retire)
+
+    def _do_stages(self, world: World) -> None:
+        job = self._job
+        stages = [stage for stage in (job.draw, job.train) if stage is not None]
+        first = next((index for index, stage in enumerate(stages) if not _is_finished(job, stage, world)), None)
+        if first is None:
+            return
+        self._stage = stages[first].name
+        if world.leads:
+            announce_start(job, self._stage)
+        store = _open_store(job, world)
+        for stage in stages[first:]:
+            if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
+                continue
+            self._stage = stage.name
+            world.forget_peak_memory()
+            with _only_worker(job, stage.name, world):
+                _run_stage(job, stage, store, world)
+            if self._courier is not None:
+                self._courier.hand_over()
+
+    def _end_hanging(self) -> None:
+        try:
+            _write_failure(self._job, self._stage, HangError(self._job.hang_limit_s))
+            if self._courier is not None:
+                self._courier.carry_all()
+        finally:
+            end_process()
+
+
+def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: SampleStore, world: World) -> None:
+    kind = "draw" if isinstance(stage, DrawStage) else "train"
+    randomness = StepRandomness(job.seed, kind, stage.timesteps, world.device)
+    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
+    if isinstance(stage, TrainStage):
+        train(job, stage, family, randomness, world)
+        return
+    torch.manual_seed(seed_from(job.seed, "initial weights"))  # every region draws from the same start
+    Draw(job, stage, family, randomness, world).run()
+
+
+def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) -> bool:
+    """The leading worker's answer."""
+    finished = world.leads and finished_result(Path(job.run_dir), stage) is not None
+    return bool(world.from_leader(int(finished)))
+
+
+def _open_store(job: WorkerJob, world: World) -> SampleStore:
+    """What is denoised: the images, or their latents."""
+    cache_dir = _cache_dir(job)
+
+    def report(done: int, total: int) -> None:
+        world.pulse()
+
+    if isinstance(job.model, LatentModelPlan):
+        threads = job.training.cpu_threads
+        latents = open_latents(
+            job.model,
+            job.data,
+            cache_dir,
+            job.store_digest,
+            cpu_threads=threads,
+            device=world.device,
+            report=report,
+        )
+        world.barrier()
+        return latents
+    store = ensure_store(job.data, cache_dir, report)
+    if store.digest != job.store_digest:
+        raise RunFailed(
+            f"The images of data.path = {job.data.path} are not those the run began with "
+            f"(digest {store.digest[:12]}, expected {job.store_digest[:12]}). Restore them, or start a new run."
+        )
+    world.barrier()
+    return store
+
+
+def _cache_dir(job: WorkerJob) -> Path:
+    return (Path(job.cache_dir) if job.cache_dir else default_cache_dir()).expanduser()
+
+
+@contextmanager
+def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
+    """Hold the stage's lock, so that a worker left over from before a crash cannot write beside this one."""
+    if not world.leads:
+        yield
+        return
+    path = Path(job.run_dir) / stage / ".lock"
+    make_folder(path.parent)
+    with path.open("w") as file:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StageHeldError(
+                        f"Stage {stage} is still held by another worker after {_LOCK_WAIT_S:.0f} s. "
+                        "Make sure that no other launch or resume of this run is going on."
+                    ) from None
+                time.sleep(0.5)
+        remove_leftovers(path.parent, below=True)
+        yield
+
+
+def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
+    """Any worker of the region may be the first to fail, and its failure is the one that explains the others'."""
+    path = Path(job.run_dir) / stage / FAILURE_FILE
+    if path.is_file() and Failure.model_validate_json(path.read_text()).attempt == job.attempt:
+        return
+    failure = Failure(
+        stage=stage,
+        attempt=job.attempt,
+        owner=job.owner,
+        message=message_for_people(error),
+        retryable=is_retryable(error),
+        traceback="".join(traceback.format_exception(error)),
+        at=unix_time(),
+    )
+    write_model(path, failure)
