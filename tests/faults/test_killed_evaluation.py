@@ -25,7 +25,7 @@ from ebdiff_orchestrator.evaluation import shards
 
 shards.SHARD_IMAGES = 4
 with patch("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", lambda ours, theirs: float(ours.mean[0])):
-    evaluate(sys.argv[1], 40, reference_images=12, inception_weights=sys.argv[2], in_process=True)
+    evaluate(sys.argv[1], 16, reference_images=8, inception_weights=sys.argv[2], in_process=True)
 """
 
 

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
 LONG_ENOUGH_TO_OVERLAP = {
     **TINY,
-    "training": {**TINY["training"], "steps": 200},
-    "draw": {"interval_steps": 10, "threshold": 0.01, "max_intervals": 20, "on_timeout": "take_last"},
+    "training": {**TINY["training"], "steps": 120},
+    "draw": {"interval_steps": 10, "threshold": 0.01, "max_intervals": 6, "on_timeout": "take_last"},
     "checkpointing": {"interval_steps": 20},
 }
 
@@ -102,11 +102,11 @@ def test_status_and_sample_work_on_a_finished_run_without_ray(finished_run: Path
 def test_the_paper_s_cifar10_job_finishes_when_shrunk(cache_dir: Path, tmp_path: Path) -> None:
     changes = [
         f"data.path={CIFAR10}",
-        "training.batch_size=4",
+        "training.batch_size=2",
         "training.steps=3",
         "draw.interval_steps=1",
         "sampling.num_images=2",
-        "sampling.steps=5",
+        "sampling.steps=2",
     ]
     options = [part for change in changes for part in ("--set", change)]
     result = ebdiff("launch", "cifar10", "--run-dir", tmp_path / "run", *options)

@@ -17,8 +17,12 @@ __all__ = ["make_parts", "make_trainer"]
 
 BF16, CHANNELS_LAST, COMPILE = "training.precision=bf16", "training.channels_last=true", "training.compile=true"
 ACCUMULATE = "training.gradient_accumulation=2"
-NO_DROPOUT = "model.dropout=0.0"
-NO_ATTENTION = "model.down_block_types=[DownBlock2D, DownBlock2D]"
+QUICK_TO_COMPILE = (
+    "model.dropout=0.0",
+    "model.block_out_channels=[16]",
+    "model.down_block_types=[DownBlock2D]",
+    "model.up_block_types=[UpBlock2D]",
+)
 MODES = [
     (),
     (BF16,),
@@ -63,7 +67,7 @@ def test_a_resumed_trainer_ends_in_the_same_bits(
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler on a CPU")
 def test_a_resumed_compiled_trainer_ends_in_the_same_bits(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    _check_resume(make_trainer, (COMPILE, NO_DROPOUT, NO_ATTENTION), tmp_path / "checkpoints")
+    _check_resume(make_trainer, (COMPILE, *QUICK_TO_COMPILE), tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("option", [BF16, CHANNELS_LAST])
@@ -91,7 +95,7 @@ def test_weights_moments_and_ema_are_fp32_in_bf16_training(make_trainer: MakeTra
 def test_a_compiled_network_trains_to_the_same_loss(make_trainer: MakeTrainer) -> None:
     losses = []
     for changes in ((), (COMPILE,)):
-        trainer = make_trainer(NO_DROPOUT, NO_ATTENTION, *changes)  # the compiled kernels of the test above are cached
+        trainer = make_trainer(*QUICK_TO_COMPILE, *changes)  # the compiled kernels of the test above are cached
         state_after(trainer, 1)
         losses.append(trainer.read_metrics()[0])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
