@@ -50,12 +50,12 @@ def _work(config: dict[str, str]) -> None:
     from region_workers.worker.run import run_job
 
     try:
-        run_job(WorkerJob.model_validate_json(config["job"]), _leaves_soon)
+        run_job(WorkerJob.model_validate_json(config["job"]), _preemption_notice)
     except StopRequestedError:
         return
 
 
-def _leaves_soon() -> bool:
+def _preemption_notice() -> bool:
     """Whether Ray says that a node of this region is about to be taken away; the workers ask at the log interval."""
     from ray.train import get_preemption_info
 

@@ -19,7 +19,7 @@ from region_workers.storage.checkpoint_folders import checkpoint_folders, checkp
 from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
 from region_workers.storage.integrity import DamagedFileError, check_file, read_verified
 from region_workers.storage.tables import Row, read_metrics, write_metrics
-from region_workers.training.device import World, ignore
+from region_workers.training.device import World
 from region_workers.training.host_copy import HostCopy
 from schemas.digest import file_digest
 from schemas.errors import RunFailed
@@ -64,7 +64,7 @@ def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
 
 
 class Checkpoints:
-    """The checkpoints of one stage, newest last; only the newest `keep` stay. `retired` is told of each deleted one.
+    """The checkpoints of one stage, newest last; only the newest `keep` stay. `on_deleted` is told of each deleted one.
 
     `attempt` and `owner`: as in CheckpointInfo.
     One at a time is written in the background, from a copy on the host, while training goes on. Leaving the context
@@ -76,11 +76,11 @@ class Checkpoints:
         folder: Path,
         key: str,
         keep: int,
-        retired: Callable[[Path], None] = ignore,
+        on_deleted: Callable[[Path], None] | None = None,
         attempt: int = 0,
         owner: str = "",
     ) -> None:
-        self._folder, self._key, self._keep, self._retired = folder, key, keep, retired
+        self._folder, self._key, self._keep, self._on_deleted = folder, key, keep, on_deleted
         self._attempt, self._owner = attempt, owner
         self._copy = HostCopy()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -147,16 +147,16 @@ class Checkpoints:
 
         write_folder(self._path(info.step), write)
         for old in checkpoint_folders(self._folder)[: -self._keep]:
-            self._retire(old)
+            self._delete(old)
 
     def newest_good(self, world: World, most_steps: int | None = None) -> Checkpoint | None:
-        """The newest checkpoint of this stage's key that is whole: the leading worker's choice, on every worker.
+        """The newest checkpoint of this stage's key that is whole: rank zero's choice, on every worker.
 
         Damaged ones, and what a killed writer left, are deleted. Those of more than `most_steps` are passed over.
         """
-        found = self._newest_good_here(most_steps) if world.leads else None
-        step = world.from_leader(found.info.step if found is not None else -1)
-        if world.leads or step < 0:
+        found = self._newest_good_here(most_steps) if world.is_rank_zero else None
+        step = world.broadcast_int(found.info.step if found is not None else -1)
+        if world.is_rank_zero or step < 0:
             return found
         try:
             return _load(self._path(step), self._key)
@@ -170,7 +170,7 @@ class Checkpoints:
                 checkpoint = _load(folder, self._key)
             except DamagedFileError as error:
                 self.passed_over += f"checkpoint {folder.name} was damaged or of another ticket ({error.path.name}); "
-                self._retire(folder)
+                self._delete(folder)
             else:
                 if most_steps is None or checkpoint.info.step <= most_steps:
                     return checkpoint
@@ -183,14 +183,15 @@ class Checkpoints:
         """Delete every checkpoint, once the stage's result is on disk."""
         self.wait()
         for folder in checkpoint_folders(self._folder):
-            self._retire(folder)
+            self._delete(folder)
         remove_leftovers(self._folder)
         with suppress(OSError):  # somebody else's files are in it
             self._folder.rmdir()
 
-    def _retire(self, folder: Path) -> None:
+    def _delete(self, folder: Path) -> None:
         remove_folder(folder)
-        self._retired(folder)
+        if self._on_deleted is not None:
+            self._on_deleted(folder)
 
 
 def _verified(folder: Path, key: str) -> CheckpointInfo | None:

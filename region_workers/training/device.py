@@ -19,38 +19,34 @@ from schemas.plan import TrainingPlan
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def never() -> bool:
-    """No."""
-    return False
-
-
-def nothing() -> None:
-    """Do nothing."""
-
-
-def ignore(folder: Path) -> None:
-    """Do nothing with it."""
-
-
 @dataclass(frozen=True)
 class World:
     """Which of a region's workers this one is, and on what it computes.
 
-    `leaves_soon` says whether a machine of the region is about to be taken away; all workers ask it equally often.
-    `pulse` is told of every step, `retired` of every checkpoint that is deleted.
+    `preemption_notice` says whether a machine of the region is about to be taken away; all workers ask equally often.
+    `on_heartbeat` is called after every step, `on_deleted` with every checkpoint folder that was deleted.
     """
 
     device: torch.device
     rank: int
     size: int
-    leaves_soon: Callable[[], bool] = never
-    pulse: Callable[[], None] = nothing
-    retired: Callable[[Path], None] = ignore
+    preemption_notice: Callable[[], bool] | None = None
+    on_heartbeat: Callable[[], None] | None = None
+    on_deleted: Callable[[Path], None] | None = None
 
     @property
-    def leads(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this worker writes the files."""
         return self.rank == 0
+
+    def heartbeat(self) -> None:
+        """Say that this worker gets on."""
+        if self.on_heartbeat is not None:
+            self.on_heartbeat()
+
+    def is_preempted(self) -> bool:
+        """Whether a machine of the region is about to be taken away."""
+        return self.preemption_notice is not None and self.preemption_notice()
 
     def describe(self, training: TrainingPlan) -> Hardware:
         """For the manifest."""
@@ -74,18 +70,18 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def from_leader(self, value: int) -> int:
-        """The leading worker's value, on every worker."""
-        return int(self.tensor_from_leader(torch.tensor([value], device=self.device)))
+    def broadcast_int(self, value: int) -> int:
+        """Rank zero's value, on every worker."""
+        return int(self.broadcast(torch.tensor([value], device=self.device)))
 
-    def tensor_from_leader(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The leading worker's tensor, on every worker; overwrites the others'."""
+    def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Rank zero's tensor, on every worker; overwrites the others'."""
         if self.size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
 
-def current_world(use_gpu: bool, leaves_soon: Callable[[], bool] = never, pulse: Callable[[], None] = nothing) -> World:
+def current_world(use_gpu: bool, preemption_notice: Callable[[], bool] | None = None) -> World:
     """From the process group if there is one, else a world of one."""
     joined = dist.is_available() and dist.is_initialized()
     if use_gpu and torch.cuda.is_available():
@@ -94,7 +90,7 @@ def current_world(use_gpu: bool, leaves_soon: Callable[[], bool] = never, pulse:
     else:
         device = torch.device("cpu")
     rank, size = (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
-    return World(device, rank, size, leaves_soon, pulse)
+    return World(device, rank, size, preemption_notice)
 
 
 def prepare_process(training: TrainingPlan) -> None:

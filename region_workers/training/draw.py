@@ -24,9 +24,9 @@ from region_workers.training.failures import StopRequestedError, TicketNotDrawnE
 from region_workers.training.family import ModelFamily
 from region_workers.training.gradients import accumulate_importance_gradients
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.recorder import Recorder, stopped_at
+from region_workers.training.reporter import StageReporter, stopped_at
 from region_workers.training.results import files_in, publish
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.digest import file_digest, seed_from
 from schemas.job import (
@@ -61,12 +61,12 @@ class Draw:
         dense = family.build_dense()
         self._groups: tuple[ChannelGroup, ...] = find_groups(dense, family.example_inputs(dense))
         keep_ema = self._plan.weights == "ema"
-        law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
-        self._trainer = Trainer(dense, family, randomness, law, job.training, world, keep_ema)
+        sampler = TimestepSampler(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
+        self._trainer = Trainer(dense, family, randomness, sampler, job.training, world, keep_ema)
         last_step = self._interval * self._plan.max_intervals
-        self._recorder = Recorder(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
+        self._reporter = StageReporter(job, stage.name, stage.key, last_step, world, job.training.learning_rate)
         place, keep = self._folder / CHECKPOINTS_FOLDER, job.checkpointing.keep
-        self._checkpoints = Checkpoints(place, stage.key, keep, world.retired, job.attempt, job.owner)
+        self._checkpoints = Checkpoints(place, stage.key, keep, world.on_deleted, job.attempt, job.owner)
         self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in stage.targets}
         self._mask_rows: list[Row] = []
         self._tickets: dict[str, Ticket] = {}
@@ -93,7 +93,7 @@ class Draw:
             self._save()
             self._checkpoints.wait()
             self._world.barrier()
-            self._recorder.announce("stopped", self._trainer.step)
+            self._reporter.announce("stopped", self._trainer.step)
             raise
         self._publish()
 
@@ -101,8 +101,8 @@ class Draw:
         self._take_due_masks()  # those that a stop left out
         while self._waiting():
             self._check_intervals_left()
-            self._trainer.advance()
-            if self._recorder.after_step(self._trainer):
+            self._trainer.train_step()
+            if self._reporter.after_step(self._trainer):
                 raise stopped_at(self._trainer.step)
             self._take_due_masks()
             if self._trainer.step % self._job.checkpointing.interval_steps == 0 and self._waiting():
@@ -124,14 +124,14 @@ class Draw:
                 self._take_ticket(target, mask, (), 0, converged=True)
 
     def _new_masks(self, interval: int) -> list[tuple[DrawTarget, torch.Tensor]]:
-        """One mask for each target that is pruned, the leading worker's, also noted for the stage's file."""
+        """One mask for each target that is pruned, rank zero's, also noted for the stage's file."""
         step = self._trainer.step
         mask_at = self._mask_maker(step)
         masks = []
         for target in self._stage.targets:
             if target.pruning_ratio == 0:
                 continue
-            mask = self._world.tensor_from_leader(mask_at(target.pruning_ratio)).cpu()
+            mask = self._world.broadcast(mask_at(target.pruning_ratio)).cpu()
             self._mask_rows.append(_mask_row(target, interval, step, mask))
             masks.append((target, mask))
         return masks
@@ -149,7 +149,7 @@ class Draw:
             late = self._plan.on_timeout == "take_last" and interval == self._plan.max_intervals
             if converged or late:
                 self._take_ticket(target, mask, distances or (), interval, converged)
-        self._recorder.note(self._describe_distances())
+        self._reporter.note(self._describe_distances())
 
     def _mask_maker(self, step: int) -> Callable[[float], torch.Tensor]:
         """From a pruning ratio to the mask of the weights as they are."""
@@ -174,7 +174,7 @@ class Draw:
 
     def _stay_alive(self) -> None:
         """Between two passes of a long mask: say that the worker is alive, and stop if asked to."""
-        if self._recorder.heartbeat(self._trainer.step) and self._world.size == 1 and self._recorder.stop_requested():
+        if self._reporter.heartbeat(self._trainer.step) and self._world.size == 1 and self._reporter.stop_requested():
             self._trainer.network.zero_grad(set_to_none=True)
             raise stopped_at(self._trainer.step)
 
@@ -219,7 +219,7 @@ class Draw:
     def _write_ticket(self, ticket: Ticket) -> None:
         """The ticket and the expert: with the weights that the dense model has now, or with fresh ones."""
         self._tickets[ticket.region] = ticket
-        if not self._world.leads:
+        if not self._world.is_rank_zero:
             return
         with self._trainer.using_weights(self._trainer.ema if self._plan.weights == "ema" else None):
             expert = extract_expert(self._trainer.network, ticket.kept_channels)
@@ -268,12 +268,12 @@ class Draw:
 
     def _save(self) -> None:
         self._trainer.check_finite()
-        if self._world.leads:
+        if self._world.is_rank_zero:
             self._checkpoints.save(
                 self._trainer.step,
-                self._recorder.active_s,
+                self._reporter.active_s,
                 self._trainer.state_tensors(),
-                self._recorder.metrics,
+                self._reporter.metrics,
                 partial(_write_masks, list(self._mask_rows)),
                 self._ticket_files,
             )
@@ -282,13 +282,13 @@ class Draw:
     def _newest_checkpoint(self) -> Checkpoint | None:
         """The last good checkpoint whose tickets are there, as they were drawn: no checkpoint holds their weights."""
         checkpoint = self._checkpoints.newest_good(self._world)
-        self._recorder.note(self._checkpoints.passed_over)
+        self._reporter.note(self._checkpoints.passed_over)
         return checkpoint
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Masks and tickets follow from the checkpoint; tickets drawn after it are drawn again."""
         if checkpoint is None:
-            self._recorder.begin(0, [], 0.0)
+            self._reporter.begin(0, [], 0.0)
             return
         self._trainer.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
         self._mask_rows = read_masks(checkpoint.files[MASKS_FILE])
@@ -300,20 +300,20 @@ class Draw:
             if name in self._ticket_files:
                 data = read_verified(self._folder / name, self._ticket_files[name])
                 self._tickets[target.region] = Ticket.model_validate_json(data)
-        self._recorder.begin(checkpoint.info.step, checkpoint.metrics, checkpoint.info.active_s)
+        self._reporter.begin(checkpoint.info.step, checkpoint.metrics, checkpoint.info.active_s)
 
     def _publish(self) -> None:
         self._trainer.check_finite()
-        if self._world.leads:
+        if self._world.is_rank_zero:
             write_masks(self._folder / MASKS_FILE, self._mask_rows)
-            write_metrics(self._folder / METRICS_FILE, self._recorder.metrics)
+            write_metrics(self._folder / METRICS_FILE, self._reporter.metrics)
             files = [
                 self._folder / MASKS_FILE,
                 self._folder / METRICS_FILE,
                 *files_in(self._folder / TICKETS_FOLDER),
             ]
             metrics = {f"{region}.drawn_at_step": float(t.step) for region, t in self._tickets.items()}
-            publish(self._job, self._recorder, self._world, self._trainer.step, files, metrics)
+            publish(self._job, self._reporter, self._world, self._trainer.step, files, metrics)
             self._checkpoints.clear()
         self._world.barrier()
 

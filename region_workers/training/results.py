@@ -13,7 +13,7 @@ from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStag
 
 if TYPE_CHECKING:  # they import torch, which whoever only verifies a run does without
     from region_workers.training.device import World
-    from region_workers.training.recorder import Recorder
+    from region_workers.training.reporter import StageReporter
 
 
 def artifact(run_dir: Path, path: Path) -> Artifact:
@@ -43,23 +43,23 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
 
 def publish(
     job: WorkerJob,
-    recorder: Recorder,
+    reporter: StageReporter,
     world: World,
     steps: int,
     files: list[Path],
     metrics: dict[str, float],
     inputs: tuple[Artifact, ...] = (),
 ) -> None:
-    """Write the stage's result; `files` must be on disk already. For the leading worker."""
+    """Write the stage's result; `files` must be on disk already. Only on rank zero."""
     run_dir = Path(job.run_dir)
     result = StageResult(
-        stage=recorder.stage,
-        key=recorder.key,
+        stage=reporter.stage,
+        key=reporter.key,
         attempt=job.attempt,
         owner=job.owner,
-        started_at=recorder.started_at,
+        started_at=reporter.started_at,
         finished_at=unix_time(),
-        active_s=recorder.active_s,
+        active_s=reporter.active_s,
         steps=steps,
         inputs=inputs,
         artifacts=tuple(artifact(run_dir, path) for path in sorted(files)),
@@ -67,5 +67,5 @@ def publish(
         metrics=metrics,
         peak_memory_bytes=world.peak_memory_bytes(),
     )
-    write_model(run_dir / recorder.stage / RESULT_FILE, result)
-    recorder.announce("done", steps)
+    write_model(run_dir / reporter.stage / RESULT_FILE, result)
+    reporter.announce("done", steps)

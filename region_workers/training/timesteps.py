@@ -10,7 +10,7 @@ from schemas.plan import DiffusionPlan, TimestepPlan
 _DUAL_GRADIENT = 1e-4
 
 
-class TimestepLaw:
+class TimestepSampler:
     """What timesteps a step trains on and how much each counts.
 
     `span` is the region [start, stop); `weights_T` float32 [T] on the device, or None where all count alike.

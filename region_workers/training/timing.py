@@ -19,7 +19,7 @@ from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.errors import UserError, problem
 from schemas.job import WorkerJob
@@ -132,13 +132,13 @@ class StepTimer:
         """Seconds an update and, on a GPU, the peak of its memory."""
         if self._world.device.type == "cpu":
             trainer = self._trainer(ratio, batch_size)
-            trainer.advance()
+            trainer.train_step()
             return min(_seconds(trainer, 1) for _ in range(steps)), None
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._world.device)
         trainer = self._trainer(ratio, batch_size)
         for _ in range(_WARM_UP_STEPS):
-            trainer.advance()
+            trainer.train_step()
         torch.cuda.synchronize(self._world.device)
         seconds = _seconds(trainer, steps, lambda: torch.cuda.synchronize(self._world.device))
         return seconds, torch.cuda.max_memory_allocated(self._world.device)
@@ -153,15 +153,15 @@ class StepTimer:
         randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
         job = _job(plan.model_copy(update={"training": training}), self._dense_digest)
         family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
-        law = TimestepLaw(span, training.timesteps, plan.diffusion, self._world.device)
-        return Trainer(network_at(family, ratio), family, randomness, law, training, self._world)
+        sampler = TimestepSampler(span, training.timesteps, plan.diffusion, self._world.device)
+        return Trainer(network_at(family, ratio), family, randomness, sampler, training, self._world)
 
 
 def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: None) -> float:
     """The mean over `steps` updates."""
     began = time.perf_counter()
     for _ in range(steps):
-        trainer.advance()
+        trainer.train_step()
     wait()
     return (time.perf_counter() - began) / steps
 

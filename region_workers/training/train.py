@@ -16,9 +16,9 @@ from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.recorder import Recorder, stopped_at
+from region_workers.training.reporter import StageReporter, stopped_at
 from region_workers.training.results import artifact, files_in, publish
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.digest import digest
 from schemas.errors import RunFailed
@@ -42,47 +42,47 @@ def train(job: WorkerJob, stage: TrainStage, family: ModelFamily, randomness: St
     _check_ticket(_ticket_folder(run_dir, stage))
     inputs = ticket_artifacts(run_dir, stage)
     expert = load_verified(_ticket_folder(run_dir, stage) / EXPERT_FOLDER)
-    law = TimestepLaw(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
-    trainer = Trainer(expert, family, randomness, law, job.training, world)
-    recorder = Recorder(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
+    sampler = TimestepSampler(stage.timesteps, job.training.timesteps, job.diffusion, world.device)
+    trainer = Trainer(expert, family, randomness, sampler, job.training, world)
+    reporter = StageReporter(job, stage.name, stage.key, stage.steps, world, job.training.learning_rate)
     key, keep = state_key(stage, inputs), job.checkpointing.keep
     place = folder / CHECKPOINTS_FOLDER
-    with Checkpoints(place, key, keep, world.retired, job.attempt, job.owner) as checkpoints:
-        _train(job, stage, trainer, recorder, checkpoints, world)
-    if world.leads:
+    with Checkpoints(place, key, keep, world.on_deleted, job.attempt, job.owner) as checkpoints:
+        _train(job, stage, trainer, reporter, checkpoints, world)
+    if world.is_rank_zero:
         _write_expert(folder, expert, trainer)
-        write_metrics(folder / METRICS_FILE, recorder.metrics)
+        write_metrics(folder / METRICS_FILE, reporter.metrics)
         files = [*files_in(folder / EXPERT_FOLDER), folder / METRICS_FILE]
-        publish(job, recorder, world, trainer.step, files, _last_loss(recorder.metrics), inputs)
+        publish(job, reporter, world, trainer.step, files, _last_loss(reporter.metrics), inputs)
     world.barrier()
 
 
 def _train(
-    job: WorkerJob, stage: TrainStage, trainer: Trainer, recorder: Recorder, checkpoints: Checkpoints, world: World
+    job: WorkerJob, stage: TrainStage, trainer: Trainer, reporter: StageReporter, checkpoints: Checkpoints, world: World
 ) -> None:
     """The loop, from the last good checkpoint to the last step; StopRequestedError once it has saved to stop."""
     checkpoint = checkpoints.newest_good(world, stage.steps)
-    recorder.note(checkpoints.passed_over)
+    reporter.note(checkpoints.passed_over)
     if checkpoint is None:
-        recorder.begin(0, [], 0.0)
+        reporter.begin(0, [], 0.0)
     else:
         trainer.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
-        recorder.begin(checkpoint.info.step, checkpoint.metrics, checkpoint.info.active_s)
+        reporter.begin(checkpoint.info.step, checkpoint.metrics, checkpoint.info.active_s)
 
     while trainer.step < stage.steps:
-        trainer.advance()
-        stop = recorder.after_step(trainer)
+        trainer.train_step()
+        stop = reporter.after_step(trainer)
         due = trainer.step % job.checkpointing.interval_steps == 0 or trainer.step == stage.steps
         if due or stop:
             trainer.check_finite()
-            if world.leads:
-                checkpoints.save(trainer.step, recorder.active_s, trainer.state_tensors(), recorder.metrics)
+            if world.is_rank_zero:
+                checkpoints.save(trainer.step, reporter.active_s, trainer.state_tensors(), reporter.metrics)
             world.barrier()
-            stop = stop or recorder.growth_requested()
+            stop = stop or reporter.growth_requested()
         if stop and trainer.step < stage.steps:
             checkpoints.wait()
             world.barrier()
-            recorder.announce("stopped", trainer.step)
+            reporter.announce("stopped", trainer.step)
             raise stopped_at(trainer.step)
     checkpoints.wait()
 

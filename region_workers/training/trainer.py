@@ -14,7 +14,7 @@ from region_workers.training.dropout import share_dropout, take_rows
 from region_workers.training.failures import NonFiniteLossError
 from region_workers.training.family import Batch, ModelFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timesteps import TimestepSampler
 from schemas.plan import TrainingPlan
 
 
@@ -29,7 +29,7 @@ def ema_decay(step: int, training: TrainingPlan) -> float:
 class Trainer:
     """Network, optimizer and EMA of one stage on one worker.
 
-    `step` counts finished updates. Nothing in `advance` waits for the device: a loss that is not finite blocks
+    `step` counts finished updates. Nothing in `train_step` waits for the device: a loss that is not finite blocks
     every later update on the device itself, and `read_metrics`, called at the log interval, raises.
     """
 
@@ -38,7 +38,7 @@ class Trainer:
         network: nn.Module,
         family: ModelFamily,
         randomness: StepRandomness,
-        law: TimestepLaw,
+        sampler: TimestepSampler,
         training: TrainingPlan,
         world: World,
         keep_ema: bool = True,
@@ -48,7 +48,7 @@ class Trainer:
             self.network.to(memory_format=torch.channels_last)
         self._dropouts = share_dropout(self.network)
         self.step = 0
-        self._family, self._randomness, self._law = family, randomness, law
+        self._family, self._randomness, self._sampler = family, randomness, sampler
         self._training, self._world = training, world
         self.parameters = dict(self.network.named_parameters())
         keep_ema = keep_ema and training.ema_decay is not None
@@ -71,7 +71,7 @@ class Trainer:
         self._gradient_norm = torch.zeros((), device=world.device)
         self._losses = 0
 
-    def advance(self) -> None:
+    def train_step(self) -> None:
         """One update: timesteps and noise of this step, forward, backward, clip, Adam, EMA."""
         loss = self._accumulate_gradients()
         if self._training.gradient_clip is not None:
@@ -107,7 +107,7 @@ class Trainer:
         bad_step = int(self._first_bad_step)
         if bad_step >= 0:
             raise NonFiniteLossError(
-                f"The loss or gradient of step {bad_step} (timesteps {list(self._law.span)}) is not finite; the "
+                f"The loss or gradient of step {bad_step} (timesteps {list(self._sampler.span)}) is not finite; the "
                 "update was not made and the last good checkpoint stays. Lower training.learning_rate, set "
                 "training.gradient_clip, or use training.precision=fp32, in a new run."
             )
@@ -163,7 +163,7 @@ class Trainer:
         share = batch_size // (self._world.size * passes)
         first_row = self._world.rank * share * passes
         generator = self._randomness.generator(self.step)
-        timesteps_B = self._law.draw(batch_size, generator)
+        timesteps_B = self._sampler.draw(batch_size, generator)
         noise_BCHW: torch.Tensor | None = None
         total = torch.zeros((), device=self._world.device)
         for index in range(passes):
@@ -188,7 +188,7 @@ class Trainer:
         bf16 = self._training.precision == "bf16"
         with torch.autocast(self._world.device.type, dtype=torch.bfloat16, enabled=bf16):
             errors_B = self._family.errors(self._forward, batch, timesteps, noise)
-            loss = self._law.weighted_mean(errors_B, timesteps) / passes
+            loss = self._sampler.weighted_mean(errors_B, timesteps) / passes
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

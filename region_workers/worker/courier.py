@@ -81,10 +81,10 @@ class Courier:
         """What the leading worker has written so far is there for the others of the region."""
         if self._world.size == 1:
             return
-        if self._world.leads:
+        if self._world.is_rank_zero:
             self.carry_all()
         self._world.barrier()
-        if not self._world.leads:
+        if not self._world.is_rank_zero:
             self.fetch()
 
     @contextmanager
@@ -172,7 +172,7 @@ class Courier:
         for stage in self._stages:
             for path in (self._folder / stage).rglob("*"):
                 parts = path.relative_to(self._folder).parts
-                sent = self._world.leads or path.name == FAILURE_FILE
+                sent = self._world.is_rank_zero or path.name == FAILURE_FILE
                 if sent and path.is_file() and not any(is_temporary(part) or part in _NOT_SENT for part in parts):
                     try:
                         yield "/".join(parts), _stamp(path)

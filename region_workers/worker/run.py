@@ -16,7 +16,7 @@ from region_workers.data.latents.store import open_latents
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ensure_store
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
-from region_workers.training.device import World, current_world, never, prepare_process
+from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.draw import Draw
 from region_workers.training.failures import (
     HangError,
@@ -27,7 +27,7 @@ from region_workers.training.failures import (
 )
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.recorder import announce_start
+from region_workers.training.reporter import announce_start
 from region_workers.training.results import finished_result
 from region_workers.training.train import train
 from region_workers.worker.courier import Courier, working_folder
@@ -43,15 +43,15 @@ _LOCK_WAIT_S = 120.0
 _SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
 
 
-def run_job(job: WorkerJob, leaves_soon: Callable[[], bool] = never) -> None:
+def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None) -> None:
     """Complete the job's stages, skipping what is finished; StopRequestedError if the run was asked to stop.
 
-    It saves and stops likewise when `leaves_soon` says that the machine is about to be taken away. A failure is
+    It saves and stops likewise when `preemption_notice` says that the machine is about to be taken away. A failure is
     written beside the stage before it is raised, so that the driver can tell people about it. A worker that gets no
     further for `job.hang_limit_s` writes that, and ends its process.
     """
     prepare_process(job.training)
-    world = current_world(job.use_gpu, leaves_soon)
+    world = current_world(job.use_gpu, preemption_notice)
     with working_folder(job, world, _cache_dir(job) / _SCRATCH_FOLDER) as (here, courier):
         _Work(here, courier).do(world)
 
@@ -81,13 +81,13 @@ class _Work:
         """Its steps are told to the watchdog, and to the courier, who may end the worker; what it deletes, to him."""
         courier = self._courier
         if courier is None:
-            return replace(world, pulse=watchdog.pulse)
+            return replace(world, on_heartbeat=watchdog.heartbeat)
 
-        def pulse() -> None:
-            watchdog.pulse()
+        def heartbeat() -> None:
+            watchdog.heartbeat()
             courier.check()
 
-        return replace(world, pulse=pulse, retired=courier.retire)
+        return replace(world, on_heartbeat=heartbeat, on_deleted=courier.retire)
 
     def _do_stages(self, world: World) -> None:
         job = self._job
@@ -96,7 +96,7 @@ class _Work:
         if first is None:
             return
         self._stage = stages[first].name
-        if world.leads:
+        if world.is_rank_zero:
             announce_start(job, self._stage)
         store = _open_store(job, world)
         for stage in stages[first:]:
@@ -130,9 +130,9 @@ def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: SampleStore
 
 
 def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) -> bool:
-    """The leading worker's answer."""
-    finished = world.leads and finished_result(Path(job.run_dir), stage) is not None
-    return bool(world.from_leader(int(finished)))
+    """Rank zero's answer."""
+    finished = world.is_rank_zero and finished_result(Path(job.run_dir), stage) is not None
+    return bool(world.broadcast_int(int(finished)))
 
 
 def _open_store(job: WorkerJob, world: World) -> SampleStore:
@@ -140,7 +140,7 @@ def _open_store(job: WorkerJob, world: World) -> SampleStore:
     cache_dir = _cache_dir(job)
 
     def report(done: int, total: int) -> None:
-        world.pulse()
+        world.heartbeat()
 
     if isinstance(job.model, LatentModelPlan):
         threads = job.training.cpu_threads
@@ -172,7 +172,7 @@ def _cache_dir(job: WorkerJob) -> Path:
 @contextmanager
 def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
     """Hold the stage's lock, so that a worker left over from before a crash cannot write beside this one."""
-    if not world.leads:
+    if not world.is_rank_zero:
         yield
         return
     path = Path(job.run_dir) / stage / ".lock"

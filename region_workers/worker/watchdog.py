@@ -14,20 +14,20 @@ from typing import Self
 
 
 class Watchdog:
-    """Calls `bite` when `pulse` has not been called for `limit_s` seconds, counted from the start."""
+    """Calls `on_timeout` when `heartbeat` has not been called for `limit_s` seconds, counted from the start."""
 
-    def __init__(self, limit_s: float, bite: Callable[[], None]) -> None:
-        self._limit_s, self._bite = limit_s, bite
-        self._pulse_at = 0.0
+    def __init__(self, limit_s: float, on_timeout: Callable[[], None]) -> None:
+        self._limit_s, self._on_timeout = limit_s, on_timeout
+        self._last_heartbeat = 0.0
         self._over = Event()
         self._watching = Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def pulse(self) -> None:
+    def heartbeat(self) -> None:
         """Something was done: a step, or a part of what is to be ready before the first."""
-        self._pulse_at = time.monotonic()
+        self._last_heartbeat = time.monotonic()
 
     def __enter__(self) -> Self:
-        self.pulse()
+        self.heartbeat()
         self._watching.start()
         return self
 
@@ -36,8 +36,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._limit_s / 4)):
-            if time.monotonic() - self._pulse_at > self._limit_s:
-                self._bite()
+            if time.monotonic() - self._last_heartbeat > self._limit_s:
+                self._on_timeout()
                 return
 
 

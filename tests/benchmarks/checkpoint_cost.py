@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from s3_server import BUCKET, s3_server
 
 from region_workers.training.checkpoints import Checkpoints
-from region_workers.training.device import World, ignore
+from region_workers.training.device import World
 from region_workers.worker.courier import Courier, working_folder
 from schemas.job import CHECKPOINTS_FOLDER, WorkerJob
 
@@ -39,7 +39,7 @@ class Turn:
 
     def __init__(self, loop: OwnLoop, steps: int, folder: Path | None, courier: Courier | None = None) -> None:
         self._loop, self._steps, self._courier = loop, steps, courier
-        self._checkpoints = Checkpoints(folder, "key", 2, courier.retire if courier else ignore) if folder else None
+        self._checkpoints = Checkpoints(folder, "key", 2, courier.retire if courier else None) if folder else None
         self.blocked_s: list[float] = []
 
     def __call__(self) -> None:

@@ -33,7 +33,7 @@ from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World, prepare_process
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.timing import RandomStore
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
@@ -88,10 +88,10 @@ def of_size(base_channels: int, folder: Path) -> Point:
     randomness = StepRandomness(0, "train", (0, 1000), _CPU)
     family = UNetFamily(job, RandomStore(plan, BATCH), _CPU, 0)
     network = family.build_dense()
-    law = TimestepLaw((0, 1000), plan.training.timesteps, plan.diffusion, _CPU)
-    trainer = Trainer(network, family, randomness, law, plan.training, World(_CPU, 0, 1))
-    trainer.advance()
-    step_s = min(seconds(trainer.advance) for _ in range(2))
+    sampler = TimestepSampler((0, 1000), plan.training.timesteps, plan.diffusion, _CPU)
+    trainer = Trainer(network, family, randomness, sampler, plan.training, World(_CPU, 0, 1))
+    trainer.train_step()
+    step_s = min(seconds(trainer.train_step) for _ in range(2))
     peak_mb = World(_CPU, 0, 1).peak_memory_bytes() / 1e6
     checkpoints = Checkpoints(folder / "checkpoints", "key", 1)
     copied_s = seconds(lambda: checkpoints.save(trainer.step, 0.0, trainer.state_tensors(), []))

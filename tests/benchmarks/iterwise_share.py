@@ -3,7 +3,7 @@
     python tests/benchmarks/iterwise_share.py [--preset cifar10] [--batch-size 128] [--steps 3] [--threads 2]
                                               [--importance magnitude] [--short] [--json FILE]
 
-A plain step is `Trainer.advance`; what iteration-wise drawing adds is all of an interval's end: the scores, the mask,
+A plain step is `Trainer.train_step`; iteration-wise drawing adds all of an interval's end: the scores, the mask,
 its distances to the queue and their record. Every step is followed by its mask; the shares are taken step by step.
 The first step, which allocates, does not count. A step of the CIFAR-10 network at batch 128 takes 16 s on two cores.
 """
@@ -74,7 +74,7 @@ def measure(draw: Draw, steps: int) -> tuple[list[float], list[float]]:
     """Seconds of each plain step and of the mask that follows it."""
     plain, masks = [], []
     for _ in range(steps + 1):
-        plain.append(timed(draw._trainer.advance))
+        plain.append(timed(draw._trainer.train_step))
         masks.append(timed(draw._take_due_masks))
     return plain[1:], masks[1:]
 

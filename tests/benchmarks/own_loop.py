@@ -14,8 +14,8 @@ from region_workers.data.store import ImageStore, ensure_store
 from region_workers.training.device import World, prepare_process
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.recorder import Recorder
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.reporter import StageReporter
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.timing import network_at
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
@@ -60,16 +60,16 @@ class OwnLoop:
         world = World(this_device(), 0, 1)
         randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
         family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
-        law = TimestepLaw(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
+        sampler = TimestepSampler(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
         torch.manual_seed(job.seed)
         network = network_at(family, ratio)
-        self.trainer = Trainer(network, family, randomness, law, job.training, world)
+        self.trainer = Trainer(network, family, randomness, sampler, job.training, world)
         logging = job.logging if log else job.logging.model_copy(update={"interval_steps": 1 << 40})
         job = job.model_copy(update={"logging": logging})
-        self.recorder = Recorder(job, job.draw.name, job.draw.key, None, world, job.training.learning_rate)
-        self.recorder.begin(0, [], 0.0)
+        self.reporter = StageReporter(job, job.draw.name, job.draw.key, None, world, job.training.learning_rate)
+        self.reporter.begin(0, [], 0.0)
 
     def step(self) -> None:
         """One update and its record."""
-        self.trainer.advance()
-        self.recorder.after_step(self.trainer)
+        self.trainer.train_step()
+        self.reporter.after_step(self.trainer)

@@ -97,27 +97,27 @@ class PowerCutError(RuntimeError):
 @contextmanager
 def power_cut(before_step: int) -> Iterator[None]:
     """Within it, every training breaks off before this step."""
-    advance = Trainer.advance
+    train_step = Trainer.train_step
 
     def cut(trainer: Trainer) -> None:
         if trainer.step == before_step:
             raise PowerCutError(f"before step {before_step}")
-        advance(trainer)
+        train_step(trainer)
 
-    with patch.object(Trainer, "advance", cut):
+    with patch.object(Trainer, "train_step", cut):
         yield
 
 
 @contextmanager
 def counted_steps() -> Iterator[list[int]]:
     """The steps made within it, in order; a step is counted from 0."""
-    advance, steps = Trainer.advance, []
+    train_step, steps = Trainer.train_step, []
 
     def count(trainer: Trainer) -> None:
         steps.append(trainer.step)
-        advance(trainer)
+        train_step(trainer)
 
-    with patch.object(Trainer, "advance", count):
+    with patch.object(Trainer, "train_step", count):
         yield steps
 
 

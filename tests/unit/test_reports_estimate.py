@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.preview import look_ahead
 from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate, predict
+from region_workers.training import timing
 from region_workers.training.device import World
 from region_workers.training.timing import RandomStore, StepTime, StepTimer
-from region_workers.training.train import timing
 from schemas.errors import UserError
 from schemas.plan import Plan
 

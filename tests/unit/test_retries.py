@@ -58,7 +58,7 @@ class Leaving(SerialCluster):
             return super().start(job, workers)
         self.jobs.append(job.name)
         with pytest.raises(StopRequestedError):
-            run_job(job, leaves_soon=lambda: True)
+            run_job(job, preemption_notice=lambda: True)
         future: Future[None] = Future()
         future.set_result(None)
         return future

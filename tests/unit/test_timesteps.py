@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from region_workers.training.diffusion import alphas_cumprod
-from region_workers.training.timesteps import TimestepLaw, dual_centre, loss_weights, speed_law
+from region_workers.training.timesteps import TimestepSampler, dual_centre, loss_weights, speed_law
 from schemas.plan import DiffusionPlan, TimestepPlan
 
 DIFFUSION = DiffusionPlan()
@@ -37,7 +37,7 @@ def test_speed_draws_the_mean_of_the_primary_and_the_dual_law() -> None:
 
 @pytest.mark.parametrize("span", [(0, 260), (240, 460), (440, 1000), (0, 1000)])
 def test_a_region_draws_from_that_law_conditioned_on_itself(span: tuple[int, int]) -> None:
-    law = TimestepLaw(span, SPEED, DIFFUSION, CPU)
+    law = TimestepSampler(span, SPEED, DIFFUSION, CPU)
     drawn = law.draw(400_000, torch.Generator().manual_seed(0))
     assert drawn.dtype == torch.int64
     assert int(drawn.min()) >= span[0]
@@ -72,7 +72,7 @@ def test_min_snr_and_p2_are_their_papers_formulas() -> None:
 def test_weights_count_by_absolute_timestep_whatever_the_region() -> None:
     weights = loss_weights(SPEED, DIFFUSION)
     assert weights is not None
-    law = TimestepLaw((240, 460), SPEED, DIFFUSION, CPU)
+    law = TimestepSampler((240, 460), SPEED, DIFFUSION, CPU)
     timesteps = torch.tensor([240, 459])
     expected = (weights[240] * 2 + weights[459] * 6) / 2
     assert float(law.weighted_mean(torch.tensor([2.0, 6.0]), timesteps)) == pytest.approx(float(expected))

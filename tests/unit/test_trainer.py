@@ -39,7 +39,7 @@ def test_three_steps_are_those_of_the_written_out_equation(
 ) -> None:
     expected, losses, norm = _written_out(make_parts(*_PLAIN, *changes), steps=3)
     trainer = make_trainer(*_PLAIN, *changes)
-    trainer.advance()
+    trainer.train_step()
     assert trainer.read_metrics()[0] == pytest.approx(losses[0], rel=1e-4)
     state_after(trainer, 2)
     loss, gradient_norm = trainer.read_metrics()
@@ -66,7 +66,7 @@ def _written_out(parts: Parts, steps: int) -> tuple[dict[str, tuple[torch.Tensor
     losses, norm = [], 0.0
     for step in range(steps):
         generator = parts.randomness.generator(step)
-        start, stop = parts.law.span
+        start, stop = parts.sampler.span
         half = torch.randint(start, stop, (training.batch_size // 2 + 1,), generator=generator)
         t = torch.cat([half, start + stop - 1 - half])[: training.batch_size]
         clean = parts.family.batch(step, slice(0, training.batch_size)).clean
@@ -103,9 +103,9 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
     before = _weights(state_after(trainer, step))
     true_errors = UNetFamily.errors
     monkeypatch.setattr(UNetFamily, "errors", lambda self, *inputs: true_errors(self, *inputs) * float("nan"))
-    trainer.advance()
+    trainer.train_step()
     monkeypatch.setattr(UNetFamily, "errors", true_errors)
-    trainer.advance()
+    trainer.train_step()
     assert largest_difference(before, _weights(trainer.state_tensors())) == 0.0
     with pytest.raises(NonFiniteLossError, match=f"step {step} "):
         trainer.read_metrics()
@@ -123,7 +123,7 @@ def test_the_ema_is_the_average_its_decay_says(make_trainer: MakeTrainer) -> Non
     trainer = make_trainer("training.ema_decay=0.75")
     assert trainer.ema is not None
     start = {name: value.clone() for name, value in trainer.ema.items()}
-    trainer.advance()
+    trainer.train_step()
     for name, parameter in trainer.parameters.items():
         assert torch.allclose(trainer.ema[name], 0.75 * start[name] + 0.25 * parameter.detach(), atol=1e-6)
 
@@ -133,7 +133,7 @@ def test_the_warm_up_of_the_ema_begins_at_its_first_update(make_trainer: MakeTra
     assert trainer.ema is not None
     for decay in (1 / 10, 2 / 11, 3 / 12):
         before = {name: value.clone() for name, value in trainer.ema.items()}
-        trainer.advance()
+        trainer.train_step()
         for name, parameter in trainer.parameters.items():
             expected = decay * before[name] + (1 - decay) * parameter.detach()
             assert torch.allclose(trainer.ema[name], expected, rtol=0, atol=1e-6), (decay, name)
@@ -164,10 +164,10 @@ def test_no_step_reads_a_value_of_the_device_until_the_metrics_are_read(
     make_trainer: MakeTrainer, changes: tuple[str, ...]
 ) -> None:
     trainer = make_trainer("training.ema_warmup=true", *changes)
-    trainer.advance()
+    trainer.train_step()
     with profile() as steps:
-        trainer.advance()
-        trainer.advance()
+        trainer.train_step()
+        trainer.train_step()
     assert not _values_read(steps)
     with profile() as metrics:
         trainer.read_metrics()

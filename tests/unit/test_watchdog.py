@@ -12,26 +12,26 @@ from region_workers.worker.watchdog import Watchdog
 LIMIT_S = 0.2
 
 
-@pytest.mark.parametrize("pulses", [0, 1])
-def test_silence_is_bitten_from_the_start_and_after_a_pulse(pulses: int) -> None:
-    bitten = Event()
-    with Watchdog(LIMIT_S, bitten.set) as watchdog:
-        for _ in range(pulses):
-            watchdog.pulse()
-        assert bitten.wait(20 * LIMIT_S)
+@pytest.mark.parametrize("heartbeats", [0, 1])
+def test_a_timeout_counts_from_the_start_and_from_the_last_heartbeat(heartbeats: int) -> None:
+    timed_out = Event()
+    with Watchdog(LIMIT_S, timed_out.set) as watchdog:
+        for _ in range(heartbeats):
+            watchdog.heartbeat()
+        assert timed_out.wait(20 * LIMIT_S)
 
 
-def test_no_silence_is_bitten_after_the_end() -> None:
-    bitten = Event()
-    with Watchdog(LIMIT_S, bitten.set) as watchdog:
-        watchdog.pulse()
-    assert not bitten.wait(3 * LIMIT_S)
+def test_there_is_no_timeout_after_the_end() -> None:
+    timed_out = Event()
+    with Watchdog(LIMIT_S, timed_out.set) as watchdog:
+        watchdog.heartbeat()
+    assert not timed_out.wait(3 * LIMIT_S)
 
 
 def test_one_that_works_is_left_alone() -> None:
-    bitten = Event()
-    with Watchdog(4 * LIMIT_S, bitten.set) as watchdog:
+    timed_out = Event()
+    with Watchdog(4 * LIMIT_S, timed_out.set) as watchdog:
         for _ in range(30):
-            watchdog.pulse()
+            watchdog.heartbeat()
             time.sleep(LIMIT_S / 4)
-        assert not bitten.is_set()
+        assert not timed_out.is_set()

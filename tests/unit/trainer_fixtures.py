@@ -14,7 +14,7 @@ from region_workers.data.store import ensure_store
 from region_workers.training.device import World, prepare_process
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepLaw
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan
@@ -30,7 +30,7 @@ class Parts:
     network: nn.Module
     family: UNetFamily
     randomness: StepRandomness
-    law: TimestepLaw
+    sampler: TimestepSampler
     world: World
 
 
@@ -55,8 +55,8 @@ def make_parts(
         randomness = StepRandomness(plan.seed, "draw", job.draw.timesteps, world.device)
         family = UNetFamily(job, ensure_store(plan.data, cache_dir), world.device, randomness.seed_for("data"))
         torch.manual_seed(0)
-        law = TimestepLaw(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
-        return Parts(plan, family.build_dense(), family, randomness, law, world)
+        sampler = TimestepSampler(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
+        return Parts(plan, family.build_dense(), family, randomness, sampler, world)
 
     return make
 
@@ -67,7 +67,7 @@ def make_trainer(make_parts: MakeParts) -> MakeTrainer:
 
     def make(*changes: str) -> Trainer:
         parts = make_parts(*changes)
-        return Trainer(parts.network, parts.family, parts.randomness, parts.law, parts.plan.training, parts.world)
+        return Trainer(parts.network, parts.family, parts.randomness, parts.sampler, parts.plan.training, parts.world)
 
     return make
 
@@ -75,7 +75,7 @@ def make_trainer(make_parts: MakeParts) -> MakeTrainer:
 def state_after(trainer: Trainer, steps: int) -> dict[str, torch.Tensor]:
     """A copy of everything a checkpoint would hold, `steps` updates from now."""
     for _ in range(steps):
-        trainer.advance()
+        trainer.train_step()
     return {name: tensor.clone() for name, tensor in trainer.state_tensors().items()}
 
 

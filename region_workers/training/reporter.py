@@ -31,8 +31,8 @@ def announce_start(job: WorkerJob, stage: str) -> None:
     replace_model(Path(job.run_dir) / stage / PROGRESS_FILE, progress)
 
 
-class Recorder:
-    """Progress and metrics of one stage on one worker; only the leading worker writes."""
+class StageReporter:
+    """Progress and metrics of one stage on one worker; only rank zero writes."""
 
     def __init__(
         self, job: WorkerJob, stage: str, key: str, total_steps: int | None, world: World, learning_rate: float
@@ -79,11 +79,11 @@ class Recorder:
         if self._world.size == 1:
             return beat and self.stop_requested()
         # Several workers must agree, which they do where they wait for each other anyway.
-        return at_interval and bool(self._world.from_leader(int(self.stop_requested())))
+        return at_interval and bool(self._world.broadcast_int(int(self.stop_requested())))
 
     def heartbeat(self, step: int) -> bool:
         """Say that the worker is alive, the first time and then at most once a second; whether it was time to."""
-        self._world.pulse()
+        self._world.heartbeat()
         if unix_time() - self._heartbeat_at < _HEARTBEAT_S:
             return False
         self.announce("running", step)
@@ -92,12 +92,12 @@ class Recorder:
     def stop_requested(self) -> bool:
         """Whether the driver asks the workers to stop, has lost the run to another, or the machine is taken away."""
         stop = self._is_told(self._run_dir / STOP_FILE) or is_outdated(self._run_dir, self._owner)
-        return self._world.leaves_soon() or stop
+        return self._world.is_preempted() or stop
 
     def growth_requested(self) -> bool:
         """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
-        asked = self._world.leads and self._is_told(self._folder / GROW_FILE)
-        return bool(self._world.from_leader(int(asked)))
+        asked = self._world.is_rank_zero and self._is_told(self._folder / GROW_FILE)
+        return bool(self._world.broadcast_int(int(asked)))
 
     def _is_told(self, note: Path) -> bool:
         """Whether there is this note, for this very attempt; one of another driver's is not."""
@@ -118,7 +118,7 @@ class Recorder:
         self._progress = self._progress.model_copy(
             update={"state": state, "step": step, "steps_per_s": rate or None, "updated_at": self._heartbeat_at}
         )
-        if self._world.leads:
+        if self._world.is_rank_zero:
             replace_model(self._folder / PROGRESS_FILE, self._progress)
 
     def _add_row(self, trainer: Trainer) -> None:
