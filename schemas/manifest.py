@@ -13,8 +13,8 @@ from schemas.section import Section
 
 MANIFEST_FILE = "manifest.json"
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
-MANIFEST_VERSION = 2
-EVALUATE_JOB = "evaluate"  # its lease is no part of what training cost
+MANIFEST_VERSION = 3
+EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost
 
 Status = Literal["pending", "running", "done", "failed"]
 
@@ -38,8 +38,8 @@ class StageRecord(Section):
     error: str | None = None
 
 
-class Lease(Section):
-    """Devices that one job (or one of the driver's own stages) held: what a run is charged, waiting included."""
+class DeviceUsage(Section):
+    """The devices that one job, or one of the driver's own stages, held and for how long, waiting included."""
 
     job: str
     attempt: int
@@ -112,7 +112,7 @@ class Evaluation(Section):
 class Manifest(Sealed):
     """Everything the driver knows about a run. Only the driver writes it."""
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     created_at: float
     updated_at: float
     plan: Plan
@@ -127,13 +127,17 @@ class Manifest(Sealed):
     software: dict[str, str]
     stages: dict[str, StageRecord]
     launches: tuple[Launch, ...] = ()
-    leases: tuple[Lease, ...] = ()
+    usage: tuple[DeviceUsage, ...] = ()
     evaluations: dict[str, Evaluation] = Field(default_factory=dict, description="By the evaluation's key.")
 
     def begun(self) -> bool:
         """Whether there is anything in the run that a new plan must not take the place of."""
         worked = any(record.status != "pending" for record in self.stages.values())
-        return bool(self.attempts or worked or self.leases or self.evaluations)
+        return bool(self.attempts or worked or self.usage or self.evaluations)
+
+    def training_usage(self) -> tuple[DeviceUsage, ...]:
+        """What making the ensemble took: all usage but that of its evaluations."""
+        return tuple(held for held in self.usage if held.job != EVALUATE_JOB)
 
     def stage(self, name: str) -> StageRecord:
         """The record of a stage."""

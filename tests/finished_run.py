@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.ensemble import save_ensemble
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, train_stage_name
 from region_workers.networks.dense import build_dense
@@ -30,7 +31,7 @@ def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:
     save_ensemble(path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling)
     files = tuple(artifact(path, file) for file in files_in(path / ASSEMBLE))
     directory = RunDirectory(path)
-    manifest = directory.begin(plan)
+    manifest = Ledger.begin(directory, plan).manifest
     for record in manifest.stages.values():
         done = {"status": "done", "artifacts": files if record.name == ASSEMBLE else ()}
         manifest = manifest.with_stage(record.model_copy(update=done))

@@ -28,6 +28,7 @@ from ebdiff_orchestrator.evaluation.reference import Reference, given_reference,
 from ebdiff_orchestrator.evaluation.shards import finished_record, image_file, remove_shards, shards_of
 from ebdiff_orchestrator.evaluation.statistics import frechet_distance, shard_statistics, write_statistics
 from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from ebdiff_orchestrator.run.view import Silent, View
@@ -38,7 +39,7 @@ from schemas.digest import file_digest
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.location import default_cache_dir
-from schemas.manifest import EVALUATE_JOB, Evaluation, Lease, Manifest
+from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
 from schemas.plan import Plan
 
 
@@ -129,9 +130,10 @@ def evaluate_run(
             training=plan.training,
         )
         crews = Crews(plan.workers, address, options.in_process, view, stack)
-        with _charged(directory, crews):
+        ledger = Ledger(directory)
+        with _usage_recorded(ledger, crews):
             evaluation = _measure(key, ensemble_digest(manifest), job, reference, crews)
-        return _record(directory, evaluation, reference.description)
+        return _record(ledger, evaluation, reference.description)
 
 
 def _bring_here(directory: RunDirectory, address: str | None, options: Options) -> None:
@@ -235,32 +237,29 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, cre
     )
 
 
-def _record(directory: RunDirectory, evaluation: Evaluation, reference: str) -> EvaluationReport:
+def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> EvaluationReport:
     """Write the report, then the manifest; only then may the shards go."""
-    manifest, folder = directory.read(), evaluation_folder(directory.path, evaluation.key)
-    report = _report(manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
-    evaluations = {**manifest.evaluations, evaluation.key: evaluation}
+    directory, folder = ledger.directory, evaluation_folder(ledger.directory.path, evaluation.key)
+    report = _report(ledger.manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
     with directory.fenced():
         write_model(folder / REPORT_FILE, report)
         directory.publish((folder / REPORT_FILE).relative_to(directory.path).as_posix())
-        directory.write(manifest.model_copy(update={"evaluations": evaluations}))
+        ledger.record_evaluation(evaluation)
         remove_shards(folder)
     return report
 
 
 @contextmanager
-def _charged(directory: RunDirectory, crews: Crews) -> Iterator[None]:
-    """Enter in the manifest what the evaluation held, also if it breaks off; under a job name of its own."""
+def _usage_recorded(ledger: Ledger, crews: Crews) -> Iterator[None]:
+    """Record what the evaluation held, also if it breaks off; under a job name of its own."""
     began = unix_time()
     try:
         yield
     finally:
-        crew, manifest = crews.used, directory.read()
+        crew = crews.used
         if crew is not None:
-            attempt = 1 + sum(lease.job == EVALUATE_JOB for lease in manifest.leases)
-            times = {"started_at": began, "ended_at": unix_time()}
-            lease = Lease(job=EVALUATE_JOB, attempt=attempt, workers=crew.workers, gpus=crew.gpus, **times)
-            directory.write(manifest.model_copy(update={"leases": (*manifest.leases, lease)}))
+            attempt = 1 + sum(held.job == EVALUATE_JOB for held in ledger.manifest.usage)
+            ledger.record_usage(EVALUATE_JOB, attempt, began, crew.workers, crew.gpus / crew.workers)
 
 
 def _report(manifest: Manifest, evaluation: Evaluation, reference: str, statistics_sha256: str) -> EvaluationReport:

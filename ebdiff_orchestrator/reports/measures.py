@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ebdiff_orchestrator.evaluation.records import ensemble_digest
-from schemas.manifest import EVALUATE_JOB, Evaluation, Lease, Manifest, StageRecord
+from schemas.manifest import DeviceUsage, Evaluation, Manifest, StageRecord
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measures_of(manifest: Manifest) -> Measures:
     drawn = all(record.status == "done" for record in draws)
     start = manifest.dense
     cost = start.cost if start else None
-    hours = _hours(manifest.leases)
+    hours = _hours(manifest.training_usage())
     return Measures(
         steps=tuple(record.steps for record in trainings) if trained else None,
         train_s=max(record.active_s for record in trainings) if trained else None,
@@ -82,16 +82,11 @@ def _wall_s(manifest: Manifest) -> float | None:
     return sum(lasted) if manifest.finished() and lasted else None
 
 
-def _hours(leases: tuple[Lease, ...]) -> Hours | None:
-    counted = _charged(leases)
-    if not counted:
+def _hours(usage: tuple[DeviceUsage, ...]) -> Hours | None:
+    if not usage:
         return None
-    gpu_hours = sum(lease.gpu_hours for lease in counted)
-    return Hours(gpu_hours, True) if gpu_hours else Hours(sum(lease.worker_hours for lease in counted), False)
-
-
-def _charged(leases: tuple[Lease, ...]) -> list[Lease]:
-    return [lease for lease in leases if lease.job != EVALUATE_JOB]
+    gpu_hours = sum(held.gpu_hours for held in usage)
+    return Hours(gpu_hours, True) if gpu_hours else Hours(sum(held.worker_hours for held in usage), False)
 
 
 def _charged_hours(manifest: Manifest, own: Hours | None) -> Hours | None:

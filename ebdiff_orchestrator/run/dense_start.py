@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.pretrained import DenseFolder, find_dense
 from schemas.errors import plan_error
-from schemas.manifest import EVALUATE_JOB, DenseCost, DenseSource, Manifest
+from schemas.manifest import DenseCost, DenseSource, Manifest
 from schemas.plan import Plan
 
 _NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
@@ -102,10 +102,10 @@ def _cost(dense: DenseFolder) -> DenseCost | None:
     earlier = manifest.dense.cost if manifest.dense else None
     if manifest.dense and earlier is None:
         return None
-    training = [lease for lease in manifest.leases if lease.job != EVALUATE_JOB]
+    training = manifest.training_usage()
     return DenseCost(
         steps=record.steps + (earlier.steps if earlier else 0),
         active_s=record.active_s + (earlier.active_s if earlier else 0.0),
-        worker_hours=sum(lease.worker_hours for lease in training) + (earlier.worker_hours if earlier else 0.0),
-        gpu_hours=sum(lease.gpu_hours for lease in training) + (earlier.gpu_hours if earlier else 0.0),
+        worker_hours=sum(held.worker_hours for held in training) + (earlier.worker_hours if earlier else 0.0),
+        gpu_hours=sum(held.gpu_hours for held in training) + (earlier.gpu_hours if earlier else 0.0),
     )

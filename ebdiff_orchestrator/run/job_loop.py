@@ -24,7 +24,7 @@ from schemas.job import FAILURE_FILE, GROW_FILE, PROGRESS_FILE, Failure, Progres
 
 _POLL_S = 0.5
 _Model = TypeVar("_Model", Progress, Failure)
-_CHARGE_EVERY_S = 30.0
+_RECORD_USAGE_EVERY_S = 30.0
 _FREED_WITHIN_S = 15.0  # Ray counts what a job gave back a little later
 
 
@@ -39,7 +39,7 @@ class _Attempt:
     started_at: float
     progress: Progress | None = None
     grow_to: int | None = None
-    charged_at: float = 0.0
+    recorded_at: float = 0.0
 
 
 @dataclass
@@ -102,11 +102,11 @@ class JobLoop:
             while self._advance(interrupts):
                 time.sleep(_POLL_S)
                 self._watch()
-                self._ledger.take_results(self._outlines())
+                self._ledger.collect_results(self._outlines())
                 self._collect()
         finally:
             for attempt in self._running.values():
-                self._charge(attempt)
+                self._record_usage(attempt)
         with suppress(OSError):  # Ray may be about to write there
             self._ledger.directory.discard(RAY_FOLDER)
         self._raise_if_failed()
@@ -164,8 +164,8 @@ class JobLoop:
     def _watch(self) -> None:
         """Read what the workers say of themselves."""
         for name, attempt in list(self._running.items()):
-            if unix_time() - attempt.charged_at > _CHARGE_EVERY_S:  # so that a killed driver loses little of it
-                self._charge(attempt)
+            if unix_time() - attempt.recorded_at > _RECORD_USAGE_EVERY_S:  # so that a killed driver loses little of it
+                self._record_usage(attempt)
             progress = self._progress_of(attempt)
             if progress is None:
                 self._check_started(name, attempt)
@@ -176,7 +176,7 @@ class JobLoop:
                 self._restart_s = max(self._restart_s, unix_time() - attempt.started_at)
                 self._budgets[name].begins_at((attempt.outline.stages.index(progress.stage), progress.first_step))
             attempt.progress = progress
-            self._ledger.see_running(attempt.outline, progress)
+            self._ledger.mark_running(attempt.outline, progress)
             self._view.job(name, progress)
 
     def _progress_of(self, attempt: _Attempt) -> Progress | None:
@@ -197,8 +197,8 @@ class JobLoop:
         """See which attempts have ended, and whether what failed may be tried again."""
         for name in [name for name, attempt in self._running.items() if attempt.future.done()]:
             attempt = self._running.pop(name)
-            self._charge(attempt)
-            self._ledger.take_results((attempt.outline,))
+            self._record_usage(attempt)
+            self._ledger.collect_results((attempt.outline,))
             if self._ledger.all_done((attempt.outline,)):
                 continue
             progress = self._progress_of(attempt)
@@ -217,11 +217,11 @@ class JobLoop:
             else:
                 self._give_up(name, failure.message)
 
-    def _charge(self, attempt: _Attempt) -> None:
+    def _record_usage(self, attempt: _Attempt) -> None:
         """Enter the devices that an attempt held, from its start to now."""
-        attempt.charged_at = unix_time()
+        attempt.recorded_at = unix_time()
         gpus = self._cluster.request.gpus
-        self._ledger.charge(attempt.outline.name, attempt.number, attempt.started_at, attempt.workers, gpus)
+        self._ledger.record_usage(attempt.outline.name, attempt.number, attempt.started_at, attempt.workers, gpus)
 
     def _grow(self) -> None:
         """Ask the training that would end last to stop at its next checkpoint, to go on with the free workers too."""
@@ -318,7 +318,7 @@ class JobLoop:
                 self._view.line("Not waiting any longer; the last checkpoints stay.")
                 break
             time.sleep(_POLL_S)
-        self._ledger.take_results(self._outlines())
+        self._ledger.collect_results(self._outlines())
         for name, record in self._ledger.manifest.stages.items():
             if record.status == "running":
                 self._ledger.mark(name, "pending", "stopped")

@@ -77,9 +77,9 @@ def launch(
     plan, dense = _with_dense_start(_with_absolute_paths(plan), directory)
     outlook = None if directory.exists() else look_ahead(plan, dense)  # a plan that cannot run leaves no directory
     with directory.held(take_over, view.line):
-        ledger = Ledger(directory, directory.begin(plan), view.line)
-        ledger.know_dense(dense)
-        ledger.distrust_damaged()
+        ledger = Ledger.begin(directory, plan, view.line)
+        ledger.record_dense(dense)
+        ledger.reopen_damaged_and_failed()
         if ledger.manifest.finished():
             view.line(f"The run in {directory.location} is finished; nothing to do.")
         else:
@@ -116,7 +116,7 @@ def extend(
     directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
     with directory.held(say=(view or Silent()).line):
-        directory.extend(plan)
+        Ledger(directory).extend(plan)
     return resume(directory.location, address=address, view=view)
 
 
@@ -186,17 +186,17 @@ def _encode(ledger: Ledger, images: ImageStore, cache_dir: Path, cluster: Cluste
         )
     finally:
         workers = max(1, cluster.workers_at_once())
-        ledger.charge("encode", 1, started, workers, min(cluster.request.gpus, 1.0))
+        ledger.record_usage("encode", 1, started, workers, min(cluster.request.gpus, 1.0))
 
 
 def _known_jobs(
     ledger: Ledger, samples: SampleStore, reuse: Sequence[str | Path], view: View
 ) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
-    ledger.know_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
+    ledger.record_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
     jobs = outline_jobs(ledger.plan, ledger.inputs)
-    ledger.know_borrowed(take_over(ledger.directory, jobs, reuse, view.line))
-    ledger.take_results(jobs)
+    ledger.record_borrowed_starts(take_over(ledger.directory, jobs, reuse, view.line))
+    ledger.collect_results(jobs)
     return jobs
 
 

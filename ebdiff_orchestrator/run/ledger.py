@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ebdiff_orchestrator.run.manifests import continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, JobOutline, made_from, with_what_follows
+from ebdiff_orchestrator.run.view import Silent
 from region_workers.training.results import finished_result
 from schemas.clock import unix_time
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
-from schemas.manifest import DenseSource, Launch, Lease, Manifest, StageRecord, Status
+from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, StageRecord, Status
 from schemas.plan import Plan
 
 Say = Callable[[str], None]
@@ -20,9 +22,24 @@ Say = Callable[[str], None]
 class Ledger:
     """What is known of a run. Only the driver holds one."""
 
-    def __init__(self, directory: RunDirectory, manifest: Manifest, say: Say) -> None:
-        self.directory, self.manifest, self._say = directory, manifest, say
+    def __init__(self, directory: RunDirectory, say: Say | None = None) -> None:
+        self.directory, self.manifest, self._say = directory, directory.read(), say or Silent().line
         self._launch: Launch | None = None
+
+    @classmethod
+    def begin(cls, directory: RunDirectory, plan: Plan, say: Say | None = None) -> Ledger:
+        """The ledger of this plan's run: a new one, or the one at hand if it is of the same experiment.
+
+        A run in which no job has begun yet gives way. UserError, showing what differs, if the run is of another.
+        """
+        known = directory.read() if directory.exists() else None
+        begun = known is not None and known.begun()
+        directory.write(continued(known, plan, directory.path) if known and begun else new_manifest(plan))
+        return cls(directory, say)
+
+    def extend(self, plan: Plan) -> None:
+        """Give the run its plan with more steps; PlanError if that is not all that differs."""
+        self._save(extended(self.manifest, plan, self.directory.path))
 
     @property
     def plan(self) -> Plan:
@@ -54,7 +71,7 @@ class Ledger:
         start = f"{stage}/{folder}/"
         return tuple(item for item in self.manifest.stage(stage).artifacts if item.path.startswith(start))
 
-    def distrust_damaged(self) -> None:
+    def reopen_damaged_and_failed(self) -> None:
         """`reopen_damaged`; failed and interrupted stages are open again too."""
         self.reopen_damaged()
         for record in list(self.manifest.stages.values()):
@@ -64,7 +81,7 @@ class Ledger:
     def reopen_damaged(self) -> bool:
         """Open the stages again whose files are not what was recorded, and all that was made from them; whether any.
 
-        Of the latter what workers left is entered again by `take_results`, if it still fits what it was made from.
+        Of the latter what workers left is entered again by `collect_results`, if it still fits what it was made from.
         """
         done = [self.manifest.stage(name) for name in self.done_stages()]
         found = {record.name: self.directory.damaged(record.artifacts) for record in done}
@@ -82,7 +99,7 @@ class Ledger:
         assert store is not None
         return Inputs(store, dense.digest if dense else None, self.manifest.vae_digest)
 
-    def know_dense(self, dense: DenseSource | None) -> None:
+    def record_dense(self, dense: DenseSource | None) -> None:
         """Record the dense start of the run; UserError if it began with another."""
         known = self.manifest.dense
         begun = self.manifest.store_digest is not None
@@ -94,18 +111,18 @@ class Ledger:
             )
         self._save(self.manifest.model_copy(update={"dense": dense}))
 
-    def know_step_seconds(self, seconds: Mapping[float, float]) -> None:
+    def record_step_seconds(self, seconds: Mapping[float, float]) -> None:
         """Record what one update of each network takes, by pruning ratio."""
         self._save(self.manifest.model_copy(update={"step_seconds": dict(seconds)}))
 
-    def know_borrowed(self, sources: Mapping[str, Path]) -> None:
-        """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's leases."""
+    def record_borrowed_starts(self, sources: Mapping[str, Path]) -> None:
+        """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's usage."""
         for stage, source in sources.items():
             self._put(self.manifest.stage(stage), reused_from=str(source))
 
-    def charge(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
-        """Record the devices that a job held from `started_at` until now."""
-        lease = Lease(
+    def record_usage(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
+        """Record the devices that a job held from `started_at` until now; said again as it goes on."""
+        usage = DeviceUsage(
             job=job,
             attempt=attempt,
             started_at=started_at,
@@ -113,12 +130,15 @@ class Ledger:
             workers=workers,
             gpus=workers * gpus_each,
         )
-        # An earlier entry of this very lease gives way: it is entered again as it grows.
-        others = tuple(old for old in self.manifest.leases if (old.job, old.started_at) != (job, started_at))
-        leases = (*others, lease)
-        self._save(self.manifest.model_copy(update={"leases": leases}))
+        others = tuple(old for old in self.manifest.usage if (old.job, old.started_at) != (job, started_at))
+        self._save(self.manifest.model_copy(update={"usage": (*others, usage)}))
 
-    def know_samples(self, store_digest: str, vae_digest: str | None) -> None:
+    def record_evaluation(self, evaluation: Evaluation) -> None:
+        """Record a measurement of the run's images."""
+        evaluations = {**self.manifest.evaluations, evaluation.key: evaluation}
+        self._save(self.manifest.model_copy(update={"evaluations": evaluations}))
+
+    def record_samples(self, store_digest: str, vae_digest: str | None) -> None:
         """Record the images, or latents, of the run, and the VAE; UserError if it began with others."""
         known = self.manifest.store_digest
         if known is not None and vae_digest != self.manifest.vae_digest:
@@ -141,7 +161,7 @@ class Ledger:
         self._put(record, attempts=record.attempts + 1, error=None)
         return number
 
-    def see_running(self, job: JobOutline, progress: Progress) -> None:
+    def mark_running(self, job: JobOutline, progress: Progress) -> None:
         """A worker was seen at work on a stage."""
         record = self.manifest.stage(progress.stage)
         if record.status == "pending" and progress.state != "starting":
@@ -149,7 +169,7 @@ class Ledger:
             started = record.started_at or progress.stage_started_at
             self._put(record, status="running", started_at=started, attempts=attempts)
 
-    def take_results(self, jobs: tuple[JobOutline, ...]) -> None:
+    def collect_results(self, jobs: tuple[JobOutline, ...]) -> None:
         """Enter the stages that workers have finished, once their files are verified."""
         stages = [stage for job in jobs for stage in (job.draw, job.train) if stage and not self.is_done(stage.name)]
         self.directory.refresh([stage.name for stage in stages])
@@ -183,7 +203,7 @@ class Ledger:
             self.mark(name, "pending" if isinstance(error, KeyboardInterrupt) else "failed", str(error) or "stopped")
             raise
         finally:
-            self.charge(name, record.attempts + 1, started, 1, min(gpus, 1.0))
+            self.record_usage(name, record.attempts + 1, started, 1, min(gpus, 1.0))
         finished = unix_time()
         self._put(
             self.manifest.stage(name),

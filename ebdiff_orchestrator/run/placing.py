@@ -55,7 +55,7 @@ def _step_seconds(ledger: Ledger, cluster: Cluster, view: View) -> Mapping[float
     if known is None:
         view.line("Timing the networks on one worker, to place the regions ...")
         known = cluster.run_once(step_seconds, ledger.plan)
-        ledger.know_step_seconds(known)
+        ledger.record_step_seconds(known)
     return known
 
 

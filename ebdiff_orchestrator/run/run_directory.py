@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ebdiff_orchestrator.run.claims import Claims, FolderClaims, StoredClaims
-from ebdiff_orchestrator.run.differences import STEPS, differences, refusal
 from ebdiff_orchestrator.run.foreign_files import check_nothing_foreign
 from ebdiff_orchestrator.run.mirror import Mirror, NoMirror, StoreMirror
 from ebdiff_orchestrator.run.ownership import Ownership, Say, check_newest, claim_run
-from ebdiff_orchestrator.run.stages import ASSEMBLE, stage_names
-from region_workers.storage.checkpoint_folders import newest_step
+from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.durable import remove_leftovers, write_model
 from region_workers.storage.integrity import is_whole
 from region_workers.storage.manifest_file import read_manifest
 from region_workers.storage.places import check_no_links
 from schemas.clock import unix_time
 from schemas.digest import digest
-from schemas.errors import PlanError, UserError, plan_error
-from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
+from schemas.errors import UserError
+from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
 from schemas.location import default_cache_dir, folder_of, object_url
-from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest, StageRecord
-from schemas.plan import Plan
+from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
 
 if TYPE_CHECKING:
     from region_workers.storage.object_store import ObjectStore
 
-_SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
 _MIRRORS_FOLDER = "runs"
 
 
@@ -183,48 +177,6 @@ class RunDirectory:
         if self.owner:
             check_newest(self._claims, self.owner, self.location)
 
-    def begin(self, plan: Plan) -> Manifest:
-        """The manifest of this plan's run: a new one, or the one at hand if it is of the same experiment.
-
-        Workers, checkpointing and logging may differ, and take effect. A run in which no job has begun yet gives way.
-        UserError, showing what differs, otherwise.
-        """
-        if not self.exists() or not self.read().begun():
-            return self.write(_new_manifest(plan))
-        manifest = self.read()
-        if manifest.plan.experiment_digest() != plan.experiment_digest():
-            raise UserError(refusal(self.path, manifest.plan, plan))
-        return self.write(manifest.model_copy(update={"plan": plan, "software": _software()}))
-
-    def extend(self, plan: Plan) -> Manifest:
-        """Give the run its plan with more steps; trainings that are now too short are open again.
-
-        PlanError if the plan differs in anything else, or asks for fewer steps than a training has made.
-        """
-        manifest = self.read()
-        changed = [line for line in differences(manifest.plan.experiment(), plan.experiment()) if not STEPS.match(line)]
-        if changed:
-            lines = "\n".join(f"  - {line}" for line in changed)
-            raise PlanError(
-                "--set: expected a change of training.steps or regions.N.steps, all that ebdiff extend changes, not:\n"
-                f"{lines}\nLeave it out, or launch a new run."
-            )
-        stages = dict(manifest.stages)
-        for region in plan.regions:
-            record = manifest.stage(f"train/{region.name}")
-            made = max(record.steps, newest_step(self.path / record.name / CHECKPOINTS_FOLDER))
-            if plan.steps_of(region) < made:
-                raise plan_error(
-                    f"steps of region {region.name}",
-                    plan.steps_of(region),
-                    f"at least the {made} that are made",
-                    "Raise it, or start a new run.",
-                )
-            if plan.steps_of(region) != record.steps:
-                stages[record.name] = record.model_copy(update={"status": "pending"})
-        update = {"plan": plan, "experiment_digest": plan.experiment_digest(), "stages": stages}
-        return self.write(manifest.model_copy(update=update))
-
     @contextmanager
     def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:
         """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`.
@@ -287,26 +239,3 @@ class RunDirectory:
         """The artifacts that are missing or whose bytes are not those recorded."""
         self._mirror.fetch_artifacts(artifacts)
         return [item.path for item in artifacts if not is_whole(self.path, item)]
-
-
-def _new_manifest(plan: Plan) -> Manifest:
-    now = unix_time()
-    return Manifest(
-        created_at=now,
-        updated_at=now,
-        plan=plan,
-        experiment_digest=plan.experiment_digest(),
-        software=_software(),
-        stages={name: StageRecord(name=name) for name in stage_names(plan)},
-    )
-
-
-def _software() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import build_dense
 from schemas.plan import Plan
@@ -138,8 +139,8 @@ def _runs(folder: Path) -> None:
     finished_run(folder / "another network", plan_of(model={**TINY["model"], "block_out_channels": [16, 16]}))
     finished_run(folder / "dense", plan_of(**DENSE))
     shutil.copytree(folder / "dense" / "ensemble" / "unet" / "all", folder / "dense" / "train" / "all" / "expert")
-    RunDirectory(folder / "unfinished").begin(plan_of())
-    RunDirectory(folder / "unfinished dense").begin(plan_of(**DENSE))
+    Ledger.begin(RunDirectory(folder / "unfinished"), plan_of())
+    Ledger.begin(RunDirectory(folder / "unfinished dense"), plan_of(**DENSE))
     (folder / "empty").mkdir()
     manifest = (folder / "done" / "manifest.json").read_text()
     for name, text in {

@@ -30,6 +30,7 @@ from ebdiff_orchestrator.evaluation.reference import given_reference
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.masks import recorded_masks
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.reuse import take_over
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
@@ -214,7 +215,7 @@ def test_a_safetensors_file_that_lies_about_itself_is_refused(
 
 def test_a_manifest_whose_files_lie_outside_the_run_is_refused(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    manifest = directory.begin(plan_of())
+    manifest = Ledger.begin(directory, plan_of()).manifest
     for path in ("../outside", "/etc/passwd", "ensemble/../../outside", ".."):
         stages = json.loads(manifest.model_dump_json())["stages"]
         stages["ensemble"]["artifacts"] = [{"path": path, "size_bytes": 1, "sha256": "0"}]
@@ -224,13 +225,13 @@ def test_a_manifest_whose_files_lie_outside_the_run_is_refused(tmp_path: Path) -
 
 
 def test_a_run_to_be_reused_cannot_have_files_written_outside(run_dir: Path, tmp_path: Path, cache_dir: Path) -> None:
-    RunDirectory(run_dir).begin(small_plan())
+    Ledger.begin(RunDirectory(run_dir), small_plan())
     secret = tmp_path / "secret"
     secret.write_text("mine")
     result = run_dir / "train/all/result.json"
     size, sha256 = secret.stat().st_size, file_digest(secret)
     ours = RunDirectory(tmp_path / "ours")
-    ours.begin(small_plan())
+    Ledger.begin(ours, small_plan())
     jobs = outline_jobs(small_plan(), Inputs(ensure_store(small_plan().data, cache_dir).digest))
     for path in ("train/all/../../../secret", "../secret", str(secret), "ticket.json"):
         _resealed(result, artifacts=[{"path": path, "size_bytes": size, "sha256": sha256}])
@@ -278,7 +279,7 @@ def test_a_link_out_of_a_run_is_not_followed(
     link: str, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_dir: Path
 ) -> None:
     monkeypatch.setattr(driver, "connect", lambda *_: pytest.fail("came as far as the cluster"))
-    RunDirectory(run_dir).begin(small_plan())
+    Ledger.begin(RunDirectory(run_dir), small_plan())
     outside = tmp_path / "outside"
     if (run_dir / link).exists():
         (run_dir / link).rename(outside)

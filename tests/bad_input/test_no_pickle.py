@@ -26,6 +26,7 @@ from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preview import look_ahead
 from ebdiff_orchestrator.reports.masks import recorded_masks
 from ebdiff_orchestrator.run.finishing import assemble, sample
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.networks.pretrained import find_dense
@@ -99,7 +100,7 @@ def test_a_run_is_planned_trained_resumed_assembled_and_sampled_without_unpickli
         data=data, workers={"cache_dir": str(cache)}, training={**plan.training.model_dump(), "steps": 6}
     )
     run_job(job_of(further, run_dir, cache))  # from the checkpoint of the fourth step
-    RunDirectory(run_dir).begin(further)
+    Ledger.begin(RunDirectory(run_dir), further)
     assemble(further, str(run_dir), expert_files(run_dir, further), None)
     sample(further, str(run_dir))
     assert (run_dir / "samples" / "grid.png").is_file()

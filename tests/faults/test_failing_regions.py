@@ -23,6 +23,7 @@ from small_runs import counted_steps, small_plan, without_ray
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.batches import BatchSource
 from region_workers.storage.tables import read_masks
@@ -186,7 +187,7 @@ def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the
 
 def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    RunDirectory(run_dir).begin(small_plan())
+    Ledger.begin(RunDirectory(run_dir), small_plan())
     left = run_dir / "draw/low/tickets/.partial-aaaaaaaaaaaa-low"
     left.mkdir(parents=True)
     (left / ".partial-bbbbbbbbbbbb-ticket.json").write_text("{")
@@ -204,7 +205,7 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
-    RunDirectory(run_dir).begin(tiny_plan(ONE_REGION))
+    Ledger.begin(RunDirectory(run_dir), tiny_plan(ONE_REGION))
     for job in make_jobs(tiny_plan(ONE_REGION), run_dir):
         run_worker(job)
     (run_dir / "train/all/expert/config.json").unlink()

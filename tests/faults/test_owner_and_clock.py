@@ -104,7 +104,7 @@ def test_a_clock_that_steps_back_breaks_nothing_and_leaves_no_negative_time(
 
 def _times_make_sense(manifest: Manifest, run_dir: Path) -> None:
     assert manifest.finished()
-    spans = [(lease.started_at, lease.ended_at) for lease in manifest.leases]
+    spans = [(held.started_at, held.ended_at) for held in manifest.usage]
     spans += [(launch.started_at, launch.ended_at) for launch in manifest.launches]
     assert len(spans) > 4
     assert all(started <= ended for started, ended in spans), spans

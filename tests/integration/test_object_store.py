@@ -19,6 +19,7 @@ from worker_process import WorkerProcess
 from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.mirror import StoreMirror
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -112,7 +113,7 @@ def test_two_workers_of_a_region_share_a_run_in_a_bucket(
 def test_one_driver_at_a_time_and_the_one_that_lost_the_run_writes_nothing(tiny_plan: MakePlan) -> None:
     first, second = RunDirectory(f"s3://{BUCKET}/runs/held"), RunDirectory(f"s3://{BUCKET}/runs/held")
     with first.held():
-        manifest = first.begin(tiny_plan())
+        manifest = Ledger.begin(first, tiny_plan()).manifest
         with pytest.raises(UserError, match="--take-over"), second.held():
             pytest.fail("two drivers held one run")
         with second.held(take_over=True):
@@ -125,7 +126,7 @@ def test_one_driver_at_a_time_and_the_one_that_lost_the_run_writes_nothing(tiny_
 def test_what_an_older_run_left_on_this_machine_is_not_taken_for_the_ensemble(tiny_plan: MakePlan) -> None:
     run = RunDirectory(f"s3://{BUCKET}/runs/begun")
     with run.held():
-        run.begin(tiny_plan(ONE_REGION))
+        Ledger.begin(run, tiny_plan(ONE_REGION))
     left = run.path / ASSEMBLE
     left.mkdir()
     (left / "model_index.json").write_text('{"unet": ["ebdiff_orchestrator.ensemble", "TimestepRouter"]}')

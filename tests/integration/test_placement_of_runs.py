@@ -39,7 +39,7 @@ def test_balanced_gives_the_region_that_would_end_last_two_workers(
     manifest = driver.launch(plan, tmp_path / "run").manifest
     assert cluster.widths == {_LONG: [2], _MIDDLE: [1], _SHORT: [1]}
     assert manifest.step_seconds == {0.0: 0.01, 0.3: 3.39, 0.6: 1.49, 0.8: 0.375}
-    assert {lease.job: lease.workers for lease in manifest.leases if "region" in lease.job}[_LONG] == 2
+    assert {held.job: held.workers for held in manifest.usage if "region" in held.job}[_LONG] == 2
 
 
 @pytest.mark.usefixtures("known_times")

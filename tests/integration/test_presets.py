@@ -92,8 +92,8 @@ def test_the_whole_path_of_a_preset(
     first = Image.open(tmp_path / "run/samples/00000.png")
     assert first.size == (manifest.plan.data.resolution,) * 2
     assert len(list((tmp_path / "run/samples").glob("0*.png"))) == 3
-    assert {lease.job for lease in manifest.leases} >= {"region 0-260", "ensemble", "samples"}
-    assert ("encode" in {lease.job for lease in manifest.leases}) == (preset == "imagenet256-ldm")
+    assert {held.job for held in manifest.usage} >= {"region 0-260", "ensemble", "samples"}
+    assert ("encode" in {held.job for held in manifest.usage}) == (preset == "imagenet256-ldm")
     assert all(record.peak_memory_bytes for name, record in manifest.stages.items() if name.startswith("train/"))
 
 
@@ -155,13 +155,13 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed"])
+@pytest.mark.parametrize("method", ["reused", "eb-iterwise", "eb-speed", "speed"])
 def test_the_methods_that_need_no_dense_run(
     method: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
 ) -> None:
     handle = driver.launch(load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), tmp_path / "run")
     assert handle.manifest.finished()
-    if method == "released":
+    if method == "reused":
         assert [region.train for region in handle.manifest.plan.regions] == [(0, 261), (240, 461), (440, 1000)]
         assert handle.manifest.plan.draw.scoring == "sequential"
         assert {name for name in handle.manifest.stages if name.startswith("draw/")} == {"draw/shared"}

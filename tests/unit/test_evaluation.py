@@ -28,6 +28,7 @@ from ebdiff_orchestrator.evaluation.shards import Shard
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import make_shards
 from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.training.results import files_in
@@ -96,9 +97,7 @@ def test_what_is_recorded_says_all_that_the_number_depends_on(
     assert evaluation.inception_sha256 == file_digest(weights)
     assert (evaluation.num_images, evaluation.steps, evaluation.reference_images) == (IMAGES, 4, IMAGES)
     assert 0 < evaluation.seconds_per_image < evaluation.wall_s
-    assert [(lease.job, lease.attempt, lease.workers, lease.gpus) for lease in manifest.leases] == [
-        ("evaluate", 1, 1, 0)
-    ]
+    assert [(held.job, held.attempt, held.workers, held.gpus) for held in manifest.usage] == [("evaluate", 1, 1, 0)]
     folder = folder_of(run_dir, evaluation)
     report = EvaluationReport.model_validate_json((folder / "report.json").read_text())
     assert report.label.startswith(f"FID-{IMAGES} ({IMAGES} images; not comparable with FID-50k")
@@ -219,7 +218,7 @@ def test_a_failure_of_a_worker_is_one_line_that_says_how_to_go_on(
         pytest.raises(RunFailed, match=r"out of memory. What is finished is kept"),
     ):
         evaluate(tmp_path / "broken", 4, reference_images=4, inception_weights=weights, in_process=True, seed=9)
-    assert [lease.job for lease in RunDirectory(tmp_path / "broken").read().leases] == ["evaluate"]
+    assert [held.job for held in RunDirectory(tmp_path / "broken").read().usage] == ["evaluate"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +241,7 @@ def test_what_cannot_be_measured_is_refused_before_work(
 
 
 def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: Callable[..., Plan], weights: Path, tmp_path: Path) -> None:
-    RunDirectory(tmp_path / "new").begin(tiny_plan())
+    Ledger.begin(RunDirectory(tmp_path / "new"), tiny_plan())
     with pytest.raises(UserError, match=r"expected a finished run.*ebdiff resume"):
         evaluate(tmp_path / "new", inception_weights=weights, in_process=True)
     finished_run(tmp_path / "done", tiny_plan())

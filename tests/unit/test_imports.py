@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.plan import Plan
 
@@ -132,7 +133,7 @@ HEAVY = [
     ],
 )
 def test_a_command_imports_only_what_it_uses(command: str, banned: list[str], tmp_path: Path) -> None:
-    RunDirectory(tmp_path / "run").begin(Plan())
+    Ledger.begin(RunDirectory(tmp_path / "run"), Plan())
     code = (
         "import sys; from ebdiff_orchestrator.cli.app import main\n"
         "try: main()\n"

@@ -15,6 +15,7 @@ import pytest
 
 from ebdiff_orchestrator.run import run_directory
 from ebdiff_orchestrator.run.claims import Claims, FolderClaims
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError, claim_run, process_identity
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import UserError
@@ -121,7 +122,7 @@ def test_of_two_that_claim_the_same_number_one_goes_on(claims: FolderClaims) -> 
 def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     with first.held():
-        manifest = first.begin(tiny_plan())
+        manifest = Ledger.begin(first, tiny_plan()).manifest
         assert not is_outdated(tmp_path, first.owner)
         before = first.owner
         with second.held(take_over=True):
@@ -174,8 +175,8 @@ CHANGES: dict[str, Callable[[RunDirectory, Manifest], object]] = {
     "discard a folder": lambda run, _: run.discard("kept"),
     "discard a file": lambda run, _: run.discard("kept/file"),
     "publish": lambda run, _: run.publish("kept"),
-    "extend": lambda run, manifest: run.extend(manifest.plan),
-    "begin": lambda run, manifest: run.begin(manifest.plan),
+    "extend": lambda run, manifest: Ledger(run).extend(manifest.plan),
+    "begin": lambda run, manifest: Ledger.begin(run, manifest.plan),
 }
 
 
@@ -185,7 +186,7 @@ def test_nothing_changes_by_a_driver_that_lost_the_run(
 ) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     with first.held():
-        manifest = first.begin(tiny_plan())
+        manifest = Ledger.begin(first, tiny_plan()).manifest
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "file").write_text("second's")
         with second.held(take_over=True):
@@ -216,7 +217,7 @@ def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
         write_model(path, model)
 
     with first.held():
-        manifest = first.begin(tiny_plan())
+        manifest = Ledger.begin(first, tiny_plan()).manifest
         monkeypatch.setattr(run_directory, "write_model", slowly)
         first.write(manifest.model_copy(update={"attempts": 1}))
         taking.join(timeout=20)
@@ -249,7 +250,7 @@ def test_a_halted_driver_that_wakes_after_another_took_the_run_changes_no_file(
     tiny_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     second = RunDirectory(tmp_path)
-    second.begin(tiny_plan())
+    Ledger.begin(second, tiny_plan())
     command = [sys.executable, "-c", _DRIVER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None

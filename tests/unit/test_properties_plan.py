@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.plans.load import plan_as_yaml, plan_from_values
 from ebdiff_orchestrator.plans.yaml_text import read_yaml
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.manifest_file import read_manifest
@@ -221,7 +222,7 @@ def test_any_text_after_set_is_taken_or_refused_as_a_plan(change: str) -> None:
 def manifest_json() -> str:
     """Of a run that has begun."""
     with tempfile.TemporaryDirectory() as folder:
-        RunDirectory(Path(folder)).begin(_tiny({}))
+        Ledger.begin(RunDirectory(Path(folder)), _tiny({}))
         return (Path(folder) / MANIFEST_FILE).read_text()
 
 

@@ -19,12 +19,13 @@ from ebdiff_orchestrator.reports.compare import compare_runs
 from ebdiff_orchestrator.reports.compare_view import comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.method import method_of
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import dense_config
 from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.job import Hardware
-from schemas.manifest import DenseCost, DenseSource, Evaluation, Launch, Lease, Manifest
+from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch, Manifest
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -63,11 +64,11 @@ def _write(
     draw_s: float = 10.0,
     wall_s: float = 100.0,
     gpus: float = 1.0,
-    leased: bool = True,
+    used: bool = True,
     **fields: Any,
 ) -> Path:
     """A finished run: each region's training took `train_s`, each draw `draw_s`, all of it `wall_s` by the clock."""
-    manifest = RunDirectory(folder).begin(plan)
+    manifest = Ledger.begin(RunDirectory(folder), plan).manifest
     device = Hardware(device="A GPU" if gpus else "cpu", world_size=1, cpu_threads=1)
     seconds = iter(train_s)
     for record in list(manifest.stages.values()):
@@ -82,12 +83,12 @@ def _write(
             "peak_memory_bytes": 3 << 30,
         }
         manifest = manifest.with_stage(record.model_copy(update=update))
-    lease = Lease(job="region", attempt=1, started_at=1000.0, ended_at=1000.0 + wall_s, workers=1, gpus=gpus)
-    after = Lease(job="evaluate", attempt=2, started_at=2e6, ended_at=3e6, workers=8, gpus=8)
-    leases = (lease, after) if leased else ()
+    held = DeviceUsage(job="region", attempt=1, started_at=1000.0, ended_at=1000.0 + wall_s, workers=1, gpus=gpus)
+    after = DeviceUsage(job="evaluate", attempt=2, started_at=2e6, ended_at=3e6, workers=8, gpus=8)
+    usage = (held, after) if used else ()
     launches = (Launch(started_at=1000.0, ended_at=1000.0 + wall_s),)
     RunDirectory(folder).write(
-        manifest.model_copy(update={"attempts": 1, "leases": leases, "launches": launches, **fields})
+        manifest.model_copy(update={"attempts": 1, "usage": usage, "launches": launches, **fields})
     )
     return folder
 
@@ -160,7 +161,7 @@ def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: 
 
 
 def test_what_was_not_measured_is_a_dash(tmp_path: Path, tiny_plan: MakePlan) -> None:
-    run = _write(tmp_path, tiny_plan(), [3.0, 2.0, 1.0], leased=False)
+    run = _write(tmp_path, tiny_plan(), [3.0, 2.0, 1.0], used=False)
 
     def undo(manifest: Manifest) -> Manifest:
         record = manifest.stage("train/0-260").model_copy(update={"status": "pending", "peak_memory_bytes": None})
@@ -205,7 +206,7 @@ def test_a_reused_stage_counts_in_the_speed_up_but_not_by_the_clock(tmp_path: Pa
 
 def test_on_cpus_hours_are_worker_hours_and_shared_cores_are_mentioned(tmp_path: Path, tiny_plan: MakePlan) -> None:
     run = _write(tmp_path, tiny_plan(), [1.0] * 3, gpus=0.0, wall_s=1800.0)
-    _reread(run, lambda manifest: manifest.model_copy(update={"leases": manifest.leases[:1]}))
+    _reread(run, lambda manifest: manifest.model_copy(update={"usage": manifest.usage[:1]}))
     comparison = compare_runs([run])
     table = comparison_table(comparison)
     assert dict(zip(table.headings, table.rows[0], strict=True))["worker-hours"] == "0.5"

@@ -17,6 +17,7 @@ from rich.console import Console
 from ebdiff_orchestrator.reports.masks import distance_matrix, drawn_at, pack
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
@@ -93,7 +94,7 @@ def _result(run_dir: Path, stage: str) -> StageResult:
 
 def _run(folder: Path, plan: Plan, masks: dict[str, list[torch.Tensor]]) -> Path:
     """A run whose draws have ended with these masks; the ticket is the last one."""
-    RunDirectory(folder).begin(plan)
+    Ledger.begin(RunDirectory(folder), plan)
     for region, series in masks.items():
         _write(folder / f"draw/{region}/masks.arrow", {region: series})
         write_model(folder / f"draw/{region}/tickets/{region}/ticket.json", _ticket(region, len(series)))
@@ -137,7 +138,7 @@ def test_it_says_where_the_recorded_masks_do_not_agree(tmp_path: Path, tiny_plan
 
 
 def test_masks_of_a_draw_that_goes_on_come_from_its_newest_checkpoint(tmp_path: Path, tiny_plan: MakePlan) -> None:
-    RunDirectory(tmp_path).begin(tiny_plan("draw.scope=shared"))
+    Ledger.begin(RunDirectory(tmp_path), tiny_plan("draw.scope=shared"))
     masks = _drifting(9, 100)
     for count in (4, 9):
         file = tmp_path / f"draw/shared/checkpoints/step-{count * 10:09d}/masks.arrow"

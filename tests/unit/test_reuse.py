@@ -36,7 +36,7 @@ def test_equal_stages_are_taken_over_and_only_the_rest_is_computed(
     assert manifest.stage("train/0-520").reused_from == str(tmp_path / "first")
     assert manifest.stage("train/500-1000").reused_from is None
     assert _weights(tmp_path / "second", "0-520") == _weights(tmp_path / "first", "0-520")
-    assert [lease.job for lease in manifest.leases if lease.job.startswith("region")] == ["region 500-1000"]
+    assert [held.job for held in manifest.usage if held.job.startswith("region")] == ["region 500-1000"]
 
 
 def test_a_damaged_file_of_the_other_run_is_not_taken_over(
@@ -124,7 +124,7 @@ def test_a_run_that_took_everything_over_is_a_run_like_any_other(
     serial_cluster.jobs.clear()
     before = driver.launch(other, tmp_path / "second", reuse=[tmp_path / "first"]).manifest
     assert serial_cluster.jobs == []
-    assert driver.resume(tmp_path / "second").manifest.leases == before.leases
+    assert driver.resume(tmp_path / "second").manifest.usage == before.usage
     with pytest.raises(UserError, match="different experiment"):
         driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "seed=5"), tmp_path / "second")
     driver.extend(tmp_path / "second", ["training.steps=6"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ebdiff_orchestrator.run.differences import differences
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.training.results import artifact
 from schemas.errors import UserError
@@ -20,27 +21,27 @@ MakePlan = Callable[..., Plan]
 
 def _begun(directory: RunDirectory, plan: Plan) -> Manifest:
     """A run in which a job has started."""
-    return directory.write(directory.begin(plan).model_copy(update={"attempts": 1}))
+    return directory.write(Ledger.begin(directory, plan).manifest.model_copy(update={"attempts": 1}))
 
 
 def test_a_run_in_which_nothing_began_gives_way_to_another_experiment(tiny_plan: MakePlan, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    directory.begin(tiny_plan())
-    assert directory.begin(tiny_plan("seed=4")).plan.seed == 4
+    Ledger.begin(directory, tiny_plan())
+    assert Ledger.begin(directory, tiny_plan("seed=4")).manifest.plan.seed == 4
 
 
 def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakePlan, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     _begun(directory, tiny_plan())
     with pytest.raises(UserError, match=r"training.learning_rate: 0.001 -> 0.5") as caught:
-        directory.begin(tiny_plan("training.learning_rate=0.5"))
+        Ledger.begin(directory, tiny_plan("training.learning_rate=0.5"))
     assert "--run-dir" in str(caught.value)
 
 
 def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePlan, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     created = _begun(directory, tiny_plan()).created_at
-    directory.begin(tiny_plan("workers.gpus=0.5", "logging.interval_steps=9"))
+    Ledger.begin(directory, tiny_plan("workers.gpus=0.5", "logging.interval_steps=9"))
     manifest = directory.read()
     assert manifest.created_at == created
     assert manifest.plan.workers.gpus == 0.5
@@ -66,7 +67,7 @@ def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_wa
 
     def refuse() -> None:
         with directory.held():
-            directory.begin(tiny_plan())
+            Ledger.begin(directory, tiny_plan())
             with directory.discarded_if_refused():
                 (directory.path / RAY_LOG).write_text("a line of Ray's\n")
                 raise UserError("too large")
@@ -77,7 +78,7 @@ def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_wa
     directory.path.mkdir()
     (directory.path / RAY_LOG).write_text("a line of Ray's\n")
     with directory.held():
-        directory.begin(tiny_plan())
+        Ledger.begin(directory, tiny_plan())
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_what_a_launch_of_ours_left_is_no_obstacle(tiny_plan: MakePlan, tmp_path
         (tmp_path / file).touch()
     directory = RunDirectory(tmp_path)
     with directory.held(take_over=True):
-        directory.begin(tiny_plan())
+        Ledger.begin(directory, tiny_plan())
     assert directory.exists()
 
 
@@ -135,7 +136,7 @@ def test_a_directory_without_a_run_and_a_foreign_manifest_are_user_errors(tmp_pa
     with pytest.raises(UserError, match="no run here"):
         RunDirectory(tmp_path).read()
     (tmp_path / "manifest.json").write_text('{"version": 99}')
-    with pytest.raises(UserError, match="of version 99; expected 2"):
+    with pytest.raises(UserError, match="of version 99; expected 3"):
         RunDirectory(tmp_path).read()
 
 

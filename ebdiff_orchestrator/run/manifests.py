@@ -1,0 +1,77 @@
+"""The manifest of a new run, of one that goes on, and of one that gets more steps; nothing is written here."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from ebdiff_orchestrator.run.differences import STEPS, differences, refusal
+from ebdiff_orchestrator.run.stages import stage_names, train_stage_name
+from region_workers.storage.checkpoint_folders import newest_step
+from schemas.clock import unix_time
+from schemas.errors import PlanError, UserError, plan_error
+from schemas.job import CHECKPOINTS_FOLDER
+from schemas.manifest import Manifest, StageRecord
+from schemas.plan import Plan
+
+_SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
+
+
+def new_manifest(plan: Plan) -> Manifest:
+    """That of a run in which nothing has been done."""
+    now = unix_time()
+    return Manifest(
+        created_at=now,
+        updated_at=now,
+        plan=plan,
+        experiment_digest=plan.experiment_digest(),
+        software=_software(),
+        stages={name: StageRecord(name=name) for name in stage_names(plan)},
+    )
+
+
+def continued(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
+    """That of a run which goes on with this plan: workers, checkpointing and logging may differ, and take effect.
+
+    UserError, showing what differs, if the plan is of another experiment.
+    """
+    if manifest.plan.experiment_digest() != plan.experiment_digest():
+        raise UserError(refusal(run_dir, manifest.plan, plan))
+    return manifest.model_copy(update={"plan": plan, "software": _software()})
+
+
+def extended(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
+    """That of a run whose plan has more steps now: trainings that are too short for it are open again.
+
+    PlanError if the plan differs in anything else, or asks for fewer steps than a training has made.
+    """
+    changed = [line for line in differences(manifest.plan.experiment(), plan.experiment()) if not STEPS.match(line)]
+    if changed:
+        lines = "\n".join(f"  - {line}" for line in changed)
+        raise PlanError(
+            "--set: expected a change of training.steps or regions.N.steps, all that ebdiff extend changes, not:\n"
+            f"{lines}\nLeave it out, or launch a new run."
+        )
+    stages = dict(manifest.stages)
+    for region in plan.regions:
+        record = manifest.stage(train_stage_name(region))
+        made = max(record.steps, newest_step(run_dir / record.name / CHECKPOINTS_FOLDER))
+        if plan.steps_of(region) < made:
+            field, expected = f"steps of region {region.name}", f"at least the {made} that are made"
+            raise plan_error(field, plan.steps_of(region), expected, "Raise it, or start a new run.")
+        if plan.steps_of(region) != record.steps:
+            stages[record.name] = record.model_copy(update={"status": "pending"})
+    update = {"plan": plan, "experiment_digest": plan.experiment_digest(), "stages": stages}
+    return manifest.model_copy(update=update)
+
+
+def _software() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
