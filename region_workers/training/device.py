@@ -70,6 +70,13 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def average(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean over the region's workers, on each of them; overwrites theirs."""
+        if self.size > 1:
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            tensor /= self.size
+        return tensor
+
     def broadcast_int(self, value: int) -> int:
         """Rank zero's value, on every worker."""
         return int(self.broadcast(torch.tensor([value], device=self.device)))

@@ -1,6 +1,8 @@
-"""The forward process and the loss of DDPM (arXiv 2006.11239), on a region of timesteps."""
+"""The forward process and the loss of DDPM (arXiv 2006.11239)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
@@ -17,21 +19,27 @@ def alphas_cumprod(plan: DiffusionPlan) -> torch.Tensor:
     return torch.cumprod(1.0 - betas, dim=0).float()
 
 
-def antithetic_timesteps(count: int, timesteps: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """int64 [count], uniform in [start, stop): each drawn t has a partner start + stop - 1 - t half a batch later."""
-    start, stop = timesteps
-    half = torch.randint(start, stop, (count // 2 + 1,), generator=generator, device=generator.device)
-    return torch.cat([half, start + stop - 1 - half])[:count]
-
-
 def add_noise(
-    images_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, alphas_cumprod_T: torch.Tensor
+    clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, alphas_cumprod_T: torch.Tensor
 ) -> torch.Tensor:
     """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (paper, equation 2)."""
     alpha_B111 = alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
-    return alpha_B111.sqrt() * images_BCHW + (1.0 - alpha_B111).sqrt() * noise_BCHW
+    return alpha_B111.sqrt() * clean_BCHW + (1.0 - alpha_B111).sqrt() * noise_BCHW
 
 
-def squared_errors(predicted_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> torch.Tensor:
-    """Each image's squared error, summed over pixels: float32 [B]; its mean is the paper's loss (equation 3)."""
-    return (predicted_BCHW.float() - noise_BCHW).square().sum(dim=(1, 2, 3))
+def diffusion_loss(
+    predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    clean_BCHW: torch.Tensor,
+    timesteps_B: torch.Tensor,
+    noise_BCHW: torch.Tensor,
+    alphas_cumprod_T: torch.Tensor,
+    weights_T: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The mean over the batch of w_t ||ε - ε_θ(x_t, t)||², summed over pixels (paper, equation 3): float32 [].
+
+    `predict` is ε_θ: from x_t [B, C, H, W] and t [B] to the noise in it. Without `weights_T` every w_t is 1.
+    """
+    noisy_BCHW = add_noise(clean_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
+    predicted_BCHW = predict(noisy_BCHW, timesteps_B)
+    errors_B = (predicted_BCHW.float() - noise_BCHW).square().sum(dim=(1, 2, 3))
+    return errors_B.mean() if weights_T is None else (weights_T[timesteps_B] * errors_B).mean()

@@ -1,18 +1,24 @@
-"""What the loop needs of a model family: its dense network, one batch, the errors of one forward pass."""
+"""What is denoised, and by which network: all that training needs to know of a model family."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from region_workers.data.batches import BatchSource
+from region_workers.data.latents.store import open_latents
 from region_workers.data.samples import SampleStore
+from region_workers.data.store import ensure_store
 from region_workers.networks.pretrained import dense_network
 from region_workers.networks.supported import network_inputs
-from region_workers.training.diffusion import add_noise, alphas_cumprod, squared_errors
+from region_workers.training.diffusion import alphas_cumprod
+from schemas.errors import RunFailed
 from schemas.job import WorkerJob
+from schemas.model import LatentModelPlan
 
 
 class Batch(NamedTuple):
@@ -23,7 +29,9 @@ class Batch(NamedTuple):
 
 
 class ModelFamily(Protocol):
-    """The seam for what is denoised and by which network."""
+    """The seam for another kind of model. `alphas_cumprod`: its noise schedule, float32 [T] on the device."""
+
+    alphas_cumprod: torch.Tensor
 
     @property
     def steps_per_epoch(self) -> int:
@@ -38,8 +46,10 @@ class ModelFamily(Protocol):
     def batch(self, step: int, rows: slice) -> Batch:
         """The rows of step's global batch, on the device."""
 
-    def errors(self, network: nn.Module, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Each sample's error after one forward pass: float32 [B]."""
+    def predict(
+        self, network: nn.Module, batch: Batch, noisy_BCHW: torch.Tensor, timesteps_B: torch.Tensor
+    ) -> torch.Tensor:
+        """The noise that the network sees in the batch's noisy samples: [B, C, H, W], in the training's precision."""
 
 
 class UNetFamily:
@@ -47,7 +57,7 @@ class UNetFamily:
 
     def __init__(self, job: WorkerJob, store: SampleStore, device: torch.device, data_seed: int) -> None:
         self._job = job
-        self._alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
+        self.alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
         self._batches = BatchSource(
             store,
             device,
@@ -74,7 +84,30 @@ class UNetFamily:
             clean_BCHW = clean_BCHW.contiguous(memory_format=torch.channels_last)
         return Batch(clean_BCHW, self._batches.labels(step, rows))
 
-    def errors(self, network: nn.Module, batch: Batch, timesteps: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        noisy_BCHW = add_noise(batch.clean, noise, timesteps, self._alphas_cumprod)
+    def predict(
+        self, network: nn.Module, batch: Batch, noisy_BCHW: torch.Tensor, timesteps_B: torch.Tensor
+    ) -> torch.Tensor:
         labels = {} if batch.labels is None else {"class_labels": batch.labels}
-        return squared_errors(network(noisy_BCHW, timesteps, return_dict=False, **labels)[0], noise)
+        bf16 = self._job.training.precision == "bf16"
+        with torch.autocast(noisy_BCHW.device.type, dtype=torch.bfloat16, enabled=bf16):
+            predicted_BCHW: torch.Tensor = network(noisy_BCHW, timesteps_B, return_dict=False, **labels)[0]
+        return predicted_BCHW
+
+
+def open_samples(
+    job: WorkerJob, cache_dir: Path, device: torch.device, report: Callable[[int, int], None]
+) -> SampleStore:
+    """What the job's network denoises, made ready if need be: the images, or their latents.
+
+    RunFailed if the images are not those that the run began with. `report` is told how far it is (done, total).
+    """
+    if isinstance(job.model, LatentModelPlan):
+        threads, digest = job.training.cpu_threads, job.store_digest
+        return open_latents(job.model, job.data, cache_dir, digest, cpu_threads=threads, device=device, report=report)
+    store = ensure_store(job.data, cache_dir, report)
+    if store.digest != job.store_digest:
+        raise RunFailed(
+            f"The images of data.path = {job.data.path} are not those the run began with "
+            f"(digest {store.digest[:12]}, expected {job.store_digest[:12]}). Restore them, or start a new run."
+        )
+    return store

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 
 import torch
 from torch import nn
 
+from region_workers.training.diffusion import diffusion_loss
 from region_workers.training.family import Batch, ModelFamily
 from region_workers.training.randomness import StepRandomness
 from schemas.plan import DrawPlan, TrainingPlan
@@ -45,14 +47,13 @@ def accumulate_importance_gradients(
     parts = [_part(family, randomness, slice(index * share, (index + 1) * share)) for index in range(passes)]
     largest = 0.0
     with _evaluating(network):
-        for timestep, (index, (batch, noise)) in product(
+        for timestep, (index, (batch, noise_BCHW)) in product(
             importance_timesteps(timesteps, plan.importance_timesteps), enumerate(parts)
         ):
             between_passes()
-            device = noise.device
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"):
-                timesteps_B = torch.full((share,), timestep, device=device)
-                loss = family.errors(network, batch, timesteps_B, noise).mean() / passes
+            predict = partial(family.predict, network, batch)
+            timesteps_B = torch.full((share,), timestep, device=noise_BCHW.device)
+            loss = diffusion_loss(predict, batch.clean, timesteps_B, noise_BCHW, family.alphas_cumprod) / passes
             if plan.importance == "diff-pruning" and index == 0:
                 value = float(loss.detach())
                 largest = max(largest, value)
@@ -66,7 +67,8 @@ def _part(family: ModelFamily, randomness: StepRandomness, rows: slice) -> tuple
     """Rows of the draw's first batch, and their noise."""
     batch = family.batch(0, rows)
     generator = randomness.generator(rows.start, "importance-noise")
-    return batch, torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
+    clean_BCHW = batch.clean
+    return batch, torch.randn(clean_BCHW.shape, generator=generator, device=clean_BCHW.device)
 
 
 @contextmanager

@@ -1,19 +1,20 @@
-"""The law of a region's timesteps, and the weight of each in the loss: laws over [0, T), conditioned on the region."""
+"""Which timesteps of its region a step trains on, and how much each counts in the loss."""
 
 from __future__ import annotations
 
 import torch
 
-from region_workers.training.diffusion import alphas_cumprod, antithetic_timesteps
+from region_workers.training.diffusion import alphas_cumprod
 from schemas.plan import DiffusionPlan, TimestepPlan
 
 _DUAL_GRADIENT = 1e-4
 
 
 class TimestepSampler:
-    """What timesteps a step trains on and how much each counts.
+    """Draws the timesteps of a step, from a distribution over [0, T) conditioned on the region.
 
-    `span` is the region [start, stop); `weights_T` float32 [T] on the device, or None where all count alike.
+    `span`: the region [start, stop). `weights_T`: how much each timestep counts in the loss, float32 [T] on the device;
+    None where all count alike.
     """
 
     def __init__(
@@ -25,28 +26,32 @@ class TimestepSampler:
         self._cumulative: torch.Tensor | None = None
         if plan.sampling == "speed":
             start, stop = span
-            law = speed_law(plan, diffusion)[start:stop]
-            self._cumulative = (law.cumsum(0) / law.sum()).to(device)
+            probabilities = speed_probabilities(plan, diffusion)[start:stop]
+            self._cumulative = (probabilities.cumsum(0) / probabilities.sum()).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """int64 [count] on the generator's device: antithetic pairs for the uniform law, independent draws else."""
+        """int64 [count] on the generator's device: antithetic pairs if uniform, independent draws else."""
         if self._cumulative is None:
             return antithetic_timesteps(count, self.span, generator)
         places = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
         drawn = torch.searchsorted(self._cumulative, places, right=True)
         return self.span[0] + drawn.clamp_(max=self.span[1] - self.span[0] - 1)
 
-    def weighted_mean(self, errors_B: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
-        """The mean of per-image errors [B], each times its timestep's weight."""
-        return errors_B.mean() if self.weights_T is None else (self.weights_T[timesteps_B] * errors_B).mean()
+
+def antithetic_timesteps(count: int, span: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """int64 [count], uniform in [start, stop): each drawn t has a partner start + stop - 1 - t half a batch later."""
+    start, stop = span
+    half = torch.randint(start, stop, (count // 2 + 1,), generator=generator, device=generator.device)
+    return torch.cat([half, start + stop - 1 - half])[:count]
 
 
-def speed_law(plan: TimestepPlan, diffusion: DiffusionPlan) -> torch.Tensor:
-    """SpeeD's law of a timestep (arXiv 2405.17403), float64 [T], sums to 1.
+def speed_probabilities(plan: TimestepPlan, diffusion: DiffusionPlan) -> torch.Tensor:
+    """How often SpeeD (arXiv 2405.17403) draws each timestep: float64 [T], sums to 1.
 
     Timesteps below τ are drawn k times as often as the rest; each has a dual timestep |m - t| around the first step m
     where the gradient of sqrt(1 - ᾱ) falls under 1e-4. SpeeD trains on both, in pairs; a region may hold one of the
-    two only, so this is the marginal, the mean of the primary and the dual law, to be conditioned on the region.
+    two only, so this is the marginal, the mean of the primary and the dual distribution, to be conditioned on
+    the region.
     """
     total = diffusion.num_train_timesteps
     primary = torch.ones(total, dtype=torch.float64)

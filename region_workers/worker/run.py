@@ -12,9 +12,7 @@ from pathlib import Path
 
 import torch
 
-from region_workers.data.latents.store import open_latents
 from region_workers.data.samples import SampleStore
-from region_workers.data.store import ensure_store
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.draw import Draw
@@ -25,7 +23,7 @@ from region_workers.training.failures import (
     is_retryable,
     message_for_people,
 )
-from region_workers.training.family import UNetFamily
+from region_workers.training.family import UNetFamily, open_samples
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start
 from region_workers.training.results import finished_result
@@ -34,10 +32,8 @@ from region_workers.worker.courier import Courier, working_folder
 from region_workers.worker.watchdog import Watchdog, end_process
 from schemas.clock import unix_time
 from schemas.digest import seed_from
-from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
 from schemas.location import default_cache_dir
-from schemas.model import LatentModelPlan
 
 _LOCK_WAIT_S = 120.0
 _SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
@@ -98,7 +94,8 @@ class _Work:
         self._stage = stages[first].name
         if world.is_rank_zero:
             announce_start(job, self._stage)
-        store = _open_store(job, world)
+        store = open_samples(job, _cache_dir(job), world.device, lambda done, total: world.heartbeat())
+        world.barrier()
         for stage in stages[first:]:
             if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
                 continue
@@ -133,36 +130,6 @@ def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) ->
     """Rank zero's answer."""
     finished = world.is_rank_zero and finished_result(Path(job.run_dir), stage) is not None
     return bool(world.broadcast_int(int(finished)))
-
-
-def _open_store(job: WorkerJob, world: World) -> SampleStore:
-    """What is denoised: the images, or their latents."""
-    cache_dir = _cache_dir(job)
-
-    def report(done: int, total: int) -> None:
-        world.heartbeat()
-
-    if isinstance(job.model, LatentModelPlan):
-        threads = job.training.cpu_threads
-        latents = open_latents(
-            job.model,
-            job.data,
-            cache_dir,
-            job.store_digest,
-            cpu_threads=threads,
-            device=world.device,
-            report=report,
-        )
-        world.barrier()
-        return latents
-    store = ensure_store(job.data, cache_dir, report)
-    if store.digest != job.store_digest:
-        raise RunFailed(
-            f"The images of data.path = {job.data.path} are not those the run began with "
-            f"(digest {store.digest[:12]}, expected {job.store_digest[:12]}). Restore them, or start a new run."
-        )
-    world.barrier()
-    return store
 
 
 def _cache_dir(job: WorkerJob) -> Path:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from region_workers.training.diffusion import add_noise, alphas_cumprod, antithetic_timesteps, squared_errors
+from region_workers.training.diffusion import add_noise, alphas_cumprod, diffusion_loss
+from region_workers.training.timesteps import antithetic_timesteps
 from schemas.plan import DiffusionPlan
 
 
@@ -46,4 +47,20 @@ def test_the_loss_is_summed_over_pixels_and_averaged_over_the_batch() -> None:
     noise = torch.zeros(2, 3, 4, 4)
     predicted = torch.ones(2, 3, 4, 4)
     predicted[1] *= 3
-    assert squared_errors(predicted, noise).mean().item() == pytest.approx((48 + 9 * 48) / 2)
+    timesteps = torch.tensor([0, 999])
+    loss = diffusion_loss(lambda noisy, t: predicted, noise, timesteps, noise, alphas_cumprod(DiffusionPlan()))
+    assert loss.item() == pytest.approx((48 + 9 * 48) / 2)
+
+
+def test_the_network_sees_the_noisy_samples_and_their_timesteps() -> None:
+    clean, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    timesteps, schedule = torch.tensor([10, 500]), alphas_cumprod(DiffusionPlan())
+    seen = []
+
+    def predict(noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append((noisy, t))
+        return noise
+
+    assert diffusion_loss(predict, clean, timesteps, noise, schedule).item() == 0
+    assert torch.equal(seen[0][0], add_noise(clean, noise, timesteps, schedule))
+    assert torch.equal(seen[0][1], timesteps)

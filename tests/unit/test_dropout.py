@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from region_workers.training.dropout import share_dropout, take_rows
+from region_workers.training.randomness import set_dropout_rows, use_batch_dropout
 
 BATCH = 8
 
@@ -22,12 +22,12 @@ def network() -> nn.Sequential:
 
 def parts_of(module: nn.Module, batch: torch.Tensor, count: int) -> torch.Tensor:
     """The outputs of `count` equal parts, each computed as a worker of its own would."""
-    dropouts = share_dropout(module)
+    dropouts = use_batch_dropout(module)
     share = BATCH // count
     outputs = []
     for first in range(0, BATCH, share):
         torch.manual_seed(5)
-        take_rows(dropouts, slice(first, first + share), BATCH, torch.device("cpu"))
+        set_dropout_rows(dropouts, slice(first, first + share), BATCH, torch.device("cpu"))
         outputs.append(module(batch[first : first + share]))
     return torch.cat(outputs)
 
@@ -60,7 +60,7 @@ def test_numbers_are_dropped_independently() -> None:
 
 def test_only_what_drops_is_replaced_and_nothing_is_dropped_in_evaluation(images: torch.Tensor) -> None:
     module = network()
-    assert len(share_dropout(module)) == 2
+    assert len(use_batch_dropout(module)) == 2
     assert type(module[2]) is nn.Dropout
-    assert [id(m) for m in share_dropout(module)] == [id(m) for m in share_dropout(module)]
+    assert [id(m) for m in use_batch_dropout(module)] == [id(m) for m in use_batch_dropout(module)]
     assert torch.equal(parts_of(module.eval(), images, 2), images)

@@ -1,4 +1,4 @@
-"""The laws of timesteps and the weights of the loss, against their definitions."""
+"""The distributions of timesteps and the weights of the loss, against their definitions."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from region_workers.training.diffusion import alphas_cumprod
-from region_workers.training.timesteps import TimestepSampler, dual_centre, loss_weights, speed_law
+from region_workers.training.diffusion import alphas_cumprod, diffusion_loss
+from region_workers.training.timesteps import TimestepSampler, dual_centre, loss_weights, speed_probabilities
 from schemas.plan import DiffusionPlan, TimestepPlan
 
 DIFFUSION = DiffusionPlan()
@@ -25,24 +25,24 @@ def test_the_dual_centre_is_where_the_noise_level_has_flattened() -> None:
     assert 600 < dual_centre(DIFFUSION) < 800
 
 
-def test_speed_draws_the_mean_of_the_primary_and_the_dual_law() -> None:
+def test_speed_draws_the_mean_of_the_primary_and_the_dual_distribution() -> None:
     middle = dual_centre(DIFFUSION)
     primary = np.where(np.arange(1000) < 700, 5.0, 1.0)
     primary /= primary.sum()
     dual = np.zeros(1000)
     for timestep, probability in enumerate(primary):
         dual[abs(middle - timestep)] += probability
-    assert np.allclose(speed_law(SPEED, DIFFUSION).numpy(), (primary + dual) / 2)
+    assert np.allclose(speed_probabilities(SPEED, DIFFUSION).numpy(), (primary + dual) / 2)
 
 
 @pytest.mark.parametrize("span", [(0, 260), (240, 460), (440, 1000), (0, 1000)])
-def test_a_region_draws_from_that_law_conditioned_on_itself(span: tuple[int, int]) -> None:
-    law = TimestepSampler(span, SPEED, DIFFUSION, CPU)
-    drawn = law.draw(400_000, torch.Generator().manual_seed(0))
+def test_a_region_draws_from_that_distribution_conditioned_on_itself(span: tuple[int, int]) -> None:
+    sampler = TimestepSampler(span, SPEED, DIFFUSION, CPU)
+    drawn = sampler.draw(400_000, torch.Generator().manual_seed(0))
     assert drawn.dtype == torch.int64
     assert int(drawn.min()) >= span[0]
     assert int(drawn.max()) < span[1]
-    expected = speed_law(SPEED, DIFFUSION)[span[0] : span[1]]
+    expected = speed_probabilities(SPEED, DIFFUSION)[span[0] : span[1]]
     expected = (expected / expected.sum()).view(-1, 20).sum(1)
     seen = (torch.bincount(drawn - span[0], minlength=span[1] - span[0]) / len(drawn)).view(-1, 20).sum(1)
     assert torch.allclose(seen.double(), expected, atol=0.004)
@@ -72,7 +72,16 @@ def test_min_snr_and_p2_are_their_papers_formulas() -> None:
 def test_weights_count_by_absolute_timestep_whatever_the_region() -> None:
     weights = loss_weights(SPEED, DIFFUSION)
     assert weights is not None
-    law = TimestepSampler((240, 460), SPEED, DIFFUSION, CPU)
+    sampler = TimestepSampler((240, 460), SPEED, DIFFUSION, CPU)
     timesteps = torch.tensor([240, 459])
     expected = (weights[240] * 2 + weights[459] * 6) / 2
-    assert float(law.weighted_mean(torch.tensor([2.0, 6.0]), timesteps)) == pytest.approx(float(expected))
+    noise = torch.tensor([2.0, 6.0]).sqrt().view(2, 1, 1, 1)  # its square is the error of a network that sees none
+    loss = diffusion_loss(
+        lambda noisy, _: torch.zeros_like(noisy),
+        torch.zeros_like(noise),
+        timesteps,
+        noise,
+        alphas_cumprod(DIFFUSION),
+        sampler.weights_T,
+    )
+    assert float(loss) == pytest.approx(float(expected))

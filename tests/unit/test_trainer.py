@@ -101,10 +101,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
 ) -> None:
     trainer = make_trainer(f"training.gradient_clip={clip}")
     before = _weights(state_after(trainer, step))
-    true_errors = UNetFamily.errors
-    monkeypatch.setattr(UNetFamily, "errors", lambda self, *inputs: true_errors(self, *inputs) * float("nan"))
+    true_prediction = UNetFamily.predict
+    monkeypatch.setattr(UNetFamily, "predict", lambda self, *inputs: true_prediction(self, *inputs) * float("nan"))
     trainer.train_step()
-    monkeypatch.setattr(UNetFamily, "errors", true_errors)
+    monkeypatch.setattr(UNetFamily, "predict", true_prediction)
     trainer.train_step()
     assert largest_difference(before, _weights(trainer.state_tensors())) == 0.0
     with pytest.raises(NonFiniteLossError, match=f"step {step} "):
