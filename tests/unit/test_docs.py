@@ -16,6 +16,7 @@ from ebdiff_orchestrator.cli.app import app
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
 _LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+_INLINE = re.compile(r"`(ebdiff [a-z][^`]*)`")
 _BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 
 
@@ -36,8 +37,10 @@ def test_python_compiles(page: Path) -> None:
 
 
 def _commands(page: Path) -> list[list[str]]:
-    """Each `ebdiff ...` of the page's shell blocks, comments and what follows in a shell left out."""
+    """Each `ebdiff ...` of the page's shell blocks and sentences; comments and what follows in a shell left out."""
     lines = "\n".join(_blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    inline = _INLINE.findall(_BLOCK.sub("", page.read_text()))
+    lines += [re.sub(r"\\\||[\[\]]|\.\.\.", " ", text) for text in inline]  # PLAN [--json \| --yaml]
     found = [re.search(r"(?:^|[ (])ebdiff (?!@)(.*)", line) for line in lines]
     words = [shlex.split(match[1], comments=True) for match in found if match]
     return [part[: next((i for i, word in enumerate(part) if word in (">", "|", "&&")), None)] for part in words]
@@ -54,7 +57,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 
 def test_some_commands_are_found() -> None:
-    assert sum(len(_commands(page)) for page in PAGES) > 20
+    assert sum(len(_commands(page)) for page in PAGES) > 60
 
 
 def test_the_page_of_fields_is_that_of_the_schemas() -> None:
