@@ -35,6 +35,17 @@ def test_speed_draws_the_mean_of_the_primary_and_the_dual_distribution() -> None
     assert np.allclose(speed_probabilities(SPEED, DIFFUSION).numpy(), (primary + dual) / 2)
 
 
+def test_where_the_noise_level_never_flattens_the_dual_of_the_first_timestep_is_the_last() -> None:
+    steep = DiffusionPlan(num_train_timesteps=100)
+    assert dual_centre(steep) == 100
+    primary = np.where(np.arange(100) < 30, 5.0, 1.0)
+    primary /= primary.sum()
+    found = speed_probabilities(TimestepPlan(sampling="speed", speed_tau=30, speed_k=5.0), steep).numpy()
+    assert found.sum() == pytest.approx(1)
+    assert found[99] == pytest.approx((primary[99] + primary[0] + primary[1]) / 2)
+    assert found[98] == pytest.approx((primary[98] + primary[2]) / 2)
+
+
 @pytest.mark.parametrize("span", [(0, 260), (240, 460), (440, 1000), (0, 1000)])
 def test_a_region_draws_from_that_distribution_conditioned_on_itself(span: tuple[int, int]) -> None:
     sampler = TimestepSampler(span, SPEED, DIFFUSION, CPU)
