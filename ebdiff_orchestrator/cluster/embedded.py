@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ebdiff_orchestrator.cluster.noise import keep_noise
-from ebdiff_orchestrator.cluster.private_folder import private_folder
 from ebdiff_orchestrator.cluster.request import request_of
+from region_workers.storage.own_folder import OwnFolder
 from schemas.environment import PASSIVE_WAIT
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
 
+FOLDER_PREFIX = "eb-"
 _STARTS = 3
 _START_LIMIT_S = 600.0
 _LOOK_S = 1.0
@@ -84,8 +85,8 @@ class EmbeddedRay(threading.Thread):
     def run(self) -> None:
         """Keep an error for whoever takes over."""
         try:
-            with private_folder(_temp_dir()) as folder:  # what Ray makes in it is open to all
-                _start(self._workers, self._jobs, str(folder / "r"))
+            with OwnFolder(_temp_dir(), FOLDER_PREFIX) as folder:  # what Ray makes in it is open to all
+                _start(self._workers, self._jobs, str(folder.path / "r"))
                 self._ready.set()
                 self._over.wait()
         except Exception as error:  # noqa: BLE001 - raised again where it is waited for

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.cluster.request import Request
+from region_workers.storage.run_files import local_folder
 from schemas.digest import digest
 from schemas.job import WorkerJob
-from schemas.location import object_url
 
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 
@@ -39,8 +39,9 @@ def trainer_of(job: WorkerJob, request: Request) -> Any:
 
 def _ray_folder(run_dir: str) -> str:
     """Where Ray Train keeps what nobody reads: in the run, or, if that is in an object store, on this machine."""
-    if object_url(run_dir) is None:
-        return str(Path(run_dir) / RAY_FOLDER)
+    folder = local_folder(run_dir)
+    if folder is not None:
+        return str(folder / RAY_FOLDER)
     return str(Path(tempfile.gettempdir(), f"ebdiff-ray-{digest(run_dir)[:16]}"))
 
 

@@ -39,8 +39,9 @@ from ebdiff_orchestrator.doctor.storage import (
 from ebdiff_orchestrator.doctor.versions import check_versions
 from ebdiff_orchestrator.plans.preview import look_ahead
 from region_workers.data.sources import open_source
+from region_workers.storage.run_files import RunFiles, local_folder
 from schemas.errors import UserError
-from schemas.location import default_cache_dir, folder_of, object_url
+from schemas.location import default_cache_dir
 from schemas.plan import DIGITS, Plan, WorkersPlan
 
 _POLL_S = 2.0
@@ -159,11 +160,11 @@ def _check_plan(plan: Plan, nodes: Sequence[Node]) -> list[Finding]:
 
 
 def _ask_storage(machines: Machines, run_dir: str) -> list[Finding]:
-    url = object_url(run_dir)
+    folder = local_folder(run_dir)
     try:
-        return _ask_folder(machines, folder_of(run_dir)) if url is None else [_ask_store(machines, url)]
+        return _ask_folder(machines, folder) if folder else [_ask_store(machines, RunFiles(run_dir).location)]
     except (OSError, UserError) as error:
-        return [cannot_reach(error) if url else cannot_write(run_dir, error)]
+        return [cannot_write(run_dir, error) if folder else cannot_reach(error)]
 
 
 def _ask_folder(machines: Machines, run_dir: Path) -> list[Finding]:
@@ -185,9 +186,9 @@ def _ask_store(machines: Machines, url: str) -> Finding:
 def _check_space(plan: Plan, run_dir: str, nodes: Sequence[Node]) -> list[Finding]:
     """What is in an object store is also in the cache of the driver's machine, as far as it has come."""
     needed = run_size(look_ahead(plan), _images(plan))
-    remote = object_url(run_dir) is not None
-    folder = default_cache_dir() if remote else folder_of(run_dir)
-    free, there = shutil.disk_usage(nearest_folder(folder)).free, 0 if remote else bytes_below(folder)
+    own = local_folder(run_dir)
+    folder = own or default_cache_dir()
+    free, there = shutil.disk_usage(nearest_folder(folder)).free, bytes_below(own) if own else 0
     return [check_run_space(needed, free, there, str(folder)), check_store_space(needed, nodes)]
 
 

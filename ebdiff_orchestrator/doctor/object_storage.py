@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ebdiff_orchestrator.doctor.finding import Finding, wrong, wrong_or_fine
-from region_workers.storage.object_store import ObjectStore
+from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
 from schemas.section import Section
 
@@ -34,14 +34,14 @@ class StoreTest:
 
     def sees(self, answer: StoreAnswer) -> bool:
         """Whether the driver reads what a node wrote."""
-        return answer.wrote is not None and _read(ObjectStore(self.url), answer.wrote) == self.secret
+        return answer.wrote is not None and _read(RunFiles(self.url), answer.wrote) == self.secret
 
 
 @contextmanager
 def store_test(url: str) -> Iterator[StoreTest]:
     """The driver's side; leaves nothing behind. OSError or UserError if it cannot."""
     test = StoreTest(f"{url}/.doctor-{secrets.token_hex(6)}", secrets.token_hex(8))
-    store = ObjectStore(test.url)
+    store = RunFiles(test.url)
     try:
         store.write(_DRIVER_KEY, test.secret.encode())
         yield test
@@ -55,7 +55,7 @@ def look_at_store(url: str, secret: str) -> dict[str, Any]:
     """The side of one node, run on it; a `StoreAnswer` as plain values."""
     key = f"node-{secrets.token_hex(6)}"
     try:
-        store = ObjectStore(url)
+        store = RunFiles(url)
         if _read(store, _DRIVER_KEY) != secret:
             return StoreAnswer(problem="what the driver wrote is not there").model_dump()
         store.write(key, secret.encode())
@@ -76,7 +76,7 @@ def cannot_reach(error: Exception) -> Finding:
     return wrong(_CHECK, str(error), _REMEDY)
 
 
-def _read(store: ObjectStore, key: str) -> str | None:
+def _read(store: RunFiles, key: str) -> str | None:
     try:
         return store.read(key).decode()
     except FileNotFoundError:

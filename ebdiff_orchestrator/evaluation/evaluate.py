@@ -42,6 +42,8 @@ from schemas.location import default_cache_dir
 from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
 from schemas.plan import Plan
 
+_SHARED = "to be evaluated by a cluster. Copy the run to one, or evaluate on one machine with --here."
+
 
 @dataclass(frozen=True)
 class Options:
@@ -105,8 +107,10 @@ def evaluate_run(
         check_surroundings(address)
     directory, view = RunDirectory(run_dir), view or Silent()
     plan = _finished(directory).plan
-    if directory.is_mirrored:
-        _bring_here(directory, address, options)
+    if cluster_address(address) and not options.in_process:
+        directory.check_in_folder(_SHARED)
+    directory.ensemble()
+    directory.fetch_folder(EVALUATION_FOLDER)
     images = _sampled_images(directory, plan, options)
     with directory.held(), view, ExitStack() as stack:
         inception = weights_file(options.inception_weights)
@@ -134,17 +138,6 @@ def evaluate_run(
         with _usage_recorded(ledger, crews):
             evaluation = _measure(key, ensemble_digest(manifest), job, reference, crews)
         return _record(ledger, evaluation, reference.description)
-
-
-def _bring_here(directory: RunDirectory, address: str | None, options: Options) -> None:
-    """Fetch what an evaluation reads from a run in an object store; it is made on this machine."""
-    if cluster_address(address) and not options.in_process:
-        raise UserError(
-            f"DIR = {directory.location}: expected a run in a folder that all nodes share, to be evaluated by a "
-            "cluster. Copy the run to one, or evaluate on one machine with --here."
-        )
-    directory.ensemble()
-    directory.fetch_folder(EVALUATION_FOLDER)
 
 
 def _finished(directory: RunDirectory) -> Manifest:

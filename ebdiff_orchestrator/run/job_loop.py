@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -334,9 +333,7 @@ class JobLoop:
             )
 
     def _how_to_go_on(self) -> str:
-        location = self._ledger.directory.location
-        relative = location if self._ledger.directory.is_mirrored else os.path.relpath(location)
-        return f"ebdiff resume {relative if len(relative) < len(location) else location}"
+        return f"ebdiff resume {self._ledger.directory.short_location}"
 
 
 def _saved(attempt: _Attempt, progress: Progress | None) -> tuple[int, int]:

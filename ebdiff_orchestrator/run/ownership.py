@@ -35,8 +35,8 @@ class RunTakenOverError(RunFailed):
 class Ownership:
     """This driver's claim to a run, from `claim_run` until `release`."""
 
-    def __init__(self, claims: Claims, claim: Claim, where: str) -> None:
-        self._claims, self._claim, self._where = claims, claim, where
+    def __init__(self, claims: Claims, claim: Claim) -> None:
+        self._claims, self._claim = claims, claim
         self._released = Event()
         self._beating = Thread(target=self._beat, name="owner", daemon=True)
         self._beating.start()
@@ -46,16 +46,12 @@ class Ownership:
         """The claim's name, by which workers see whether the run has another owner."""
         return self._claim.name
 
-    def check(self) -> None:
-        """See `check_newest`."""
-        check_newest(self._claims, self.name, self._where)
-
     def release(self, leaves_nothing: bool = False) -> None:
         """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims."""
         self._released.set()
         self._beating.join()
         with self._claims.locked():
-            if self._claims.names()[-1:] != [self.name]:
+            if self._claims.newest() != self.name:
                 return
             if leaves_nothing:
                 self._claims.forget()
@@ -66,40 +62,42 @@ class Ownership:
         while not self._released.wait(self._claim.lease_s / 5):
             self._claim = self._claim.model_copy(update={"beat": self._claim.beat + 1})
             try:
-                if self._claims.names()[-1:] == [self.name]:
+                if self._claims.newest() == self.name:
                     self._claims.write(self._claim)
             except OSError:
                 continue  # the store does not answer; the next beat may get through
 
 
-def check_newest(claims: Claims, name: str, where: str) -> None:
-    """Raise RunTakenOverError unless the claim of this name is the newest of the run at `where`."""
-    newest = claims.names()[-1:]
-    if newest != [name]:
-        other = claims.read(newest[0]) if newest else None
+def check_newest(claims: Claims, name: str) -> None:
+    """Raise RunTakenOverError unless the claim of this name is the newest of the run."""
+    newest = claims.newest()
+    if newest != name:
+        other = claims.read(newest) if newest else None
         who = f"process {other.pid} on {other.host}" if other else "another launch or resume"
-        raise RunTakenOverError(f"{where}: {who} has taken this run over; this one has stopped and wrote nothing more.")
+        raise RunTakenOverError(
+            f"{claims.where}: {who} has taken this run over; this one has stopped and wrote nothing more."
+        )
 
 
-def claim_run(claims: Claims, where: str, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:
+def claim_run(claims: Claims, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:
     """Claim the run; UserError if another driver works on it, unless `take_over`.
 
     Where that cannot be known at once, this waits as long as the other's lease lasts to see whether it lives.
     """
-    newest = claims.names()[-1:]
-    holder = claims.read(newest[0]) if newest else None
-    if newest and not take_over and _lives(claims, newest[0], holder, say, where):
-        raise UserError(_refusal(where, holder))
+    newest = claims.newest()
+    holder = claims.read(newest) if newest else None
+    if newest and not take_over and _lives(claims, newest, holder, say):
+        raise _refusal(claims.where, holder)
     with claims.claiming():
-        if claims.names()[-1:] != newest:  # while this one looked, another claimed the run
-            raise UserError(_refusal(where, claims.read(claims.names()[-1]) if claims.names() else None))
-        claim = _next_claim(claims, where, newest, lease_s)
-    return Ownership(claims, claim, where)
+        now = claims.newest()
+        if now != newest:  # while this one looked, another claimed the run
+            raise _refusal(claims.where, claims.read(now) if now else None)
+        return Ownership(claims, _next_claim(claims, newest, lease_s))
 
 
-def _next_claim(claims: Claims, where: str, newest: list[str], lease_s: float) -> Claim:
+def _next_claim(claims: Claims, newest: str | None, lease_s: float) -> Claim:
     claim = Claim(
-        number=int(newest[0].split("-")[0]) + 1 if newest else 1,
+        number=int(newest.split("-")[0]) + 1 if newest else 1,
         token=secrets.token_hex(4),
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -107,10 +105,11 @@ def _next_claim(claims: Claims, where: str, newest: list[str], lease_s: float) -
         lease_s=lease_s,
     )
     claims.write(claim)
-    if claims.names()[-1] != claim.name:  # two claimed the same number: the greater name has it
+    names = claims.names()
+    if names[-1] != claim.name:  # two claimed the same number: the greater name has it
         claims.delete(claim.name)
-        raise UserError(_refusal(where, claims.read(claims.names()[-1])))
-    for name in claims.names()[:-_KEPT_CLAIMS]:
+        raise _refusal(claims.where, claims.read(names[-1]))
+    for name in names[:-_KEPT_CLAIMS]:
         claims.delete(name)
     return claim
 
@@ -129,14 +128,15 @@ def process_identity(pid: int) -> str:
     return "" if state in "ZX" else f"{boot}/{namespace}/{pid}/{fields[18]}"
 
 
-def _lives(claims: Claims, name: str, holder: Claim | None, say: Say, where: str) -> bool:
+def _lives(claims: Claims, name: str, holder: Claim | None, say: Say) -> bool:
     """Whether the holder of a claim is at work."""
     if holder is not None and (holder.released or _is_gone(holder)):
         return False
     if holder is not None and _is_running(holder):
         return True
     lease_s = holder.lease_s if holder else LEASE_S
-    say(f"{where}: {_holder(holder)} has not said that it ended; watching for {lease_s:.0f} s whether it lives ...")
+    silent = f"{claims.where}: {_holder(holder)} has not said that it ended"
+    say(f"{silent}; watching for {lease_s:.0f} s whether it lives ...")
     deadline = time.monotonic() + lease_s
     while time.monotonic() < deadline:
         time.sleep(min(_LOOK_S, lease_s))
@@ -167,8 +167,8 @@ def _holder(holder: Claim | None) -> str:
     return f"process {holder.pid} on {holder.host}" if holder else "its last owner"
 
 
-def _refusal(where: str, holder: Claim | None) -> str:
-    return (
+def _refusal(where: str, holder: Claim | None) -> UserError:
+    return UserError(
         f"DIR = {where}: expected no other launch or resume at work on this run, but {_holder(holder)} is. Watch it "
         f"with `ebdiff status {where} --watch`, give another --run-dir, or take the run over with --take-over."
     )

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from region_workers.data.build_lock import Report
 from region_workers.data.checksums import CHECKSUMS, write_array
 from region_workers.data.content import Content
 from region_workers.data.decode import Transform
@@ -20,7 +21,6 @@ from region_workers.data.parallel import decode_all
 from region_workers.data.parts import PartLog
 from region_workers.data.sources import Source
 from region_workers.storage.durable import write_model
-from region_workers.storage.lock import Report
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
 from schemas.store import StoreInfo

@@ -15,12 +15,12 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from region_workers.data.build import INFO, LABELS, PIXELS, build_store, check_unreadable, content_digest
+from region_workers.data.build_lock import Report, build_lock
 from region_workers.data.checksums import CHECKSUMS, Checksums, checked, read_array
 from region_workers.data.decode import TRANSFORM_VERSION
 from region_workers.data.labels import Labels
 from region_workers.data.samples import PixelSamples
 from region_workers.data.sources import Source, open_source
-from region_workers.storage.lock import Report, build_lock
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan

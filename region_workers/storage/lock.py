@@ -1,96 +1,62 @@
-"""A lock that makes one process build a store while the others wait and see how far it is."""
+"""Files that one process at a time holds: the kernel frees what a killed holder held."""
 
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from schemas.errors import RunFailed
+_POLL_S = 0.02
 
-Report = Callable[[int, int], None]
 
-_POLL_S = 0.2
-_NOTE_INTERVAL_S = 1.0
-_log = logging.getLogger(__name__)
+class LockFile:
+    """An open file that can be held; a context that closes it, which frees it.
+
+    `new`: it may have to be made; else OSError if there is none. A symbolic link is not followed.
+    """
+
+    def __init__(self, path: Path, new: bool = True) -> None:
+        self.descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if new else 0), 0o666)
+
+    def __enter__(self) -> LockFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+
+    def try_lock(self) -> bool:
+        """Hold it, unless another holds it. OSError where the file system has no locks."""
+        try:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this very file, and no newer one, is at `path`."""
+        try:
+            return os.path.samestat(os.fstat(self.descriptor), path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
 @contextmanager
-def build_lock(path: Path, report: Report, stall_limit_s: float, what: str = "image") -> Iterator[Report]:
-    """Hold the lock file at `path`, of a store of `what`; yields a report that the waiting processes can read.
+def locked(path: Path, limit_s: float, stuck: Callable[[], Exception]) -> Iterator[None]:
+    """Hold the file at `path`; raises what `stuck` returns if another holds it longer than `limit_s`.
 
-    While another process holds it, its progress (done, total) goes to `report`. The kernel frees the lock of a killed
-    holder. Raises RunFailed when the holder has shown no progress for `stall_limit_s` seconds.
+    The file may be deleted with its folder by whoever holds it. Without the folder there is nothing left to guard, and
+    nothing is held.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _wait(descriptor, path, report, stall_limit_s, what)
-        yield _noting(descriptor, report)
-    finally:
-        os.close(descriptor)  # frees the lock
-
-
-def _wait(descriptor: int, path: Path, report: Report, stall_limit_s: float, what: str) -> None:
-    last_note, since = _read(descriptor), time.monotonic()
-    told = False
-    while not _try_lock(descriptor):
-        note = _read(descriptor)
-        if note != last_note:
-            last_note, since = note, time.monotonic()
-            _pass_on(note, report)
-        if not told:
-            _log.info("waiting for the %s store that %s is building", what, _holder(note))
-            told = True
-        if time.monotonic() - since > stall_limit_s:
-            raise RunFailed(
-                f"waited {stall_limit_s:g} s for {_holder(note)} to build the {what} store, without any progress. "
-                f"Look at that process; once it has ended, its lock {path} is free."
-            )
+    deadline = time.monotonic() + limit_s
+    while path.parent.is_dir():
+        with LockFile(path) as file:
+            if file.try_lock() and file.is_at(path):
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise stuck()
         time.sleep(_POLL_S)
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _noting(descriptor: int, report: Report) -> Report:
-    last_s = 0.0
-
-    def note(done: int, total: int) -> None:
-        nonlocal last_s
-        report(done, total)
-        if time.monotonic() - last_s > _NOTE_INTERVAL_S:
-            last_s = time.monotonic()
-            _write(descriptor, done, total)
-
-    _write(descriptor, 0, 0)
-    return note
-
-
-def _write(descriptor: int, done: int, total: int) -> None:
-    # Padded to one width, so that a newer note always covers the older one.
-    note = f"{os.getpid()} {socket.gethostname()} {done} {total}".ljust(160)
-    os.pwrite(descriptor, note.encode(), 0)
-
-
-def _read(descriptor: int) -> list[str]:
-    return os.pread(descriptor, 160, 0).decode(errors="replace").split()
-
-
-def _pass_on(note: list[str], report: Report) -> None:
-    if len(note) == 4 and note[2].isdigit() and note[3].isdigit() and int(note[2]):
-        report(int(note[2]), int(note[3]))
-
-
-def _holder(note: list[str]) -> str:
-    return f"process {note[0]} on {note[1]}" if len(note) == 4 else "another process"
+    yield

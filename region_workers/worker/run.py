@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import torch
 
 from region_workers.data.samples import SampleStore
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
+from region_workers.storage.lock import locked
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.draw import Draw
 from region_workers.training.failures import (
@@ -28,7 +27,7 @@ from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start
 from region_workers.training.results import finished_result
 from region_workers.training.train import train
-from region_workers.worker.courier import Courier, working_folder
+from region_workers.worker.uploader import Uploader, working_folder
 from region_workers.worker.watchdog import Watchdog, end_process
 from schemas.clock import unix_time
 from schemas.digest import seed_from
@@ -48,15 +47,15 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
     """
     prepare_process(job.training)
     world = current_world(job.use_gpu, preemption_notice)
-    with working_folder(job, world, _cache_dir(job) / _SCRATCH_FOLDER) as (here, courier):
-        _Work(here, courier).do(world)
+    with working_folder(job, _cache_dir(job) / _SCRATCH_FOLDER, sends_all=world.is_rank_zero) as (here, uploader):
+        _Work(here, uploader).do(world)
 
 
 class _Work:
     """One job on one worker."""
 
-    def __init__(self, job: WorkerJob, courier: Courier | None) -> None:
-        self._job, self._courier = job, courier
+    def __init__(self, job: WorkerJob, uploader: Uploader | None) -> None:
+        self._job, self._uploader = job, uploader
         self._stage = job.stages()[0]
 
     def do(self, world: World) -> None:
@@ -67,23 +66,23 @@ class _Work:
         except StopRequestedError:
             raise
         except BaseException as error:
-            cause = error if self._courier is None else self._courier.cause_of(error)
+            cause = error if self._uploader is None else self._uploader.cause_of(error)
             _write_failure(self._job, self._stage, cause)
             if cause is not error:
                 raise cause from error
             raise
 
     def _watched(self, world: World, watchdog: Watchdog) -> World:
-        """Its steps are told to the watchdog, and to the courier, who may end the worker; what it deletes, to him."""
-        courier = self._courier
-        if courier is None:
+        """Its steps are told to the watchdog, and to the uploader, which may end the worker; what it deletes, too."""
+        uploader = self._uploader
+        if uploader is None:
             return replace(world, on_heartbeat=watchdog.heartbeat)
 
         def heartbeat() -> None:
             watchdog.heartbeat()
-            courier.check()
+            uploader.check()
 
-        return replace(world, on_heartbeat=heartbeat, on_deleted=courier.retire)
+        return replace(world, on_heartbeat=heartbeat, on_deleted=uploader.retire)
 
     def _do_stages(self, world: World) -> None:
         job = self._job
@@ -103,14 +102,23 @@ class _Work:
             world.forget_peak_memory()
             with _only_worker(job, stage.name, world):
                 _run_stage(job, stage, store, world)
-            if self._courier is not None:
-                self._courier.hand_over()
+            self._hand_on(world)
+
+    def _hand_on(self, world: World) -> None:
+        """What rank zero has written so far is there for the others of the region."""
+        if self._uploader is None or world.size == 1:
+            return
+        if world.is_rank_zero:
+            self._uploader.flush()
+        world.barrier()
+        if not world.is_rank_zero:
+            self._uploader.fetch()
 
     def _end_hanging(self) -> None:
         try:
             _write_failure(self._job, self._stage, HangError(self._job.hang_limit_s))
-            if self._courier is not None:
-                self._courier.carry_all()
+            if self._uploader is not None:
+                self._uploader.flush()
         finally:
             end_process()
 
@@ -144,21 +152,16 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
         return
     path = Path(job.run_dir) / stage / ".lock"
     make_folder(path.parent)
-    with path.open("w") as file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StageHeldError(
-                        f"Stage {stage} is still held by another worker after {_LOCK_WAIT_S:.0f} s. "
-                        "Make sure that no other launch or resume of this run is going on."
-                    ) from None
-                time.sleep(0.5)
+    with locked(path, _LOCK_WAIT_S, lambda: StageHeldError(_held(stage))):
         remove_leftovers(path.parent, below=True)
         yield
+
+
+def _held(stage: str) -> str:
+    return (
+        f"Stage {stage} is still held by another worker after {_LOCK_WAIT_S:.0f} s. "
+        "Make sure that no other launch or resume of this run is going on."
+    )
 
 
 def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:

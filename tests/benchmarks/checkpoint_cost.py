@@ -4,7 +4,7 @@
                                                [--set KEY=VALUE]... [--threads 2] [--short] [--json FILE]
 
 Turns of `--steps` steps, without a checkpoint, with one begun after the first step and written while the others are
-made, and with one that a courier also sends to an S3 server (moto's, on this very machine, so that it takes from the
+made, and with one that an uploader also sends to an S3 server (moto's, on this very machine, so that it takes from the
 same cores). What a turn takes longer is what the checkpoint cost; at the plan's interval it is this share of training.
 The turn's steps must outlast the writing: the time that is left of it at the end is waited for, and counted.
 """
@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from s3_server import BUCKET, s3_server
 
 from region_workers.training.checkpoints import Checkpoints
-from region_workers.training.device import World
-from region_workers.worker.courier import Courier, working_folder
+from region_workers.worker.uploader import Uploader, working_folder
 from schemas.job import CHECKPOINTS_FOLDER, WorkerJob
 
 MOST_SHARE = 0.02
@@ -37,9 +36,9 @@ MOST_SHARE = 0.02
 class Turn:
     """So many steps, and perhaps a checkpoint while they are made."""
 
-    def __init__(self, loop: OwnLoop, steps: int, folder: Path | None, courier: Courier | None = None) -> None:
-        self._loop, self._steps, self._courier = loop, steps, courier
-        self._checkpoints = Checkpoints(folder, "key", 2, courier.retire if courier else None) if folder else None
+    def __init__(self, loop: OwnLoop, steps: int, folder: Path | None, uploader: Uploader | None = None) -> None:
+        self._loop, self._steps, self._uploader = loop, steps, uploader
+        self._checkpoints = Checkpoints(folder, "key", 2, uploader.retire if uploader else None) if folder else None
         self.blocked_s: list[float] = []
 
     def __call__(self) -> None:
@@ -52,16 +51,16 @@ class Turn:
                 self.blocked_s.append(time.perf_counter() - began)
         if self._checkpoints is not None:
             self._checkpoints.wait()
-        if self._courier is not None:
-            self._courier.carry_all()
+        if self._uploader is not None:
+            self._uploader.flush()
 
 
 @contextmanager
 def sent_to_a_store(job: WorkerJob, loop: OwnLoop, steps: int, scratch: Path) -> Iterator[Turn]:
     """The turn of a worker whose run is in an object store."""
     remote = job.model_copy(update={"run_dir": f"s3://{BUCKET}/run"})
-    with s3_server(), working_folder(remote, World(this_device(), 0, 1), scratch) as (here, courier):
-        yield Turn(loop, steps, Path(here.run_dir, job.stages()[0], CHECKPOINTS_FOLDER), courier)
+    with s3_server(), working_folder(remote, scratch, sends_all=True) as (here, uploader):
+        yield Turn(loop, steps, Path(here.run_dir, job.stages()[0], CHECKPOINTS_FOLDER), uploader)
 
 
 def measure(options: argparse.Namespace, folder: Path, report: Report) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.mirror import StoreMirror
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.object_store import ObjectStore
+from region_workers.storage.run_files import RunFiles
+from region_workers.training.results import artifact
 from schemas.errors import UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
@@ -162,13 +164,60 @@ def test_what_is_discarded_is_no_neighbour_whose_name_begins_alike(tmp_path: Pat
     kept = ["train/ab/weights", "train/abc"]
     for key in (*kept, "train/a/weights", "train/a/deep/weights"):
         store.write(key, b"1" * (1 << 20))
-    mirror = StoreMirror(store, tmp_path)
-    mirror.fetch(store.list_keys())
+    files = RunFiles(store.url, tmp_path)
+    files.fetch(store.list_keys())
     fetched = [(tmp_path / key).stat().st_ino for key in kept]
-    mirror.discard("train/a")
+    files.discard("train/a")
     assert store.list_keys() == kept
-    mirror.fetch(kept)
+    files.fetch(kept)
     assert [(tmp_path / key).stat().st_ino for key in kept] == fetched, "they were fetched again"
+
+
+def test_a_file_that_the_store_has_lost_or_another_is_damaged_though_a_copy_of_it_is_here(tmp_path: Path) -> None:
+    files = RunFiles(f"s3://{BUCKET}/lost", tmp_path)
+    paths = [tmp_path / "train/a" / name for name in ("lost", "cut", "whole")]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"1" * 100)
+    recorded = [artifact(tmp_path, path) for path in paths]
+    files.publish("train")
+    assert files.damaged(recorded) == []
+    store = ObjectStore(files.location)
+    store.delete("train/a/lost")
+    store.write("train/a/cut", b"1" * 99)
+    for opened_anew in (files, RunFiles(files.location, tmp_path)):
+        assert opened_anew.damaged(recorded) == ["train/a/lost", "train/a/cut"]
+
+
+_CLAIM = ".owners/00000001-abcdabcd.json"
+
+
+@pytest.mark.parametrize(
+    ("keys", "foreign"),
+    [
+        (["photo.png", "a/b/c"], "a, photo.png"),
+        ([".owners/notes.json", "ray.log/mine"], ".owners/notes.json, ray.log"),
+        (["ray.log", ".owners/.partial-0123456789ab-x"], None),
+        ([_CLAIM, "draw/a/result.json"], None),  # it lost its manifest
+    ],
+)
+def test_a_prefix_with_somebody_s_objects_is_refused_and_left_alone(
+    keys: list[str], foreign: str | None, request: pytest.FixtureRequest, tiny_plan: MakePlan
+) -> None:
+    store = ObjectStore(f"s3://{BUCKET}/foreign/{request.node.callspec.id[:5]}")
+    for key in keys:
+        store.write(key, b"mine")
+    run = RunDirectory(store.url)
+    if foreign is None:
+        with run.held(take_over=True):
+            Ledger.begin(run, tiny_plan())
+        assert run.exists()
+        return
+    refusal = re.escape(f"DIR = {store.url}: expected a run, or an empty folder for a new one, but it holds {foreign},")
+    with pytest.raises(UserError, match=refusal), run.held():
+        pytest.fail("it took the prefix for its own")
+    assert store.list_keys() == sorted(keys)
+    assert {store.read(key) for key in keys} == {b"mine"}
 
 
 def test_a_bucket_that_is_not_there_is_a_user_s_error(tiny_plan: MakePlan) -> None:

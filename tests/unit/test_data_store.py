@@ -19,10 +19,10 @@ from PIL import Image
 
 import region_workers.data.parallel as parallel
 import region_workers.data.parts as parts
+from region_workers.data.build_lock import build_lock
 from region_workers.data.decode import Payload, Transform
 from region_workers.data.decode_process import Decoded, DecodeProcess
 from region_workers.data.store import ImageStore, ensure_store
-from region_workers.storage.lock import build_lock
 from schemas.errors import PlanError, RunFailed
 from schemas.location import default_cache_dir
 from schemas.plan import DataPlan

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ebdiff_orchestrator.cluster import connect, embedded
-from ebdiff_orchestrator.cluster.private_folder import private_folder
+from region_workers.storage.own_folder import OwnFolder
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
 
@@ -27,10 +27,10 @@ main()
 KILLED = """
 import sys
 from pathlib import Path
-from ebdiff_orchestrator.cluster.private_folder import private_folder
-with private_folder(Path(sys.argv[1])) as folder:
-    (folder / "r").mkdir()
-    print(folder, flush=True)
+from region_workers.storage.own_folder import OwnFolder
+with OwnFolder(Path(sys.argv[1]), "eb-") as folder:
+    (folder.path / "r").mkdir()
+    print(folder.path, flush=True)
     input()
 """
 FIRST_LINE_CPU_S = 2.0
@@ -91,11 +91,11 @@ def test_the_folder_of_a_killed_driver_is_cleared_by_the_next_and_nobody_elses(t
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         killed = Path(process.stdout.readline().strip())
-        with private_folder(tmp_path) as folder:
+        with OwnFolder(tmp_path, embedded.FOLDER_PREFIX) as folder:
             assert killed.is_dir(), "its driver lives"
-            assert folder.stat().st_mode & 0o777 == 0o700
+            assert folder.path.stat().st_mode & 0o777 == 0o700
         process.kill()
-    with private_folder(tmp_path):
+    with OwnFolder(tmp_path, embedded.FOLDER_PREFIX):
         assert not killed.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eb-12345678", "eb-somebody"]
 

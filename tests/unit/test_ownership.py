@@ -14,10 +14,11 @@ from threading import Thread
 import pytest
 
 from ebdiff_orchestrator.run import run_directory
-from ebdiff_orchestrator.run.claims import Claims, FolderClaims
+from ebdiff_orchestrator.run.claims import Claims
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.ownership import RunTakenOverError, claim_run, process_identity
+from ebdiff_orchestrator.run.ownership import RunTakenOverError, check_newest, claim_run, process_identity
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.owner import Claim, is_outdated
@@ -27,8 +28,8 @@ LEASE_S = 1.0
 
 
 @pytest.fixture
-def claims(tmp_path: Path) -> FolderClaims:
-    return FolderClaims(tmp_path)
+def claims(tmp_path: Path) -> Claims:
+    return Claims(RunFiles(tmp_path))
 
 
 def _elsewhere(number: int, token: str = "aaaaaaaa", **more: object) -> Claim:
@@ -58,63 +59,63 @@ def _process() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
-def test_the_numbers_of_a_run_s_owners_rise(claims: FolderClaims) -> None:
+def test_the_numbers_of_a_run_s_owners_rise(claims: Claims) -> None:
     for number in (1, 2, 3):
-        owner = claim_run(claims, "run", say=_say)
+        owner = claim_run(claims, say=_say)
         assert owner.name.startswith(f"{number:08d}-")
-        owner.check()
+        check_newest(claims, owner.name)
         owner.release()
 
 
-def test_a_holder_of_another_machine_that_is_seen_to_live_is_left_alone(claims: FolderClaims) -> None:
+def test_a_holder_of_another_machine_that_is_seen_to_live_is_left_alone(claims: Claims) -> None:
     claims.write(holder := _elsewhere(4))
     living = _keep_alive(claims, holder, 3 * LEASE_S)
     with pytest.raises(UserError, match=r"process 1 on elsewhere .*--take-over"):
-        claim_run(claims, "run", say=_say)
+        claim_run(claims, say=_say)
     living.join()
     assert claims.names() == [holder.name]
 
 
-def test_a_holder_of_another_machine_that_is_silent_for_its_lease_gives_way(claims: FolderClaims) -> None:
+def test_a_holder_of_another_machine_that_is_silent_for_its_lease_gives_way(claims: Claims) -> None:
     claims.write(_elsewhere(4))
     said: list[str] = []
-    owner = claim_run(claims, "run", say=said.append)
+    owner = claim_run(claims, say=said.append)
     assert owner.name.startswith("00000005-")
     assert "elsewhere" in said[0]
     owner.release()
 
 
-def test_a_holder_that_released_the_run_costs_no_waiting(claims: FolderClaims) -> None:
+def test_a_holder_that_released_the_run_costs_no_waiting(claims: Claims) -> None:
     claims.write(_elsewhere(4, released=True))
     began = time.monotonic()
-    claim_run(claims, "run", say=_say).release()
+    claim_run(claims, say=_say).release()
     assert time.monotonic() - began < LEASE_S
 
 
-def test_a_holder_of_this_machine_that_was_killed_costs_no_waiting(claims: FolderClaims) -> None:
+def test_a_holder_of_this_machine_that_was_killed_costs_no_waiting(claims: Claims) -> None:
     with _process() as process:
         holder = _elsewhere(1, pid=process.pid, process=process_identity(process.pid), lease_s=60)
         claims.write(holder)
         with pytest.raises(UserError, match=f"process {process.pid}"):
-            claim_run(claims, "run", say=_say)
+            claim_run(claims, say=_say)
         process.kill()
-    claim_run(claims, "run", say=_say).release()
+    claim_run(claims, say=_say).release()
 
 
-def test_a_halted_holder_gives_way_after_its_lease(claims: FolderClaims) -> None:
+def test_a_halted_holder_gives_way_after_its_lease(claims: Claims) -> None:
     with _process() as process:
         claims.write(_elsewhere(1, pid=process.pid, process=process_identity(process.pid)))
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)
-        claim_run(claims, "run", say=_say).release()
+        claim_run(claims, say=_say).release()
         process.kill()
 
 
-def test_of_two_that_claim_the_same_number_one_goes_on(claims: FolderClaims) -> None:
-    first = claim_run(claims, "run", say=_say)
+def test_of_two_that_claim_the_same_number_one_goes_on(claims: Claims) -> None:
+    first = claim_run(claims, say=_say)
     claims.write(_elsewhere(1, token="ffffffff"))  # it had looked before the first one wrote
     with pytest.raises(RunTakenOverError, match="process 1 on elsewhere"):
-        first.check()
+        check_newest(claims, first.name)
     first.release()
     assert claims.read("00000001-ffffffff.json") == _elsewhere(1, token="ffffffff")
 
@@ -134,28 +135,28 @@ def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callab
     assert second.read() == written
 
 
-def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(claims: FolderClaims) -> None:
-    owner = claim_run(claims, "run", lease_s=0.2, say=_say)
+def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(claims: Claims) -> None:
+    owner = claim_run(claims, lease_s=0.2, say=_say)
     claims.delete(owner.name)
     time.sleep(0.3)
     assert claims.names() == []
     with pytest.raises(RunTakenOverError):
-        owner.check()
+        check_newest(claims, owner.name)
     owner.release()
 
 
 @pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])
-def test_a_file_that_is_no_claim_is_no_owner(claims: FolderClaims, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_no_claim_is_no_owner(claims: Claims, tmp_path: Path, name: str) -> None:
     (tmp_path / ".owners").mkdir()
     (tmp_path / ".owners" / name).write_text("{}")
-    owner = claim_run(claims, "run", say=_say)
-    owner.check()
+    owner = claim_run(claims, say=_say)
+    check_newest(claims, owner.name)
     assert not is_outdated(tmp_path, owner.name)
     owner.release()
     assert (tmp_path / ".owners" / name).exists()
 
 
-def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(claims: FolderClaims, tmp_path: Path) -> None:
+def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(claims: Claims, tmp_path: Path) -> None:
     left = tmp_path / ".owners" / ".partial-0123456789ab-00000001-aaaaaaaa.json"
     left.parent.mkdir()
     left.write_text('{"numb')

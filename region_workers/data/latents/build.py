@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from region_workers.data.build import LABELS
+from region_workers.data.build_lock import Report
 from region_workers.data.checksums import CHECKSUMS, Checksums, write_array
 from region_workers.data.labels import Labels
 from region_workers.data.latents.encode import ENCODING_VERSION, ShardCall, encode_images, encode_shard
 from region_workers.data.latents.shards import LATENTS, Latents, LatentShape, ShardFile
 from region_workers.data.store import ImageStore
 from region_workers.storage.durable import write_model
-from region_workers.storage.lock import Report
 from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from region_workers.data.build_lock import Report, build_lock
 from region_workers.data.checksums import CHECKSUMS, Checksums, checked, read_array
 from region_workers.data.labels import Labels
 from region_workers.data.latents.build import INFO, Encoding, RunMany, build_latents, content_digest
@@ -17,7 +18,6 @@ from region_workers.data.latents.shards import LATENTS, shard_digest, shard_span
 from region_workers.data.latents.vae import load_vae
 from region_workers.data.samples import LatentSamples
 from region_workers.data.store import ImageStore, cache_folder, check_writable, ensure_store, read_labels, silent
-from region_workers.storage.lock import Report, build_lock
 from schemas.errors import RunFailed, plan_error
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import ONE_REGION
 from process_cluster import start_worker
 from s3_server import BUCKET, s3_server
@@ -17,9 +16,8 @@ from worker_process import WorkerProcess
 
 from region_workers.storage.object_store import ObjectStore
 from region_workers.training.checkpoints import CheckpointInfo
-from region_workers.training.device import World
 from region_workers.training.failures import ScratchLostError, is_retryable, message_for_people
-from region_workers.worker.courier import working_folder
+from region_workers.worker.uploader import working_folder
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob
 from schemas.owner import OWNERS_FOLDER, Claim
 from schemas.plan import Plan
@@ -108,15 +106,15 @@ def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_ever
 def test_a_write_that_fails_since_the_scratch_folder_is_gone_is_put_down_to_that(
     store: ObjectStore, job: WorkerJob, tmp_path: Path
 ) -> None:
-    world, failed = World(torch.device("cpu"), 0, 1), FileNotFoundError(2, "No such file or directory")
+    failed = FileNotFoundError(2, "No such file or directory")
     causes = []
 
     def lose_the_folder() -> None:
-        with working_folder(job, world, tmp_path / "work") as (_, courier):
-            assert courier is not None
-            assert courier.cause_of(failed) is failed
+        with working_folder(job, tmp_path / "work", sends_all=True) as (_, uploader):
+            assert uploader is not None
+            assert uploader.cause_of(failed) is failed
             shutil.rmtree(tmp_path / "work")
-            causes.append(courier.cause_of(failed))
+            causes.append(uploader.cause_of(failed))
 
     with pytest.raises(ScratchLostError):
         lose_the_folder()

@@ -1,0 +1,227 @@
+"""The files of a run, in a folder or under a URL of an object store: nobody who uses them can tell which.
+
+They are read and written in `folder`: the run's own, or one of this machine that stands for the URL. What is needed
+there is fetched and what was made there is published; in the run's own folder both are done already.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from region_workers.storage.durable import write_bytes
+from region_workers.storage.integrity import is_whole
+from region_workers.storage.lock import locked
+from schemas.digest import digest
+from schemas.errors import UserError
+from schemas.job import Artifact
+from schemas.location import default_cache_dir, folder_of, object_url
+
+if TYPE_CHECKING:
+    from region_workers.storage.object_store import ObjectStore
+
+_COPIES_FOLDER = "runs"  # in the cache
+_SMALL_BYTES = 1 << 20
+_LOCK_WAIT_S = 30.0
+
+Stamp = tuple[int, int]
+
+
+def local_folder(location: str | Path) -> Path | None:
+    """The folder that the location names; None for a URL of an object store."""
+    return folder_of(location) if object_url(location) is None else None
+
+
+class RunFiles:
+    """Files by their keys, the paths relative to the run.
+
+    `folder`: what is to stand for a URL here; default: one in the cache, the same whenever the URL is opened.
+    `silence_limit_s`: how long a store may not answer. Raises UserError for a URL that cannot be opened, OSError for
+    what the place refuses.
+    """
+
+    def __init__(self, location: str | Path, folder: Path | None = None, silence_limit_s: float | None = None) -> None:
+        url = object_url(location)
+        self._store: ObjectStore | None = None
+        self._seen: dict[str, Stamp] = {}
+        if url is None:
+            self.folder = folder_of(location)
+            self.location = str(self.folder)
+            return
+        from region_workers.storage.object_store import ObjectStore  # pyarrow, for which a folder has no use
+
+        self.location = url
+        self.folder = folder or default_cache_dir() / _COPIES_FOLDER / digest(url)[:16]
+        self._store = ObjectStore(url) if silence_limit_s is None else ObjectStore(url, silence_limit_s)
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether `folder` only stands for the run."""
+        return self._store is not None
+
+    def wait_for_store(self, limit_s: float) -> None:
+        """Bear a store that does not answer for so long, from now on."""
+        if self._store is not None:
+            self._store.limit_s = limit_s
+
+    def forgive_silence(self) -> None:
+        """Whatever the store's silence so far: the next operation has the whole limit."""
+        if self._store is not None:
+            self._store.begin_anew()
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files directly in a folder of the run, as they are now."""
+        if self._store is not None:
+            return self._store.names(folder)
+        return sorted(path.name for path in (self.folder / folder).glob("*") if path.is_file())
+
+    def list_keys(self, folder: str = "") -> list[str]:
+        """The keys of all files in a folder of the run, at any depth, as they are now."""
+        if self._store is not None:
+            return self._store.list_keys(folder)
+        paths = (self.folder / folder).rglob("*")
+        return sorted(path.relative_to(self.folder).as_posix() for path in paths if path.is_file())
+
+    def outline(self) -> list[str]:
+        """The keys of files and folders down to the second level."""
+        if self._store is not None:
+            return sorted({"/".join(key.split("/")[:2]) for key in self._store.list_keys()})
+        paths = [*self.folder.glob("*"), *self.folder.glob("*/*")]
+        return sorted(path.relative_to(self.folder).as_posix() for path in paths)
+
+    def read(self, key: str) -> bytes:
+        """A file as it is now. FileNotFoundError if there is none."""
+        return self._store.read(key) if self._store is not None else (self.folder / key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put a file in one move."""
+        if self._store is not None:
+            self._store.write(key, data)
+        else:
+            write_bytes(self.folder / key, data)
+
+    def delete(self, key: str) -> None:
+        """Delete a file, if it is there; what stands for it in another folder stays."""
+        if self._store is not None:
+            self._store.delete(key)
+        else:
+            (self.folder / key).unlink(missing_ok=True)
+
+    def fetch(self, keys: Iterable[str]) -> None:
+        """Have `folder` hold these files as they are, or not at all.
+
+        What has not changed since it was fetched last is not fetched again, unless it is small: the store's time of
+        change counts whole seconds, in which a small file may have changed twice, to the same size.
+        """
+        if self._store is None:
+            return
+        wanted = [key for key in keys if ".." not in Path(key).parts]
+        for key, stamp in zip(wanted, self._store.stamps(wanted), strict=True):
+            path = self.folder / key
+            if stamp is None:
+                self._forget(key)
+            elif self._seen.get(key) != stamp or stamp[0] < _SMALL_BYTES or not path.is_file():
+                self._download(key, stamp)
+
+    def fetch_folder(self, folder: str) -> None:
+        """`fetch` for every file in a folder of the run, at any depth."""
+        if self._store is not None:
+            self.fetch(self._store.list_keys(folder))
+
+    def fetch_missing(self, folder: str) -> list[str]:
+        """Fetch what `folder` lacks of a folder of the run, and nothing else; its keys."""
+        keys = [] if self._store is None else self._store.list_keys(folder)
+        missing = [key for key in keys if not (self.folder / key).is_file()]
+        self.fetch(missing)
+        return [key for key in missing if (self.folder / key).is_file()]
+
+    def fetch_recorded(self, artifacts: Iterable[Artifact]) -> None:
+        """Fetch the recorded files that `folder` does not hold as recorded, or that the run itself does not."""
+        items = list(artifacts)
+        if self._store is not None:
+            stamps = self._store.stamps([item.path for item in items])
+            there = [item for item, stamp in zip(items, stamps, strict=True) if stamp and stamp[0] == item.size_bytes]
+            kept = {item.path for item in there if is_whole(self.folder, item)}
+            self.fetch(item.path for item in items if item.path not in kept)
+
+    def damaged(self, artifacts: Iterable[Artifact]) -> list[str]:
+        """Those of the recorded files that are missing or whose bytes are others. The whole ones are in `folder`."""
+        items = list(artifacts)
+        self.fetch_recorded(items)
+        return [item.path for item in items if not is_whole(self.folder, item)]
+
+    def publish(self, path: str) -> None:
+        """Let everybody see a file, or every file of a folder."""
+        if self._store is None:
+            return
+        place = self.folder / path
+        for file in sorted(each for each in place.rglob("*") if each.is_file()) if place.is_dir() else [place]:
+            self._store.upload(file, file.relative_to(self.folder).as_posix())
+
+    def discard(self, path: str) -> None:
+        """Delete a file of the run, or a folder, and what stands for it."""
+        place = self.folder / path
+        if place.is_dir():
+            shutil.rmtree(place)
+        else:
+            place.unlink(missing_ok=True)
+        if self._store is not None:
+            for key in [path, *self._store.list_keys(path)]:
+                self._store.delete(key)
+            self._seen = {key: stamp for key, stamp in self._seen.items() if not f"{key}/".startswith(f"{path}/")}
+
+    def discard_copy(self) -> None:
+        """Delete what only stands for the run."""
+        if self._store is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def locked(self, key: str, make: bool = False) -> Iterator[None]:
+        """Hold the file of that key, in a folder that is there or that `make` makes; UserError if that takes too long.
+
+        A store has no locks: nothing is held there.
+        """
+        path = self.folder / key
+        if self._store is not None:
+            yield
+            return
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path, _LOCK_WAIT_S, lambda: UserError(_stuck(self.location, path))):
+            yield
+
+    def unusable(self, error: OSError) -> UserError:
+        """For people: why the run cannot be there."""
+        if self._store is not None:
+            return UserError(
+                f"DIR = {self.location}: expected a store that answers, and a bucket that exists ({error}). "
+                "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
+            )
+        return UserError(
+            f"DIR = {self.location}: expected a folder that can be written ({error.strerror or error}). "
+            "Give another --run-dir, or make it writable."
+        )
+
+    def _download(self, key: str, stamp: Stamp) -> None:
+        assert self._store is not None
+        try:
+            self._store.download(key, self.folder / key)
+        except FileNotFoundError:  # deleted just now
+            self._forget(key)
+        else:
+            self._seen[key] = stamp
+
+    def _forget(self, key: str) -> None:
+        (self.folder / key).unlink(missing_ok=True)
+        self._seen.pop(key, None)
+
+
+def _stuck(location: str, lock: Path) -> str:
+    return (
+        f"DIR = {location}: expected that no other launch or resume is in the midst of changing this run, but "
+        f"one has held the lock {lock} for {_LOCK_WAIT_S:.0f} s. Make sure that it has ended (it may be halted), and "
+        "start this one again."
+    )
