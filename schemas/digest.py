@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-_CHUNK_BYTES = 1 << 20
 _SEEDS = 1 << 63
 
 
@@ -15,15 +13,6 @@ def digest(value: Any) -> str:
     """SHA-256 (hex) of a JSON-like value, whatever the order of its keys."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes, read in pieces."""
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha.update(chunk)
-    return sha.hexdigest()
 
 
 def seed_from(*stream: str | int, index: int = 0) -> int:

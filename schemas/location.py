@@ -1,18 +1,13 @@
-"""Where things lie: a run, in a folder or an object store; this machine's cache."""
+"""Paths and URLs that can be: what no system can take, or holds a secret, is refused."""
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from schemas.errors import UserError, problem, shown
 from schemas.secrets import holds_secret
 
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4000  # of Linux' file systems; 4096 with what is put below a folder
-_SCHEMES = ("s3", "gs", "gcs")
-_URL = re.compile(rf"({'|'.join(_SCHEMES)}):/+(.+)", re.DOTALL)
 
 
 def fault_of_place(place: str) -> str | None:
@@ -35,26 +30,3 @@ def check_place(field: str, place: str | Path) -> None:
     fault = fault_of_place(str(place))
     if fault is not None:
         raise UserError(problem(field, shown(place), fault, "Give another."))
-
-
-def object_url(location: str | Path) -> str | None:
-    """The URL, if the location is in an object store; also after `Path` has joined its slashes. None for a folder.
-
-    Raises UserError for a location that cannot be, or that holds a secret.
-    """
-    check_place("DIR", location)
-    found = _URL.fullmatch(str(location))
-    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
-
-
-def folder_of(location: str | Path) -> Path:
-    """The folder that a path or a `file://` URL names, absolute."""
-    text = str(location)
-    if text.startswith("file:/"):
-        text = unquote(urlsplit(text).path)
-    return Path(text).resolve()
-
-
-def default_cache_dir() -> Path:
-    """Where decoded images are kept: the environment's EBDIFF_CACHE, else ~/.cache/ebdiff."""
-    return Path(os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()

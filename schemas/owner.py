@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from schemas.section import Section
 
@@ -32,9 +31,3 @@ class Claim(Section):
 def is_claim(name: str) -> bool:
     """Whether a file of this name is a claim; nothing else in the folder counts."""
     return _NAME.fullmatch(name) is not None
-
-
-def is_outdated(run_dir: Path, claim: str) -> bool:
-    """Whether the run in this folder has a newer owner than that of the claim so named; never without a name."""
-    folder = run_dir / OWNERS_FOLDER
-    return bool(claim) and any(is_claim(path.name) and path.name > claim for path in folder.glob("*.json"))

@@ -15,8 +15,8 @@ from typing import Any
 from worker_process import ForkedWorker, WorkerProcess
 
 from ebdiff_orchestrator.cluster import Request
+from region_workers.storage.run_files import local_folder
 from schemas.job import WorkerJob
-from schemas.location import object_url
 
 Sabotage = Callable[[WorkerJob, int, WorkerProcess], None]
 
@@ -28,7 +28,7 @@ def torchrun(workers: int) -> tuple[str, ...]:
 
 def start_worker(job: WorkerJob, *launcher: str) -> WorkerProcess:
     """One worker in a process of its own, as `python -m region_workers`, or several under `launcher`."""
-    folder = tempfile.mkdtemp() if object_url(job.run_dir) else job.run_dir
+    folder = job.run_dir if local_folder(job.run_dir) else tempfile.mkdtemp()
     job_file = Path(folder) / f"{job.name.replace(' ', '-')}.json"
     job_file.write_text(job.model_dump_json())
     if not launcher:

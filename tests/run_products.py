@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from region_workers.storage.integrity import file_digest
 from region_workers.storage.tables import read_metrics
-from schemas.digest import digest, file_digest
+from schemas.digest import digest
 
 _METRICS = ("step", "loss", "gradient_norm", "learning_rate")
 _PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")

@@ -39,9 +39,9 @@ from ebdiff_orchestrator.doctor.storage import (
 from ebdiff_orchestrator.doctor.versions import check_versions
 from ebdiff_orchestrator.plans.preview import look_ahead
 from region_workers.data.sources import open_source
+from region_workers.storage.places import cache_dir_of
 from region_workers.storage.run_files import RunFiles, local_folder
 from schemas.errors import UserError
-from schemas.location import default_cache_dir
 from schemas.plan import DIGITS, Plan, WorkersPlan
 
 _POLL_S = 2.0
@@ -187,7 +187,7 @@ def _check_space(plan: Plan, run_dir: str, nodes: Sequence[Node]) -> list[Findin
     """What is in an object store is also in the cache of the driver's machine, as far as it has come."""
     needed = run_size(look_ahead(plan), _images(plan))
     own = local_folder(run_dir)
-    folder = own or default_cache_dir()
+    folder = own or cache_dir_of()
     free, there = shutil.disk_usage(nearest_folder(folder)).free, bytes_below(own) if own else 0
     return [check_run_space(needed, free, there, str(folder)), check_store_space(needed, nodes)]
 
@@ -197,4 +197,4 @@ def _images(plan: Plan) -> int | None:
     path = Path(plan.data.path).expanduser()
     if plan.data.path != DIGITS and not path.exists():
         return None
-    return open_source(plan.data, default_cache_dir()).count()
+    return open_source(plan.data, cache_dir_of()).count()

@@ -13,8 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from schemas.digest import digest, file_digest
-from schemas.location import default_cache_dir
+from region_workers.storage.integrity import file_digest
+from region_workers.storage.places import cache_dir_of
+from schemas.digest import digest
 from schemas.section import Section
 
 PACKAGES = ("ebdiff-orchestrator", "torch", "ray", "diffusers", "torch-pruning", "numpy", "safetensors", "pyarrow")
@@ -62,7 +63,7 @@ class NodeFacts(Section):
 
 def gather_facts(cache_dir: str | None) -> dict[str, Any]:
     """The facts of this machine as plain values, so that they travel between versions of this package."""
-    cache = (Path(cache_dir) if cache_dir else default_cache_dir()).expanduser()
+    cache = cache_dir_of(cache_dir)
     gpus, problem = _gpus()
     token_file = _token_file()
     facts = NodeFacts(

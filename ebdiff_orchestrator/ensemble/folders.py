@@ -6,8 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from region_workers.storage.durable import write_folder
-from region_workers.storage.integrity import SEAL_FILE, DamagedFileError, broken_in, read_verified, sealed_files
-from schemas.digest import file_digest
+from region_workers.storage.integrity import (
+    SEAL_FILE,
+    DamagedFileError,
+    check_sealed,
+    file_digest,
+    read_verified,
+    sealed_files,
+)
 from schemas.errors import UserError, problem
 
 SUMS_FILE = "SHA256SUMS"
@@ -30,9 +36,10 @@ def write_own_folder(path: Path, write: Callable[[Path], None], is_own: Callable
 def check_whole(folder: Path, is_own: Callable[[Path], bool]) -> None:
     """Raise `UserError`, naming the file, if one of a folder of ours, which is sealed, is not what was written."""
     if (folder / SEAL_FILE).is_file() or is_own(folder):
-        broken = broken_in(folder)
-        if broken is not None:
-            raise damaged(folder / broken)
+        try:
+            check_sealed(folder, own_seal=True)
+        except DamagedFileError as error:
+            raise damaged(error.path) from None
 
 
 def read_sealed(path: Path) -> bytes:

@@ -34,11 +34,11 @@ from ebdiff_orchestrator.run.stages import ASSEMBLE
 from ebdiff_orchestrator.run.view import Silent, View
 from region_workers.data.store import ensure_store
 from region_workers.storage.durable import write_model
+from region_workers.storage.integrity import file_digest
+from region_workers.storage.places import cache_dir_of
 from schemas.clock import unix_time
-from schemas.digest import file_digest
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
-from schemas.location import default_cache_dir
 from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
 from schemas.plan import Plan
 
@@ -183,7 +183,7 @@ def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> Sa
 
 
 def _reference(plan: Plan, options: Options, inception_sha256: str, view: View) -> Reference:
-    cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser().resolve()
+    cache_dir = cache_dir_of(plan.workers.cache_dir).resolve()
     if options.reference is not None:
         if options.reference_images is not None:
             raise UserError("--reference and --reference-images: expected one of the two. Leave one out.")

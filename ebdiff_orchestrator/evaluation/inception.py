@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ebdiff_orchestrator.evaluation.label import OFFICIAL_SHA256
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.errors import UserError, problem
 
 FEATURES = 2048

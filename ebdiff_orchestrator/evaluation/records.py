@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ebdiff_orchestrator.run.stages import ASSEMBLE
-from schemas.digest import digest, file_digest
+from region_workers.storage.integrity import holds
+from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.evaluation import EvaluationReport, SampledImages
 from schemas.manifest import Manifest
@@ -66,7 +67,7 @@ def whole_report(folder: Path) -> EvaluationReport | None:
     """The report in an evaluation's folder; None if it or the statistics beside it are missing or damaged."""
     try:
         report = _read(folder / REPORT_FILE)
-        whole = file_digest(folder / STATISTICS_FILE) == report.statistics_sha256
+        whole = holds(folder / STATISTICS_FILE, report.statistics_sha256)
     except (OSError, UserError):
         return None
     return report if whole else None

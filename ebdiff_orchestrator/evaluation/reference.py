@@ -11,7 +11,8 @@ from ebdiff_orchestrator.evaluation.statistics import Statistics, read_statistic
 from ebdiff_orchestrator.evaluation.work import image_files
 from region_workers.data.decode import UnreadableImageError, open_image
 from region_workers.data.store import ImageStore
-from schemas.digest import digest, file_digest
+from region_workers.storage.integrity import file_digest
+from schemas.digest import digest
 from schemas.errors import UserError, problem
 from schemas.evaluation import FolderImages, StoredImages
 from schemas.limits import MAX_PIXELS

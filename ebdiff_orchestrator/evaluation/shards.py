@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ebdiff_orchestrator.evaluation.inception import BATCH_IMAGES, FEATURES
 from region_workers.storage.durable import write_file, write_model
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest, holds
 from schemas.evaluation import ShardRecord
 
 SHARD_IMAGES = 5 * BATCH_IMAGES  # whole batches, so that batches fall as pytorch-fid's do
@@ -78,7 +78,7 @@ def finished_record(folder: Path, shard: Shard, with_images: bool = False) -> Sh
     """The record of a shard that is there and whole, else None."""
     try:
         record = ShardRecord.model_validate_json(record_file(folder, shard).read_bytes())
-        whole = record.num_images == shard.count and file_digest(features_file(folder, shard)) == record.sha256
+        whole = record.num_images == shard.count and holds(features_file(folder, shard), record.sha256)
     except (OSError, ValidationError):
         return None
     if with_images:

@@ -27,14 +27,14 @@ from ebdiff_orchestrator.evaluation.shards import (
 from region_workers.data.decode import open_image
 from region_workers.data.store import ensure_store
 from region_workers.storage.durable import replace_model, write_bytes
+from region_workers.storage.integrity import file_digest
+from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.failures import message_for_people
 from schemas.clock import unix_time
-from schemas.digest import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.job import Progress
-from schemas.location import default_cache_dir
 
 _PROGRESS_EVERY_S = 1.0
 
@@ -127,7 +127,7 @@ class _Sampled:
 
 class _Stored:
     def __init__(self, images: StoredImages) -> None:
-        self._store = ensure_store(images.data, Path(images.cache_dir or default_cache_dir()).expanduser())
+        self._store = ensure_store(images.data, cache_dir_of(images.cache_dir))
         if self._store.digest != images.store_digest:
             raise RunFailed(
                 f"data.path = {images.data.path}: the images on this node are not the driver's "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from region_workers.data.files import names_hub_data
+from region_workers.storage.places import cache_dir_of
 from schemas.errors import PlanError, plan_error
-from schemas.location import default_cache_dir
 from schemas.plan import DIGITS, DataPlan, Plan
 
 DIGITS_IMAGES = 1797
@@ -64,7 +64,7 @@ def _images_here(data: DataPlan) -> int | None:
     if path.is_dir() or path.is_file():
         from region_workers.data.sources import open_source
 
-        return open_source(data, default_cache_dir()).count()
+        return open_source(data, cache_dir_of()).count()
     if names_hub_data(data.path):
         return None
     remedy = f"There is no file or folder at {path.absolute()} on this machine; a cluster's may have it."

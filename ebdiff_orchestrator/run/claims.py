@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from region_workers.storage.durable import remove_leftovers
 from region_workers.storage.run_files import RunFiles
-from schemas.owner import OWNERS_FOLDER, Claim, is_claim
+from schemas.owner import OWNERS_FOLDER, Claim
 
 _LOCK = f"{OWNERS_FOLDER}/.lock"
 
@@ -20,7 +20,7 @@ class Claims:
 
     def names(self) -> list[str]:
         """Of all claims, in order."""
-        return [name for name in self._files.names(OWNERS_FOLDER) if is_claim(name)]
+        return self._files.claims()
 
     def newest(self) -> str | None:
         """The owner's; None without any."""

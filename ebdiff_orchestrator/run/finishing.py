@@ -16,8 +16,8 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, train_stage_name
 from region_workers.data.latents.vae import load_vae
 from region_workers.networks.dense import load_verified
-from region_workers.storage.integrity import DamagedFileError
-from region_workers.training.results import artifact, files_in
+from region_workers.storage.integrity import DamagedFileError, artifact
+from region_workers.training.results import files_in
 from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.model import LatentModelPlan

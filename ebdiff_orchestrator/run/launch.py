@@ -41,11 +41,11 @@ from region_workers.data.labels import check_labels
 from region_workers.data.latents.store import LatentStore, ensure_latents, find_latents
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ImageStore, ensure_store
+from region_workers.storage.places import cache_dir_of
 from schemas.clock import unix_time
 from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
-from schemas.location import default_cache_dir
 from schemas.manifest import RAY_LOG, DenseSource
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
@@ -122,7 +122,7 @@ def extend(
 
 def _carry_out(ledger: Ledger, outlook: Outlook, view: View, address: str | None, reuse: Sequence[str | Path]) -> None:
     plan = ledger.plan
-    cache_dir = Path(plan.workers.cache_dir or default_cache_dir()).expanduser()
+    cache_dir = cache_dir_of(plan.workers.cache_dir)
     images = _decode(plan, cache_dir, view)
     samples = _samples_at_hand(plan, images, cache_dir)
     jobs = _known_jobs(ledger, samples, reuse, view) if samples else ()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from region_workers.data.rows import ReadRows, Rows
 from region_workers.storage.durable import write_file
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed
 
 CHECKSUMS = "checksums.npy"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from hashlib import sha256 as sha_256
+import hashlib
 from pathlib import Path
 
 from region_workers.storage.durable import write_model
-from schemas.digest import file_digest
 from schemas.job import Artifact
 from schemas.sealed import Sealed
 
@@ -25,29 +24,44 @@ class DamagedFileError(ValueError):
         return f"{self.path} is missing or not what was written"
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_verified(path: Path, sha256: str | None) -> bytes:
     """The file's bytes. DamagedFileError if they are not those of the digest, or if there is no file or no digest."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DamagedFileError(path) from None
-    if sha_256(data).hexdigest() != sha256:
+    if hashlib.sha256(data).hexdigest() != sha256:
         raise DamagedFileError(path)
     return data
 
 
+def holds(path: Path, sha256: str | None) -> bool:
+    """Whether there is a file with the bytes of this digest; for what is too large to be read at once."""
+    return path.is_file() and file_digest(path) == sha256
+
+
 def check_file(path: Path, sha256: str | None) -> None:
-    """Raise DamagedFileError unless there is a file of this digest; for what is too large to be read at once."""
-    if not path.is_file() or file_digest(path) != sha256:
+    """Raise DamagedFileError unless the file `holds` the bytes of this digest."""
+    if not holds(path, sha256):
         raise DamagedFileError(path)
+
+
+def artifact(run_dir: Path, path: Path) -> Artifact:
+    """The record of one file of the run."""
+    return Artifact(path=path.relative_to(run_dir).as_posix(), size_bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def is_whole(run_dir: Path, item: Artifact) -> bool:
     """Whether a recorded file is there, in the run itself and not behind a link, with the recorded bytes."""
     path = run_dir / item.path
-    if path.resolve() != run_dir.resolve() / item.path or not path.is_file():
-        return False
-    return path.stat().st_size == item.size_bytes and file_digest(path) == item.sha256
+    inside = path.resolve() == run_dir.resolve() / item.path and path.is_file()
+    return inside and path.stat().st_size == item.size_bytes and holds(path, item.sha256)
 
 
 class FolderSeal(Sealed):
@@ -61,31 +75,22 @@ def seal_folder(folder: Path) -> None:
     write_model(folder / SEAL_FILE, FolderSeal(sha256={name: file_digest(folder / name) for name in _files(folder)}))
 
 
-def broken_in(folder: Path) -> str | None:
-    """The first file of a folder that was sealed which is missing or not what was written, the seal too; None: none."""
-    try:
-        seal = FolderSeal.model_validate_json((folder / SEAL_FILE).read_bytes())
-    except (ValueError, OSError):
-        return SEAL_FILE
-    broken = (name for name, sha256 in seal.sha256.items() if not _is_whole(folder / name, sha256))
-    return next(broken, None)
-
-
 def sealed_files(folder: Path) -> dict[str, str]:
     """The digests of a folder's files by name, from its seal or that of a folder around it; empty: no seal knows it.
 
     DamagedFileError if a seal on the way is missing or not what was written.
     """
-    folder = folder.absolute()
-    for around in (folder, *folder.parents[:_LEVELS]):
-        if not (around / SEAL_FILE).is_file():
+    place = folder.absolute()
+    for around in (place, *place.parents[:_LEVELS]):
+        seal = (folder if around == place else around) / SEAL_FILE
+        if not seal.is_file():
             continue
         try:
-            known = FolderSeal.model_validate_json((around / SEAL_FILE).read_bytes()).sha256
-        except ValueError:
-            raise DamagedFileError(around / SEAL_FILE) from None
-        start = "" if folder == around else f"{folder.relative_to(around).as_posix()}/"
-        between = [inner / SEAL_FILE for inner in (folder, *folder.parents[:_LEVELS]) if around in inner.parents]
+            known = FolderSeal.model_validate_json(seal.read_bytes()).sha256
+        except (ValueError, OSError):
+            raise DamagedFileError(seal) from None
+        start = "" if around == place else f"{place.relative_to(around).as_posix()}/"
+        between = [inner / SEAL_FILE for inner in (place, *place.parents[:_LEVELS]) if around in inner.parents]
         lost = [seal for seal in between if seal.relative_to(around).as_posix() in known]  # else it had been met
         if lost:
             raise DamagedFileError(lost[0])
@@ -93,14 +98,15 @@ def sealed_files(folder: Path) -> dict[str, str]:
     return {}
 
 
-def check_sealed(folder: Path) -> None:
-    """Raise DamagedFileError if a file of the folder is not what a seal, its own or one around it, says of it."""
+def check_sealed(folder: Path, own_seal: bool = False) -> None:
+    """Raise DamagedFileError if a file of the folder is not what a seal, its own or one around it, says of it.
+
+    `own_seal`: it must have one of its own.
+    """
+    if own_seal and not (folder / SEAL_FILE).is_file():
+        raise DamagedFileError(folder / SEAL_FILE)
     for name, sha256 in sealed_files(folder).items():
         check_file(folder / name, sha256)
-
-
-def _is_whole(path: Path, sha256: str) -> bool:
-    return path.is_file() and file_digest(path) == sha256
 
 
 def _files(folder: Path, start: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Folders to be written: whether they can be, and whether they lead elsewhere, asked before the work is done."""
+"""Folders of this machine: the cache, and whether one can be written and leads nowhere else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from schemas.errors import UserError, problem
+
+
+def cache_dir_of(chosen: str | Path | None = None) -> Path:
+    """The cache: as chosen, else the environment's EBDIFF_CACHE, else ~/.cache/ebdiff."""
+    return Path(chosen or os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()
 
 
 def check_no_links(folder: Path) -> None:

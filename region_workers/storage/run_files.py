@@ -6,23 +6,28 @@ there is fetched and what was made there is published; in the run's own folder b
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from region_workers.storage.durable import write_bytes
 from region_workers.storage.integrity import is_whole
 from region_workers.storage.lock import locked
+from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.job import Artifact
-from schemas.location import default_cache_dir, folder_of, object_url
+from schemas.location import check_place
+from schemas.owner import OWNERS_FOLDER, is_claim
 
 if TYPE_CHECKING:
     from region_workers.storage.object_store import ObjectStore
 
+_URL = re.compile(r"(s3|gs|gcs):/+(.+)", re.DOTALL)
 _COPIES_FOLDER = "runs"  # in the cache
 _SMALL_BYTES = 1 << 20
 _LOCK_WAIT_S = 30.0
@@ -31,8 +36,11 @@ Stamp = tuple[int, int]
 
 
 def local_folder(location: str | Path) -> Path | None:
-    """The folder that the location names; None for a URL of an object store."""
-    return folder_of(location) if object_url(location) is None else None
+    """The folder that a path or a `file://` URL names, absolute; None for a URL of an object store.
+
+    Raises UserError for a location that cannot be, or that holds a secret.
+    """
+    return _folder_of(location) if _object_url(location) is None else None
 
 
 class RunFiles:
@@ -44,17 +52,17 @@ class RunFiles:
     """
 
     def __init__(self, location: str | Path, folder: Path | None = None, silence_limit_s: float | None = None) -> None:
-        url = object_url(location)
+        url = _object_url(location)
         self._store: ObjectStore | None = None
         self._seen: dict[str, Stamp] = {}
         if url is None:
-            self.folder = folder_of(location)
+            self.folder = _folder_of(location)
             self.location = str(self.folder)
             return
         from region_workers.storage.object_store import ObjectStore  # pyarrow, for which a folder has no use
 
         self.location = url
-        self.folder = folder or default_cache_dir() / _COPIES_FOLDER / digest(url)[:16]
+        self.folder = folder or cache_dir_of() / _COPIES_FOLDER / digest(url)[:16]
         self._store = ObjectStore(url) if silence_limit_s is None else ObjectStore(url, silence_limit_s)
 
     @property
@@ -84,6 +92,14 @@ class RunFiles:
             return self._store.list_keys(folder)
         paths = (self.folder / folder).rglob("*")
         return sorted(path.relative_to(self.folder).as_posix() for path in paths if path.is_file())
+
+    def claims(self) -> list[str]:
+        """The names of the run's claims, in order; the last is its owner's."""
+        return [name for name in self.names(OWNERS_FOLDER) if is_claim(name)]
+
+    def has_newer_owner(self, claim: str) -> bool:
+        """Whether the run has a newer owner than that of the claim so named; never without a name."""
+        return bool(claim) and max(self.claims(), default="") > claim
 
     def outline(self) -> list[str]:
         """The keys of files and folders down to the second level."""
@@ -217,6 +233,18 @@ class RunFiles:
     def _forget(self, key: str) -> None:
         (self.folder / key).unlink(missing_ok=True)
         self._seen.pop(key, None)
+
+
+def _object_url(location: str | Path) -> str | None:
+    """The URL, if the location is in an object store; also after `Path` has joined its slashes."""
+    check_place("DIR", location)
+    found = _URL.fullmatch(str(location))
+    return f"{found[1]}://{found[2].rstrip('/')}" if found else None
+
+
+def _folder_of(location: str | Path) -> Path:
+    text = str(location)
+    return Path(unquote(urlsplit(text).path) if text.startswith("file:/") else text).resolve()
 
 
 def _stuck(location: str, lock: Path) -> str:

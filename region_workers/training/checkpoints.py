@@ -17,11 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from region_workers.storage.checkpoint_folders import checkpoint_folders, checkpoint_name
 from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
-from region_workers.storage.integrity import DamagedFileError, check_file, read_verified
+from region_workers.storage.integrity import DamagedFileError, check_file, file_digest, read_verified
 from region_workers.storage.tables import Row, read_metrics, write_metrics
 from region_workers.training.device import World
 from region_workers.training.host_copy import HostCopy
-from schemas.digest import file_digest
 from schemas.errors import RunFailed
 from schemas.sealed import Sealed
 

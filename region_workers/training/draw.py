@@ -15,7 +15,7 @@ from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.widths import realised_ratio
 from region_workers.storage.durable import write_folder, write_model
-from region_workers.storage.integrity import read_verified, seal_folder
+from region_workers.storage.integrity import file_digest, read_verified, seal_folder
 from region_workers.storage.tables import Row, read_masks, write_masks, write_metrics
 from region_workers.training.checkpoints import Checkpoint, Checkpoints
 from region_workers.training.convergence import has_converged, queue_distances
@@ -28,7 +28,7 @@ from region_workers.training.reporter import StageReporter, stopped_at
 from region_workers.training.results import files_in, publish
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
-from schemas.digest import file_digest, seed_from
+from schemas.digest import seed_from
 from schemas.job import (
     CHECKPOINTS_FOLDER,
     EXPERT_FOLDER,

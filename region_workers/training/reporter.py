@@ -6,13 +6,13 @@ import time
 from pathlib import Path
 
 from region_workers.storage.durable import replace_model
+from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import Row
 from region_workers.training.device import World
 from region_workers.training.failures import StopRequestedError
 from region_workers.training.trainer import Trainer
 from schemas.clock import unix_time
 from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Note, Progress, ProgressState, WorkerJob
-from schemas.owner import is_outdated
 
 _HEARTBEAT_S = 1.0
 
@@ -91,7 +91,7 @@ class StageReporter:
 
     def stop_requested(self) -> bool:
         """Whether the driver asks the workers to stop, has lost the run to another, or the machine is taken away."""
-        stop = self._is_told(self._run_dir / STOP_FILE) or is_outdated(self._run_dir, self._owner)
+        stop = self._is_told(self._run_dir / STOP_FILE) or RunFiles(self._run_dir).has_newer_owner(self._owner)
         return self._world.is_preempted() or stop
 
     def growth_requested(self) -> bool:

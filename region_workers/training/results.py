@@ -6,19 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import is_whole
+from region_workers.storage.integrity import artifact, is_whole
 from schemas.clock import unix_time
-from schemas.digest import file_digest
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage, WorkerJob
 
 if TYPE_CHECKING:  # they import torch, which whoever only verifies a run does without
     from region_workers.training.device import World
     from region_workers.training.reporter import StageReporter
-
-
-def artifact(run_dir: Path, path: Path) -> Artifact:
-    """The record of one file of the run."""
-    return Artifact(path=path.relative_to(run_dir).as_posix(), size_bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def files_in(folder: Path) -> list[Path]:

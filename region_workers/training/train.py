@@ -10,14 +10,14 @@ from torch import nn
 
 from region_workers.networks.dense import load_verified
 from region_workers.storage.durable import write_folder
-from region_workers.storage.integrity import broken_in
+from region_workers.storage.integrity import DamagedFileError, artifact, check_sealed
 from region_workers.storage.tables import Row, write_metrics
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import StageReporter, stopped_at
-from region_workers.training.results import artifact, files_in, publish
+from region_workers.training.results import files_in, publish
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.digest import digest
@@ -103,12 +103,13 @@ def _ticket_folder(run_dir: Path, stage: TrainStage) -> Path:
 
 
 def _check_ticket(folder: Path) -> None:
-    broken = broken_in(folder)
-    if broken is not None:
+    try:
+        check_sealed(folder, own_seal=True)
+    except DamagedFileError as error:
         raise RunFailed(
-            f"{folder / broken} is missing or not what the draw wrote. Go on with `ebdiff resume`: the ticket is drawn "
+            f"{error.path} is missing or not what the draw wrote. Go on with `ebdiff resume`: the ticket is drawn "
             "again, to the same bits."
-        )
+        ) from None
 
 
 def _last_loss(metrics: list[Row]) -> dict[str, float]:

@@ -13,6 +13,7 @@ import torch
 from region_workers.data.samples import SampleStore
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
 from region_workers.storage.lock import locked
+from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.draw import Draw
 from region_workers.training.failures import (
@@ -32,7 +33,6 @@ from region_workers.worker.watchdog import Watchdog, end_process
 from schemas.clock import unix_time
 from schemas.digest import seed_from
 from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
-from schemas.location import default_cache_dir
 
 _LOCK_WAIT_S = 120.0
 _SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
@@ -47,7 +47,10 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
     """
     prepare_process(job.training)
     world = current_world(job.use_gpu, preemption_notice)
-    with working_folder(job, _cache_dir(job) / _SCRATCH_FOLDER, sends_all=world.is_rank_zero) as (here, uploader):
+    with working_folder(job, cache_dir_of(job.cache_dir) / _SCRATCH_FOLDER, sends_all=world.is_rank_zero) as (
+        here,
+        uploader,
+    ):
         _Work(here, uploader).do(world)
 
 
@@ -93,7 +96,7 @@ class _Work:
         self._stage = stages[first].name
         if world.is_rank_zero:
             announce_start(job, self._stage)
-        store = open_samples(job, _cache_dir(job), world.device, lambda done, total: world.heartbeat())
+        store = open_samples(job, cache_dir_of(job.cache_dir), world.device, lambda done, total: world.heartbeat())
         world.barrier()
         for stage in stages[first:]:
             if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
@@ -138,10 +141,6 @@ def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) ->
     """Rank zero's answer."""
     finished = world.is_rank_zero and finished_result(Path(job.run_dir), stage) is not None
     return bool(world.broadcast_int(int(finished)))
-
-
-def _cache_dir(job: WorkerJob) -> Path:
-    return (Path(job.cache_dir) if job.cache_dir else default_cache_dir()).expanduser()
 
 
 @contextmanager

@@ -26,7 +26,6 @@ from schemas.job import (
     Progress,
     WorkerJob,
 )
-from schemas.owner import OWNERS_FOLDER, is_claim
 
 CHECKPOINT_FILE = "checkpoint.json"
 _ROUND_S = 2.0
@@ -173,8 +172,7 @@ class Uploader:
     def _poll(self) -> None:
         """See what the driver asks for; OutdatedError if the run has another owner, or a newer attempt is at work."""
         self._files.fetch([STOP_FILE, *(f"{stage}/{GROW_FILE}" for stage in self._stages)])
-        claims = [name for name in self._files.names(OWNERS_FOLDER) if is_claim(name)]
-        if self._owner and max(claims, default="") > self._owner:
+        if self._files.has_newer_owner(self._owner):
             raise OutdatedError("the run has another owner; nothing more of this worker is sent")
         if any(self._is_left_behind(stage) for stage in self._stages):
             raise OutdatedError("a newer attempt is at work; nothing more of this worker is sent")

@@ -38,9 +38,9 @@ from region_workers.data.decode import Transform, UnreadableImageError, decode
 from region_workers.data.store import ensure_store
 from region_workers.networks.dense import load_network
 from region_workers.networks.pretrained import find_dense
-from region_workers.storage.integrity import is_whole, seal_folder
+from region_workers.storage.integrity import file_digest, is_whole, seal_folder
 from region_workers.worker.run import run_job
-from schemas.digest import digest, file_digest
+from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError
 from schemas.job import Artifact, WorkerJob
 from schemas.plan import DataPlan

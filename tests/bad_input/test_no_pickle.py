@@ -30,8 +30,8 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.networks.pretrained import find_dense
+from region_workers.storage.integrity import file_digest
 from region_workers.worker.run import run_job
-from schemas.digest import file_digest
 from schemas.manifest import Manifest
 from schemas.plan import DataPlan
 

@@ -26,7 +26,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import load_verified
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.durable import replace_model
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.errors import UserError
 from schemas.job import PROGRESS_FILE, Progress
 

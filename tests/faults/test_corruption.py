@@ -25,7 +25,8 @@ from ebdiff_orchestrator.run import finishing
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from schemas.digest import digest, file_digest
+from region_workers.storage.integrity import file_digest
+from schemas.digest import digest
 from schemas.errors import RunFailed, UserError
 from schemas.manifest import MANIFEST_FILE, Manifest
 

@@ -14,11 +14,11 @@ from run_products import products
 from small_runs import PowerCutError, counted_steps, power_cut, small_jobs
 
 from region_workers.storage.durable import write_text
+from region_workers.storage.integrity import file_digest
 from region_workers.training import checkpoints
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import current_world
 from region_workers.worker.run import run_job
-from schemas.digest import file_digest
 from schemas.errors import RunFailed
 from schemas.job import PROGRESS_FILE, WorkerJob
 

@@ -13,7 +13,7 @@ from finished_run import finished_run
 from local_inception import write_local_inception
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.plan import Plan
 
 # Shards of 4 images for speed; and the distance, half a minute on two cores, is left out: it is made at the very end.

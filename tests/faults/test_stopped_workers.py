@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from worker_process import WorkerProcess
 
 from region_workers.storage.durable import write_model
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.job import STOP_FILE, Note, WorkerJob
 from schemas.owner import OWNERS_FOLDER
 from schemas.plan import Plan

@@ -13,7 +13,7 @@ import yaml
 from conftest import TINY
 from PIL import Image
 
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.manifest import Manifest
 
 REGIONS = ("0-260", "240-460", "440-1000")

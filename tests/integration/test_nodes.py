@@ -19,7 +19,7 @@ from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 
 REGIONS = ("low", "high")
 PLAN = {

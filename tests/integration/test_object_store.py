@@ -24,9 +24,9 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
+from region_workers.storage.integrity import artifact
 from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
-from region_workers.training.results import artifact
 from schemas.errors import UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest

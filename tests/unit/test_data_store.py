@@ -23,8 +23,8 @@ from region_workers.data.build_lock import build_lock
 from region_workers.data.decode import Payload, Transform
 from region_workers.data.decode_process import Decoded, DecodeProcess
 from region_workers.data.store import ImageStore, ensure_store
+from region_workers.storage.places import cache_dir_of
 from schemas.errors import PlanError, RunFailed
-from schemas.location import default_cache_dir
 from schemas.plan import DataPlan
 
 CIFAR10 = Path(__file__).parents[3] / "shared" / "data" / "cifar10-train.parquet"
@@ -297,9 +297,9 @@ def test_an_unusable_cache_is_a_problem_of_the_plan(tmp_path: Path) -> None:
 
 def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EBDIFF_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path
+    assert cache_dir_of() == tmp_path
     monkeypatch.delenv("EBDIFF_CACHE")
-    assert default_cache_dir() == Path.home() / ".cache" / "ebdiff"
+    assert cache_dir_of() == Path.home() / ".cache" / "ebdiff"
 
 
 @pytest.mark.skipif(not CIFAR10.exists(), reason="no CIFAR-10 beside the repository")

@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ebdiff_orchestrator.plans.load import load_plan
-from schemas.location import object_url
+from region_workers.storage.run_files import local_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -218,7 +218,7 @@ def test_the_run_lies_on_a_volume_that_head_and_workers_share(kind: str) -> None
 
 
 def test_a_run_in_a_bucket_needs_no_volume_and_its_credentials_come_from_a_secret() -> None:
-    assert object_url(_run_dir(JOBS["bucket"])) is not None
+    assert local_folder(_run_dir(JOBS["bucket"])) is None
     for name, pod in _pods(JOBS["bucket"]):
         if name != "submitter":
             assert not [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume], name

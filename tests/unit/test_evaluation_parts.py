@@ -36,7 +36,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     shard_statistics,
     write_statistics,
 )
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.manifest import Evaluation
 from schemas.plan import Plan

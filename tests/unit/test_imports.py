@@ -84,6 +84,19 @@ def test_only_the_cluster_folder_imports_ray() -> None:
     assert users == {"cluster"}
 
 
+def test_only_the_storage_folder_knows_of_object_stores() -> None:
+    for file in (path for package in ALLOWED for path in _files(package)):
+        users = {name for name in _imports(file) if name == "region_workers.storage.object_store"}
+        assert not users or file.parent.name == "storage", file
+        assert "ObjectStore" not in file.read_text() or file.parent.name == "storage", file
+
+
+def test_the_storage_folder_loads_no_torch() -> None:
+    modules = [f"region_workers.storage.{file.stem}" for file in _files("region_workers/storage")]
+    code = f"import sys, {', '.join(modules)}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_ensemble_imports_neither_the_driver_nor_ray() -> None:
     for file in (ROOT / "ebdiff_orchestrator" / "ensemble").glob("*.py"):
         ours = {name for name in _imports(file) if name.startswith("ebdiff_orchestrator")}

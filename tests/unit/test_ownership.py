@@ -21,7 +21,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
 from schemas.manifest import Manifest
-from schemas.owner import Claim, is_outdated
+from schemas.owner import Claim
 from schemas.plan import Plan
 
 LEASE_S = 1.0
@@ -124,13 +124,13 @@ def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callab
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     with first.held():
         manifest = Ledger.begin(first, tiny_plan()).manifest
-        assert not is_outdated(tmp_path, first.owner)
+        assert not RunFiles(tmp_path).has_newer_owner(first.owner)
         before = first.owner
         with second.held(take_over=True):
             written = second.write(manifest.model_copy(update={"attempts": 7}))
             with pytest.raises(RunTakenOverError):
                 first.write(manifest)
-            assert is_outdated(tmp_path, before), "its workers would go on"
+            assert RunFiles(tmp_path).has_newer_owner(before), "its workers would go on"
             assert second.read() == written
     assert second.read() == written
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_claim_is_no_owner(claims: Claims, tmp_path: Path, nam
     (tmp_path / ".owners" / name).write_text("{}")
     owner = claim_run(claims, say=_say)
     check_newest(claims, owner.name)
-    assert not is_outdated(tmp_path, owner.name)
+    assert not RunFiles(tmp_path).has_newer_owner(owner.name)
     owner.release()
     assert (tmp_path / ".owners" / name).exists()
 

@@ -24,12 +24,10 @@ from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, mask_distance
 from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import seal_folder
+from region_workers.storage.integrity import artifact, file_digest, seal_folder
 from region_workers.storage.tables import write_masks
 from region_workers.training.checkpoints import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.training.convergence import has_converged, queue_distances
-from region_workers.training.results import artifact
-from schemas.digest import file_digest
 from schemas.errors import UserError
 from schemas.job import Hardware, StageResult
 from schemas.plan import DrawPlan, Plan

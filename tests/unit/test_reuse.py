@@ -9,7 +9,7 @@ import pytest
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.run import launch as driver
-from schemas.digest import file_digest
+from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE
 from schemas.plan import Plan

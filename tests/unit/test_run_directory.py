@@ -11,7 +11,7 @@ import pytest
 from ebdiff_orchestrator.run.differences import differences
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from region_workers.training.results import artifact
+from region_workers.storage.integrity import artifact
 from schemas.errors import UserError
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
