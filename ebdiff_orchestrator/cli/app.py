@@ -251,7 +251,7 @@ def presets() -> None:
 def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
     """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
     from ebdiff_orchestrator.cluster import start_early
-    from region_workers.storage.manifest_file import read_manifest
+    from region_workers.storage.json_files import read_manifest
     from schemas.manifest import MANIFEST_FILE
 
     known = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None

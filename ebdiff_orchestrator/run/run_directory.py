@@ -12,7 +12,7 @@ from ebdiff_orchestrator.run.foreign_files import check_nothing_foreign
 from ebdiff_orchestrator.run.ownership import Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.durable import remove_leftovers, write_model
-from region_workers.storage.manifest_file import read_manifest
+from region_workers.storage.json_files import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.clock import unix_time
@@ -134,10 +134,6 @@ class RunDirectory:
         """Delete a file of the run, or a folder."""
         with self.fenced():
             self._files.discard(key)
-
-    def discard_copy(self) -> None:
-        """Delete what stands for a run in an object store on this machine."""
-        self._files.discard_copy()
 
     def ask_to_stop(self) -> None:
         """Ask this driver's workers to save and stop."""

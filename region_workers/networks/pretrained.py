@@ -16,8 +16,7 @@ from region_workers.networks.costs import CostCounter, cost_counter
 from region_workers.networks.dense import build_dense, network_class, sample_shape
 from region_workers.networks.supported import check_prunable, network_inputs
 from region_workers.storage.integrity import file_digest, is_whole
-from region_workers.storage.json_files import read_object
-from region_workers.storage.manifest_file import read_manifest
+from region_workers.storage.json_files import read_manifest, read_object
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE

@@ -1,10 +1,16 @@
-"""JSON files that come from elsewhere: read as an object, or refused with the reason."""
+"""JSON files that anybody may have changed, a run's manifest among them: read, or refused with the reason."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
+
+from schemas.errors import UserError
+from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest
+from schemas.sealed import seal_fits
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -18,3 +24,29 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return values
+
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """The manifest in a run directory. UserError if it is not one that this version reads."""
+    try:
+        values = read_object(run_dir / MANIFEST_FILE)
+        if not seal_fits(values):
+            raise ValueError("it is not what was written")
+        if values.get("version") == MANIFEST_VERSION:
+            return Manifest.model_validate(values)
+    except ValidationError as error:
+        raise _damaged(run_dir, error.errors()[0]["msg"]) from None
+    except ValueError as error:
+        raise _damaged(run_dir, str(error)) from None
+    raise UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is of version {values.get('version')}; expected {MANIFEST_VERSION}. "
+        "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
+    )
+
+
+def _damaged(run_dir: Path, reason: str) -> UserError:
+    return UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
+        "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
+        "not done again."
+    )

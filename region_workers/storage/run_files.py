@@ -189,11 +189,6 @@ class RunFiles:
                 self._store.delete(key)
             self._seen = {key: stamp for key, stamp in self._seen.items() if not f"{key}/".startswith(f"{path}/")}
 
-    def discard_copy(self) -> None:
-        """Delete what only stands for the run."""
-        if self._store is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
     @contextmanager
     def locked(self, key: str, make: bool = False) -> Iterator[None]:
         """Hold the file of that key, in a folder that is there or that `make` makes; UserError if that takes too long.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
     assert read_status(url).progress["train/all"].first_step > 0, "the second attempt began anew"
 
-    RunDirectory(url).discard_copy()  # as on another machine
+    shutil.rmtree(RunDirectory(url).path)  # as on another machine
     drawn, expected = (sample_here(ImageJob(str(run), 2, 2), lambda done, total: None) for run in (url, whole_dir))
     assert np.array_equal(drawn.pixels, expected.pixels)
 
@@ -95,7 +96,7 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     store, key = ObjectStore(url), "train/all/expert/diffusion_pytorch_model.safetensors"
     expert = store.read(key)
     store.write(key, expert[:-1] + bytes([expert[-1] ^ 1]))
-    RunDirectory(url).discard_copy()
+    shutil.rmtree(RunDirectory(url).path)
     use_cluster(mended := ProcessCluster(1))
     assert _digests(driver.launch(plan, url).manifest) == _digests(whole)
     assert mended.attempts == {"region all": 1}
