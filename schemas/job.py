@@ -30,17 +30,17 @@ ProgressState = Literal["starting", "running", "stopped", "done"]
 
 
 class Note(Section):
-    """A driver's word to its workers: whose (WorkerJob.owner), and to which attempt; 0: to all of them.
+    """A driver's word to its workers: whose (WorkerJob.owner), and to which attempts; none: to all of them.
 
     A worker heeds none but those of the driver that gave it its job.
     """
 
     owner: str = ""
-    attempt: int = 0
+    attempts: tuple[int, ...] = ()
 
     def is_for(self, owner: str, attempt: int) -> bool:
         """Whether it is meant for this attempt of this driver's."""
-        return self.owner == owner and self.attempt in (0, attempt)
+        return self.owner == owner and (not self.attempts or attempt in self.attempts)
 
 
 class DrawTarget(Section):

@@ -9,12 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from process_cluster import ProcessCluster
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import plan_from_values
-from ebdiff_orchestrator.run import job_loop
-from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
 from region_workers.networks.pretrained import find_dense
@@ -51,7 +48,7 @@ def same_process_settings() -> None:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Decoded images, shared by all tests of a session, workers and the CLI included."""
     folder = tmp_path_factory.mktemp("cache")
@@ -85,18 +82,9 @@ def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
 
 
 @pytest.fixture
-def serial_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> SerialCluster:
-    """The driver without Ray: each job runs at once in the test's own process."""
-    cluster = SerialCluster()
-    monkeypatch.setattr(driver, "connect", cluster.connect)
-    monkeypatch.setattr(job_loop, "_POLL_S", 0.0)
-    return cluster
-
-
-@pytest.fixture
-def use_cluster(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> Callable[[ProcessCluster], None]:
-    """Lets the driver run its jobs on the given stand-in for Ray."""
-    return lambda cluster: monkeypatch.setattr(driver, "connect", cluster.connect)
+def serial_cluster(cache_dir: Path) -> SerialCluster:
+    """An executor that runs each job at once in the test's own process."""
+    return SerialCluster()
 
 
 def tiny_vae(folder: Path) -> Path:

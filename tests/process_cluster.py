@@ -5,16 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 from worker_process import ForkedWorker, WorkerProcess
 
-from ebdiff_orchestrator.cluster import Request
+from ebdiff_orchestrator.cluster import ThisProcess
 from region_workers.storage.run_files import local_folder
 from schemas.job import WorkerJob
 
@@ -48,13 +46,13 @@ def do_nothing(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
     """No sabotage."""
 
 
-class ProcessCluster:
+class ProcessCluster(ThisProcess):
     """Starts each job as a process on this machine; `sabotage(job, attempt, process)` may do it harm."""
 
-    embedded = True
-    request = Request(processes=1, cpus=1.0, gpus=0.0)
+    poll_s = 0.5
 
     def __init__(self, workers: int, sabotage: Sabotage = do_nothing) -> None:
+        super().__init__()
         self.workers, self.sabotage = workers, sabotage
         self.running = self.most_running = 0
         self.attempts: dict[str, int] = {}
@@ -66,25 +64,10 @@ class ProcessCluster:
     def free_workers(self) -> int:
         return self.workers - self.running
 
-    def has_ended(self) -> bool:
-        return False
-
     def describe_free(self) -> str:
         return f"{self.free_workers()} of {self.workers} CPU"
 
-    def has_started(self, job_name: str) -> None:
-        return
-
-    def cancel(self, job_name: str) -> None:
-        return
-
-    def loss(self, error: BaseException | None) -> None:
-        return
-
-    def too_late(self, request: Request) -> str:
-        return f"{request} could not be had"
-
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         future: Future[None] = Future()
         self.running += workers
         self.most_running = max(self.most_running, self.running)
@@ -102,15 +85,3 @@ class ProcessCluster:
             future.set_result(None)
         else:
             future.set_exception(RuntimeError(f"exit code {process.returncode}: {output}"))
-
-    def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(*arguments)
-
-    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        for index, call in enumerate(calls):
-            yield index, function(*call)
-
-    @contextmanager
-    def connect(self, *_: Any) -> Iterator[ProcessCluster]:
-        """In place of `cluster.connect`."""
-        yield self

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster.cluster import Cluster
 from ebdiff_orchestrator.cluster.embedded import WORKER_ENVIRONMENT, EmbeddedRay, Say
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.cluster.noise import keep_noise, write_noise
+from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.cluster.request import request_of
 from ebdiff_orchestrator.cluster.surroundings import check_surroundings, cluster_address
 from schemas.errors import RunFailed, UserError, plan_error
@@ -25,16 +26,24 @@ def say_nothing(text: str) -> None:
 
 @contextmanager
 def connect(
-    workers: WorkersPlan, jobs: int, address: str | None = None, log: Path | None = None, say: Say = say_nothing
-) -> Iterator[Cluster]:
+    workers: WorkersPlan,
+    jobs: int,
+    address: str | None = None,
+    log: Path | None = None,
+    say: Say = say_nothing,
+    executor: Executor | None = None,
+) -> Iterator[Executor]:
     """Join the cluster at `address` or in RAY_ADDRESS (set under `ray job submit`), else start an embedded one.
 
-    A program that is connected to Ray already stays so.
+    A program that is connected to Ray already stays so. A caller's own `executor` is handed back; no Ray is used then.
 
     The embedded Ray listens on loopback alone, asks for a token made for this run, keeps its files in a folder that
     others cannot enter, has no dashboard, and has room for all `jobs` at once. `say` is told what is waited for; what
     Ray itself has to say goes to `log`, or standard error.
     """
+    if executor is not None:
+        yield executor
+        return
     check_surroundings(address)
     address = cluster_address(address)
     if EmbeddedRay.begun is None and _is_connected():
@@ -100,11 +109,11 @@ def _shut_down() -> None:
     ray.shutdown()
 
 
-def _cluster(workers: WorkersPlan, embedded: bool) -> Cluster:
+def _cluster(workers: WorkersPlan, embedded: bool) -> RayExecutor:
     import ray
 
     request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
-    cluster = Cluster(embedded, request, workers.retries, workers.wait_limit_s)
+    cluster = RayExecutor(embedded, request, workers.retries, workers.wait_limit_s)
     if cluster.has_ended():
         raise RunFailed("The Ray of this run ended before anything could start. The same command goes on.")
     if embedded and not cluster.capacity():

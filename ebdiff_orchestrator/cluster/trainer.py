@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from schemas.job import WorkerJob
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 
 
-def trainer_of(job: WorkerJob, request: Request) -> Any:
-    """A trainer under a name of its own: our checkpoints are the truth, so Ray's must never be resumed."""
+def trainer_of(job: WorkerJob, request: Request, tell_controller: Callable[[Any], None]) -> Any:
+    """A trainer under a name of its own: our checkpoints are the truth, so Ray's must never be resumed.
+
+    `tell_controller` is given the actor that does all of its work, and with which all of it ends.
+    """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     resources = {"CPU": request.cpus} | ({"GPU": request.gpus} if request.gpus else {})
-    return TorchTrainer(
+    return _trainer_class(tell_controller)(
         _work,
         train_loop_config={"job": job.model_dump_json()},
         scaling_config=ScalingConfig(
@@ -35,6 +39,33 @@ def trainer_of(job: WorkerJob, request: Request) -> Any:
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),  # the driver decides on retries
         ),
     )
+
+
+def _trainer_class(tell_controller: Callable[[Any], None]) -> Any:
+    """TorchTrainer, whose `fit` keeps its controller to itself; as seen in Ray 2.60.0.
+
+    A Ray that starts its controller in another way has none to tell, and cancels nothing here.
+    """
+    import ray
+    from ray.train.torch import TorchTrainer
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+            from ray.train.v2._internal.constants import get_env_vars_to_propagate
+            from ray.train.v2._internal.execution.controller import TrainController
+
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            environment = {"env_vars": get_env_vars_to_propagate()}
+            controller_class = ray.remote(num_cpus=0, scheduling_strategy=here, runtime_env=environment)(
+                TrainController
+            )
+            controller = controller_class.remote(**arguments)
+            tell_controller(controller)
+            ray.get(controller.run.remote())
+            return ray.get(controller.get_result.remote())
+
+    return Trainer
 
 
 def _ray_folder(run_dir: str) -> str:

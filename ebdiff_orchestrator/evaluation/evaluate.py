@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ebdiff_orchestrator.cluster import check_surroundings, cluster_address
+from ebdiff_orchestrator.cluster import Executor, ThisProcess, check_surroundings, cluster_address
 from ebdiff_orchestrator.evaluation.costs import step_shares, weighted_by_steps
-from ebdiff_orchestrator.evaluation.features import Crews, make_features
+from ebdiff_orchestrator.evaluation.features import Workers, make_features
 from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
 from ebdiff_orchestrator.evaluation.label import fid_label
 from ebdiff_orchestrator.evaluation.records import (
@@ -76,10 +76,12 @@ def evaluate(
     in_process: bool = False,
     address: str | None = None,
     view: View | None = None,
+    executor: Executor | None = None,
 ) -> Evaluation:
     """FID of `num_images` images of the finished run in `run_dir`, over all workers of the Ray cluster.
 
-    What was interrupted goes on; what is recorded is returned. `in_process` does without Ray, on one device. The
+    What was interrupted goes on; what is recorded is returned. `in_process` does without Ray, on one device; an
+    `executor` of the caller's, too. The
     reference is the run's own data (or its first `reference_images`), else a folder of images or an .npz of
     pytorch-fid's. Raises UserError for an unfinished run and for Inception weights that cannot be had, RunFailed if
     a worker could not do its part.
@@ -96,14 +98,18 @@ def evaluate(
         keep_images=keep_images,
         in_process=in_process,
     )
-    return evaluate_run(run_dir, options, address, view).evaluation
+    return evaluate_run(run_dir, options, address, view, executor).evaluation
 
 
 def evaluate_run(
-    run_dir: str | Path, options: Options, address: str | None = None, view: View | None = None
+    run_dir: str | Path,
+    options: Options,
+    address: str | None = None,
+    view: View | None = None,
+    executor: Executor | None = None,
 ) -> EvaluationReport:
     """`evaluate`, with everything that its table shows."""
-    if not options.in_process:
+    if not options.in_process and executor is None:
         check_surroundings(address)
     directory, view = RunDirectory(run_dir), view or Silent()
     plan = _finished(directory).plan
@@ -133,10 +139,11 @@ def evaluate_run(
             inception_sha256=inception_sha256,
             training=plan.training,
         )
-        crews = Crews(plan.workers, address, options.in_process, view, stack)
+        executor = executor or (_this_process(plan) if options.in_process else None)
+        workers = Workers(plan.workers, address, executor, view, stack)
         ledger = Ledger(directory)
-        with _usage_recorded(ledger, crews):
-            evaluation = _measure(key, ensemble_digest(manifest), job, reference, crews)
+        with _usage_recorded(ledger, workers):
+            evaluation = _measure(key, ensemble_digest(manifest), job, reference, workers)
         return _record(ledger, evaluation, reference.description)
 
 
@@ -197,18 +204,18 @@ def _images_wanted(folder: Path, options: Options) -> bool:
     return options.keep_images and not all(image_file(folder, i).is_file() for i in range(options.num_images))
 
 
-def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, crews: Crews) -> Evaluation:
+def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, workers: Workers) -> Evaluation:
     """Make the features of both sides and compare them."""
     began, folder = time.monotonic(), Path(job.folder)
     assert isinstance(job.images, SampledImages)
 
     def reference_features(into: Path, images: StoredImages | FolderImages, num_images: int) -> None:
         update = {"folder": str(into), "images": images, "num_images": num_images}
-        make_features(crews, job.model_copy(update=update), "reference")
+        make_features(workers, job.model_copy(update=update), "reference")
 
     theirs = reference.statistics(folder.parent, reference_features)
-    make_features(crews, job, "evaluate")
-    crews.view.line("Computing the Frechet distance ...")
+    make_features(workers, job, "evaluate")
+    workers.view.line("Computing the Frechet distance ...")
     ours = shard_statistics(folder, job.num_images)
     write_statistics(folder / STATISTICS_FILE, ours)
     records = [finished_record(folder, shard) for shard in shards_of(job.num_images)]
@@ -225,7 +232,7 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, cre
         reference_images=theirs.num_images,
         seconds_per_image=sum(record.making_s for record in records if record is not None) / job.num_images,
         wall_s=time.monotonic() - began,
-        workers=crews.used.workers if crews.used is not None else 0,
+        workers=max(1, workers.used.workers_at_once()) if workers.used is not None else 0,
         at=unix_time(),
     )
 
@@ -243,16 +250,22 @@ def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> Evaluatio
 
 
 @contextmanager
-def _usage_recorded(ledger: Ledger, crews: Crews) -> Iterator[None]:
+def _usage_recorded(ledger: Ledger, workers: Workers) -> Iterator[None]:
     """Record what the evaluation held, also if it breaks off; under a job name of its own."""
     began = unix_time()
     try:
         yield
     finally:
-        crew = crews.used
-        if crew is not None:
+        used = workers.used
+        if used is not None:
             attempt = 1 + sum(held.job == EVALUATE_JOB for held in ledger.manifest.usage)
-            ledger.record_usage(EVALUATE_JOB, attempt, began, crew.workers, crew.gpus / crew.workers)
+            at_once = max(1, used.workers_at_once())
+            ledger.record_usage(EVALUATE_JOB, attempt, began, at_once, min(used.request.gpus, 1.0))
+
+
+def _this_process(plan: Plan) -> ThisProcess:
+    """One worker, with a GPU if there is one and the plan does not do without."""
+    return ThisProcess(1.0 if torch.cuda.is_available() and plan.workers.gpus != 0 else 0.0)
 
 
 def _report(manifest: Manifest, evaluation: Evaluation, reference: str, statistics_sha256: str) -> EvaluationReport:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.cluster import connect
+from ebdiff_orchestrator.cluster import Executor, connect
 from ebdiff_orchestrator.evaluation.shards import (
     IMAGES_FOLDER,
     Shard,
@@ -32,45 +32,31 @@ from schemas.plan import WorkersPlan
 _CALLS_A_WORKER = 4  # a few calls each, so that a slow or late worker holds up little
 _POLL_S = 1.0
 
-RunMany = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
-
-
-@dataclass(frozen=True)
-class Crew:
-    """Who does the work: how calls are run, on how many workers at once, with how many GPUs in all."""
-
-    run_many: RunMany
-    workers: int
-    gpus: float
-
 
 @dataclass
-class Crews:
-    """The crew, hired when there is first something to do. `used` is None until then."""
+class Workers:
+    """Who does the work, found when there is first something to do. `used` is None until then."""
 
     plan: WorkersPlan
     address: str | None
-    in_process: bool
+    executor: Executor | None
     view: View
     stack: ExitStack
-    used: Crew | None = None
+    used: Executor | None = None
 
-    def hire(self) -> Crew:
-        """The crew; joins the cluster or starts an embedded Ray the first time."""
+    def get(self) -> Executor:
+        """The executor; joins the cluster or starts an embedded Ray the first time, unless one was given."""
         if self.used is None:
-            self.used = _here(self.plan) if self.in_process else self._on_the_cluster()
+            if self.executor is None:
+                self.view.line("Connecting to Ray ...")
+            self.used = self.stack.enter_context(connect(self.plan, 1, self.address, executor=self.executor))
+            if self.executor is None:
+                at_once = max(1, self.used.workers_at_once())
+                self.view.line(f"{at_once} workers at once; free: {self.used.describe_free()}.")
         return self.used
 
-    def _on_the_cluster(self) -> Crew:
-        self.view.line("Connecting to Ray ...")
-        cluster = self.stack.enter_context(connect(self.plan, 1, self.address))
-        request = cluster.request
-        workers = max(1, cluster.workers_at_once())
-        self.view.line(f"{workers} workers at once; free: {cluster.describe_free()}.")
-        return Crew(cluster.run_many, workers, workers * min(request.gpus, 1.0))
 
-
-def make_features(crews: Crews, job: FeatureJob, what: str) -> None:
+def make_features(workers: Workers, job: FeatureJob, what: str) -> None:
     """Make the shards of the job that are not there and whole. Raises RunFailed if a worker could not."""
     folder, shards = Path(job.folder), shards_of(job.num_images)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,12 +70,12 @@ def make_features(crews: Crews, job: FeatureJob, what: str) -> None:
     if not missing:
         return
     if len(missing) < len(shards):
-        crews.view.line(f"{what}: {len(shards) - len(missing)} of {len(shards)} parts are there already.")
-    crew = crews.hire()
-    text = job.model_copy(update={"use_gpu": crew.gpus > 0}).model_dump_json()
-    calls = [(text, part) for part in shared_out(missing, crew.workers * _CALLS_A_WORKER)]
-    with _shown(crews.view, what, folder, shards):
-        _run(crew, calls)
+        workers.view.line(f"{what}: {len(shards) - len(missing)} of {len(shards)} parts are there already.")
+    executor = workers.get()
+    text = job.model_copy(update={"use_gpu": executor.request.gpus > 0}).model_dump_json()
+    calls = [(text, part) for part in shared_out(missing, max(1, executor.workers_at_once()) * _CALLS_A_WORKER)]
+    with _shown(workers.view, what, folder, shards):
+        _run(executor, calls)
     lost = [shard.name for shard in missing if finished_record(folder, shard, keep) is None]
     if lost:
         raise RunFailed(f"{what}: {lost[0]} was made but is not in {folder}. Workers must share the run directory.")
@@ -101,9 +87,9 @@ def shared_out(shards: Sequence[Shard], parts: int) -> list[tuple[int, ...]]:
     return [tuple(indices[part::parts]) for part in range(min(parts, len(indices)))]
 
 
-def _run(crew: Crew, calls: Sequence[tuple[Any, ...]]) -> None:
+def _run(executor: Executor, calls: Sequence[tuple[Any, ...]]) -> None:
     try:
-        for _, failure in crew.run_many(make_shards, calls):
+        for _, failure in executor.run_many(make_shards, calls):
             if failure is not None:
                 raise RunFailed(f"{failure} What is finished is kept: the same command goes on.")
     except (RunFailed, UserError):
@@ -112,13 +98,6 @@ def _run(crew: Crew, calls: Sequence[tuple[Any, ...]]) -> None:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         what_next = "What is finished is kept: the same command goes on."
         raise RunFailed(f"A worker failed ({reason[0]}). {what_next}") from error
-
-
-def _here(plan: WorkersPlan) -> Crew:
-    import torch
-
-    gpus = 1.0 if torch.cuda.is_available() and plan.gpus != 0 else 0.0
-    return Crew(lambda function, calls: ((i, function(*call)) for i, call in enumerate(calls)), 1, gpus)
 
 
 @contextmanager

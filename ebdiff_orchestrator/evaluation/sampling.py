@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ebdiff_orchestrator.cluster import Cluster, connect
+from ebdiff_orchestrator.cluster import Executor, connect
 from ebdiff_orchestrator.ensemble.dtypes import DTYPES
 from ebdiff_orchestrator.ensemble.images import sample_images
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
@@ -61,7 +61,9 @@ def sample_here(job: ImageJob, report: Callable[[int, int], None]) -> Images:
     return Images(pixels, world.peak_memory_bytes())
 
 
-def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: View) -> Images:
+def sample_on_workers(
+    job: ImageJob, workers: int, address: str | None, view: View, executor: Executor | None = None
+) -> Images:
     """The job's images, its batches shared out over `workers` workers of the Ray cluster, or of an embedded Ray.
 
     On equal devices how many there are changes no bit: what a worker is given, threads included, is what the run's plan
@@ -77,12 +79,12 @@ def sample_on_workers(job: ImageJob, workers: int, address: str | None, view: Vi
     load(replace(job, dtype="fp32", compile=False, offload=True), torch.device("cpu"))  # keeps no weights in memory
     plan = run.read().plan if run.exists() else Plan()
     view.line("Connecting to Ray ...")
-    with connect(plan.workers, workers, address) as cluster:
-        view.line(f"{workers} workers of {cluster.request}; free: {cluster.describe_free()}.")
+    with connect(plan.workers, workers, address, executor=executor) as found:
+        view.line(f"{workers} workers of {found.request}; free: {found.describe_free()}.")
         shares = [batches[worker::workers] for worker in range(workers)]
         indices: list[int] = []
         parts: list[Images] = []
-        for worker, part in _run(cluster, job, shares, plan.training.cpu_threads):
+        for worker, part in _run(found, job, shares, plan.training.cpu_threads):
             indices += [index for batch in shares[worker] for index in batch]
             parts.append(part)
             state = "done" if len(indices) == job.count else "running"
@@ -131,12 +133,12 @@ def _draw(
 
 
 def _run(
-    cluster: Cluster, job: ImageJob, shares: list[tuple[range, ...]], threads: int
+    executor: Executor, job: ImageJob, shares: list[tuple[range, ...]], threads: int
 ) -> Iterator[tuple[int, Images]]:
     """The images of each share of the batches, as its worker ends; with the share's index."""
-    calls = [(job, share, threads, cluster.request.gpus > 0) for share in shares]
+    calls = [(job, share, threads, executor.request.gpus > 0) for share in shares]
     try:
-        for index, result in cluster.run_many(_share, calls):
+        for index, result in executor.run_many(_share, calls):
             if isinstance(result, Exception):
                 raise result
             yield index, result

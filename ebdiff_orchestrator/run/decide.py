@@ -87,11 +87,6 @@ def next_growth(
     return (last.name, best) if after_s + restart_s < last.remaining_s else None
 
 
-def may_retry(attempts: int, retries: int, retryable: bool) -> bool:
-    """Whether a failed job gets another attempt: one budget a job, none if trying again cannot help."""
-    return retryable and attempts <= retries
-
-
 def _how_many_fit(workers: Sequence[int], free: int) -> int:
     """How many of the jobs, from the first on, find their workers."""
     for index, count in enumerate(workers):

@@ -9,19 +9,55 @@ from typing import cast
 import torch
 from torch import nn
 
+from ebdiff_orchestrator.cluster import Executor, ThisProcess, run_one
 from ebdiff_orchestrator.ensemble.images import sample_images, write_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, train_stage_name
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name
+from ebdiff_orchestrator.run.view import View, sampling_report
 from region_workers.data.latents.vae import load_vae
 from region_workers.networks.dense import load_verified
 from region_workers.storage.integrity import DamagedFileError, artifact
 from region_workers.training.results import files_in
+from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
+
+
+def finish_or_reopen(ledger: Ledger, view: View, executor: Executor) -> bool:
+    """`finish`; False where files that it goes on from turn out to be damaged: their stages are open again."""
+    try:
+        return finish(ledger, view, executor)
+    except Exception:
+        if ledger.reopen_damaged():
+            return False
+        raise
+
+
+def finish(ledger: Ledger, view: View, executor: Executor) -> bool:
+    """Assemble, then sample, unless that is done for these very experts. True."""
+    plan, location, owner = ledger.plan, ledger.directory.location, ledger.directory.owner
+    files = {region.name: ledger.artifacts(train_stage_name(region), EXPERT_FOLDER) for region in plan.regions}
+    experts = {name: digest([file.sha256 for file in found]) for name, found in files.items()}
+    vae = ledger.inputs.vae
+    ensemble_key = assemble_key(plan, experts, vae)
+    gpus = executor.request.gpus
+    ledger.finish_here(
+        ASSEMBLE, ensemble_key, lambda: run_one(executor, assemble, plan, location, files, vae, owner), gpus
+    )
+    view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
+    report = sampling_report(view) if isinstance(executor, ThisProcess) else None  # it cannot be sent elsewhere
+    ledger.finish_here(
+        SAMPLE,
+        sample_key(plan, ensemble_key),
+        lambda: run_one(executor, sample, plan, location, owner, report),
+        gpus,
+    )
+    return True
 
 
 def assemble(
@@ -77,12 +113,12 @@ def _expert(stage_folder: Path, files: tuple[Artifact, ...]) -> nn.Module:
         raise RunFailed(f"{error}. Go on with `ebdiff resume`: the expert is made again, to the same bits.") from None
 
 
-def _vae(plan: Plan, digest: str | None) -> nn.Module | None:
+def _vae(plan: Plan, vae_digest: str | None) -> nn.Module | None:
     """The VAE of a plan on latents; its config says how the experts' latents are scaled."""
     if not isinstance(plan.model, LatentModelPlan):
         return None
     vae, info = load_vae(plan.model, plan.data.channels)
-    if info.digest != digest:
+    if info.digest != vae_digest:
         raise RunFailed(f"model.vae = {plan.model.vae}: not the VAE that the latents are of. Restore it, then resume.")
     return cast(nn.Module, vae)
 

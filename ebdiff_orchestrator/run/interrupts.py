@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from types import FrameType
 from typing import Any, Self
 
@@ -28,6 +31,15 @@ class Interrupts:
     def insisted(self) -> bool:
         """Whether the user asked again."""
         return self._count > 1
+
+    def wait_for(self, futures: Sequence[Future[None]], limit_s: float, poll_s: float) -> bool:
+        """Whether these ended within the limit; the user who asks again does not wait for them."""
+        deadline = time.monotonic() + limit_s
+        while not all(future.done() for future in futures):
+            if self.insisted or time.monotonic() > deadline:
+                return False
+            time.sleep(poll_s)
+        return True
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

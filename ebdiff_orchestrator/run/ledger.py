@@ -189,6 +189,12 @@ class Ledger:
         """Set a stage's status and what is to be said of it."""
         self._put(self.manifest.stage(stage), status=status, error=error)
 
+    def mark_stopped(self) -> None:
+        """The run was interrupted: what was at work is open again."""
+        for name, record in self.manifest.stages.items():
+            if record.status == "running":
+                self.mark(name, "pending", "stopped")
+
     def finish_here(self, name: str, key: str, act: Callable[[], tuple[Artifact, ...]], gpus: float) -> None:
         """Do a stage of the driver's own, from an empty folder, unless it is done under this key."""
         record = self.manifest.stage(name)

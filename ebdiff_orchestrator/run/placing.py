@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster import Cluster
+from ebdiff_orchestrator.cluster import Executor, run_one
 from ebdiff_orchestrator.placement.schedule import assignment, place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import Outlook
@@ -19,7 +19,7 @@ from schemas.plan import Plan
 
 
 def place_jobs(
-    jobs: tuple[JobOutline, ...], outlook: Outlook, images: int, ledger: Ledger, cluster: Cluster, view: View
+    jobs: tuple[JobOutline, ...], outlook: Outlook, images: int, ledger: Ledger, executor: Executor, view: View
 ) -> tuple[dict[str, int], int | None]:
     """The workers of each job, in the order of their starts, and how many all may hold together; None: all there are.
 
@@ -28,8 +28,8 @@ def place_jobs(
     plan = ledger.plan
     if plan.placement == "one-per-region":
         longest_first = sorted(jobs, key=lambda job: (-_macs(job, outlook), job.name))
-        return {job.name: cluster.request.processes for job in longest_first}, None
-    seconds = _step_seconds(ledger, cluster, view)
+        return {job.name: executor.request.processes for job in longest_first}, None
+    seconds = _step_seconds(ledger, executor, view)
     left = _what_is_left(plan, jobs, ledger)
     draws = {
         name: 0 if ledger.is_done(name) else steps
@@ -42,7 +42,7 @@ def place_jobs(
     if not works:
         return dict.fromkeys(still, 1), None
     efficiency = plan.workers.parallel_efficiency
-    schedule = place(works, max(1, cluster.workers_at_once()), plan.placement, efficiency, first)
+    schedule = place(works, max(1, executor.workers_at_once()), plan.placement, efficiency, first)
     workers = dict(assignment(schedule))
     shares = ", ".join(f"{name} {count}" for name, count in workers.items())
     at_once = f"{schedule.devices} workers at once, about {schedule.makespan_s:.0f} s"
@@ -50,11 +50,11 @@ def place_jobs(
     return workers, schedule.devices
 
 
-def _step_seconds(ledger: Ledger, cluster: Cluster, view: View) -> Mapping[float, float]:
+def _step_seconds(ledger: Ledger, executor: Executor, view: View) -> Mapping[float, float]:
     known = ledger.manifest.step_seconds
     if known is None:
         view.line("Timing the networks on one worker, to place the regions ...")
-        known = cluster.run_once(step_seconds, ledger.plan)
+        known = run_one(executor, step_seconds, ledger.plan)
         ledger.record_step_seconds(known)
     return known
 

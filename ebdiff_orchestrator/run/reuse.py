@@ -1,4 +1,4 @@
-"""Taking over what other runs have computed: equal stages whole, shorter trainings as a start."""
+"""Reusing what other runs have computed: equal stages whole, shorter trainings as a start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.job import CHECKPOINTS_FOLDER, RESULT_FILE, DrawStage, StageResult,
 Stage = DrawStage | TrainStage
 
 
-def take_over(
+def reuse_stages(
     directory: RunDirectory, jobs: Sequence[JobOutline], runs: Sequence[str | Path], say: Callable[[str], None]
 ) -> dict[str, Path]:
     """Copy into `directory` every stage of `jobs` that one of `runs` has finished under the same key.
@@ -39,7 +39,7 @@ def take_over(
             if stage is None or finished_result(directory.path, stage) is not None:
                 continue
             with directory.fenced():
-                if any(_take(directory.path, other.path, stage) for other in others):
+                if any(_copy_stage(directory.path, other.path, stage) for other in others):
                     directory.publish(stage.name)
                 elif isinstance(stage, TrainStage):
                     source = _borrow_checkpoint(directory.path, [other.path for other in others], stage, say)
@@ -49,8 +49,8 @@ def take_over(
     return borrowed
 
 
-def _take(run_dir: Path, other: Path, stage: Stage) -> bool:
-    """Whether the stage could be taken from the other run."""
+def _copy_stage(run_dir: Path, other: Path, stage: Stage) -> bool:
+    """Whether the other run has the stage, which is copied then."""
     result = finished_result(other, stage)
     if other == run_dir or result is None or not all(is_whole(other, item) for item in result.artifacts):
         return False
@@ -69,8 +69,8 @@ def _take(run_dir: Path, other: Path, stage: Stage) -> bool:
             shutil.copytree(last, folder / CHECKPOINTS_FOLDER / last.name)
 
     write_folder(run_dir / stage.name, copy)
-    taken = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or str(other)})
-    write_model(run_dir / stage.name / RESULT_FILE, taken)
+    copied = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or str(other)})
+    write_model(run_dir / stage.name / RESULT_FILE, copied)
     return True
 
 

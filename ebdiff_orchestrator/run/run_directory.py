@@ -93,10 +93,10 @@ class RunDirectory:
                 self._changing = False
             check_newest(self._claims, self.owner)  # a store has no lock that kept another out since the first look
 
-    def write_note(self, key: str, attempt: int) -> None:
-        """Leave a word for the workers of an attempt, in the file of that key; 0: for all of this driver's."""
+    def write_note(self, key: str, *attempts: int) -> None:
+        """Leave a word in the file of that key for the workers of these attempts; no number: of all."""
         with self.fenced():
-            write_model(self.path / key, Note(owner=self.owner, attempt=attempt))
+            write_model(self.path / key, Note(owner=self.owner, attempts=attempts))
             self._files.publish(key)
 
     def refresh(self, stages: Sequence[str]) -> None:
@@ -135,9 +135,9 @@ class RunDirectory:
         with self.fenced():
             self._files.discard(key)
 
-    def ask_to_stop(self) -> None:
-        """Ask this driver's workers to save and stop."""
-        self.write_note(STOP_FILE, 0)
+    def ask_to_stop(self, *attempts: int) -> None:
+        """Ask the workers of these attempts to save and stop, or not to begin; no number: of all."""
+        self.write_note(STOP_FILE, *attempts)
 
     @contextmanager
     def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:

@@ -86,13 +86,20 @@ def draw_folder(plan: Plan, region: RegionPlan) -> str:
 
 
 def worker_job(
-    plan: Plan, outline: JobOutline, run_dir: str | Path, inputs: Inputs, attempt: int = 1, use_gpu: bool = True
+    plan: Plan,
+    outline: JobOutline,
+    run_dir: str | Path,
+    inputs: Inputs,
+    attempt: int = 1,
+    use_gpu: bool = True,
+    owner: str = "",
 ) -> WorkerJob:
     """The outline with everything a worker needs."""
     return WorkerJob(
         name=outline.name,
         attempt=attempt,
         run_dir=str(run_dir),
+        owner=owner,
         cache_dir=plan.workers.cache_dir,
         use_gpu=use_gpu,
         store_digest=inputs.store,

@@ -31,6 +31,14 @@ def announce_start(job: WorkerJob, stage: str) -> None:
     replace_model(Path(job.run_dir) / stage / PROGRESS_FILE, progress)
 
 
+def is_told(note: Path, owner: str, attempt: int) -> bool:
+    """Whether there is this note, for this attempt of this driver's."""
+    try:
+        return Note.model_validate_json(note.read_text()).is_for(owner, attempt)
+    except (OSError, ValueError):
+        return False
+
+
 class StageReporter:
     """Progress and metrics of one stage on one worker; only rank zero writes."""
 
@@ -91,20 +99,14 @@ class StageReporter:
 
     def stop_requested(self) -> bool:
         """Whether the driver asks the workers to stop, has lost the run to another, or the machine is taken away."""
-        stop = self._is_told(self._run_dir / STOP_FILE) or RunFiles(self._run_dir).has_newer_owner(self._owner)
+        told = is_told(self._run_dir / STOP_FILE, self._owner, self._progress.attempt)
+        stop = told or RunFiles(self._run_dir).has_newer_owner(self._owner)
         return self._world.is_preempted() or stop
 
     def growth_requested(self) -> bool:
         """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
-        asked = self._world.is_rank_zero and self._is_told(self._folder / GROW_FILE)
+        asked = self._world.is_rank_zero and is_told(self._folder / GROW_FILE, self._owner, self._progress.attempt)
         return bool(self._world.broadcast_int(int(asked)))
-
-    def _is_told(self, note: Path) -> bool:
-        """Whether there is this note, for this very attempt; one of another driver's is not."""
-        try:
-            return Note.model_validate_json(note.read_text()).is_for(self._owner, self._progress.attempt)
-        except (OSError, ValueError):
-            return False
 
     def note(self, text: str) -> None:
         """A few words beside the numbers (the distances of a draw, say)."""

@@ -25,14 +25,14 @@ from region_workers.training.failures import (
 )
 from region_workers.training.family import UNetFamily, open_samples
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.reporter import announce_start
+from region_workers.training.reporter import announce_start, is_told
 from region_workers.training.results import finished_result
 from region_workers.training.train import train
 from region_workers.worker.uploader import Uploader, working_folder
 from region_workers.worker.watchdog import Watchdog, end_process
 from schemas.clock import unix_time
 from schemas.digest import seed_from
-from schemas.job import FAILURE_FILE, DrawStage, Failure, TrainStage, WorkerJob
+from schemas.job import FAILURE_FILE, STOP_FILE, DrawStage, Failure, TrainStage, WorkerJob
 
 _LOCK_WAIT_S = 120.0
 _SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
@@ -41,9 +41,9 @@ _SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object st
 def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None) -> None:
     """Complete the job's stages, skipping what is finished; StopRequestedError if the run was asked to stop.
 
-    It saves and stops likewise when `preemption_notice` says that the machine is about to be taken away. A failure is
-    written beside the stage before it is raised, so that the driver can tell people about it. A worker that gets no
-    further for `job.hang_limit_s` writes that, and ends its process.
+    Nothing is begun if the driver has given this attempt up. It saves and stops when `preemption_notice` says that the
+    machine is about to be taken away. A failure is written beside the stage before it is raised, so that the driver can
+    tell people about it. A worker that gets no further for `job.hang_limit_s` writes that, and ends its process.
     """
     prepare_process(job.training)
     world = current_world(job.use_gpu, preemption_notice)
@@ -51,7 +51,15 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
         here,
         uploader,
     ):
+        if _is_called_off(here, world):
+            raise StopRequestedError("the driver stopped, or gave this attempt up, before it began")
         _Work(here, uploader).do(world)
+
+
+def _is_called_off(job: WorkerJob, world: World) -> bool:
+    """Whether the driver wants nothing more of this attempt; rank zero's answer."""
+    called_off = world.is_rank_zero and is_told(Path(job.run_dir) / STOP_FILE, job.owner, job.attempt)
+    return bool(world.broadcast_int(int(called_off)))
 
 
 class _Work:

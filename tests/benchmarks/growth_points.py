@@ -55,7 +55,6 @@ def main() -> None:
 
 def of_regions(count: int, folder: Path) -> Point:
     """A whole run of so many regions of the digits, a process each, then what its files cost."""
-    driver.connect = ProcessCluster(count).connect  # type: ignore[assignment]
     edges = [round(1000 * index / count) for index in range(count + 1)]
     regions = [{"train": [a, b], "pruning_ratio": 0.5} for a, b in pairwise(edges)]
     changes = ["training.steps=60", "draw.interval_steps=2", "draw.threshold=1.0", "logging.interval_steps=20"]
@@ -63,7 +62,7 @@ def of_regions(count: int, folder: Path) -> Point:
         "digits", [f"regions={json.dumps(regions)}", *changes, "sampling.num_images=1", "sampling.steps=4"]
     )
     run_dir = folder / "run"
-    driver.launch(plan, run_dir)
+    driver.launch(plan, run_dir, executor=ProcessCluster(count))
     directory = RunDirectory(run_dir)
     manifest = directory.read()
     trained = [stage for name, stage in manifest.stages.items() if name.startswith("train/")]

@@ -16,15 +16,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 sys.path.append(str(Path(__file__).parents[1]))
 
 import yaml
 from run_products import products
-from small_runs import SMALL, without_ray
+from serial_cluster import SerialCluster
+from small_runs import SMALL
 
-from ebdiff_orchestrator.cli.app import app as cli
+from ebdiff_orchestrator.cli import app as cli
+from ebdiff_orchestrator.run import launch as driver
 
 _ROOM_KIB = (8, 300, 640, 800, 1000, 1200)  # a finished run takes about 1400
 _FILE_KIB = (4, 24, 90)  # its largest files: a manifest of 10, weights of 60, a checkpoint of 200
@@ -92,10 +95,14 @@ def main(folder: Path, files_only: bool) -> None:
 
 def ebdiff(*arguments: object) -> tuple[int, str]:
     """Exit code and output of the command line, without Ray."""
-    output = io.StringIO()
+    output, launch = io.StringIO(), driver.launch
+
+    def launch_here(*arguments: Any, **options: Any) -> Any:
+        return launch(*arguments, **{**options, "executor": SerialCluster()})
+
     with (
-        without_ray(),
         patch.object(cli, "_start_ray_early", lambda *_: None),
+        patch.object(driver, "launch", launch_here),
         patch.object(sys, "argv", ["ebdiff", *map(str, arguments)]),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),

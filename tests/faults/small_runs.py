@@ -13,8 +13,6 @@ from unittest.mock import patch
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import plan_from_values
-from ebdiff_orchestrator.run import job_loop
-from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from ebdiff_orchestrator.run.view import Silent
 from region_workers.data.store import ensure_store
@@ -72,7 +70,7 @@ class WouldStartError(Exception):
 class UnwillingCluster(SerialCluster):
     """Starts nothing: the first job breaks the launch off."""
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         raise WouldStartError(job.name)
 
 
@@ -83,8 +81,8 @@ class HarmingCluster(SerialCluster):
         super().__init__()
         self._after, self._harm = after, harm
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
-        future = super().start(job, workers)
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        future = super().run_job(job, workers)
         if job.name == self._after and self.jobs.count(job.name) == 1:
             self._harm(Path(job.run_dir))
         return future
@@ -119,11 +117,3 @@ def counted_steps() -> Iterator[list[int]]:
 
     with patch.object(Trainer, "train_step", count):
         yield steps
-
-
-@contextmanager
-def without_ray(cluster: SerialCluster | None = None) -> Iterator[SerialCluster]:
-    """Within it, launches run their jobs on the given stand-in for Ray."""
-    cluster = cluster or SerialCluster()
-    with patch.object(driver, "connect", cluster.connect), patch.object(job_loop, "_POLL_S", 0.0):
-        yield cluster

@@ -14,7 +14,8 @@ from conftest import tiny_vae
 from damage import Damage, damages_of, flip_bit, flip_some_bit
 from PIL import Image
 from run_products import products
-from small_runs import small_plan, without_ray
+from serial_cluster import SerialCluster
+from small_runs import small_plan
 
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.data.latents.store import ensure_latents
@@ -142,16 +143,14 @@ def test_a_run_stops_at_a_damaged_image_and_goes_on_once_the_store_is_built_anew
 ) -> None:
     cache, changes = tmp_path / "cache", (f"data.path={source.data.path}", "data.channels=3")
     plan = small_plan(*changes, f"workers.cache_dir={cache}", "regions=[{train: [0, 1000], pruning_ratio: 0.5}]")
-    with without_ray():
-        driver.launch(plan, tmp_path / "whole")
+    driver.launch(plan, tmp_path / "whole", executor=SerialCluster())
     folder = _folder(cache, "images")
     for number in range(_IMAGES):
         flip_bit(folder / "pixels.npy", 128 + number * 8 * 8 * 3 + 5, 4)
-    with without_ray(), pytest.raises(RunFailed, match=f"{folder}: row .*Delete the folder"):
-        driver.launch(plan, tmp_path / "run")
+    with pytest.raises(RunFailed, match=f"{folder}: row .*Delete the folder"):
+        driver.launch(plan, tmp_path / "run", executor=SerialCluster())
     assert not list((tmp_path / "run").glob("*/*/result.json"))
 
     shutil.rmtree(folder)
-    with without_ray():
-        driver.resume(tmp_path / "run")
+    driver.resume(tmp_path / "run", executor=SerialCluster())
     assert products(tmp_path / "run") == products(tmp_path / "whole")

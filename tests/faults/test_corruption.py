@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from damage import Damage, damages_of, flip_some_bit
 from run_products import products
+from serial_cluster import SerialCluster
 from small_runs import (
     HarmingCluster,
     Listener,
@@ -17,7 +19,6 @@ from small_runs import (
     WouldStartError,
     other_region,
     small_plan,
-    without_ray,
 )
 
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
@@ -65,8 +66,7 @@ _REPORTS = ("manifest.json", "result.json", "progress.json")  # what a launch re
 def finished(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, to be copied."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    with without_ray():
-        driver.launch(small_plan(), run_dir)
+    driver.launch(small_plan(), run_dir, executor=SerialCluster())
     return run_dir
 
 
@@ -100,8 +100,8 @@ def test_a_damaged_file_is_named_and_its_stage_done_again(run_dir: Path, name: s
     _do(damage, run_dir, name)
     good = _good_files(run_dir, name)
     listener = Listener()
-    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError, match="region low"):
-        driver.resume(run_dir, view=listener)
+    with pytest.raises(WouldStartError, match="region low"):
+        driver.resume(run_dir, view=listener, executor=UnwillingCluster())
     assert any(name in line and "again" in line for line in listener.said), listener.said
     assert {path: file_digest(path) for path in good} == good, "something good was overwritten or deleted"
 
@@ -109,8 +109,8 @@ def test_a_damaged_file_is_named_and_its_stage_done_again(run_dir: Path, name: s
 @pytest.mark.parametrize("name", OF_WORKERS)
 def test_what_was_damaged_is_made_again_to_the_same_bits(finished: Path, run_dir: Path, name: str) -> None:
     flip_some_bit(run_dir / name, seed=1)
-    with without_ray() as cluster:
-        driver.resume(run_dir)
+    cluster = SerialCluster()
+    driver.resume(run_dir, executor=cluster)
     assert cluster.jobs == ["region low"]
     assert _manifest(run_dir).finished()
     assert products(run_dir) == products(finished)
@@ -123,8 +123,7 @@ def test_what_is_damaged_before_the_driver_enters_it_is_made_again_at_once(
     finished: Path, cache_dir: Path, tmp_path: Path, name: str
 ) -> None:
     cluster = HarmingCluster("region high", lambda run_dir: flip_some_bit(run_dir / name, seed=1))
-    with without_ray(cluster):
-        driver.launch(small_plan(), tmp_path / "run")
+    driver.launch(small_plan(), tmp_path / "run", executor=cluster)
     assert cluster.jobs == ["region high", "region high", "region low"]
     assert products(tmp_path / "run") == products(finished)
 
@@ -134,8 +133,7 @@ def test_an_expert_damaged_while_another_region_trained_is_made_again_and_not_as
     finished: Path, cache_dir: Path, tmp_path: Path, name: str
 ) -> None:
     cluster, listener = HarmingCluster("region low", lambda run_dir: flip_some_bit(run_dir / name, seed=1)), Listener()
-    with without_ray(cluster):
-        driver.launch(small_plan(), tmp_path / "run", view=listener)
+    driver.launch(small_plan(), tmp_path / "run", view=listener, executor=cluster)
     assert any(name in line and "again" in line for line in listener.said), listener.said
     assert cluster.jobs == ["region high", "region low", "region high"]
     assert products(tmp_path / "run") == products(finished)
@@ -164,8 +162,7 @@ def test_a_damaged_ensemble_or_sample_is_named_and_made_again_to_the_same_bits(
 ) -> None:
     _do(damage, run_dir, name)
     listener = Listener()
-    with without_ray(UnwillingCluster()):
-        driver.resume(run_dir, view=listener)
+    driver.resume(run_dir, view=listener, executor=UnwillingCluster())
     assert any(name in line and "again" in line for line in listener.said), listener.said
     assert products(run_dir) == products(finished)
 
@@ -176,14 +173,13 @@ def test_a_damaged_manifest_is_refused_and_its_run_is_found_again_without_it(
 ) -> None:
     damage.harm(run_dir / MANIFEST_FILE, run_dir)
     good = _good_files(run_dir, MANIFEST_FILE)
-    with without_ray(UnwillingCluster()), pytest.raises(UserError, match=MANIFEST_FILE) as refusal:
-        driver.resume(run_dir)
+    with pytest.raises(UserError, match=MANIFEST_FILE) as refusal:
+        driver.resume(run_dir, executor=UnwillingCluster())
     assert "launch" in str(refusal.value), "it does not say how to go on"
     assert {path: file_digest(path) for path in good} == good
 
     (run_dir / MANIFEST_FILE).unlink(missing_ok=True)
-    with without_ray(UnwillingCluster()):
-        driver.launch(small_plan(), run_dir)
+    driver.launch(small_plan(), run_dir, executor=UnwillingCluster())
     assert products(run_dir) == products(finished)
 
 
@@ -209,8 +205,8 @@ def test_a_damaged_result_that_the_manifest_does_not_know_yet_is_not_taken(
 ) -> None:
     (run_dir / MANIFEST_FILE).unlink()
     _do(damage, run_dir, f"{stage}/result.json")
-    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError, match="region low"):
-        driver.launch(small_plan(), run_dir)
+    with pytest.raises(WouldStartError, match="region low"):
+        driver.launch(small_plan(), run_dir, executor=UnwillingCluster())
 
 
 @pytest.mark.parametrize("stage", ["draw/low", "train/low"])
@@ -218,8 +214,8 @@ def test_a_damaged_result_that_the_manifest_does_not_know_yet_is_not_taken(
 def test_any_flipped_bit_of_a_result_is_seen(run_dir: Path, stage: str, seed: int) -> None:
     (run_dir / MANIFEST_FILE).unlink()
     flip_some_bit(run_dir / stage / "result.json", seed)
-    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError, match="region low"):
-        driver.launch(small_plan(), run_dir)
+    with pytest.raises(WouldStartError, match="region low"):
+        driver.launch(small_plan(), run_dir, executor=UnwillingCluster())
 
 
 def test_a_manifest_of_a_newer_version_is_refused_and_left_alone(run_dir: Path) -> None:
@@ -229,8 +225,8 @@ def test_a_manifest_of_a_newer_version_is_refused_and_left_alone(run_dir: Path) 
     values |= {"version": version + 1, "a_new_field": 1}
     newer = json.dumps({**values, "seal": digest(values)})
     manifest.write_text(newer)
-    for go_on in (lambda: driver.resume(run_dir), lambda: driver.launch(small_plan(), run_dir)):
-        with without_ray(UnwillingCluster()), pytest.raises(UserError, match=f"version {version + 1}") as refusal:
-            go_on()
+    for go_on in (driver.resume, partial(driver.launch, small_plan())):
+        with pytest.raises(UserError, match=f"version {version + 1}") as refusal:
+            go_on(run_dir, executor=UnwillingCluster())
         assert "Use the version of ebdiff-orchestrator that wrote it" in str(refusal.value)
     assert manifest.read_text() == newer

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from damage import flip_some_bit
-from small_runs import UnwillingCluster, WouldStartError, small_plan, without_ray
+from serial_cluster import SerialCluster
+from small_runs import UnwillingCluster, WouldStartError, small_plan
 
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.dense_start import adopt_dense
@@ -23,8 +24,7 @@ WEIGHTS = f"{EXPERT}/diffusion_pytorch_model.safetensors"
 def dense_run(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished dense run, to be copied."""
     run_dir = tmp_path_factory.mktemp("dense") / "run"
-    with without_ray():
-        driver.launch(small_plan(DENSE, "training.steps=2"), run_dir)
+    driver.launch(small_plan(DENSE, "training.steps=2"), run_dir, executor=SerialCluster())
     return run_dir
 
 
@@ -34,8 +34,8 @@ def test_a_run_whose_expert_is_damaged_is_refused_and_nothing_written(
 ) -> None:
     dense = Path(shutil.copytree(dense_run, tmp_path / "dense"))
     flip_some_bit(dense / name, seed=4)
-    with without_ray(UnwillingCluster()), pytest.raises(PlanError, match=f"{name} .*`ebdiff resume {dense}`"):
-        driver.launch(small_plan(f"model.pretrained={dense}"), tmp_path / "run")
+    with pytest.raises(PlanError, match=f"{name} .*`ebdiff resume {dense}`"):
+        driver.launch(small_plan(f"model.pretrained={dense}"), tmp_path / "run", executor=UnwillingCluster())
     assert not (tmp_path / "run").exists()
 
 
@@ -44,12 +44,12 @@ def test_a_folder_is_the_one_that_the_run_began_with_in_every_launch_and_worker(
 ) -> None:
     folder = Path(shutil.copytree(dense_run / EXPERT, tmp_path / "network"))
     plan = small_plan(f"model.pretrained={folder}")
-    with without_ray(UnwillingCluster()), pytest.raises(WouldStartError):
-        driver.launch(plan, tmp_path / "run")
+    with pytest.raises(WouldStartError):
+        driver.launch(plan, tmp_path / "run", executor=UnwillingCluster())
     model, known = adopt_dense(plan)[0].model, adopt_dense(plan)[1]
     flip_some_bit(folder / Path(WEIGHTS).name, seed=4)
-    with without_ray(UnwillingCluster()), pytest.raises(UserError, match=r"not the network that the run .* began with"):
-        driver.launch(plan, tmp_path / "run")
+    with pytest.raises(UserError, match=r"not the network that the run .* began with"):
+        driver.launch(plan, tmp_path / "run", executor=UnwillingCluster())
     assert known is not None
     with pytest.raises(RunFailed, match=r"not the one the run began with .* Restore it"):
         dense_network(model, plan.data, known.digest)

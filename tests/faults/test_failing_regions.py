@@ -19,7 +19,7 @@ from process_cluster import ProcessCluster, run_worker
 from run_products import products
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster
-from small_runs import counted_steps, small_plan, without_ray
+from small_runs import counted_steps, small_plan
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.run import launch as driver
@@ -40,15 +40,13 @@ def _manifest(run_dir: Path) -> Manifest:
     return Manifest.model_validate_json((run_dir / "manifest.json").read_text())
 
 
-def test_a_lost_worker_is_started_again_and_the_run_finishes(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
-) -> None:
+def test_a_lost_worker_is_started_again_and_the_run_finishes(tiny_plan: MakePlan, tmp_path: Path) -> None:
     def kill_once(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         if job.name == "region 240-460" and attempt == 1:
             process.send_signal(signal.SIGKILL)
 
-    use_cluster(cluster := ProcessCluster(3, kill_once))
-    handle = driver.launch(tiny_plan(), tmp_path / "run")
+    cluster = ProcessCluster(3, kill_once)
+    handle = driver.launch(tiny_plan(), tmp_path / "run", executor=cluster)
     assert handle.manifest.finished()
     assert cluster.attempts == {"region 0-260": 1, "region 240-460": 2, "region 440-1000": 1}
     assert handle.manifest.stage("draw/240-460").attempts == 2
@@ -57,37 +55,33 @@ def test_a_lost_worker_is_started_again_and_the_run_finishes(
 
 
 def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     def always_kill(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         if job.name == "region 0-260":
             process.send_signal(signal.SIGKILL)
 
-    use_cluster(cluster := ProcessCluster(3, always_kill))
+    cluster = ProcessCluster(3, always_kill)
     with pytest.raises(RunFailed, match=r"region 0-260: .*\n.*ebdiff resume"):
-        driver.launch(tiny_plan("workers.retries=1"), tmp_path / "run")
+        driver.launch(tiny_plan("workers.retries=1"), tmp_path / "run", executor=cluster)
     assert cluster.attempts["region 0-260"] == 2
     manifest = _manifest(tmp_path / "run")
     assert manifest.stage("draw/0-260").status == "failed"
     assert manifest.stage("train/440-1000").status == "done"
     assert manifest.stage("ensemble").status == "pending"
 
-    use_cluster(again := ProcessCluster(3))
-    assert driver.resume(tmp_path / "run").manifest.finished()
+    again = ProcessCluster(3)
+    assert driver.resume(tmp_path / "run", executor=again).manifest.finished()
     assert again.attempts == {"region 0-260": 1}
 
 
-def test_regions_wait_for_room_and_never_exceed_it(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
-) -> None:
-    use_cluster(cluster := ProcessCluster(1))
-    assert driver.launch(tiny_plan("training.steps=4"), tmp_path / "run").manifest.finished()
+def test_regions_wait_for_room_and_never_exceed_it(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = ProcessCluster(1)
+    assert driver.launch(tiny_plan("training.steps=4"), tmp_path / "run", executor=cluster).manifest.finished()
     assert cluster.most_running == 1
 
 
-def test_a_run_whose_ray_has_ended_does_not_wait_for_it(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
-) -> None:
+def test_a_run_whose_ray_has_ended_does_not_wait_for_it(tiny_plan: MakePlan, tmp_path: Path) -> None:
     class Ended(ProcessCluster):
         """Loses its node, and with it its worker."""
 
@@ -100,26 +94,29 @@ def test_a_run_whose_ray_has_ended_does_not_wait_for_it(
     def kill(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
         process.send_signal(signal.SIGKILL)
 
-    use_cluster(cluster := Ended(1, kill))
+    cluster = Ended(1, kill)
     with pytest.raises(RunFailed, match=r"Ray of this run has ended; .*ebdiff resume"):
-        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run")
+        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=cluster)
     assert cluster.attempts == {"region all": 1}
-    use_cluster(ProcessCluster(1))
-    assert driver.resume(tmp_path / "run").manifest.finished()
+    assert driver.resume(tmp_path / "run", executor=ProcessCluster(1)).manifest.finished()
 
 
 def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_higher_limit(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
-    use_cluster(cluster := ProcessCluster(3))
+    cluster = ProcessCluster(3)
     with pytest.raises(RunFailed, match=r"largest mask distance 0\.\d+, threshold 0.0001\. Raise draw.max_intervals"):
-        driver.launch(tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run")
+        driver.launch(
+            tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run", executor=cluster
+        )
     assert set(cluster.attempts.values()) == {1}
     saved = {path.name for path in (tmp_path / "run/draw/all/checkpoints").iterdir()}
     assert "step-000000012" in saved
 
     with pytest.raises(RunFailed, match=r"draw\.max_intervals = 8"):
-        driver.launch(tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run")
+        driver.launch(
+            tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run", executor=cluster
+        )
     masks = read_masks(next((tmp_path / "run/draw/all/checkpoints").glob("step-000000016")) / "masks.arrow")
     assert [row["interval"] for row in masks] == list(range(1, 9))
     first_step = min(int(p.name[5:]) for p in (tmp_path / "run/draw/all/checkpoints").iterdir())
@@ -127,13 +124,13 @@ def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_
 
 
 def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_checkpoint(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
-    use_cluster(cluster := ProcessCluster(3))
+    cluster = ProcessCluster(3)
     growing = ("training.learning_rate=1", "training.weight_decay=100", "training.gradient_clip=null")
     plan = tiny_plan(ONE_REGION, *growing, "draw.interval_steps=5", "checkpointing.interval_steps=1")
     with pytest.raises(RunFailed, match=r"of step \d+ .* is not finite"):
-        driver.launch(plan, tmp_path / "run")
+        driver.launch(plan, tmp_path / "run", executor=cluster)
     assert set(cluster.attempts.values()) == {1}
     assert _manifest(tmp_path / "run").stage("draw/all").status == "failed"
     assert any((tmp_path / "run/draw/all/checkpoints").glob("step-*"))
@@ -146,7 +143,7 @@ class SpoiltImages(SerialCluster):
         super().__init__()
         self._region, self._step = region, step
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         read = BatchSource.batch
 
         def spoilt(batches: BatchSource, step: int, rows: slice = slice(None)) -> torch.Tensor:
@@ -155,22 +152,21 @@ class SpoiltImages(SerialCluster):
             return images * torch.nan if in_training and step >= self._step else images
 
         if job.name != f"region {self._region}":
-            return super().start(job, workers)
+            return super().run_job(job, workers)
         with patch.object(BatchSource, "batch", spoilt):
-            return super().start(job, workers)
+            return super().run_job(job, workers)
 
 
 def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the_others_go_on(
     cache_dir: Path, tmp_path: Path
 ) -> None:
     whole, spoilt = tmp_path / "whole", tmp_path / "spoilt"
-    with without_ray():
-        driver.launch(small_plan("training.steps=9"), whole)
-    with (
-        without_ray(SpoiltImages("low", 5)) as cluster,
-        pytest.raises(RunFailed, match=r"step 5 .*is not finite; the update was not made and the last good checkpoint"),
+    driver.launch(small_plan("training.steps=9"), whole, executor=SerialCluster())
+    cluster = SpoiltImages("low", 5)
+    with pytest.raises(
+        RunFailed, match=r"step 5 .*is not finite; the update was not made and the last good checkpoint"
     ):
-        driver.launch(small_plan("training.steps=9"), spoilt)
+        driver.launch(small_plan("training.steps=9"), spoilt, executor=cluster)
     assert sorted(cluster.jobs) == ["region high", "region low"], "it was tried again"
     manifest = _manifest(spoilt)
     assert manifest.stage("train/low").status == "failed"
@@ -179,8 +175,8 @@ def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the
     assert [path.name for path in saved] == ["step-000000002", "step-000000004"]
     assert all(tensor.isfinite().all() for tensor in load_file(saved[-1] / "state.safetensors").values())
 
-    with without_ray(), counted_steps() as steps:
-        driver.resume(spoilt)
+    with counted_steps() as steps:
+        driver.resume(spoilt, executor=SerialCluster())
     assert steps == [4, 5, 6, 7, 8], "it did not go on from the last good checkpoint"
     assert products(spoilt) == products(whole)
 
@@ -193,15 +189,13 @@ def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path
     (left / ".partial-bbbbbbbbbbbb-ticket.json").write_text("{")
     (run_dir / ".partial-cccccccccccc-manifest.json").write_text("{")
     (run_dir / ".partial-dddddddddddd-ensemble").mkdir()
-    with without_ray():
-        driver.launch(small_plan(), run_dir)
+    driver.launch(small_plan(), run_dir, executor=SerialCluster())
     assert not list(run_dir.rglob(".partial-*"))
 
 
 def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     tiny_plan: MakePlan,
     make_jobs: Callable[[Plan, Path], list[WorkerJob]],
-    use_cluster: Callable[[ProcessCluster], None],
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
@@ -210,31 +204,29 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
         run_worker(job)
     (run_dir / "train/all/expert/config.json").unlink()
 
-    use_cluster(cluster := ProcessCluster(3))
-    handle = driver.launch(tiny_plan(ONE_REGION), run_dir)
+    cluster = ProcessCluster(3)
+    handle = driver.launch(tiny_plan(ONE_REGION), run_dir, executor=cluster)
     assert cluster.attempts == {"region all": 1}
     assert handle.manifest.finished()
     assert (run_dir / "train/all/expert/config.json").is_file()
 
 
 def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
-    use_cluster(ProcessCluster(3))
     with pytest.raises(PlanError, match=r"training\.batch_size"):
-        driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run")
-    assert driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run").manifest.finished()
+        driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run", executor=ProcessCluster(3))
+    assert driver.launch(
+        tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run", executor=ProcessCluster(3)
+    ).manifest.finished()
 
 
-def test_a_damaged_ensemble_is_assembled_again(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
-) -> None:
-    use_cluster(ProcessCluster(3))
+def test_a_damaged_ensemble_is_assembled_again(tiny_plan: MakePlan, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir)
+    driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=ProcessCluster(3))
     (run_dir / "ensemble/model_index.json").write_text("{")
     (run_dir / "samples/00000.png").unlink()
-    handle = driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir)
+    handle = driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=ProcessCluster(3))
     assert handle.manifest.finished()
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
 
@@ -251,27 +243,22 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
     assert finished_result(tmp_path, job.train) is None
 
 
-def test_a_damaged_expert_is_found_and_made_again(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
-) -> None:
-    use_cluster(ProcessCluster(3))
+def test_a_damaged_expert_is_found_and_made_again(tiny_plan: MakePlan, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(ONE_REGION), run_dir)
+    driver.launch(tiny_plan(ONE_REGION), run_dir, executor=ProcessCluster(3))
     expert = run_dir / "train/all/expert/diffusion_pytorch_model.safetensors"
     whole = expert.read_bytes()
     expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    use_cluster(again := ProcessCluster(3))
-    driver.launch(tiny_plan(ONE_REGION), run_dir)
+    again = ProcessCluster(3)
+    driver.launch(tiny_plan(ONE_REGION), run_dir, executor=again)
     assert again.attempts == {"region all": 1}
     assert expert.read_bytes() == whole
 
 
-def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(
-    tiny_plan: MakePlan, use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
-) -> None:
-    use_cluster(cluster := ProcessCluster(3))
-    handle = driver.launch(tiny_plan("draw.scope=shared", "training.steps=4"), tmp_path / "run")
+def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = ProcessCluster(3)
+    handle = driver.launch(tiny_plan("draw.scope=shared", "training.steps=4"), tmp_path / "run", executor=cluster)
     assert set(cluster.attempts) == {"shared draw", "region 0-260", "region 240-460", "region 440-1000"}
     assert handle.manifest.finished()
     kept = {name: len(t.kept_channels["conv_in"].outputs or ()) for name, t in handle.tickets.items()}

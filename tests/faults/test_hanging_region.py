@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from process_cluster import ProcessCluster, start_worker
+from process_cluster import ProcessCluster, Sabotage, start_worker
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.cluster import Request
@@ -25,7 +25,9 @@ REGIONS = "regions=[{train: [0, 500], pruning_ratio: 0.5}, {train: [480, 1000], 
 class TwoEach(ProcessCluster):
     """Two workers a region, over gloo."""
 
-    request = Request(processes=2, cpus=1.0, gpus=0.0)
+    def __init__(self, workers: int, sabotage: Sabotage) -> None:
+        super().__init__(workers, sabotage)
+        self.request = Request(processes=2, cpus=1.0, gpus=0.0)
 
 
 def _worker(launcher: WorkerProcess, rank: int) -> int | None:
@@ -57,10 +59,10 @@ def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, WorkerProcess],
 
 
 def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
-    tiny_plan: Callable[..., Plan], use_cluster: Callable[[ProcessCluster], None], tmp_path: Path
+    tiny_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    use_cluster(cluster := TwoEach(4, _halt_one_worker(run_dir)))
+    cluster = TwoEach(4, _halt_one_worker(run_dir))
     plan = tiny_plan(REGIONS, "training.steps=200", "workers.processes=2", "workers.hang_limit_s=4")
     said: list[str] = []
 
@@ -68,7 +70,7 @@ def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
         def line(self, text: str) -> None:
             said.append(text)
 
-    manifest = driver.launch(plan, run_dir, view=Noting()).manifest
+    manifest = driver.launch(plan, run_dir, view=Noting(), executor=cluster).manifest
     assert manifest.finished()
     assert cluster.attempts == {HANGING: 2, OTHER: 1}
     assert any("lost each other" in line and "Trying again" in line for line in said)

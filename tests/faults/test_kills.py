@@ -16,7 +16,7 @@ import pytest
 from kill_campaign import KILL, TERM, Aim, Campaign, Decks
 from kill_job import CHECKPOINT, DRAW, PREPARE, SAMPLE, STAGES, TRAIN, Run
 from kill_processes import DRIVER, GCS, GROUP, RAYLET, VICTIMS, WORKER, adopt_orphans, end_orphans
-from small_runs import without_ray
+from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run import launch as driver
@@ -50,8 +50,9 @@ def test_a_run_killed_in_every_stage_ends_in_the_same_bits(folder: Path, cache_d
     print(f"seed {SEED}")
     campaign = Campaign(folder, SEED, _LIMIT_S, print, measures=False)
     undisturbed = Run(campaign.materials, folder / "undisturbed")
-    with without_ray():
-        driver.launch(load_plan(str(campaign.materials.folder / "plan.yaml"), ()), undisturbed.run_dir)
+    driver.launch(
+        load_plan(str(campaign.materials.folder / "plan.yaml"), ()), undisturbed.run_dir, executor=SerialCluster()
+    )
     campaign.expect(undisturbed, _SOON_S)
 
     missed = campaign.attack(1, _AIMS)

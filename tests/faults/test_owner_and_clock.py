@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 from run_products import products
 from serial_cluster import SerialCluster
-from small_runs import power_cut, small_plan, without_ray
+from small_runs import power_cut, small_plan
 
 from ebdiff_orchestrator.reports.measures import measures_of
 from ebdiff_orchestrator.run import launch as driver
@@ -32,8 +33,7 @@ from schemas.manifest import Manifest
 def expected(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What an undisturbed run leaves."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    with without_ray():
-        driver.launch(small_plan(), run_dir)
+    driver.launch(small_plan(), run_dir, executor=SerialCluster())
     return products(run_dir)
 
 
@@ -45,19 +45,19 @@ class Busybody(SerialCluster):
         self._run_dir = run_dir
         self.refusals: list[str] = []
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         before = (self._run_dir / "manifest.json").read_bytes()
-        for attempt in (lambda: driver.launch(small_plan(), self._run_dir), lambda: driver.resume(self._run_dir)):
+        for attempt in (partial(driver.launch, small_plan()), driver.resume):
             with pytest.raises(UserError) as refusal:
-                attempt()
+                attempt(self._run_dir, executor=SerialCluster())
             self.refusals.append(str(refusal.value))
         assert (self._run_dir / "manifest.json").read_bytes() == before
-        return super().start(job, workers)
+        return super().run_job(job, workers)
 
 
 def test_a_second_launch_is_refused_by_name_and_the_first_goes_on(expected: dict[str, str], tmp_path: Path) -> None:
-    with without_ray(busybody := Busybody(tmp_path / "run")):
-        driver.launch(small_plan(), tmp_path / "run")
+    busybody = Busybody(tmp_path / "run")
+    driver.launch(small_plan(), tmp_path / "run", executor=busybody)
     assert len(busybody.refusals) == 4
     for refusal in busybody.refusals:
         assert f"process {os.getpid()} on {socket.gethostname()}" in refusal
@@ -88,16 +88,16 @@ def test_a_clock_that_steps_back_breaks_nothing_and_leaves_no_negative_time(
     expected: dict[str, str], tmp_path: Path, seed: int
 ) -> None:
     run_dir = tmp_path / "run"
-    with without_ray(), power_cut(5), pytest.raises(RunFailed):
-        driver.launch(small_plan(), run_dir)
+    with power_cut(5), pytest.raises(RunFailed):
+        driver.launch(small_plan(), run_dir, executor=SerialCluster())
     for step in (3, None):
-        with without_ray(), stepping_clock(seed):
+        with stepping_clock(seed):
             if step is None:
-                driver.resume(run_dir)
+                driver.resume(run_dir, executor=SerialCluster())
             else:
                 (run_dir / "draw/low/result.json").unlink()
                 with power_cut(step), pytest.raises(RunFailed):
-                    driver.resume(run_dir)
+                    driver.resume(run_dir, executor=SerialCluster())
     assert products(run_dir) == expected
     _times_make_sense(RunDirectory(run_dir).read(), run_dir)
 

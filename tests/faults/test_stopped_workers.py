@@ -14,6 +14,8 @@ from worker_process import WorkerProcess
 
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
+from region_workers.training.failures import StopRequestedError
+from region_workers.worker.run import run_job
 from schemas.job import STOP_FILE, Note, WorkerJob
 from schemas.owner import OWNERS_FOLDER
 from schemas.plan import Plan
@@ -76,6 +78,17 @@ def test_a_worker_stops_for_a_new_owner_and_for_nobody_else_s_word(
     (tmp_path / OWNERS_FOLDER / _SECOND).touch()
     process.communicate(timeout=60)
     assert process.returncode == 130
+
+
+def test_a_worker_of_an_attempt_that_was_given_up_begins_and_writes_nothing(
+    plan: Plan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    job = make_jobs(plan, tmp_path)[0].model_copy(update={"owner": _FIRST, "attempt": 4})
+    write_model(tmp_path / STOP_FILE, Note(owner=_FIRST, attempts=(2, 4)))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StopRequestedError):
+        run_job(job)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_jobs: MakeJobs, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from schemas.plan import WorkersPlan
 
 job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
 with connect(WorkersPlan(), 2) as cluster:
-    future = cluster.start(job, 1)
+    future = cluster.run_job(job, 1)
     started = Path(job.run_dir) / job.stages()[0] / "progress.json"
     while not started.exists():
         assert not future.done(), future.exception()
@@ -40,6 +40,20 @@ with connect(WorkersPlan(), 2) as cluster:
     while cluster.free_workers() < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     print(cluster.free_workers(), flush=True)
+    many = cluster.run_job(job, 3)  # for which there is no room
+    from ray.util import placement_group_table
+
+    while not any(group["state"] == "PENDING" for group in placement_group_table().values()):
+        assert not many.done(), many.exception()
+        time.sleep(0.2)
+    cluster.cancel(job.name)
+    print(type(many.exception(timeout=60)).__name__, flush=True)
+    deadline = time.monotonic() + 30
+    while any(group["state"] != "REMOVED" for group in placement_group_table().values()):
+        assert time.monotonic() < deadline, placement_group_table()
+        time.sleep(0.2)
+    cluster.run_job(job, 2).result(timeout=300)
+    print(*sorted(path.parent.name for path in Path(job.run_dir).glob("*/*/result.json")))
 """
 
 
@@ -54,7 +68,7 @@ def _listening(pids: list[int]) -> set[str]:
 
 
 @pytest.mark.slow
-def test_an_embedded_ray_is_for_its_user_alone_and_a_job_given_up_is_really_ended(
+def test_an_embedded_ray_is_for_its_user_alone_and_jobs_of_one_and_several_workers_end_when_cancelled(
     tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], cache_dir: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(f"workers.cache_dir={tmp_path / 'cache'}")
@@ -83,11 +97,13 @@ def test_an_embedded_ray_is_for_its_user_alone_and_a_job_given_up_is_really_ende
             addresses = _listening(list(found))
             (folder,) = place.iterdir()
             mode = folder.stat().st_mode & 0o777
-            said, errors = process.communicate("\n", timeout=120)
+            fcntl.flock(held, fcntl.LOCK_UN)
+            said, errors = process.communicate("\n", timeout=400)
     assert addresses
     assert addresses <= LOOPBACK
     assert mode == 0o700
-    assert said.split() == ["died", "2"]
+    region = job.stages()[0].split("/")[1]
+    assert said.split() == ["died", "2", "ActorDiedError", region, region]
     assert not any("RayTrainWorker" in line or "dashboard.py" in line for line in found.values())
     assert not errors
     assert not list(place.iterdir()), "its folder is gone"

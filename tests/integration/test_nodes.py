@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,7 +95,6 @@ def test_regions_train_on_different_nodes_and_a_lost_node_that_comes_back_change
     setting: ClusterSetting,
     nodes: NodeCluster,
     plan_file: Path,
-    use_cluster: Callable[[ProcessCluster], None],
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "disturbed"
@@ -126,6 +125,5 @@ def test_regions_train_on_different_nodes_and_a_lost_node_that_comes_back_change
     assert attempts[1] >= 2
     assert all((records.stage(f"train/{region}").finished_at or 0) > lost_at for region in REGIONS)
 
-    use_cluster(ProcessCluster(workers=2))
-    driver.launch(load_plan(str(plan_file)), tmp_path / "whole")
+    driver.launch(load_plan(str(plan_file)), tmp_path / "whole", executor=ProcessCluster(workers=2))
     assert _experts(run_dir) == _experts(tmp_path / "whole")

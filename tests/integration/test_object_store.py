@@ -34,7 +34,6 @@ from schemas.manifest import Manifest
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
-UseCluster = Callable[[ProcessCluster], None]
 
 SLOW = ("training.steps=120", "checkpointing.interval_steps=20")
 
@@ -65,16 +64,15 @@ def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, WorkerProcess], None
 
 
 def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_bits_of_one_in_a_folder(
-    tiny_plan: MakePlan, use_cluster: UseCluster, tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     url = f"s3://{BUCKET}/runs/mine"
     plan = tiny_plan(ONE_REGION, *SLOW)
-    use_cluster(ProcessCluster(1))
     whole_dir = tmp_path / "whole"
-    whole = driver.launch(plan, whole_dir).manifest
+    whole = driver.launch(plan, whole_dir, executor=ProcessCluster(1)).manifest
 
-    use_cluster(cluster := ProcessCluster(1, _kill_once_saved(url)))
-    handle = driver.launch(plan, url)
+    cluster = ProcessCluster(1, _kill_once_saved(url))
+    handle = driver.launch(plan, url, executor=cluster)
     assert cluster.attempts == {"region all": 2}
     assert _digests(handle.manifest) == _digests(whole)
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
@@ -89,16 +87,18 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     steps = {key.split("/")[3] for key in stored if key.startswith("train/all/checkpoints/")}
     assert steps == {"step-000000100", "step-000000120"}, "old checkpoints stay in the store"
 
-    use_cluster(again := ProcessCluster(1))
-    assert driver.launch(plan, Path(url)).manifest.finished()  # as the command line's paths have it: one slash
+    again = ProcessCluster(1)
+    assert driver.launch(
+        plan, Path(url), executor=again
+    ).manifest.finished()  # as the command line's paths have it: one slash
     assert again.attempts == {}
 
     store, key = ObjectStore(url), "train/all/expert/diffusion_pytorch_model.safetensors"
     expert = store.read(key)
     store.write(key, expert[:-1] + bytes([expert[-1] ^ 1]))
     shutil.rmtree(RunDirectory(url).path)
-    use_cluster(mended := ProcessCluster(1))
-    assert _digests(driver.launch(plan, url).manifest) == _digests(whole)
+    mended = ProcessCluster(1)
+    assert _digests(driver.launch(plan, url, executor=mended).manifest) == _digests(whole)
     assert mended.attempts == {"region all": 1}
     assert store.read(key) == expert
 
@@ -223,4 +223,4 @@ def test_a_prefix_with_somebody_s_objects_is_refused_and_left_alone(
 
 def test_a_bucket_that_is_not_there_is_a_user_s_error(tiny_plan: MakePlan) -> None:
     with pytest.raises(UserError, match="a bucket that exists"):
-        driver.launch(tiny_plan(), "s3://no-such-bucket/run")
+        driver.launch(tiny_plan(), "s3://no-such-bucket/run", executor=ProcessCluster(1))

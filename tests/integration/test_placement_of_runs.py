@@ -9,7 +9,7 @@ import pytest
 from process_cluster import ProcessCluster, run_worker
 from safetensors.torch import load_file
 
-from ebdiff_orchestrator.run import job_loop
+from ebdiff_orchestrator.run import growth
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run import placing as jobs
 from ebdiff_orchestrator.run.decide import next_growth
@@ -18,7 +18,6 @@ from schemas.job import WorkerJob
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
-UseCluster = Callable[[ProcessCluster], None]
 
 _LONG, _MIDDLE, _SHORT = "region 0-260", "region 240-460", "region 440-1000"
 
@@ -31,24 +30,20 @@ def known_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("known_times")
-def test_balanced_gives_the_region_that_would_end_last_two_workers(
-    tiny_plan: MakePlan, use_cluster: UseCluster, tmp_path: Path
-) -> None:
-    use_cluster(cluster := ProcessCluster(3))
+def test_balanced_gives_the_region_that_would_end_last_two_workers(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = ProcessCluster(3)
     plan = tiny_plan("placement=balanced", "draw.interval_steps=1", "training.steps=40")
-    manifest = driver.launch(plan, tmp_path / "run").manifest
+    manifest = driver.launch(plan, tmp_path / "run", executor=cluster).manifest
     assert cluster.widths == {_LONG: [2], _MIDDLE: [1], _SHORT: [1]}
     assert manifest.step_seconds == {0.0: 0.01, 0.3: 3.39, 0.6: 1.49, 0.8: 0.375}
     assert {held.job: held.workers for held in manifest.usage if "region" in held.job}[_LONG] == 2
 
 
 @pytest.mark.usefixtures("known_times")
-def test_packed_leaves_a_worker_that_would_end_nothing_sooner(
-    tiny_plan: MakePlan, use_cluster: UseCluster, tmp_path: Path
-) -> None:
-    use_cluster(cluster := ProcessCluster(3))
+def test_packed_leaves_a_worker_that_would_end_nothing_sooner(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = ProcessCluster(3)
     plan = tiny_plan("placement=packed", "draw.interval_steps=1", "training.steps=30")
-    assert driver.launch(plan, tmp_path / "run").manifest.finished()
+    assert driver.launch(plan, tmp_path / "run", executor=cluster).manifest.finished()
     assert cluster.widths == {_LONG: [1], _MIDDLE: [1], _SHORT: [1]}
     assert cluster.most_running == 2
 
@@ -62,23 +57,24 @@ def test_placement_starts_from_a_device_a_region(tiny_plan: MakePlan) -> None:
 def test_a_worker_that_a_finished_region_leaves_joins_one_still_training(
     tiny_plan: MakePlan,
     make_jobs: Callable[[Plan, Path], list[WorkerJob]],
-    use_cluster: UseCluster,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(job_loop, "next_growth", lambda *args: next_growth(*args[:-1], restart_s=0.0))  # always pays
+    monkeypatch.setattr(growth, "next_growth", lambda *args: next_growth(*args[:-1], restart_s=0.0))  # always pays
     regions = (
         "regions=[{train: [0, 520], pruning_ratio: 0.3, steps: 150}, "
         "{train: [500, 1000], pruning_ratio: 0.5, steps: 1}]"
     )
     options = (regions, "checkpointing.interval_steps=10")
     run_worker(make_jobs(tiny_plan(*options), tmp_path / "alone")[0])
-    use_cluster(cluster := ProcessCluster(2))
-    driver.launch(tiny_plan(*options, "workers.elastic=true", "workers.retries=0"), tmp_path / "joined")
+    cluster = ProcessCluster(2)
+    driver.launch(
+        tiny_plan(*options, "workers.elastic=true", "workers.retries=0"), tmp_path / "joined", executor=cluster
+    )
 
     assert cluster.widths == {"region 0-520": [1, 2], "region 500-1000": [1]}
     assert cluster.most_running == 2
-    record = driver.resume(tmp_path / "joined").manifest.stage("train/0-520")
+    record = driver.resume(tmp_path / "joined", executor=cluster).manifest.stage("train/0-520")
     assert record.hardware is not None
     assert (record.status, record.steps, record.hardware.world_size) == ("done", 150, 2)
     file = "train/0-520/expert/diffusion_pytorch_model.safetensors"

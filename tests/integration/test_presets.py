@@ -85,7 +85,9 @@ LAYOUTS: dict[str, Callable[[Path], Sequence[str]]] = {
 def test_the_whole_path_of_a_preset(
     preset: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
 ) -> None:
-    handle = driver.launch(load_plan(preset, [*LAYOUTS[preset](tmp_path), *SMALL]), tmp_path / "run")
+    handle = driver.launch(
+        load_plan(preset, [*LAYOUTS[preset](tmp_path), *SMALL]), tmp_path / "run", executor=serial_cluster
+    )
     manifest = handle.manifest
     assert manifest.finished()
     assert len(manifest.plan.regions) == 3
@@ -136,7 +138,7 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
         "sampling": {"steps": 4, "num_images": 2},
     }
     plan = Plan.model_validate({"data": data, "model": {"pretrained": str(networks["pipeline"])}, **quick})
-    handle = driver.launch(plan, tmp_path / "plain")
+    handle = driver.launch(plan, tmp_path / "plain", executor=serial_cluster)
     assert handle.manifest.finished()
     assert handle.manifest.plan.model.block_out_channels == (16, 32)
     assert handle.ensemble.unet.experts[2].conv_in.weight.shape[0] == 4
@@ -145,12 +147,18 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
     model = {"pretrained": str(networks["classes"]), "num_classes": 3}
     quick["sampling"]["guidance_scale"] = 2.0
     plan = Plan.model_validate({"data": labelled, "model": model, **quick})
-    assert driver.launch(plan, tmp_path / "classes-run").manifest.finished()
+    assert driver.launch(plan, tmp_path / "classes-run", executor=serial_cluster).manifest.finished()
     with pytest.raises(PlanError, match=r"model\.num_classes = None: expected 3"):
-        driver.launch(Plan.model_validate({"data": data, "model": {"pretrained": model["pretrained"]}}), tmp_path / "x")
+        driver.launch(
+            Plan.model_validate({"data": data, "model": {"pretrained": model["pretrained"]}}),
+            tmp_path / "x",
+            executor=serial_cluster,
+        )
     with pytest.raises(PlanError, match="text"):
         driver.launch(
-            Plan.model_validate({"data": data, "model": {"pretrained": str(networks["text"])}}), tmp_path / "x"
+            Plan.model_validate({"data": data, "model": {"pretrained": str(networks["text"])}}),
+            tmp_path / "x",
+            executor=serial_cluster,
         )
     assert not (tmp_path / "x").exists()
 
@@ -159,7 +167,9 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
 def test_the_methods_that_need_no_dense_run(
     method: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
 ) -> None:
-    handle = driver.launch(load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), tmp_path / "run")
+    handle = driver.launch(
+        load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), tmp_path / "run", executor=serial_cluster
+    )
     assert handle.manifest.finished()
     if method == "reused":
         assert [region.train for region in handle.manifest.plan.regions] == [(0, 261), (240, 461), (440, 1000)]
@@ -171,10 +181,12 @@ def test_the_methods_that_start_from_a_dense_run_know_what_it_cost(
     serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
 ) -> None:
     small = [*_cifar10(tmp_path), *SMALL]
-    driver.launch(load_plan("cifar10-dense", small), tmp_path / "dense")
+    driver.launch(load_plan("cifar10-dense", small), tmp_path / "dense", executor=serial_cluster)
     for method in ("scratch", "finetune"):
         changes = [*small, f"model.pretrained={tmp_path / 'dense'}", "training.steps=1"]
-        manifest = driver.launch(load_plan(f"cifar10-{method}", changes), tmp_path / method).manifest
+        manifest = driver.launch(
+            load_plan(f"cifar10-{method}", changes), tmp_path / method, executor=serial_cluster
+        ).manifest
         assert manifest.finished()
         assert manifest.dense is not None
         assert manifest.dense.path == str(tmp_path / "dense")

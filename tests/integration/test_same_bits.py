@@ -114,14 +114,14 @@ def bits(
 ) -> Iterator[dict[str, Digests]]:
     """What a run of each kind leaves, by path."""
     found = {}
-    with s3_server(), pytest.MonkeyPatch.context() as patch:
+    with s3_server():
         for name, kind in kinds.items():
             folder = tmp_path_factory.mktemp("runs")
             sabotage = _kill_in_training if kind.killed else do_nothing
-            patch.setattr(driver, "connect", (cluster := ProcessCluster(kind.workers, sabotage)).connect)
+            cluster = ProcessCluster(kind.workers, sabotage)
             url = f"s3://{BUCKET}/runs/bits"
             directory = RunDirectory(url if kind.in_bucket else folder / "run")
-            driver.launch(plan_from_values(kind.values), directory.location)
+            driver.launch(plan_from_values(kind.values), directory.location, executor=cluster)
             if kind.in_bucket:
                 directory.fetch_folder("")
             found[name] = products(directory.path)

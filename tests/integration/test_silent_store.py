@@ -80,9 +80,7 @@ def test_the_status_of_a_run_in_a_dead_store_is_an_error_for_people_within_secon
     assert "Traceback" not in status.stderr
 
 
-def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(
-    gate: Gate, tiny_plan: Callable[..., Plan], use_cluster: Callable[[ProcessCluster], None]
-) -> None:
+def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(gate: Gate, tiny_plan: Callable[..., Plan]) -> None:
     url = f"s3://{BUCKET}/outage"
 
     def cut(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
@@ -93,7 +91,7 @@ def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(
         time.sleep(15)
         gate.open()
 
-    use_cluster(cluster := ProcessCluster(1, cut))
+    cluster = ProcessCluster(1, cut)
     plan = tiny_plan(ONE_REGION, "training.steps=200", "checkpointing.interval_steps=20", "workers.store_limit_s=120")
-    assert driver.launch(plan, url).manifest.finished()
+    assert driver.launch(plan, url, executor=cluster).manifest.finished()
     assert cluster.attempts == {"region all": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ebdiff_orchestrator.run.decide import Growable, Situation, may_retry, next_growth, next_jobs
+from ebdiff_orchestrator.run.decide import Growable, Situation, next_growth, next_jobs
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from schemas.plan import Plan
 
@@ -82,9 +82,3 @@ def test_trainings_wait_for_a_shared_draw_and_are_given_up_when_it_fails() -> No
     assert len(broken.give_up) == 3
     assert not broken.start
     assert broken.give_up["region 0-260"] == "needs draw/shared, which failed"
-
-
-def test_retries_have_a_budget_and_are_not_spent_on_what_cannot_help() -> None:
-    assert may_retry(attempts=2, retries=2, retryable=True)
-    assert not may_retry(attempts=3, retries=2, retryable=True)
-    assert not may_retry(attempts=1, retries=2, retryable=False)

@@ -94,7 +94,7 @@ def test_a_run_stays_within_its_estimate_and_not_far_below(
     watcher = Thread(target=weigh)
     watcher.start()
     try:
-        driver.launch(plan, tmp_path / "run")
+        driver.launch(plan, tmp_path / "run", executor=serial_cluster)
     finally:
         ended.set()
         watcher.join()

@@ -10,10 +10,10 @@ import pytest
 import torch
 from ensemble_fixtures import saved_ensemble
 from PIL import Image
-from serial_cluster import SerialCluster
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
+from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.evaluation import sampling
 from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.view import Silent
@@ -27,17 +27,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What was asked of a cluster that makes one call after another, the last one first."""
-    asked: list[tuple[Any, ...]] = []
+def backwards() -> Backwards:
+    return Backwards()
 
-    class Backwards(SerialCluster):
-        def run_many(self, function: Any, calls: Any) -> Any:
-            asked.extend(calls)
-            return reversed(list(super().run_many(function, calls)))
 
-    monkeypatch.setattr(sampling, "connect", Backwards().connect)
-    return asked
+class Backwards(ThisProcess):
+    """Makes one call after another, the last one first; remembers what was `asked`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[Any, ...]] = []
+
+    def run_many(self, function: Any, calls: Any) -> Any:
+        self.asked.extend(calls)
+        return reversed(list(super().run_many(function, calls)))
 
 
 def ebdiff_sample(*arguments: str | Path) -> str:
@@ -50,17 +53,15 @@ def pixels(folder: Path, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_workers_draws_the_same_bits_in_order(
-    folder: Path, calls: list[tuple[Any, ...]], workers: int
-) -> None:
+def test_any_number_of_workers_draws_the_same_bits_in_order(folder: Path, backwards: Backwards, workers: int) -> None:
     job = ImageJob(str(folder), count=8, batch_size=3, seed=5)
     torch.set_num_threads(1)  # as a plan's workers have
     expected = sample_here(job, lambda done, total: None)
-    drawn = sample_on_workers(job, workers, None, Silent())
+    drawn = sample_on_workers(job, workers, None, Silent(), backwards)
     assert np.array_equal(drawn.pixels, expected.pixels)
     assert drawn.peak_memory_bytes > 0
-    assert len(calls) == workers
-    assert sorted(batch.start for _, share, *_ in calls for batch in share) == [0, 3, 6]
+    assert len(backwards.asked) == workers
+    assert sorted(batch.start for _, share, *_ in backwards.asked for batch in share) == [0, 3, 6]
 
 
 def test_workers_without_a_batch_are_refused(folder: Path) -> None:
@@ -68,22 +69,22 @@ def test_workers_without_a_batch_are_refused(folder: Path) -> None:
         sample_on_workers(ImageJob(str(folder), count=8, batch_size=4), 3, None, Silent())
 
 
-def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, calls: list[tuple[Any, ...]]) -> None:
+def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, backwards: Backwards) -> None:
     for wrong, message in (
         (ImageJob(str(folder), 4, 2, steps=2000), "--steps = 2000"),
         (ImageJob(str(folder), 4, 2, dtype="fp16"), "dtype = fp16"),
         (ImageJob(str(folder), 4, 2, classes=(1,)), "--class = 1"),
     ):
         with pytest.raises(UserError, match=message):
-            sample_on_workers(wrong, 2, None, Silent())
+            sample_on_workers(wrong, 2, None, Silent(), backwards)
 
 
 def test_a_worker_that_breaks_is_a_failed_run(
-    folder: Path, calls: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+    folder: Path, backwards: Backwards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sampling, "_draw", lambda *_: 1 / 0)
     with pytest.raises(RunFailed, match=r"A worker failed \(division by zero\)"):
-        sample_on_workers(ImageJob(str(folder), 4, 2), 2, None, Silent())
+        sample_on_workers(ImageJob(str(folder), 4, 2), 2, None, Silent(), backwards)
 
 
 def test_the_command_s_options_change_what_is_drawn_by_no_more_than_they_say(folder: Path, tmp_path: Path) -> None:

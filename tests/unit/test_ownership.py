@@ -111,6 +111,18 @@ def test_a_halted_holder_gives_way_after_its_lease(claims: Claims) -> None:
         process.kill()
 
 
+def test_a_driver_that_lost_the_run_says_neither_that_it_lives_nor_that_it_ended(claims: Claims) -> None:
+    first = claim_run(claims, lease_s=0.2, say=_say)
+    claims.write(newer := _elsewhere(2))
+    time.sleep(0.2)  # whatever it was about to write is written
+    claims.delete(first.name)  # as a newer owner does, in time
+    time.sleep(0.3)
+    assert claims.names() == [newer.name]
+    first.release()
+    assert claims.names() == [newer.name]
+    assert claims.read(newer.name) == newer
+
+
 def test_of_two_that_claim_the_same_number_one_goes_on(claims: Claims) -> None:
     first = claim_run(claims, say=_say)
     claims.write(_elsewhere(1, token="ffffffff"))  # it had looked before the first one wrote

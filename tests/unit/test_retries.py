@@ -13,18 +13,18 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator.cluster import Cluster, Request
-from ebdiff_orchestrator.run import job_loop
+from ebdiff_orchestrator.cluster import Loss, RayExecutor, Request
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
+from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
 from region_workers.training.failures import StopRequestedError, is_retryable
 from region_workers.worker.run import run_job
 from schemas.errors import RunFailed
-from schemas.job import PROGRESS_FILE, Progress, WorkerJob
+from schemas.job import PROGRESS_FILE, STOP_FILE, Failure, Note, Progress, ProgressState, WorkerJob
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
-UseCluster = Callable[[SerialCluster], None]
 
 
 class Losing(SerialCluster):
@@ -34,9 +34,9 @@ class Losing(SerialCluster):
         super().__init__()
         self._first_steps = first_steps
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         if len(self.jobs) >= len(self._first_steps):
-            return super().start(job, workers)
+            return super().run_job(job, workers)
         step = self._first_steps[len(self.jobs)]
         self.jobs.append(job.name)
         said = Progress(stage="draw/all", attempt=job.attempt, step=step + 5, first_step=step)
@@ -53,9 +53,9 @@ class Leaving(SerialCluster):
         super().__init__()
         self._times = times
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         if len(self.jobs) >= self._times:
-            return super().start(job, workers)
+            return super().run_job(job, workers)
         self.jobs.append(job.name)
         with pytest.raises(StopRequestedError):
             run_job(job, preemption_notice=lambda: True)
@@ -64,39 +64,25 @@ class Leaving(SerialCluster):
         return future
 
 
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch, cache_dir: Path) -> UseCluster:
-    def put(cluster: SerialCluster) -> None:
-        monkeypatch.setattr(driver, "connect", cluster.connect)
-        monkeypatch.setattr(job_loop, "_POLL_S", 0.0)
-
-    return put
-
-
-def test_attempts_that_get_no_further_use_up_the_retries(tiny_plan: MakePlan, use: UseCluster, tmp_path: Path) -> None:
-    use(cluster := Losing(0, 0, 0, 0))
+def test_attempts_that_get_no_further_use_up_the_retries(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = Losing(0, 0, 0, 0)
     with pytest.raises(RunFailed, match="The worker was lost"):
-        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run")
+        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run", executor=cluster)
     assert len(cluster.jobs) == 2
 
 
-def test_every_attempt_that_got_further_has_the_retries_anew(
-    tiny_plan: MakePlan, use: UseCluster, tmp_path: Path
-) -> None:
-    use(cluster := Losing(0, 5, 10, 15))
+def test_every_attempt_that_got_further_has_the_retries_anew(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = Losing(0, 5, 10, 15)
     plan = tiny_plan(ONE_REGION, "workers.retries=1", "training.steps=2")
-    assert driver.launch(plan, tmp_path / "run").manifest.finished()
+    assert driver.launch(plan, tmp_path / "run", executor=cluster).manifest.finished()
     assert len(cluster.jobs) == 5
 
 
-def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(
-    tiny_plan: MakePlan, use: UseCluster, tmp_path: Path
-) -> None:
+def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(tiny_plan: MakePlan, tmp_path: Path) -> None:
     plan = tiny_plan(ONE_REGION, "workers.retries=0", "training.steps=2")
-    use(SerialCluster())
-    whole = driver.launch(plan, tmp_path / "whole").manifest
-    use(cluster := Leaving(3))
-    manifest = driver.launch(plan, tmp_path / "run").manifest
+    whole = driver.launch(plan, tmp_path / "whole", executor=SerialCluster()).manifest
+    cluster = Leaving(3)
+    manifest = driver.launch(plan, tmp_path / "run", executor=cluster).manifest
     assert len(cluster.jobs) == 4
     assert manifest.stage("draw/all").steps == whole.stage("draw/all").steps
     expert = "train/all/expert/diffusion_pytorch_model.safetensors"
@@ -106,7 +92,7 @@ def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(
 class Stuck(SerialCluster):
     """Takes the machine away from every attempt, saved no further than the one before."""
 
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         self.jobs.append(job.name)
         said = Progress(stage="draw/all", attempt=job.attempt, step=3, first_step=3, state="stopped")
         write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
@@ -115,13 +101,33 @@ class Stuck(SerialCluster):
         return future
 
 
-def test_leaving_again_without_a_step_further_costs_retries(
-    tiny_plan: MakePlan, use: UseCluster, tmp_path: Path
-) -> None:
-    use(cluster := Stuck())
+def test_leaving_again_without_a_step_further_costs_retries(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = Stuck()
     with pytest.raises(RunFailed, match="ended early"):
-        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run")
+        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run", executor=cluster)
     assert len(cluster.jobs) == 3, "the first for free, then one and its retry"
+
+
+class Unplaced(SerialCluster):
+    """Never finds a place for a job."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelled: list[str] = []
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        return Future()
+
+    def cancel(self, job_name: str) -> None:
+        self.cancelled.append(job_name)
+
+
+def test_a_job_that_is_given_up_is_cancelled_and_its_workers_are_told(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    cluster = Unplaced()
+    with pytest.raises(RunFailed, match="no worker began within"):
+        driver.launch(tiny_plan(ONE_REGION, "workers.wait_limit_s=1"), tmp_path / "run", executor=cluster)
+    assert cluster.cancelled == ["region all"]
+    assert Note.model_validate_json((tmp_path / "run" / STOP_FILE).read_text()).attempts == (1,)
 
 
 def _lost(reason: int) -> ActorDiedError:
@@ -129,7 +135,7 @@ def _lost(reason: int) -> ActorDiedError:
 
 
 def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
-    cluster = Cluster(True, Request(1, 1.0, 0.0))
+    cluster = RayExecutor(True, Request(1, 1.0, 0.0))
     preempted, died = _lost(NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED), _lost(NodeDeathInfo.UNEXPECTED_TERMINATION)
     for one, of_several in ((preempted, died), (died, None)):
         expected = "preempted" if one is preempted else "died"
@@ -158,3 +164,27 @@ def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
 )
 def test_errors_of_the_program_are_not_tried_again_and_those_of_the_machine_are(error: Exception, again: bool) -> None:
     assert is_retryable(error) is again
+
+
+@pytest.mark.parametrize(
+    ("attempts", "retries", "retryable", "state", "loss", "expected"),
+    [
+        (2, 2, True, "running", None, Next.RETRY),
+        (3, 2, True, "running", None, Next.GIVE_UP),
+        (1, 2, False, "running", None, Next.GIVE_UP),
+        (1, 0, True, "running", "died", Next.GIVE_UP),
+        (1, 0, True, "running", "preempted", Next.GO_ON),
+        (1, 0, False, "stopped", None, Next.GO_ON),
+    ],
+)
+def test_what_follows_a_failure_is_decided_by_its_kind_and_the_budget(
+    attempts: int, retries: int, retryable: bool, state: ProgressState, loss: Loss | None, expected: Next
+) -> None:
+    region = {"train": [0, 1000], "pruning_ratio": 0.5, "name": "all"}
+    (outline,) = outline_jobs(Plan.model_validate({"regions": [region]}), Inputs("store"))
+    future: Future[None] = Future()
+    future.set_result(None)
+    said = Progress(stage="draw/all", state=state, step=4)
+    attempt = Attempt(outline, attempts, 1, future, started_at=0.0, progress=said)
+    failure = Failure(stage="draw/all", attempt=1, message="", retryable=retryable, traceback="", at=0.0)
+    assert what_follows(attempt, Budget(attempts), loss, failure, retries) == expected

@@ -1,4 +1,4 @@
-"""A connection to Ray: what is free, and running jobs and functions on it."""
+"""The executor on a Ray cluster: what is free there, and running jobs and functions on it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from threading import Thread
-from typing import Any, Literal
+from dataclasses import replace
+from threading import Lock, Thread
+from typing import Any
 
+from ebdiff_orchestrator.cluster.executor import Loss, NodeAnswer, too_late
 from ebdiff_orchestrator.cluster.region_actor import start_actor
 from ebdiff_orchestrator.cluster.request import Request, workers_on_node
 from ebdiff_orchestrator.cluster.trainer import trainer_of
@@ -19,48 +20,40 @@ from schemas.job import WorkerJob
 _LOOK_S = 1.0
 _ASK_LIMIT_S = 180.0  # for a function on each node: a process starts there, torch may ask CUDA
 
-Loss = Literal["died", "preempted"]
 
-
-@dataclass(frozen=True)
-class NodeAnswer:
-    """What a function returned on one node, or the `problem` that kept it from running there."""
-
-    node: str
-    resources: Mapping[str, float]
-    value: Any
-    problem: str | None
-
-
-class Cluster:
+class RayExecutor:
     """A connection to Ray, made by `connect`."""
 
+    poll_s = 0.5
+
     def __init__(self, embedded: bool, request: Request, retries: int = 2, wait_limit_s: float = 3600.0) -> None:
-        self.embedded, self.request = embedded, request
-        self.retries, self.wait_limit_s = retries, wait_limit_s
+        self.on_this_machine, self.request = embedded, request
+        self._retries, self._wait_limit_s = retries, wait_limit_s
         self._starting: dict[str, int] = {}
         self._started: dict[str, int] = {}
-        self._actors: dict[str, Any] = {}
+        self._actors: dict[str, Any] = {}  # what ends with the job: its only worker, or its trainer's controller
+        self._cancelled: set[str] = set()
+        self._lock = Lock()
 
     def capacity(self) -> int:
         """How many jobs the cluster holds at once, by what its nodes have."""
         return self.workers_at_once() // self.request.processes
 
     def has_ended(self) -> bool:
-        """Whether this run's own Ray has lost its only node, which never comes back; another cluster's may."""
+        """Whether this program's own Ray has lost its only node, which never comes back; another cluster's may."""
         import ray
 
-        return self.embedded and not any(node["Alive"] for node in ray.nodes())
+        return self.on_this_machine and not any(node["Alive"] for node in ray.nodes())
 
     def workers_at_once(self) -> int:
-        """How many single workers of the request's kind the cluster holds at once; each must fit on one node."""
+        """See Executor: each must fit on one node."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(workers_on_node(self.request, node) for node in nodes)
 
     def free_workers(self) -> int:
-        """How many more workers fit now, those that were started but have not yet taken their place counted out."""
+        """See Executor: without those that were started and have not yet taken their place."""
         import ray
 
         free = ray.available_resources()
@@ -71,58 +64,36 @@ class Cluster:
         return max(0, min(int(workers + 1e-6) - promised, self.workers_at_once() - held))
 
     def describe_free(self) -> str:
-        """For people: what of the requested kinds is free, of how much."""
+        """See Executor: of the requested kinds."""
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
         kinds = ["CPU", "GPU"] if self.request.gpus else ["CPU"]
         return ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in kinds)
 
-    def too_late(self, request: Request) -> str:
-        """What to say when a request has waited for too long."""
-        kinds = "workers.gpus or workers.cpus" if request.gpus else "workers.cpus"
-        return (
-            f"{request} asked for, but the cluster has {self.describe_free()} free, and that for "
-            f"workers.wait_limit_s = {self.wait_limit_s:.0f} s. Lower {kinds}, set placement: packed, add nodes, or "
-            "raise workers.wait_limit_s."
-        )
-
-    def start(self, job: WorkerJob, workers: int) -> Future[None]:
-        """Run the job: one worker as an actor, several on a TorchTrainer; the future ends as that does."""
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        """See Executor: one worker runs as an actor, several on a TorchTrainer."""
         future: Future[None] = Future()
         self._starting[job.name] = self._started[job.name] = workers
+        self._cancelled.discard(job.name)
         Thread(target=self._run, args=(job, workers, future), name=f"run {job.name}", daemon=True).start()
         return future
 
+    def cancel(self, job_name: str) -> None:
+        """See Executor. What a trainer's controller has started ends with it, its waiting for a place too."""
+        with self._lock:
+            self._cancelled.add(job_name)
+            self._end_if_cancelled(job_name)
+
     def has_started(self, job_name: str) -> None:
-        """Note that a job was seen at work, so that what it holds shows in Ray's own count."""
+        """See Executor: what it holds shows in Ray's own count now."""
         self._starting.pop(job_name, None)
 
-    def run_once(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function on one worker's share of the cluster and wait for it.
-
-        RunFailed if that share does not come free within `workers.wait_limit_s`, or Ray ends.
-        """
-        import ray
-
-        deadline = time.monotonic() + self.wait_limit_s
-        while not self.free_workers():
-            if time.monotonic() > deadline:
-                raise RunFailed(self.too_late(self.request))
-            self._raise_if_ended()
-            time.sleep(_LOOK_S)
-        task = ray.remote(num_cpus=self.request.cpus, num_gpus=min(self.request.gpus, 1.0), max_retries=0)(function)
-        asked = task.remote(*arguments)
-        while not ray.wait([asked], timeout=_LOOK_S)[0]:
-            self._raise_if_ended()
-        return ray.get(asked)
-
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Run `function(*call)` for every call, as many at once as fit; (index, result) as they end.
+        """See Executor. A call whose worker dies is made again, `workers.retries` times.
 
-        A call whose worker dies is made again, `workers.retries` times; an exception of the function is raised here,
-        and RunFailed if Ray ends. Few calls are handed out ahead, so that results do not pile up where nobody has asked
-        for them yet.
+        UserError if the cluster cannot hold one worker; RunFailed if none comes free within `workers.wait_limit_s`, or
+        Ray ends. Few calls are handed out ahead, so that results do not pile up where nobody has asked for them yet.
         """
         import ray
 
@@ -131,8 +102,9 @@ class Cluster:
             raise UserError(
                 f"The cluster cannot hold one worker of {self.request} ({have}). Lower workers.gpus or cpus."
             )
+        self._wait_for_a_worker()
         options = {"num_cpus": self.request.cpus, "num_gpus": min(self.request.gpus, 1.0)}
-        task = ray.remote(max_retries=self.retries, **options)(function)
+        task = ray.remote(max_retries=self._retries, **options)(function)
         waiting = deque(enumerate(calls))
         pending: dict[Any, int] = {}
         try:
@@ -153,16 +125,16 @@ class Cluster:
         if self.has_ended():
             raise RunFailed("The Ray of this command has ended. The same command goes on from what is saved.")
 
-    def cancel(self, job_name: str) -> None:
-        """End a job's only worker, or its waiting for a place; a trainer's workers end with the driver."""
-        import ray
-
-        actor = self._actors.get(job_name)
-        if actor is not None:
-            ray.kill(actor, no_restart=True)
+    def _wait_for_a_worker(self) -> None:
+        deadline = time.monotonic() + self._wait_limit_s
+        while not self.free_workers():
+            if time.monotonic() > deadline:
+                raise RunFailed(too_late(self, self.request, self._wait_limit_s))
+            self._raise_if_ended()
+            time.sleep(_LOOK_S)
 
     def loss(self, error: BaseException | None) -> Loss | None:
-        """What of the machine ended a job; None where its program did."""
+        """See Executor."""
         from ray.exceptions import RayActorError, RayTaskError
 
         if isinstance(error, RayActorError):
@@ -181,33 +153,8 @@ class Cluster:
             return "preempted"
         return "died" if died else None
 
-    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
-        error: BaseException | None = None
-        try:
-            if workers == 1:
-                self._run_actor(job)
-            else:
-                trainer_of(job, replace(self.request, processes=workers)).fit()
-        except BaseException as raised:  # noqa: BLE001 - handed to whoever reads the future
-            error = raised
-        self._starting.pop(job.name, None)
-        self._started.pop(job.name, None)
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error.with_traceback(None))  # its frames would keep the actor, and its place, alive
-
-    def _run_actor(self, job: WorkerJob) -> None:
-        import ray
-
-        actor = self._actors[job.name] = start_actor(self.request)
-        try:
-            ray.get(actor.run.remote(job.model_dump_json()))
-        finally:
-            del self._actors[job.name]
-
     def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
-        """Run a function once on every node, whatever is free there, at the same time; at most `_ASK_LIMIT_S`."""
+        """See Executor: at the same time, for at most `_ASK_LIMIT_S`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -217,6 +164,40 @@ class Cluster:
         asked = [task.options(scheduling_strategy=place).remote(*arguments) for place in places]
         ended = set(ray.wait(asked, num_returns=len(asked), timeout=_ASK_LIMIT_S)[0])
         return [_answer(node, task, task in ended) for node, task in zip(nodes, asked, strict=True)]
+
+    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
+        import ray
+
+        error: BaseException | None = None
+        try:
+            if workers == 1:
+                actor = start_actor(self.request)
+                self._keep(job.name, actor)
+                ray.get(actor.run.remote(job.model_dump_json()))
+            else:
+                request = replace(self.request, processes=workers)
+                trainer_of(job, request, lambda controller: self._keep(job.name, controller)).fit()
+        except BaseException as raised:  # noqa: BLE001 - handed to whoever reads the future
+            error = raised
+        for known in (self._starting, self._started, self._actors):
+            known.pop(job.name, None)
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error.with_traceback(None))  # its frames would keep the actor, and its place, alive
+
+    def _keep(self, job_name: str, actor: Any) -> None:
+        """Have a job's actor at hand, to end it; at once, if the job was cancelled before there was one."""
+        with self._lock:
+            self._actors[job_name] = actor
+            self._end_if_cancelled(job_name)
+
+    def _end_if_cancelled(self, job_name: str) -> None:
+        import ray
+
+        actor = self._actors.get(job_name)
+        if actor is not None and job_name in self._cancelled:
+            ray.kill(actor, no_restart=True)
 
 
 def _answer(node: Mapping[str, Any], task: Any, ended: bool) -> NodeAnswer:

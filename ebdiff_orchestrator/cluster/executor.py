@@ -1,0 +1,89 @@
+"""Where the work of a run is done: in this process, or by the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+from ebdiff_orchestrator.cluster.request import Request
+from schemas.job import WorkerJob
+
+Loss = Literal["died", "preempted"]
+
+
+@dataclass(frozen=True)
+class NodeAnswer:
+    """What a function returned on one node, or the `problem` that kept it from running there."""
+
+    node: str
+    resources: Mapping[str, float]
+    value: Any
+    problem: str | None
+
+
+class Executor(Protocol):
+    """Runs jobs and functions. `launch` and `evaluate` take one; without it they use Ray."""
+
+    on_this_machine: bool  # its workers are on this machine, and here for this program alone
+    request: Request  # what one job asks for
+    poll_s: float  # how often to look at how its jobs stand
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        """Start a job on so many workers; the future ends as the job does."""
+
+    def cancel(self, job_name: str) -> None:
+        """End a job, also one that still waits for its workers."""
+
+    def has_started(self, job_name: str) -> None:
+        """Take note that a job was seen at work: what it holds is no longer counted among what is free."""
+
+    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """Run `function(*call)` for every call, a worker each, as many at once as fit; (index, result) as they end.
+
+        What the function raises is raised here; RunFailed where no worker comes free, or all are lost.
+        """
+
+    def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
+        """Run a function once on every node, whatever is free there."""
+
+    def workers_at_once(self) -> int:
+        """How many workers there are room for."""
+
+    def free_workers(self) -> int:
+        """How many more workers could start now."""
+
+    def describe_free(self) -> str:
+        """For people: what is free, of how much."""
+
+    def has_ended(self) -> bool:
+        """Whether no work can be done any more."""
+
+    def loss(self, error: BaseException | None) -> Loss | None:
+        """What of the machine ended a job with this error; None where its program did."""
+
+
+def run_one(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(*arguments)` returns on one worker."""
+    [(_, result)] = executor.run_many(function, [arguments])
+    return result
+
+
+def waiting_for(executor: Executor, workers_of: Mapping[str, int], wait_limit_s: float, waited_s: float | None) -> str:
+    """For people: which jobs wait for how many workers, and for how long."""
+    wider = [f"{name} for {count} workers" for name, count in workers_of.items() if count > 1]
+    waiting = f"{', '.join(workers_of)}: waiting for {replace(executor.request, processes=1)} each"
+    waiting += f" ({', '.join(wider)})" if wider else ""
+    so_far = f", {waited_s:.0f} s so far" if waited_s is not None else ""
+    return f"{waiting}; free: {executor.describe_free()} (at most {wait_limit_s:.0f} s{so_far})."
+
+
+def too_late(executor: Executor, request: Request, wait_limit_s: float) -> str:
+    """For people: a request has waited for too long."""
+    kinds = "workers.gpus or workers.cpus" if request.gpus else "workers.cpus"
+    return (
+        f"{request} asked for, but the cluster has {executor.describe_free()} free, and that for "
+        f"workers.wait_limit_s = {wait_limit_s:.0f} s. Lower {kinds}, set placement: packed, add nodes, or raise "
+        "workers.wait_limit_s."
+    )

@@ -1,0 +1,135 @@
+"""A job's attempts: what one said of itself, how many a job may have, and what follows when one has ended."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import TypeVar
+
+from ebdiff_orchestrator.cluster import Loss
+from ebdiff_orchestrator.run.stages import JobOutline
+from schemas.clock import unix_time
+from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress
+
+_Model = TypeVar("_Model", Progress, Failure)
+Position = tuple[int, int]  # the index of a stage in its job, and a step of it
+
+
+class Next(Enum):
+    """What follows an attempt that ended without its job being done."""
+
+    GO_ON = auto()  # its machine is taken away: no failure
+    RETRY = auto()
+    GIVE_UP = auto()
+
+
+@dataclass
+class Attempt:
+    """One job under way. `grow_to`: with how many workers it is to go on from its next checkpoint."""
+
+    outline: JobOutline
+    number: int
+    workers: int
+    future: Future[None]
+    started_at: float
+    progress: Progress | None = None
+    grow_to: int | None = None
+    recorded_at: float = 0.0
+
+    def begun_at(self) -> Position:
+        """What it went on from."""
+        assert self.progress is not None
+        return self._stage_index(), self.progress.first_step
+
+    def saved_at(self) -> Position:
+        """Up to where the work of an attempt that has ended is known to be saved."""
+        if self.progress is None or self.progress.state == "starting":
+            return 0, 0
+        stopped = self.progress.state == "stopped"
+        return self._stage_index(), self.progress.step if stopped else self.progress.first_step
+
+    def has_stopped(self) -> bool:
+        """Whether it saved its state to stop."""
+        return self.progress is not None and self.progress.state == "stopped"
+
+    def left_early(self, loss: Loss | None) -> bool:
+        """Whether it ended because its machine is taken away: `loss` is the executor's word for its end."""
+        return (self.has_stopped() and self.future.exception() is None) or loss == "preempted"
+
+    def _stage_index(self) -> int:
+        assert self.progress is not None
+        return self.outline.stages.index(self.progress.stage)
+
+
+@dataclass
+class Budget:
+    """A job's attempts since it last got further, where it got to, and why it has failed for good.
+
+    `reached`: what an attempt went on from, so what is saved; `left_at`: how far the last one was that left early.
+    """
+
+    attempts: int = 0
+    reached: Position = (0, 0)
+    left_at: Position = (-1, 0)
+    failed: str | None = None
+
+    def begins_at(self, reached: Position) -> None:
+        """An attempt goes on from there; one that starts from further than all before it has a whole budget."""
+        if reached > self.reached:
+            self.reached, self.attempts = reached, 1
+
+    def leaves_for_free(self, at: Position) -> bool:
+        """Whether an attempt that left early there costs nothing: it got further than the one that did before it."""
+        further, self.left_at = at > self.left_at, max(at, self.left_at)
+        self.attempts -= further
+        return further
+
+
+def what_follows(attempt: Attempt, budget: Budget, loss: Loss | None, failure: Failure, retries: int) -> Next:
+    """What to do about an attempt that has ended too soon: one budget a job, and none if trying again cannot help."""
+    if attempt.left_early(loss) and budget.leaves_for_free(attempt.saved_at()):
+        return Next.GO_ON
+    return Next.RETRY if may_retry(budget.attempts, retries, failure.retryable) else Next.GIVE_UP
+
+
+def may_retry(attempts: int, retries: int, retryable: bool) -> bool:
+    """Whether a failed job gets another attempt."""
+    return retryable and attempts <= retries
+
+
+def progress_of(attempt: Attempt, run_dir: Path) -> Progress | None:
+    """What this attempt last said, of its latest stage."""
+    said = [_read(Progress, run_dir / stage / PROGRESS_FILE) for stage in attempt.outline.stages]
+    return next((p for p in reversed(said) if p is not None and p.attempt == attempt.number), None)
+
+
+def failure_of(attempt: Attempt, run_dir: Path, loss: Loss | None, first_open: str) -> Failure:
+    """What this attempt wrote of its failure, else what its future says of the worker's end."""
+    for stage in attempt.outline.stages:
+        path = run_dir / stage / FAILURE_FILE
+        failure = _read(Failure, path)
+        if failure is not None and failure.attempt == attempt.number:
+            retryable = failure.retryable or loss is not None  # what a dying worker says last is not why it died
+            message = f"{failure.message} (traceback: {path})"
+            return failure.model_copy(update={"message": message, "retryable": retryable})
+    error = attempt.future.exception()
+    last_line = (str(error).strip().splitlines() or [""])[-1][:300]
+    lost_how = f"The worker was lost ({type(error).__name__}: {last_line})."
+    return Failure(
+        stage=first_open,
+        attempt=attempt.number,
+        message=lost_how if error else "It ended early, or without a result.",
+        retryable=True,
+        traceback=str(error or ""),
+        at=unix_time(),
+    )
+
+
+def _read(model: type[_Model], path: Path) -> _Model | None:
+    """A small file that another process replaces as it goes; None if it is not there, or not there yet."""
+    try:
+        return model.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        return None
