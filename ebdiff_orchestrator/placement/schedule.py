@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from ebdiff_orchestrator.placement.exact import shortened
 from ebdiff_orchestrator.placement.search import (
     Options,
     Order,
@@ -19,7 +18,6 @@ from ebdiff_orchestrator.placement.search import (
     finish_times,
     longest_first,
     short_order,
-    without_waste,
 )
 from schemas.errors import UserError, problem
 from schemas.plan import Placement, TrainingPlan
@@ -127,7 +125,7 @@ def place(
     begin_s = sum((piece.seconds for piece in before), 0.0)
     jobs = [_options(work, widest, efficiency) for work in works]
     if choice == "balanced":
-        order = without_waste(shortened(short_order(jobs, devices), jobs, devices), jobs, devices)
+        order = short_order(jobs, devices)
     else:
         order = longest_first([options[0] for options in jobs])
         if choice == "packed":

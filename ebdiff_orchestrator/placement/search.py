@@ -1,15 +1,16 @@
-"""A search for a short schedule of jobs that may run on several devices each; good at any size."""
+"""A short schedule of jobs that may run on several devices each: for up to twelve jobs, near the optimum."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _BISECTIONS = 40
-_DESCENTS = 16
-_PLACED_AT_MOST = 5_000  # jobs placed in one descent, over all the schedules that it tries: bounds the time
-ROUNDING = 1 + 1e-9
+_MOST_SEARCHED_JOBS = 12
+_MOST_VISITS = 20_000
+_GAP = 1e-3  # a schedule that is shorter by less is not looked for
+_ROUNDING = 1 + 1e-9
 
 
 class Piece(NamedTuple):
@@ -27,7 +28,6 @@ class Piece(NamedTuple):
 
 Options = tuple[Piece, ...]  # of one job: from one device to ever more, each shorter and holding no less
 Order = tuple[Piece, ...]  # a schedule: pieces in the order of their starts, each on the devices that are free first
-_Score = Callable[[Order], tuple[float, ...]]
 
 
 def finish_times(order: Sequence[Piece], devices: int) -> list[float]:
@@ -57,35 +57,49 @@ def lower_bound(jobs: Sequence[Options], devices: int) -> float:
     return low
 
 
-def short_order(jobs: Sequence[Options], devices: int) -> Order:
-    """A schedule that no change of one job's width or place makes shorter, as far as a fixed amount of work goes.
-
-    Each job takes the narrowest width that meets a target time; of many targets, the best schedules are improved one
-    change at a time. There is no randomness and no clock. Never longer than the jobs on one device each, longest first.
-    """
-    bound = lower_bound(jobs, devices)
-
-    def latest_first(order: Order) -> tuple[float, ...]:
-        return tuple(reversed(finish_times(order, devices)))
-
-    starts = sorted(_first_orders(jobs, bound), key=latest_first)[:_DESCENTS]
-    if finish_times(starts[0], devices)[-1] <= bound * ROUNDING:
-        return starts[0]
-    return min((_descend(order, jobs, latest_first) for order in starts), key=latest_first)
-
-
-def without_waste(order: Order, jobs: Sequence[Options], devices: int) -> Order:
-    """A schedule as short that holds fewer device-seconds, where one is found: no job is wider than it helps."""
-
-    def makespan_then_held(order: Order) -> tuple[float, ...]:
-        return finish_times(order, devices)[-1], sum(piece.device_s for piece in order)
-
-    return _descend(order, jobs, makespan_then_held)
-
-
 def longest_first(pieces: Sequence[Piece]) -> Order:
     """The pieces by their seconds, then by name."""
     return tuple(sorted(pieces, key=lambda piece: (-piece.seconds, piece.name)))
+
+
+def short_order(jobs: Sequence[Options], devices: int) -> Order:
+    """The shortest schedule that is found, no job wider than helps. There is no randomness and no clock.
+
+    Never longer than the jobs on one device each, longest first; with up to about six jobs within 0.1% of the optimum.
+    """
+    order = first_order(jobs, devices)
+    if len(jobs) <= _MOST_SEARCHED_JOBS:
+        search = _BranchAndBound(order, jobs, devices)
+        search.run()
+        order = search.order
+    return _narrowed(order, jobs, devices)
+
+
+def first_order(jobs: Sequence[Options], devices: int) -> Order:
+    """Of many target times, the best schedule in which each job takes the narrowest width that meets the target.
+
+    Targets below the bound give wide jobs one after another; infinity gives each job one device.
+    """
+    bound = lower_bound(jobs, devices)
+    octaves = [*(-step / 8 for step in range(1, 17)), *(step / 32 for step in range(33))]
+    orders: dict[Order, None] = {}
+    for target_s in (*(bound * 2**octave for octave in octaves), float("inf")):
+        pieces = _allotment(jobs, target_s)
+        orders |= {longest_first(pieces): None, _widest_first(pieces): None}
+    return min(orders, key=lambda order: finish_times(order, devices)[::-1])
+
+
+def _narrowed(order: Order, jobs: Sequence[Options], devices: int) -> Order:
+    """The order with each job, the last first, at its narrowest width that makes no run longer."""
+    by_name = {options[0].name: options for options in jobs}
+    limit_s = finish_times(order, devices)[-1] * _ROUNDING
+    for index in reversed(range(len(order))):
+        for piece in by_name[order[index].name]:
+            narrower = (*order[:index], piece, *order[index + 1 :])
+            if piece.width < order[index].width and finish_times(narrower, devices)[-1] <= limit_s:
+                order = narrower
+                break
+    return order
 
 
 def _widest_first(pieces: Sequence[Piece]) -> Order:
@@ -101,44 +115,62 @@ def _allotment(jobs: Sequence[Options], target_s: float) -> list[Piece]:
     return [next((piece for piece in options if piece.seconds <= target_s), options[-1]) for options in jobs]
 
 
-def _first_orders(jobs: Sequence[Options], bound: float) -> list[Order]:
-    """Schedules to start from. Targets below the bound give wide jobs one after another; infinity: all of width 1."""
-    octaves = [*(-step / 8 for step in range(1, 17)), *(step / 32 for step in range(33))]
-    orders: dict[Order, None] = {}
-    for target_s in (*(bound * 2**octave for octave in octaves), float("inf")):
-        pieces = _allotment(jobs, target_s)
-        orders |= {longest_first(pieces): None, _widest_first(pieces): None}
-    return list(orders)
+class _BranchAndBound:
+    """Depth first: the next job to start, at each of its widths; ends after a fixed amount of work.
 
-
-def _descend(order: Order, jobs: Sequence[Options], score: _Score) -> Order:
-    """Take the first change that lowers the score, again and again, until none does or the work is spent."""
-    by_name = {options[0].name: options for options in jobs}
-    best, placed = score(order), 0
-    changes = _changes(order, by_name)
-    while placed < _PLACED_AT_MOST:
-        changed = next(changes, None)
-        if changed is None:
-            return order
-        placed += len(order)
-        found = score(changed)
-        if found < best:
-            order, best, changes = changed, found, _changes(changed, by_name)
-    return order
-
-
-def _changes(order: Order, jobs: dict[str, Options]) -> Iterator[Order]:
-    """The schedules with one job at another width, all sorted anew; then with one at another place, at any width.
-
-    The jobs that start last come first.
+    Every optimum is among the schedules searched: started in the order of its starts, each job on the devices free
+    first, no job starts later.
     """
-    for index in reversed(range(len(order))):
-        others = order[:index] + order[index + 1 :]
-        for piece in jobs[order[index].name]:
-            yield longest_first((*others, piece))
-            yield _widest_first((*others, piece))
-    for index in reversed(range(len(order))):
-        others = order[:index] + order[index + 1 :]
-        for piece in jobs[order[index].name]:
-            for place in range(len(order)):
-                yield (*others[:place], piece, *others[place:])
+
+    def __init__(self, order: Order, jobs: Sequence[Options], devices: int) -> None:
+        self.order = order
+        self._makespan_s = finish_times(order, devices)[-1]
+        self._devices = devices
+        self._jobs = sorted(jobs, key=lambda options: (-options[0].seconds, options[0].name))
+        costs = [tuple((piece.width, piece.seconds) for piece in options) for options in self._jobs]
+        self._kinds = [costs.index(cost) for cost in costs]  # jobs of equal costs are of one kind
+        self._least_s = [self._least_device_s(options) for options in self._jobs]
+        self._visited: set[tuple[tuple[int, ...], tuple[float, ...]]] = set()
+        self._visits = 0
+
+    def run(self) -> None:
+        """Leave the best schedule in `order`."""
+        self._visit((), tuple(range(len(self._jobs))), (0.0,) * self._devices)
+
+    def _least_device_s(self, options: Options) -> float:
+        """What a job holds at least in a schedule no longer than the one at hand."""
+        return next(piece.device_s for piece in options if piece.seconds <= self._makespan_s)
+
+    def _visit(self, started: Order, left: tuple[int, ...], free: tuple[float, ...]) -> None:
+        """`left`: the jobs not yet started; `free`: when each device ends its work, ascending."""
+        self._visits += 1
+        if not left:
+            self.order, self._makespan_s = started, free[-1]
+        elif self._visits <= _MOST_VISITS and not self._hopeless(left, free) and self._is_new(left, free):
+            kinds = {self._kinds[index]: index for index in reversed(left)}
+            for index in sorted(kinds.values()):
+                others = tuple(other for other in left if other != index)
+                for piece in self._jobs[index]:
+                    self._start(started, piece, others, free)
+
+    def _start(self, started: Order, piece: Piece, left: tuple[int, ...], free: tuple[float, ...]) -> None:
+        end = free[piece.width - 1] + piece.seconds
+        if end < self._worth_it_s:
+            self._visit((*started, piece), left, tuple(sorted(free[piece.width :] + (end,) * piece.width)))
+
+    @property
+    def _worth_it_s(self) -> float:
+        """A schedule that is not shorter than this is not looked for."""
+        return self._makespan_s * (1 - _GAP)
+
+    def _hopeless(self, left: tuple[int, ...], free: tuple[float, ...]) -> bool:
+        held_s = sum(free) + sum(self._least_s[index] for index in left)
+        last_s = free[0] + max(self._jobs[index][-1].seconds for index in left)
+        return max(held_s / self._devices, last_s) >= self._worth_it_s
+
+    def _is_new(self, left: tuple[int, ...], free: tuple[float, ...]) -> bool:
+        state = tuple(self._kinds[index] for index in left), free
+        if state in self._visited:
+            return False
+        self._visited.add(state)
+        return True
