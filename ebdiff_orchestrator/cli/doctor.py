@@ -40,9 +40,8 @@ def doctor(
 ) -> None:
     """Check this machine, or every node of a cluster, before a long run; exit 1 if something is wrong."""
     from ebdiff_orchestrator.doctor.examine import Question, examine
-    from ebdiff_orchestrator.doctor.finding import any_wrong
-    from ebdiff_orchestrator.doctor.view import as_json as report
-    from ebdiff_orchestrator.doctor.view import show
+    from ebdiff_orchestrator.doctor.report import any_wrong, show
+    from ebdiff_orchestrator.doctor.report import as_json as report
     from ebdiff_orchestrator.plans.load import load_plan
     from ebdiff_orchestrator.run.dense_start import adopt_dense
 

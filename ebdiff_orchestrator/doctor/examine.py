@@ -13,30 +13,31 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ebdiff_orchestrator.cluster import NodeAnswer, cluster_address, connect
-from ebdiff_orchestrator.doctor.authentication import check_authentication
-from ebdiff_orchestrator.doctor.clocks import check_clocks
-from ebdiff_orchestrator.doctor.facts import NodeFacts, bytes_below, gather_facts, nearest_folder
-from ebdiff_orchestrator.doctor.finding import Finding
-from ebdiff_orchestrator.doctor.footprint import footprint
-from ebdiff_orchestrator.doctor.gpus import check_gpus, check_room, cluster_request
-from ebdiff_orchestrator.doctor.memory import check_memory, check_shm
-from ebdiff_orchestrator.doctor.nodes import Node, check_nodes
-from ebdiff_orchestrator.doctor.object_storage import (
-    StoreAnswer,
-    cannot_reach,
-    judge_store,
-    look_at_store,
-    store_test,
+from ebdiff_orchestrator.doctor.facts import Node, NodeFacts, bytes_below, gather_facts, nearest_folder
+from ebdiff_orchestrator.doctor.needs import (
+    check_memory,
+    check_room,
+    check_run_space,
+    check_shm,
+    check_store_space,
+    cluster_request,
+    footprint,
+    run_size,
 )
-from ebdiff_orchestrator.doctor.space import check_run_space, check_store_space, run_size
+from ebdiff_orchestrator.doctor.nodes import check_authentication, check_clocks, check_gpus, check_nodes, check_versions
+from ebdiff_orchestrator.doctor.report import Examination, Finding
 from ebdiff_orchestrator.doctor.storage import (
     StorageAnswer,
+    StoreAnswer,
+    cannot_reach,
     cannot_write,
     judge_storage,
+    judge_store,
     look_at_storage,
+    look_at_store,
     storage_test,
+    store_test,
 )
-from ebdiff_orchestrator.doctor.versions import check_versions
 from ebdiff_orchestrator.plans.preview import look_ahead
 from region_workers.data.sources import open_source
 from region_workers.storage.places import cache_dir_of
@@ -64,14 +65,6 @@ class Question:
     address: str | None
     expected_nodes: int | None
     wait_s: float
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The nodes and the findings about them."""
-
-    nodes: tuple[Node, ...]
-    findings: tuple[Finding, ...]
 
 
 def examine(question: Question) -> Examination:

@@ -8,7 +8,9 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -153,3 +155,18 @@ def _size_of(folder: str) -> int | None:
 
 def _token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: what Ray says that it has (CPU, GPU), and what it says of itself, or why it could not."""
+
+    name: str
+    resources: Mapping[str, float]
+    facts: NodeFacts | None
+    problem: str | None = None
+
+
+def answering(nodes: Sequence[Node]) -> list[tuple[Node, NodeFacts]]:
+    """The nodes that said something of themselves."""
+    return [(node, node.facts) for node in nodes if node.facts is not None]

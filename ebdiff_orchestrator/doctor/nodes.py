@@ -1,31 +1,31 @@
-"""The nodes of a cluster and whether each one answers."""
+"""The nodes as they are: all there, one version everywhere, clocks that agree, tokens asked for, GPUs in use."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from ebdiff_orchestrator.doctor.facts import NodeFacts
-from ebdiff_orchestrator.doctor.finding import Finding, fine, wrong
+from ebdiff_orchestrator.doctor.facts import OUR_CODE, Node, NodeFacts, answering
+from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
 
-_CHECK = "nodes"
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node: what Ray says that it has (CPU, GPU), and what it says of itself, or why it could not."""
-
-    name: str
-    resources: Mapping[str, float]
-    facts: NodeFacts | None
-    problem: str | None = None
+_NODES = "nodes"
+# Ray's known ways to run others' code are closed by 2.52 (CVE-2025-62593), 2.55 (CVE-2026-41486) and 2.56
+# (CVE-2026-57516), an unguarded DELETE by 2.54 (CVE-2026-27482); from 2.59 on a local Ray asks for a token.
+MINIMUM_RAY = (2, 59)
+_VERSIONS = "versions"
+_SHOWN = ("python", "torch", "ray", "diffusers", "ebdiff-orchestrator")
+MOST_SKEW_S = 2.0
+_CLOCKS = "clocks"
+_AUTHENTICATION = "authentication"
+_OTHERS = 0o077
+_GPUS = "GPUs"
 
 
 def check_nodes(nodes: Sequence[Node], expected: int | None) -> list[Finding]:
     """Whether as many nodes as expected have joined, and each can run this package."""
     findings = [
         wrong(
-            _CHECK,
+            _NODES,
             f"{node.name}: cannot run a check ({node.problem})",
             "Install the same version of this package on it, in the environment in which Ray was started.",
         )
@@ -34,19 +34,131 @@ def check_nodes(nodes: Sequence[Node], expected: int | None) -> list[Finding]:
     ]
     if expected is not None and len(nodes) < expected:
         remedy = "See `ray status` and the logs of `ray start` on the nodes that are missing."
-        findings.append(wrong(_CHECK, f"{len(nodes)} of {expected} nodes have joined", remedy))
-    return findings or [fine(_CHECK, _described(nodes))]
+        findings.append(wrong(_NODES, f"{len(nodes)} of {expected} nodes have joined", remedy))
+    return findings or [fine(_NODES, _resources_described(nodes))]
 
 
-def answering(nodes: Sequence[Node]) -> list[tuple[Node, NodeFacts]]:
-    """The nodes that said something of themselves."""
-    return [(node, node.facts) for node in nodes if node.facts is not None]
-
-
-def _described(nodes: Sequence[Node]) -> str:
+def _resources_described(nodes: Sequence[Node]) -> str:
     return "; ".join(f"{node.name}: {_counted(node.resources)}" for node in nodes)
 
 
 def _counted(resources: Mapping[str, float]) -> str:
     counts = [f"{resources[kind]:g} {kind}" for kind in ("CPU", "GPU") if resources.get(kind)]
     return ", ".join(counts) or "no CPU or GPU"
+
+
+def check_versions(nodes: Sequence[Node]) -> list[Finding]:
+    """Ray's age, and what differs between nodes."""
+    versions = {node.name: facts.versions for node, facts in answering(nodes)}
+    findings = _too_old(versions) + _different(versions)
+    if findings or not versions:
+        return findings
+    first = next(iter(versions.values()))
+    same = ", ".join(f"{name} {first[name]}" for name in _SHOWN)
+    return [fine(_VERSIONS, f"{same}; the same on {len(versions)} node(s)")]
+
+
+def _too_old(versions: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    minimum = ".".join(map(str, MINIMUM_RAY))
+    old = [f"{name} has {found['ray']}" for name, found in versions.items() if _numbers(found["ray"]) < MINIMUM_RAY]
+    remedy = f"Install ray[default,train] >= {minimum} there: older ones let others run code (deploy/README.md)."
+    return [wrong(_VERSIONS, f"Ray: expected at least {minimum}, but {', '.join(old)}", remedy)] if old else []
+
+
+def _different(versions: Mapping[str, Mapping[str, str]]) -> list[Finding]:
+    findings = []
+    for package in dict.fromkeys(name for found in versions.values() for name in found):
+        by_version: dict[str, list[str]] = {}
+        for node, found in versions.items():
+            by_version.setdefault(found.get(package, "not known"), []).append(node)
+        if len(by_version) > 1:
+            told = "; ".join(f"{version} on {', '.join(names)}" for version, names in by_version.items())
+            findings.append(wrong(_VERSIONS, f"{_called(package)} differs: {told}", _remedy(package)))
+    return findings
+
+
+def _called(package: str) -> str:
+    return "this project's code" if package == OUR_CODE else package
+
+
+def _remedy(package: str) -> str:
+    if package == OUR_CODE:
+        return "Install one commit everywhere, or submit the job with the checkout as --working-dir."
+    return f"Install one version of {package} on every node: pip install -c deploy/constraints.txt . does."
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 60) for 2.60.0; empty for what is no version."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+def check_clocks(before: float, after: float, said: Mapping[str, float]) -> Finding:
+    """Judge what each node's clock said between `before` and `after`, by this machine's own: Unix times in seconds.
+
+    Only what the time that asking took cannot explain counts as skew.
+    """
+    skews = {node: _skew(before, after, time) for node, time in said.items()}
+    off = [f"{node} is {abs(s):.1f} s {'ahead' if s > 0 else 'behind'}" for node, s in skews.items() if _matters(s)]
+    took = f"asking took {after - before:.1f} s"
+    agree = f"within {MOST_SKEW_S:g} s of each other, as far as can be told ({took})"
+    remedy = "Let chrony or ntpd set the time on every node: files' times and progress are compared between nodes."
+    return wrong_or_fine(_CLOCKS, off, remedy, agree)
+
+
+def _skew(before: float, after: float, time: float) -> float:
+    return min(0.0, time - before) or max(0.0, time - after)
+
+
+def _matters(skew: float) -> bool:
+    return abs(skew) > MOST_SKEW_S
+
+
+def check_authentication(nodes: Sequence[Node], address: str | None) -> list[Finding]:
+    """Whether every node of the cluster at `address` asks for a token, and who can read the tokens' files.
+
+    Without an address Ray will be embedded in the run, with a token made for it.
+    """
+    findings = _open_nodes(nodes) if address else []
+    readable = [
+        wrong(
+            _AUTHENTICATION,
+            f"{node.name}: {facts.token_file} has the mode {facts.token_mode:04o}; others can read the token",
+            f"chmod 600 {facts.token_file} (Ray creates it 0644).",
+        )
+        for node, facts in answering(nodes)
+        if facts.token_mode is not None and facts.token_mode & _OTHERS
+    ]
+    asks = "every node asks for a token" if address else "the embedded Ray asks for a token made for the run"
+    return findings + readable or [fine(_AUTHENTICATION, asks)]
+
+
+def _open_nodes(nodes: Sequence[Node]) -> list[Finding]:
+    without = [node.name for node, facts in answering(nodes) if (facts.auth_mode or "").lower() != "token"]
+    if not without:
+        return []
+    remedy = "Set RAY_AUTH_MODE=token and the same token on every node before `ray start`, and start Ray anew."
+    return [wrong(_AUTHENTICATION, f"Ray asks for no token on {', '.join(without)}", remedy)]
+
+
+def check_gpus(nodes: Sequence[Node]) -> list[Finding]:
+    """Whether torch sees on each node as many GPUs as Ray hands out there."""
+    findings = []
+    for node, facts in answering(nodes):
+        handed_out = int(node.resources.get("GPU", 0))
+        if facts.cuda_problem is not None:
+            remedy = "Update the NVIDIA driver, or install the build of torch that fits it."
+            findings.append(wrong(_GPUS, f"{node.name}: torch cannot use CUDA ({facts.cuda_problem})", remedy))
+        elif handed_out > len(facts.gpus):
+            remedy = "Start Ray there with --num-gpus as there are, and install a build of torch with CUDA."
+            findings.append(
+                wrong(_GPUS, f"{node.name}: Ray hands out {handed_out}, torch can use {len(facts.gpus)}", remedy)
+            )
+        elif handed_out < len(facts.gpus):
+            remedy = "If they are meant to be used, start Ray there with --num-gpus."
+            findings.append(note(_GPUS, f"{node.name}: Ray hands out {handed_out} of {len(facts.gpus)}", remedy))
+    return findings or [fine(_GPUS, _gpus_described([facts for _, facts in answering(nodes)]))]
+
+
+def _gpus_described(facts: Sequence[NodeFacts]) -> str:
+    names = [f"{gpu.name} ({gpu.memory_bytes / 2**30:.0f} GiB)" for each in facts for gpu in each.gpus]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none: training runs on CPUs"

@@ -1,4 +1,4 @@
-"""Storage: a run directory that all nodes share, on which files can be written, replaced, made durable and locked."""
+"""Where the run lies: a folder or an object store that all nodes share, written, replaced, made durable and locked."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ebdiff_orchestrator.doctor.finding import Finding, wrong, wrong_or_fine
+from ebdiff_orchestrator.doctor.report import Finding, wrong, wrong_or_fine
 from region_workers.storage.durable import write_text
+from region_workers.storage.run_files import RunFiles
+from schemas.errors import UserError
 from schemas.section import Section
 
 _SHARED, _FILES, _LOCKS = "shared storage", "files", "locks"
-_LOCK_FILE, _DRIVER_FILE = "lock", "driver"
+_LOCK_FILE, _DRIVER_NAME = "lock", "driver"
 _VISIBLE_WITHIN_S = 10.0  # what NFS may keep a folder's old listing for
 Lock = Literal["held", "free", "unsupported"]
+_STORE_REMEDY = (
+    "Give the nodes the credentials and the endpoint (AWS_ENDPOINT_URL) of the store, and leave to write there."
+)
 
 
 class StorageAnswer(Section):
@@ -58,7 +63,7 @@ def storage_test(run_dir: Path) -> Iterator[StorageTest]:
     folder.mkdir(parents=True)
     try:
         secret = secrets.token_hex(8)
-        write_text(folder / _DRIVER_FILE, secret)
+        write_text(folder / _DRIVER_NAME, secret)
         with (folder / _LOCK_FILE).open("w") as lock:
             if _lock_state(lock.fileno()) == "unsupported":
                 raise OSError(errno.ENOLCK, "flock is not supported")
@@ -72,7 +77,7 @@ def storage_test(run_dir: Path) -> Iterator[StorageTest]:
 def look_at_storage(folder: str, secret: str) -> dict[str, Any]:
     """The side of one node, run on it; a `StorageAnswer` as plain values."""
     path = Path(folder)
-    if not _reads(path / _DRIVER_FILE, secret):
+    if not _reads(path / _DRIVER_NAME, secret):
         return StorageAnswer(reads=False).model_dump(mode="json")
     name = f"node-{secrets.token_hex(6)}"
     problem = _write(path / name, secret)
@@ -153,3 +158,68 @@ def _lock_state(descriptor: int) -> Lock:
     except OSError:
         return "unsupported"
     return "free"
+
+
+class StoreAnswer(Section):
+    """What one node found at the URL: the object that it wrote there, or why it could not."""
+
+    wrote: str | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class StoreTest:
+    """An object of the driver's below the run's URL, there while it is being looked at."""
+
+    url: str
+    secret: str
+
+    def sees(self, answer: StoreAnswer) -> bool:
+        """Whether the driver reads what a node wrote."""
+        return answer.wrote is not None and _read_object(RunFiles(self.url), answer.wrote) == self.secret
+
+
+@contextmanager
+def store_test(url: str) -> Iterator[StoreTest]:
+    """The driver's side; leaves nothing behind. OSError or UserError if it cannot."""
+    test = StoreTest(f"{url}/.doctor-{secrets.token_hex(6)}", secrets.token_hex(8))
+    store = RunFiles(test.url)
+    try:
+        store.write(_DRIVER_NAME, test.secret.encode())
+        yield test
+    finally:
+        with suppress(OSError):  # what cannot be written cannot be deleted either, and the finding says so
+            for key in store.list_keys():
+                store.delete(key)
+
+
+def look_at_store(url: str, secret: str) -> dict[str, Any]:
+    """The side of one node, run on it; a `StoreAnswer` as plain values."""
+    key = f"node-{secrets.token_hex(6)}"
+    try:
+        store = RunFiles(url)
+        if _read_object(store, _DRIVER_NAME) != secret:
+            return StoreAnswer(problem="what the driver wrote is not there").model_dump()
+        store.write(key, secret.encode())
+    except (OSError, UserError) as error:
+        return StoreAnswer(problem=f"{type(error).__name__}: {error}").model_dump()
+    return StoreAnswer(wrote=key).model_dump()
+
+
+def judge_store(url: str, answers: Mapping[str, StoreAnswer], seen: Mapping[str, bool]) -> Finding:
+    """`answers`: of the nodes; `seen`: whether the driver read what each of them wrote."""
+    problems = [f"{name}: {answer.problem}" for name, answer in answers.items() if answer.problem is not None]
+    problems += [f"{name}: wrote elsewhere" for name, answer in answers.items() if answer.wrote and not seen[name]]
+    return wrong_or_fine(_SHARED, problems, _STORE_REMEDY, f"{url} is read and written by {len(answers)} node(s)")
+
+
+def cannot_reach(error: Exception) -> Finding:
+    """The driver's own side failed."""
+    return wrong(_SHARED, str(error), _STORE_REMEDY)
+
+
+def _read_object(store: RunFiles, key: str) -> str | None:
+    try:
+        return store.read(key).decode()
+    except FileNotFoundError:
+        return None

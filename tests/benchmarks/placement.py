@@ -3,8 +3,8 @@
 python tests/benchmarks/placement.py [--cases 500] [--json FILE]
 
 500 random small cases (2 to 5 jobs on 1 to 4 devices, costs up to 30 times apart) beside the optimum found by brute
-force over every order and width, target at most 1.02 times as long; the same without the search, as more
-than twelve jobs are placed. Then 1,000 jobs on 100 devices, target at most a second, and other sizes, beside a bound that no
+force over every order and width, target at most 1.02 times as long; the same without the search, as more than twelve
+jobs are placed. Then 1,000 jobs on 100 devices, target at most a second, and other sizes, beside a bound that no
 schedule can be shorter than.
 """
 

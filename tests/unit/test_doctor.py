@@ -8,16 +8,25 @@ from typing import Any
 import pytest
 
 from ebdiff_orchestrator.cluster import Request
-from ebdiff_orchestrator.doctor.authentication import check_authentication
-from ebdiff_orchestrator.doctor.clocks import check_clocks
-from ebdiff_orchestrator.doctor.facts import OUR_CODE, Gpu, NodeFacts, gather_facts
-from ebdiff_orchestrator.doctor.finding import Finding
-from ebdiff_orchestrator.doctor.footprint import Footprint
-from ebdiff_orchestrator.doctor.gpus import check_gpus, check_room
-from ebdiff_orchestrator.doctor.memory import check_memory, check_shm
-from ebdiff_orchestrator.doctor.nodes import Node, check_nodes
-from ebdiff_orchestrator.doctor.space import RunSize, check_run_space, check_store_space
-from ebdiff_orchestrator.doctor.versions import MINIMUM_RAY, check_versions
+from ebdiff_orchestrator.doctor.facts import OUR_CODE, Gpu, Node, NodeFacts, gather_facts
+from ebdiff_orchestrator.doctor.needs import (
+    Footprint,
+    RunSize,
+    check_memory,
+    check_room,
+    check_run_space,
+    check_shm,
+    check_store_space,
+)
+from ebdiff_orchestrator.doctor.nodes import (
+    MINIMUM_RAY,
+    check_authentication,
+    check_clocks,
+    check_gpus,
+    check_nodes,
+    check_versions,
+)
+from ebdiff_orchestrator.doctor.report import Finding
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]

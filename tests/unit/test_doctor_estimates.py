@@ -12,8 +12,7 @@ from conftest import ONE_REGION
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.doctor.facts import bytes_below
-from ebdiff_orchestrator.doctor.footprint import footprint, kept_for_backward_bytes
-from ebdiff_orchestrator.doctor.space import FIXED_BYTES, run_size, store_bytes
+from ebdiff_orchestrator.doctor.needs import FIXED_BYTES, footprint, kept_for_backward_bytes, run_size, store_bytes
 from ebdiff_orchestrator.plans.preview import look_ahead
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.networks.dense import build_dense, example_inputs

@@ -8,7 +8,7 @@ import pytest
 from s3_server import BUCKET, s3_server
 
 from ebdiff_orchestrator.doctor.examine import Question, examine
-from ebdiff_orchestrator.doctor.object_storage import (
+from ebdiff_orchestrator.doctor.storage import (
     StoreAnswer,
     StoreTest,
     judge_store,

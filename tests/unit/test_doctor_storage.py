@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ebdiff_orchestrator.doctor import storage
-from ebdiff_orchestrator.doctor.finding import Finding
+from ebdiff_orchestrator.doctor.report import Finding
 from ebdiff_orchestrator.doctor.storage import (
     StorageAnswer,
     StorageTest,

@@ -1,17 +1,54 @@
-"""The examination as people read it, and as JSON."""
+"""What a check found, fine, worth knowing, or wrong and then what to do; for people and as JSON."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebdiff_orchestrator.doctor.examine import Examination
-from ebdiff_orchestrator.doctor.finding import Finding
+from ebdiff_orchestrator.doctor.facts import Node
+from schemas.section import Section
 
+Status = Literal["fine", "note", "wrong"]
 _STYLES = {"fine": "green", "note": "yellow", "wrong": "bold red"}
+
+
+class Finding(Section):
+    """One line of the report."""
+
+    check: str
+    status: Status
+    what: str
+    remedy: str = ""
+
+
+def fine(check: str, what: str) -> Finding:
+    """Nothing is wrong."""
+    return Finding(check=check, status="fine", what=what)
+
+
+def note(check: str, what: str, remedy: str = "") -> Finding:
+    """Worth knowing; no reason to stop."""
+    return Finding(check=check, status="note", what=what, remedy=remedy)
+
+
+def wrong(check: str, what: str, remedy: str) -> Finding:
+    """Something that a long run would suffer from."""
+    return Finding(check=check, status="wrong", what=what, remedy=remedy)
+
+
+def wrong_or_fine(check: str, problems: Sequence[str], remedy: str, what: str) -> Finding:
+    """All the problems as one finding; `what` if there are none."""
+    return wrong(check, "; ".join(problems), remedy) if problems else fine(check, what)
+
+
+def any_wrong(findings: Sequence[Finding]) -> bool:
+    """Whether something is wrong."""
+    return any(finding.status == "wrong" for finding in findings)
 
 
 def show(examination: Examination, console: Console) -> None:
@@ -50,3 +87,11 @@ def _told(finding: Finding) -> str:
 def _summed_up(findings: tuple[Finding, ...]) -> str:
     bad = sum(finding.status == "wrong" for finding in findings)
     return f"{bad} of {len(findings)} checks found something wrong." if bad else f"{len(findings)} checks, all fine."
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The nodes and the findings about them."""
+
+    nodes: tuple[Node, ...]
+    findings: tuple[Finding, ...]

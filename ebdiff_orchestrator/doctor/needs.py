@@ -1,0 +1,235 @@
+"""What a plan needs of the nodes: room for its workers, memory, /dev/shm, free space."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ebdiff_orchestrator.cluster import Request, request_of, workers_on_node
+from ebdiff_orchestrator.doctor.facts import Node, answering
+from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
+from ebdiff_orchestrator.plans.preview import Outlook
+from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.pruning.slim import slim
+from schemas.model import LatentModelPlan
+from schemas.plan import Plan
+
+_ROOM = "room"
+_MEMORY = "memory"
+_SHM = "/dev/shm"
+_SHM_OF_NCCL = 1 << 30  # workers of one region on one node exchange gradients through it
+_SHM_OF_RAY = 1 << 26
+_AS_THE_KERNEL_ROUNDS = 0.95
+_LESS = "Lower training.batch_size, raise training.gradient_accumulation, or use training.precision=bf16."
+_PROCESS_BYTES = 3 << 29  # a Python process with torch, diffusers and Ray: 1.5 GiB
+_CUDA_BYTES = 1 << 30  # a CUDA context with cuDNN and cuBLAS
+_SPACE = "free space"
+_FLOAT_BYTES, _LATENT_BYTES = 4, 2
+_SLACK = 1.1  # metrics, masks, file systems' own needs
+FIXED_BYTES = 16 << 20
+_MAKE_ROOM = "Make room, or lower checkpointing.keep."
+
+
+def check_room(nodes: Sequence[Node], plan: Plan) -> Finding:
+    """Whether a region finds its workers, and whether all do at once."""
+    request = cluster_request(nodes, plan)
+    have = sum(workers_on_node(request, node.resources) for node in nodes)
+    at_once = have // request.processes
+    if at_once == 0:
+        asked = f"a region asks for {request}, and the nodes hold {have} such worker(s)"
+        return wrong(_ROOM, asked, "Set workers.gpus, workers.cpus or workers.processes lower, or add nodes.")
+    regions = len(plan.regions)
+    told = f"{min(at_once, regions)} of {regions} region(s) at once, {request} each"
+    if plan.placement == "one-per-region" and at_once < regions:
+        return note(_ROOM, f"{told}; the others wait", "placement: packed or balanced shares out what there is.")
+    return fine(_ROOM, told)
+
+
+def cluster_request(nodes: Sequence[Node], plan: Plan) -> Request:
+    """What a region asks of these nodes."""
+    return request_of(plan.workers, sum(node.resources.get("GPU", 0.0) for node in nodes))
+
+
+def check_memory(nodes: Sequence[Node], plan: Plan, request: Request, need: Footprint) -> list[Finding]:
+    """Whether the GPUs hold the network's training, and the nodes their workers."""
+    on_hosts = _on_hosts(nodes, plan, request, need)
+    return [_on_devices(nodes, request, need), on_hosts] if request.gpus else [on_hosts]
+
+
+def check_shm(nodes: Sequence[Node], request: Request, plan: Plan) -> Finding:
+    """Whether /dev/shm is there and large enough; a container's default of 64 MiB is not for several GPUs."""
+    wide = request.processes > 1 or plan.placement == "balanced" or plan.workers.elastic
+    needed = _SHM_OF_NCCL if wide else _SHM_OF_RAY
+    has = {node.name: facts.shm_bytes or 0 for node, facts in answering(nodes)}
+    small = [f"{name} has {_gib(size)}" for name, size in has.items() if size < needed * _AS_THE_KERNEL_ROUNDS]
+    remedy = "Give containers more: docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm."
+    return wrong_or_fine(_SHM, small, f"Expected {_gib(needed)}. {remedy}", f"at least {_gib(needed)} on every node")
+
+
+def _on_devices(nodes: Sequence[Node], request: Request, need: Footprint) -> Finding:
+    """A fraction of a GPU is a share of its memory too."""
+    sharing = max(1, int(1 / request.gpus + 1e-6))
+    needed = sharing * need.on_device_bytes()
+    small = [
+        f"{node.name}: {gpu.name} has {_gib(gpu.memory_bytes)}"
+        for node, facts in answering(nodes)
+        for gpu in dict.fromkeys(facts.gpus)
+        if gpu.memory_bytes < needed
+    ]
+    asked = f"{sharing} worker(s) on a GPU need about {_gib(needed)}"
+    return wrong_or_fine(_MEMORY, [f"{asked}; {', '.join(small)}"] if small else [], _LESS, asked)
+
+
+def _on_hosts(nodes: Sequence[Node], plan: Plan, request: Request, need: Footprint) -> Finding:
+    each, most = need.on_host_bytes(request.gpus > 0), request.processes * len(plan.regions)
+    problems, largest = [], 0
+    for node, facts in answering(nodes):
+        workers = min(most, workers_on_node(request, node.resources))
+        largest = max(largest, workers)
+        if workers * each > facts.memory_bytes:
+            problems.append(
+                f"{node.name}: {workers} worker(s) need about {_gib(workers * each)}, it has {_gib(facts.memory_bytes)}"
+            )
+    remedy = "Raise workers.cpus, so that fewer workers share a node, or lower training.batch_size."
+    return wrong_or_fine(_MEMORY, problems, remedy, f"{largest} worker(s) on a node need about {_gib(largest * each)}")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one worker of the largest network that the plan trains.
+
+    `state`: weights, gradients, Adam's moments and EMA. `activations`: what one pass keeps for its backward pass.
+    """
+
+    params: int
+    state_bytes: int
+    activation_bytes: int
+
+    def on_device_bytes(self) -> int:
+        """On its GPU."""
+        return self.state_bytes + self.activation_bytes + _CUDA_BYTES
+
+    def on_host_bytes(self, uses_gpu: bool) -> int:
+        """In its node's memory: everything without a GPU, else the process and the copy that a checkpoint makes."""
+        return _PROCESS_BYTES + self.state_bytes + (0 if uses_gpu else self.activation_bytes)
+
+
+def footprint(plan: Plan, processes: int) -> Footprint:
+    """The footprint of one of a region's `processes` workers."""
+    network, inputs = _largest_network(plan)
+    samples = plan.training.batch_size // (processes * plan.training.gradient_accumulation)
+    params = sum(parameter.numel() for parameter in network.parameters())
+    copies = 4 + (plan.training.ema_decay is not None) + (processes > 1)  # DDP keeps the gradients twice
+    per_sample = kept_for_backward_bytes(network, inputs)
+    narrow = 2 if plan.training.precision == "bf16" else 1
+    return Footprint(params, copies * params * _FLOAT_BYTES, max(1, samples) * per_sample // narrow)
+
+
+def kept_for_backward_bytes(network: nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """What autograd keeps, parameters left out, of one sample's forward pass; network and inputs on the meta device."""
+    own = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()  # views of one tensor share it
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    samples = len(next(iter(inputs.values())))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = network.train()(**inputs)
+    bytes_kept = sum(storage.nbytes() for storage in kept.values())
+    del output
+    return int(bytes_kept) // samples
+
+
+def _largest_network(plan: Plan) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """On the meta device: the dense network if a draw trains it, else the region's that is pruned least."""
+    with torch.device("meta"):
+        network = build_dense(plan.model, plan.data)
+    inputs = {name: tensor.to("meta") for name, tensor in example_inputs(plan.model, plan.data).items()}
+    ratio = min(region.pruning_ratio for region in plan.regions)
+    if plan.draw.method == "one-shot" and ratio:
+        groups = find_groups(network, inputs)
+        mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
+        network = copy.deepcopy(network)
+        slim(network, kept_channels(groups, mask))
+    return network, inputs
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """Bytes: of the run directory at its fullest, and of the store of samples; None where their number is not known."""
+
+    run_bytes: int
+    store_bytes: int | None
+
+
+def run_size(outlook: Outlook, images: int | None) -> RunSize:
+    """At its fullest every region keeps its checkpoints, one more being written, its ticket, its expert and a copy.
+
+    A checkpoint holds weights and Adam's moments, and the EMA where there is one (in a draw: where it is ranked).
+    """
+    plan = outlook.plan
+    kept = plan.checkpointing.keep + 1
+    has_ema = plan.training.ema_decay is not None
+    draws = plan.draw.method == "early-bird" and any(region.pruning_ratio for region in plan.regions)
+    dense_state = outlook.dense.params * (3 + (has_ema and plan.draw.weights == "ema")) * draws
+    numbers = 0
+    for region in outlook.regions:
+        train_state = region.costs.params * (3 + has_ema)
+        drawn = dense_state if plan.draw.scope == "per-region" else 0
+        numbers += kept * max(drawn, train_state) + 4 * region.costs.params
+    if plan.draw.scope == "shared":
+        numbers += kept * dense_state
+    pixels = plan.sampling.num_images * plan.data.resolution**2 * plan.data.channels
+    run_bytes = int(_SLACK * (numbers * _FLOAT_BYTES + 2 * pixels)) + FIXED_BYTES
+    return RunSize(run_bytes, None if images is None else store_bytes(plan, images))
+
+
+def store_bytes(plan: Plan, images: int) -> int:
+    """Decoded images, a byte a value, and their latents in float16, mirrored ones beside them."""
+    size = images * plan.data.resolution**2 * plan.data.channels
+    if isinstance(plan.model, LatentModelPlan):
+        side = plan.data.resolution // plan.model.latent_downscale
+        copies = 2 if plan.data.random_flip else 1
+        size += images * copies * plan.model.latent_channels * side**2 * _LATENT_BYTES
+    return size
+
+
+def check_run_space(needed: RunSize, free_bytes: int, there_bytes: int, folder: str) -> Finding:
+    """Whether the run fits; `there_bytes`: what its directory holds already."""
+    left = max(0, needed.run_bytes - there_bytes)
+    lacking = [f"the run will write about {_gb(left)} and {folder} has {_gb(free_bytes)}"] if left > free_bytes else []
+    return wrong_or_fine(
+        _SPACE, lacking, _MAKE_ROOM, f"the run will write about {_gb(left)}; {_gb(free_bytes)} are free"
+    )
+
+
+def check_store_space(needed: RunSize, nodes: Sequence[Node]) -> Finding:
+    """Whether the decoded images fit in each node's cache; one that is there already counts as room."""
+    if needed.store_bytes is None:
+        return note(_SPACE, "the number of images is not known before they are read, nor the size of their store")
+    lacking = [
+        f"{node.name}: {facts.cache_dir} has {_gb(facts.cache_free_bytes)}"
+        for node, facts in answering(nodes)
+        if needed.store_bytes > facts.cache_free_bytes + facts.cache_used_bytes
+    ]
+    wanted = f"the image store takes {_gb(needed.store_bytes)}"
+    remedy = "Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
+    return wrong_or_fine(_SPACE, [f"{wanted}, but {'; '.join(lacking)}"] if lacking else [], remedy, wanted)
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
