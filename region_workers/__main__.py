@@ -7,7 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from schemas.environment import wait_passively
+from schemas.process import wait_passively
 
 wait_passively()
 

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from schemas.manifest import Evaluation
 from schemas.plan import DataPlan, TrainingPlan
-from schemas.sealed import Sealed
-from schemas.section import Section
+from schemas.section import Sealed, Section
 
 
 class SampledImages(Section):

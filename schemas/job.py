@@ -9,8 +9,7 @@ from pydantic import field_validator
 
 from schemas.model import ModelPlan
 from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, TrainingPlan
-from schemas.sealed import Sealed
-from schemas.section import Section
+from schemas.section import Sealed, Section
 
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
@@ -172,3 +171,25 @@ class Failure(Section):
     retryable: bool
     traceback: str
     at: float
+
+
+class KeptChannels(Section):
+    """The channels of one layer that stay, as indices into the dense layer; None: all of them."""
+
+    outputs: tuple[int, ...] | None = None
+    inputs: tuple[int, ...] | None = None
+
+
+class Ticket(Sealed):
+    """What a draw hands to a training. A dense region's ticket keeps everything."""
+
+    region: str
+    pruning_ratio: float
+    realised_ratio: float
+    importance: str
+    weights: str
+    interval: int
+    step: int
+    distances: tuple[float, ...]
+    converged: bool
+    kept_channels: dict[str, KeptChannels]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from schemas.errors import UserError, problem, shown
-from schemas.secrets import holds_secret
+from schemas.errors import UserError, holds_secret, problem, shown
 
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4000  # of Linux' file systems; 4096 with what is put below a folder
 

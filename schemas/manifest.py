@@ -8,8 +8,7 @@ from pydantic import Field
 
 from schemas.job import Artifact, Hardware
 from schemas.plan import Plan
-from schemas.sealed import Sealed
-from schemas.section import Section
+from schemas.section import Sealed, Section
 
 MANIFEST_FILE = "manifest.json"
 RAY_LOG = "ray.log"  # not there unless Ray had something to say

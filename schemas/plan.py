@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from schemas.digest import digest
 from schemas.errors import cross_field_error
-from schemas.limits import (
-    LARGE,
-    MANY,
-    MAX_PIXELS,
-    MOST_GUIDANCE,
-    MOST_IMAGES,
-    MOST_PIXELS,
-    MOST_STEPS,
-    MOST_TIMESTEPS,
-    MOST_WORKERS,
+from schemas.execution import CheckpointPlan, LoggingPlan, WorkersPlan, needs_one_device_each
+from schemas.experiment import (
+    DIGITS,
+    CropPlan,
+    DataPlan,
+    DiffusionPlan,
+    DrawPlan,
+    SamplingPlan,
+    TimestepPlan,
+    TrainingPlan,
 )
 from schemas.model import ModelPlan, PixelModelPlan
 from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
-from schemas.section import Place, Section, Text
+from schemas.section import Section
 
-DIGITS = "sklearn:digits"
+__all__ = [
+    "DIGITS",
+    "CheckpointPlan",
+    "CropPlan",
+    "DataPlan",
+    "DiffusionPlan",
+    "DrawPlan",
+    "LoggingPlan",
+    "Placement",
+    "Plan",
+    "SamplingPlan",
+    "TimestepPlan",
+    "TrainingPlan",
+    "WorkersPlan",
+]
+
 Placement = Literal["one-per-region", "packed", "balanced"]
 _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "name": True,
@@ -34,290 +49,6 @@ _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "data": {"path", "max_pixels"},  # images, the VAE and a dense start are known by their digests
     "model": {"pretrained", "vae", "vae_subfolder"},
 }
-
-
-class CropPlan(Section):
-    """A square cut from every image before it is resized, in pixels of the image."""
-
-    center_x: int = Field(ge=0, le=MANY, description="Column of the square's centre.")
-    center_y: int = Field(ge=0, le=MANY, description="Row of the square's centre.")
-    size: int = Field(
-        ge=1, le=MANY, description="Side of the square: it spans [centre - size // 2, centre - size // 2 + size)."
-    )
-
-
-class DataPlan(Section):
-    """Where the images come from and what is done to each one once."""
-
-    path: Place = Field(
-        DIGITS,
-        description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}.",
-    )
-    config_name: Text | None = Field(None, description="The hub data set's configuration.")
-    split: Text = "train"
-    image_column: Text | None = Field(None, description="The column of images; found by itself if there is one.")
-    label_column: Text | None = Field(
-        None,
-        description="The column of class labels, for a class-conditional model; in a folder of images the folders at "
-        "its top are the classes, under the name `label`.",
-    )
-    crop: CropPlan | None = Field(None, description="A fixed square to cut out first; null: the centre square.")
-    interpolation: Literal["lanczos", "bilinear", "bicubic"] = Field(
-        "lanczos", description="Pillow's antialiased filter that resizes to `resolution`."
-    )
-    resolution: int = Field(8, ge=4, le=16384, description="Side in pixels: shorter side resized, centre cropped.")
-    channels: Literal[1, 3] = Field(1, description="1: greyscale, 3: RGB (alpha is laid on white).")
-    random_flip: bool = Field(False, description="Mirror each image with probability 1/2, anew each step.")
-    max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
-    max_pixels: int = Field(
-        MAX_PIXELS, ge=1, le=MOST_PIXELS, description="An image of more counts as unreadable; nothing of it is decoded."
-    )
-
-
-class DiffusionPlan(Section):
-    """The forward process (DDPM, arXiv 2006.11239): T timesteps and their betas."""
-
-    num_train_timesteps: int = Field(1000, ge=2, le=MOST_TIMESTEPS, description="T.")
-    beta_schedule: Literal["linear", "scaled_linear"] = Field(
-        "linear", description="scaled_linear: linear in the square root, as LDM does."
-    )
-    beta_start: float = Field(1e-4, gt=0, lt=1)
-    beta_end: float = Field(0.02, gt=0, lt=1)
-
-    @model_validator(mode="after")
-    def _betas_rise(self) -> Self:
-        if self.beta_start > self.beta_end:
-            raise cross_field_error(
-                "diffusion.beta_start", self.beta_start, f"at most diffusion.beta_end = {self.beta_end}", "Swap them."
-            )
-        return self
-
-
-class DrawPlan(Section):
-    """How tickets are drawn: the dense model trains until its pruning mask stops changing (paper, section 4.1)."""
-
-    scope: Literal["per-region", "shared"] = Field(
-        "per-region", description="per-region: each region on its own timesteps; shared: one dense warm-up over all."
-    )
-    method: Literal["early-bird", "one-shot"] = Field(
-        "early-bird",
-        description="early-bird: train until the mask stops changing; one-shot: one mask of model.pretrained as it is.",
-    )
-    inherit_weights: bool = Field(
-        True, description="false: the expert keeps the ticket's channels and starts from fresh weights (`scratch`)."
-    )
-    importance: Literal["magnitude", "taylor", "diff-pruning", "random"] = "magnitude"
-    gradient_rule: Literal["released", "torch-pruning"] = Field(
-        "released",
-        description="A channel's score by taylor and diff-pruning: released: the sum of (w·gradient)² over its group "
-        "and |w·gradient| of its norms, as in the released code; torch-pruning: the mean of |w·gradient|, no norms.",
-    )
-    scoring: Literal["at-once", "sequential"] = Field(
-        "at-once",
-        description="at-once: every layer is scored on the dense network; sequential: on what the layers pruned before "
-        "it leave, as in the released code.",
-    )
-    importance_timesteps: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_TIMESTEPS,
-        description="taylor and diff-pruning: timesteps of the region whose gradients add up; all if not set.",
-    )
-    diff_pruning_threshold: float = Field(
-        0.05,
-        ge=0,
-        lt=1,
-        description="diff-pruning stops at the timestep whose loss falls under this share of the largest.",
-    )
-    interval_steps: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Steps between two masks; an epoch if not set."
-    )
-    queue_length: int = Field(5, ge=2, le=MANY, description="Masks that must agree.")
-    queue_stride: int = Field(1, ge=1, le=MANY, description="Every n-th mask stands in the queue.")
-    threshold: float = Field(0.1, gt=0, le=1, description="Largest share of mask bits in which two may differ.")
-    max_intervals: int = Field(
-        100, ge=1, le=MOST_STEPS, description="Masks after which a draw that has not converged stops."
-    )
-    on_timeout: Literal["error", "take_last"] = "error"
-    weights: Literal["raw", "ema"] = Field("raw", description="The weights that are ranked and inherited.")
-
-    @model_validator(mode="after")
-    def _queue_can_fill(self) -> Self:
-        needed = (self.queue_length - 1) * self.queue_stride + 1
-        if self.max_intervals < needed:
-            raise cross_field_error(
-                "draw.max_intervals",
-                self.max_intervals,
-                f"at least {needed}, so that a queue of {self.queue_length} masks can fill",
-                f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length.",
-            )
-        return self
-
-
-class TimestepPlan(Section):
-    """Which timesteps a step trains on, and how much each counts. Laws over [0, T), conditioned on the region."""
-
-    sampling: Literal["uniform", "speed"] = Field(
-        "uniform", description="uniform, in antithetic pairs; speed: SpeeD's law (arXiv 2405.17403)."
-    )
-    weighting: Literal["none", "speed", "min-snr", "p2"] = Field(
-        "none", description="Weights of the loss: SpeeD's, Min-SNR (arXiv 2303.09556), P2 (arXiv 2204.00227)."
-    )
-    speed_tau: int = Field(
-        700, ge=1, le=MOST_TIMESTEPS, description="SpeeD: timesteps below it are drawn speed_k times as often."
-    )
-    speed_k: float = Field(5.0, ge=1, le=MANY)
-    speed_lambda: float = Field(0.6, ge=0.5, le=1, description="SpeeD: weights below speed_tau span [1 - λ, λ].")
-    min_snr_gamma: float = Field(5.0, gt=0, le=LARGE)
-    p2_gamma: float = Field(1.0, ge=0, le=100)
-    p2_k: float = Field(1.0, gt=0, le=LARGE)
-
-
-class TrainingPlan(Section):
-    """One region's training, and the dense training of its draw."""
-
-    steps: int = Field(1000, ge=1, le=MOST_STEPS)
-    batch_size: int = Field(128, ge=1, le=MOST_IMAGES, description="Images a step, over all workers of a region.")
-    learning_rate: float = Field(2e-4, gt=0, le=1)
-    adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    adam_eps: float = Field(1e-8, gt=0, le=1)
-    timesteps: TimestepPlan = TimestepPlan()
-    weight_decay: float = Field(0.0, ge=0, le=100, description="Decoupled, as AdamW's; 0: Adam.")
-    gradient_clip: float | None = Field(
-        1.0, gt=0, le=LARGE, description="Largest norm of the gradient; null: no clipping."
-    )
-    ema_decay: float | None = Field(0.9999, ge=0, lt=1, description="null: no EMA.")
-    ema_warmup: bool = Field(False, description="Decay of min(ema_decay, (1+k)/(10+k)) at step k, for short runs.")
-    gradient_accumulation: int = Field(
-        1, ge=1, le=MOST_IMAGES, description="Passes that share one update; the batch is cut in as many."
-    )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = False
-    compile: bool = Field(False, description="torch.compile the network.")
-    determinism: Literal["exact", "fast"] = Field(
-        "exact",
-        description="exact: a resumed run equals an uninterrupted one, bit for bit; fast: not so on a GPU.",
-    )
-    cpu_threads: int = Field(
-        1, ge=1, le=4096, description="Threads of a worker; part of the experiment, since it changes the bits on a CPU."
-    )
-
-    @model_validator(mode="after")
-    def _accumulation_divides(self) -> Self:
-        if self.batch_size % self.gradient_accumulation:
-            raise cross_field_error(
-                "training.gradient_accumulation",
-                self.gradient_accumulation,
-                f"a divisor of training.batch_size = {self.batch_size}",
-                "Change one of the two.",
-            )
-        return self
-
-
-class SamplingPlan(Section):
-    """How images are drawn from the ensemble, and how many at the end of the run."""
-
-    steps: int = Field(100, ge=1, le=MOST_TIMESTEPS)
-    spacing: Literal["quadratic", "uniform"] = Field(
-        "quadratic",
-        description="quadratic: int(linspace(0, sqrt(0.8 T), steps)^2), the paper's; uniform: every T/steps.",
-    )
-    steps_offset: int = Field(
-        0, ge=0, le=MOST_TIMESTEPS, description="Added to every timestep; 1: LDM's sampler, which ends at 1."
-    )
-    set_alpha_to_one: bool = Field(
-        True, description="Whether the clean image has an ᾱ of 1; false: that of timestep 0, as in LDM's sampler."
-    )
-    eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
-    clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
-    guidance_scale: float = Field(
-        1.0, ge=0, le=MOST_GUIDANCE, description="Classifier-free guidance of a class-conditional model; 1: none."
-    )
-    num_images: int = Field(64, ge=1, le=MOST_IMAGES)
-    batch_size: int = Field(64, ge=1, le=MOST_IMAGES)
-
-
-class CheckpointPlan(Section):
-    """How often a worker saves; changes nothing in the result."""
-
-    interval_steps: int = Field(1000, ge=1, le=MOST_STEPS)
-    keep: int = Field(2, ge=1, le=MANY, description="Newest checkpoints that stay on disk.")
-    stop_limit_s: float = Field(
-        120, gt=0, le=10**8, description="Longest wait for the workers to save, once the run is asked to stop."
-    )
-
-
-class LoggingPlan(Section):
-    """How often a worker reports; changes nothing in the result."""
-
-    interval_steps: int = Field(50, ge=1, le=MOST_STEPS)
-
-
-class WorkersPlan(Section):
-    """What a region asks of the cluster; changes nothing in the experiment."""
-
-    gpus: Annotated[float, Field(le=MOST_WORKERS)] | Literal["auto"] = Field(
-        "auto",
-        description="GPUs a region: a fraction shares a device, above 1 means DDP; auto: 1 if there is any.",
-    )
-    cpus: float = Field(1, gt=0, le=MOST_WORKERS, description="CPUs a worker.")
-    processes: int = Field(1, ge=1, le=MOST_WORKERS, description="DDP workers a region without GPUs.")
-    parallel_efficiency: float = Field(
-        0.9, gt=0, le=1, description="Share of the speed that each doubling of a region's GPUs keeps; for placement."
-    )
-    elastic: bool = Field(
-        False, description="A free GPU joins the region that ends last, at its next checkpoint; rounding may differ."
-    )
-    retries: int = Field(2, ge=0, le=MANY, description="Further attempts of a region, anew with each that got further.")
-    wait_limit_s: float = Field(3600, gt=0, le=10**8, description="Longest wait for free resources.")
-    hang_limit_s: float = Field(
-        1800,
-        gt=0,
-        le=10**8,
-        description="Longest time without a step; a worker that makes none any more ends, to be tried again.",
-    )
-    store_limit_s: float = Field(
-        900, gt=0, le=10**8, description="Longest time without an answer of the object store that holds the run."
-    )
-    cache_dir: Place | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
-
-    @field_validator("gpus")
-    @classmethod
-    def _fraction_or_whole(cls, value: float | str) -> float | str:
-        if isinstance(value, float) and (value < 0 or (value > 1 and value != int(value))):
-            raise cross_field_error(
-                "workers.gpus",
-                value,
-                "a fraction up to 1 (shared device) or a whole number (DDP)",
-                "Use for example 0.5, 1 or 2.",
-            )
-        return value
-
-    @property
-    def one_device_each(self) -> bool:
-        """Whether a region starts on one whole device, or one process: what placement can widen."""
-        return self.gpus in ("auto", 0, 1) and self.processes == 1
-
-    @property
-    def asked_each(self) -> str:
-        """For people: the fields that say how many devices a region starts on."""
-        return f"workers.gpus = {self.gpus}, workers.processes = {self.processes}"
-
-    @model_validator(mode="after")
-    def _elastic_from_one(self) -> Self:
-        if self.elastic and not self.one_device_each:
-            raise _one_device_each("workers.elastic", True, self)
-        return self
-
-
-def _one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueError:
-    return cross_field_error(
-        field,
-        value,
-        f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}: "
-        "it decides itself how many a region gets",
-        "Leave workers.gpus and workers.processes at their defaults.",
-    )
 
 
 class Plan(Section):
@@ -403,7 +134,7 @@ class Plan(Section):
     @model_validator(mode="after")
     def _placement_from_one(self) -> Self:
         if self.placement != "one-per-region" and not self.workers.one_device_each:
-            raise _one_device_each("placement", self.placement, self.workers)
+            raise needs_one_device_each("placement", self.placement, self.workers)
         return self
 
     def routes(self) -> tuple[tuple[int, int], ...]:

@@ -1,13 +1,25 @@
-"""The base of every model here: frozen, unknown keys refused; and the kinds of text in them."""
+"""The bases of every model here: frozen, unknown keys refused, some with a seal; and the kinds of text in them."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from schemas.digest import digest
 from schemas.location import fault_of_place
+
+_SEAL = "seal"
 
 
 class Section(BaseModel):
@@ -33,3 +45,27 @@ Text = Annotated[str, Field(max_length=255), AfterValidator(_check_text)]
 Place = Annotated[
     str, Field(min_length=1, max_length=4000), AfterValidator(_check_place)
 ]  # a path or a name on the hub
+
+
+class Sealed(Section):
+    """A record whose JSON ends with a digest of all the rest, which is checked where it is read."""
+
+    @model_serializer(mode="wrap")
+    def _write_seal(self, serialize: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = serialize(self)
+        return {**values, _SEAL: digest(values)} if info.mode == "json" else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_seal(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or _SEAL not in values:
+            return values
+        if not seal_fits(values):
+            raise ValueError("it is not what was written: its seal does not fit")
+        return {name: value for name, value in values.items() if name != _SEAL}
+
+
+def seal_fits(values: dict[str, Any]) -> bool:
+    """Whether values read from JSON are those that a `Sealed` wrote; true also of those without a seal."""
+    rest = {name: value for name, value in values.items() if name != _SEAL}
+    return bool(values.get(_SEAL, digest(rest)) == digest(rest))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from schemas.sealed import Sealed
-from schemas.section import Section
+from schemas.section import Sealed, Section
 
 
 class StoreInfo(Sealed):

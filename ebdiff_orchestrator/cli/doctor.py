@@ -13,11 +13,6 @@ from ebdiff_orchestrator.cli.arguments import SetOption
 from schemas.limits import MANY, MOST_WORKERS
 
 
-def add_doctor_command(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(doctor)
-
-
 def doctor(
     plan: Annotated[
         str | None,

@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from schemas.evaluation import EvaluationReport
 
 
-def add_evaluate_command(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(evaluate)
-
-
 def evaluate(
     run_dir: RunArgument,
     count: Annotated[

@@ -32,13 +32,6 @@ AgainstOption = Annotated[
 ]
 
 
-def add_report_commands(app: typer.Typer) -> None:
-    """Add this file's commands to the command line."""
-    app.command()(tickets)
-    app.command()(compare)
-    app.command()(estimate)
-
-
 def tickets(
     run_dir: RunArgument,
     dense: Annotated[
@@ -93,8 +86,7 @@ def compare(
     form: Annotated[Form, typer.Option("--format", help="How to print.")] = Form.table,
 ) -> None:
     """Compare runs as the paper's tables do: size, FID, steps, speed-up, time; a dash for what was not measured."""
-    from ebdiff_orchestrator.reports.compare import compare_runs
-    from ebdiff_orchestrator.reports.compare_view import comparison_table
+    from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
     from ebdiff_orchestrator.reports.formats import as_csv, as_markdown, print_table
 
     comparison = compare_runs(runs, against)
@@ -133,9 +125,8 @@ def estimate(
 ) -> None:
     """Predict a run's time, hours and speed-up from a few steps on this machine's device; needs no data."""
     from ebdiff_orchestrator.plans.load import load_plan
-    from ebdiff_orchestrator.reports.estimate import Assumptions
+    from ebdiff_orchestrator.reports.estimate import Assumptions, show_estimate
     from ebdiff_orchestrator.reports.estimate import estimate as estimate_plan
-    from ebdiff_orchestrator.reports.estimate_view import show_estimate
 
     progress = Console(stderr=True)
     assume = Assumptions(draw_intervals=draw_intervals, images=images, dense_steps=dense_steps, devices=gpus)

@@ -14,11 +14,6 @@ from schemas.errors import UserError
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
 
 
-def add_sample_command(app: typer.Typer) -> None:
-    """Add the command to the command line."""
-    app.command()(sample)
-
-
 def sample(
     run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the PNGs and grid.png.")],

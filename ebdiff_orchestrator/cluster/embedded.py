@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from ebdiff_orchestrator.cluster.noise import keep_noise
 from ebdiff_orchestrator.cluster.request import request_of
 from region_workers.storage.own_folder import OwnFolder
-from schemas.environment import PASSIVE_WAIT
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
+from schemas.process import PASSIVE_WAIT
 
 FOLDER_PREFIX = "eb-"
 _STARTS = 3

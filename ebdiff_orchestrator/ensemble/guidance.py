@@ -7,8 +7,8 @@ from typing import cast
 
 import torch
 
-from ebdiff_orchestrator.ensemble.batches import to_device
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
+from ebdiff_orchestrator.ensemble.routes import to_device
 from schemas.errors import UserError, problem
 
 ClassLabels = int | Sequence[int] | torch.Tensor | None

@@ -1,4 +1,4 @@
-"""One network, expert or VAE, as a folder: config.json and diffusion_pytorch_model.safetensors; no pickle."""
+"""One network, expert or VAE, as a folder of config.json and safetensors, no pickle; and the precisions it runs in."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _STABLE_NAMES = {
     "region_workers.pruned_unet": "region_workers.networks.pruned_unet",
     "region_workers.conditional_unet": "region_workers.networks.conditional_unet",
 }
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def class_path(network: nn.Module) -> str:
@@ -137,3 +138,46 @@ def _class_at(path: str) -> Any:
     if not hasattr(module, class_name):
         raise UserError(problem("expert_classes", path, f"a class in {module_name}", "Update the package."))
     return getattr(module, class_name)
+
+
+def check_dtype(dtype: torch.dtype | None, device: str | torch.device | None) -> None:
+    """Raise `UserError` for a precision that no network samples in, or that `device`, if one is named, is not for."""
+    if dtype is None:
+        return
+    if dtype not in DTYPES.values():
+        names = ", ".join(str(each) for each in DTYPES.values())
+        raise UserError(problem("torch_dtype", dtype, f"None or one of {names}", "Change it."))
+    if dtype == torch.float16 and device is not None and torch.device(device).type == "cpu":
+        raise UserError(
+            problem(
+                "dtype",
+                "fp16 (float16)",
+                "fp32 or bf16 on a CPU, which takes 20 to 40 times as long in float16",
+                "Use bf16 (bfloat16), or a GPU.",
+            )
+        )
+
+
+def read_vae(folder: Path, path: str, dtype: torch.dtype | None) -> Any:
+    """The VAE in `folder`, whose `class_path` is `path`, on the CPU; in `dtype` if one is given."""
+    return cast_to(read_network(folder, path), dtype)
+
+
+def check_vae(vae: Any, channels: int) -> None:
+    """Raise `UserError` unless `vae` decodes latents of `channels` channels and says how they are scaled."""
+    config = vae.config
+    factor = config.get("scaling_factor")
+    if not factor or factor < 0:
+        raise UserError(
+            problem("vae.scaling_factor", factor, "a number above 0 in the VAE's config", "Set model.scaling_factor.")
+        )
+    latent_channels = config.get("vq_embed_dim") or config.get("latent_channels")
+    if latent_channels != channels:
+        raise UserError(
+            problem(
+                "vae.latent_channels",
+                latent_channels,
+                f"{channels}, the experts' in_channels",
+                "Use the VAE that the experts were trained with.",
+            )
+        )

@@ -12,13 +12,11 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from diffusers.utils.torch_utils import randn_tensor
 
-from ebdiff_orchestrator.ensemble.dtypes import check_dtype
 from ebdiff_orchestrator.ensemble.folders import check_whole, has_sums, read_sealed, write_own_folder, write_sums
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
-from ebdiff_orchestrator.ensemble.network_files import write_network
+from ebdiff_orchestrator.ensemble.network_files import check_dtype, check_vae, read_vae, write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
-from ebdiff_orchestrator.ensemble.vae import check_vae, read_vae
 from region_workers.data.latents.vae import decode
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object

@@ -14,14 +14,6 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
-from ebdiff_orchestrator.ensemble.batches import (
-    Timestep,
-    host_values,
-    in_order,
-    take_rows,
-    timesteps_of_batch,
-    to_device,
-)
 from ebdiff_orchestrator.ensemble.folders import check_whole, write_own_folder
 from ebdiff_orchestrator.ensemble.network_files import (
     CONFIG,
@@ -31,8 +23,16 @@ from ebdiff_orchestrator.ensemble.network_files import (
     read_network,
     write_network,
 )
-from ebdiff_orchestrator.ensemble.offload import OffloadedExperts
-from ebdiff_orchestrator.ensemble.routes import Routes
+from ebdiff_orchestrator.ensemble.routes import (
+    OffloadedExperts,
+    Routes,
+    Timestep,
+    host_values,
+    in_order,
+    take_rows,
+    timesteps_of_batch,
+    to_device,
+)
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object
 from schemas.errors import UserError, problem

@@ -11,10 +11,8 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.cluster import Executor, ThisProcess, check_surroundings, cluster_address
-from ebdiff_orchestrator.evaluation.costs import step_shares, weighted_by_steps
 from ebdiff_orchestrator.evaluation.features import Workers, make_features
 from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
-from ebdiff_orchestrator.evaluation.label import fid_label
 from ebdiff_orchestrator.evaluation.records import (
     EVALUATION_FOLDER,
     REPORT_FILE,
@@ -22,11 +20,20 @@ from ebdiff_orchestrator.evaluation.records import (
     ensemble_digest,
     evaluation_folder,
     evaluation_key,
+    fid_label,
+    step_shares,
+    weighted_by_steps,
     whole_report,
 )
-from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
-from ebdiff_orchestrator.evaluation.shards import finished_record, image_file, remove_shards, shards_of
-from ebdiff_orchestrator.evaluation.statistics import frechet_distance, shard_statistics, write_statistics
+from ebdiff_orchestrator.evaluation.statistics import (
+    Reference,
+    frechet_distance,
+    given_reference,
+    own_reference,
+    shard_statistics,
+    write_statistics,
+)
+from ebdiff_orchestrator.evaluation.work import finished_record, image_file, remove_shards, shards_of
 from ebdiff_orchestrator.plans.preview import look_ahead
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -36,11 +43,11 @@ from region_workers.data.store import ensure_store
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
-from schemas.clock import unix_time
 from schemas.errors import UserError, problem
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
 from schemas.plan import Plan
+from schemas.process import unix_time
 
 _SHARED = "to be evaluated by a cluster. Copy the run to one, or evaluate on one machine with --here."
 

@@ -13,15 +13,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.cluster import Executor, connect
-from ebdiff_orchestrator.evaluation.shards import (
+from ebdiff_orchestrator.evaluation.work import (
     IMAGES_FOLDER,
     Shard,
     finished_record,
+    make_shards,
     progress_file,
     record_file,
     shards_of,
 )
-from ebdiff_orchestrator.evaluation.work import make_shards
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.durable import remove_leftovers
 from schemas.errors import RunFailed, UserError

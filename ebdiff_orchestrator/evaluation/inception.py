@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from urllib.error import URLError
 
 import numpy as np
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ebdiff_orchestrator.evaluation.label import OFFICIAL_SHA256
+from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256
 from region_workers.storage.integrity import file_digest
 from schemas.errors import UserError, problem
 
@@ -46,9 +45,8 @@ def weights_file(given: Path | None) -> Path:
 def load_inception(file: Path, device: torch.device) -> nn.Module:
     """The network with the weights in `file`, in eval mode. Raises UserError if they are not an FID Inception's."""
     state = _read(file)
-    # pytorch-fid builds the network and reads its weights in one go, unpickling them; the reading is ours.
     try:
-        with patch.object(pytorch_fid.inception, "load_state_dict_from_url", lambda *_, **__: state):
+        with _pytorch_fid_is_given(state):
             network: nn.Module = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[FEATURES]])
     except (RuntimeError, TypeError) as error:
         raise _wrong_weights(file, str(error).splitlines()[0]) from None
@@ -74,6 +72,17 @@ def image_features(
             parts.append(network(batch_BCHW.to(device).float().div(255))[0].flatten(1).cpu().numpy())
             report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
     return np.concatenate(parts)
+
+
+@contextmanager
+def _pytorch_fid_is_given(state: dict[str, torch.Tensor]) -> Iterator[None]:
+    """pytorch-fid builds its network and downloads and unpickles the weights in one go; here it gets ours instead."""
+    download = pytorch_fid.inception.load_state_dict_from_url
+    pytorch_fid.inception.load_state_dict_from_url = lambda *_, **__: state
+    try:
+        yield
+    finally:
+        pytorch_fid.inception.load_state_dict_from_url = download
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ebdiff_orchestrator.cluster import Executor, connect
-from ebdiff_orchestrator.ensemble.dtypes import DTYPES
 from ebdiff_orchestrator.ensemble.images import sample_images
+from ebdiff_orchestrator.ensemble.network_files import DTYPES
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View

@@ -5,41 +5,124 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 
 from ebdiff_orchestrator.ensemble.images import sample_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
-from ebdiff_orchestrator.evaluation.inception import image_features, load_inception, weights_file
-from ebdiff_orchestrator.evaluation.shards import (
-    Shard,
-    finished_record,
-    image_file,
-    progress_file,
-    shards_of,
-    write_shard,
+from ebdiff_orchestrator.evaluation.inception import (
+    BATCH_IMAGES,
+    FEATURES,
+    image_features,
+    load_inception,
+    weights_file,
 )
 from region_workers.data.decode import open_image
 from region_workers.data.store import ensure_store
-from region_workers.storage.durable import replace_model, write_bytes
-from region_workers.storage.integrity import file_digest
+from region_workers.storage.durable import replace_model, write_bytes, write_file, write_model
+from region_workers.storage.integrity import file_digest, holds
 from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.failures import message_for_people
-from schemas.clock import unix_time
 from schemas.errors import RunFailed, UserError
-from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
+from schemas.evaluation import FeatureJob, FolderImages, SampledImages, ShardRecord, StoredImages
 from schemas.job import Progress
+from schemas.process import unix_time
 
+SHARD_IMAGES = 5 * BATCH_IMAGES  # whole batches, so that batches fall as pytorch-fid's do
+IMAGES_FOLDER = "images"
 _PROGRESS_EVERY_S = 1.0
 
 Images = np.ndarray[Any, Any]
 Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The images [first, first + count)."""
+
+    index: int
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """What its files are called."""
+        return f"features-{self.index:05d}"
+
+
+def shards_of(num_images: int) -> tuple[Shard, ...]:
+    """The shards of `num_images` images: 250 each, the last one shorter; workers and batch size play no part."""
+    starts = range(0, num_images, SHARD_IMAGES)
+    return tuple(Shard(i, first, min(SHARD_IMAGES, num_images - first)) for i, first in enumerate(starts))
+
+
+def features_file(folder: Path, shard: Shard) -> Path:
+    """Float32 [count, 2048], as numpy writes it."""
+    return folder / f"{shard.name}.npy"
+
+
+def record_file(folder: Path, shard: Shard) -> Path:
+    """A `ShardRecord`; its being there says that the shard is finished."""
+    return folder / f"{shard.name}.json"
+
+
+def progress_file(folder: Path, shard: Shard) -> Path:
+    """Where the shard stands, rewritten now and then."""
+    return folder / f"progress-{shard.index:05d}.json"
+
+
+def image_file(folder: Path, index: int) -> Path:
+    """The PNG of image `index`, if images are kept."""
+    return folder / IMAGES_FOLDER / f"{index:05d}.png"
+
+
+def write_shard(folder: Path, shard: Shard, features: np.ndarray[Any, Any], making_s: float, device: str) -> None:
+    """Write a shard durably: the features, then the record that vouches for them."""
+    assert features.shape == (shard.count, FEATURES)
+    assert features.dtype == np.float32
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.save(file, features, allow_pickle=False)
+
+    write_file(features_file(folder, shard), write)
+    sha256 = file_digest(features_file(folder, shard))
+    record = ShardRecord(sha256=sha256, num_images=shard.count, making_s=making_s, device=device)
+    write_model(record_file(folder, shard), record)
+    progress_file(folder, shard).unlink(missing_ok=True)
+
+
+def finished_record(folder: Path, shard: Shard, with_images: bool = False) -> ShardRecord | None:
+    """The record of a shard that is there and whole, else None."""
+    try:
+        record = ShardRecord.model_validate_json(record_file(folder, shard).read_bytes())
+        whole = record.num_images == shard.count and holds(features_file(folder, shard), record.sha256)
+    except (OSError, ValidationError):
+        return None
+    if with_images:
+        whole = whole and all(image_file(folder, shard.first + i).is_file() for i in range(shard.count))
+    return record if whole else None
+
+
+def read_features(folder: Path, shard: Shard) -> np.ndarray[Any, Any]:
+    """The features of a finished shard, float32 [count, 2048]."""
+    features: np.ndarray[Any, Any] = np.load(features_file(folder, shard), allow_pickle=False)
+    return features
+
+
+def remove_shards(folder: Path) -> None:
+    """Delete the features, once what was computed of them is written; images stay."""
+    for pattern in ("features-*", "progress-*"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 class ImageSource(Protocol):
@@ -84,7 +167,7 @@ def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
         images_NHWC = source.images(shard, note.making)
         making_s = time.monotonic() - began
         if keep:
-            _write_images(folder, shard, images_NHWC)
+            _write_pngs(folder, shard, images_NHWC)
         write_shard(folder, shard, image_features(network, images_NHWC, device, note.features), making_s, name)
 
 
@@ -159,7 +242,7 @@ def _read_image(file: Path, max_pixels: int) -> Images:
         raise RunFailed(f"--reference: {file} does not read as an image ({error}). {remedy}") from error
 
 
-def _write_images(folder: Path, shard: Shard, images_NHWC: Images) -> None:
+def _write_pngs(folder: Path, shard: Shard, images_NHWC: Images) -> None:
     for offset, image_HWC in enumerate(images_NHWC):
         picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
         encoded = io.BytesIO()

@@ -1,4 +1,4 @@
-"""The masks that a run has recorded, and how far they lie from each other."""
+"""The masks that a run has recorded, or that a dense model has, and how far they lie from each other."""
 
 from __future__ import annotations
 
@@ -9,18 +9,24 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from ebdiff_orchestrator.run.stages import draw_folder
+from region_workers.networks.dense import build_dense, example_inputs, sample_shape
+from region_workers.networks.pretrained import find_dense
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.importance import channel_scores, sequential_masks
+from region_workers.pruning.mask import compute_mask
 from region_workers.storage.checkpoint_folders import checkpoint_folders
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.tables import Row, read_masks
 from region_workers.training.checkpoints import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.training.convergence import has_converged
-from schemas.errors import UserError
-from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult
+from schemas.errors import PlanError, UserError
+from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult, Ticket
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
-from schemas.ticket import Ticket
 
 Words = npt.NDArray[np.uint64]
 Distances = npt.NDArray[np.float64]
@@ -157,3 +163,40 @@ def _bytes_of(row: Row) -> bytes:
 
 def _bad_file(file: Path | None, reason: str) -> UserError:
     return UserError(f"{file}: expected as the draw has written it, but it does not read ({reason}). Restore the file.")
+
+
+def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[NamedMask]:
+    """The masks, one a ratio, of the network in `source` under the channel groups of the plan's dense network.
+
+    `source`: a dense run's directory or a diffusers folder, with or without unet/. UserError if it is neither, or
+    holds a network of another shape.
+    """
+    weights = _load_weights(source, sample_shape(plan.model, plan.data)[1])
+    with torch.device("meta"):
+        network = build_dense(plan.model, plan.data)
+    for name, parameter in network.named_parameters():
+        if name not in weights or weights[name].shape != parameter.shape:
+            found = list(weights[name].shape) if name in weights else "missing"
+            raise UserError(
+                f"--dense {source}: {name} is {found}; expected {list(parameter.shape)}, as in the run's own dense "
+                "network. Give a dense model of the same architecture."
+            )
+    groups = find_groups(network, example_inputs(plan.model, plan.data))
+    if plan.draw.scoring == "sequential":
+        mask_at = sequential_masks(groups, weights, "magnitude")
+        return [_named(mask_at(ratio), ratio) for ratio in ratios]
+    scores = channel_scores(groups, weights, "magnitude")
+    return [_named(compute_mask(groups, scores, ratio), ratio) for ratio in ratios]
+
+
+def _load_weights(source: Path, side: int) -> dict[str, Tensor]:
+    try:
+        network = find_dense(str(source)).load(dropout=0.0, side=side)
+    except PlanError as error:
+        raise UserError(str(error).replace("model.pretrained =", "--dense")) from None
+    return {name: parameter.detach() for name, parameter in network.named_parameters()}
+
+
+def _named(mask: Tensor, ratio: float) -> NamedMask:
+    packed = pack([np.packbits(mask.numpy()).tobytes()])
+    return NamedMask(f"the dense model at {ratio:.0%}", mask.numel(), packed[0])

@@ -1,4 +1,4 @@
-"""`ebdiff plan --gpus N`: what each placement of a plan's regions comes to, on N devices and on fewer and more."""
+"""`ebdiff plan`: a plan's networks and, with --gpus N, what each placement of its regions comes to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ebdiff_orchestrator.placement.schedule import CHOICES, Schedule, place
+from rich.console import Console
+from rich.table import Table
+
+from ebdiff_orchestrator.placement.schedule import CHOICES, Schedule, Slot, place
 from ebdiff_orchestrator.placement.works import (
     DRAW_INTERVALS,
     dense_steps_by_macs,
@@ -16,13 +19,18 @@ from ebdiff_orchestrator.placement.works import (
     works_of,
 )
 from ebdiff_orchestrator.plans.preview import Outlook
-from ebdiff_orchestrator.reports.estimate import Say, measure_steps
+from ebdiff_orchestrator.reports.estimate import Say, duration, measure_steps
+from ebdiff_orchestrator.reports.formats import TextTable, print_table
+from ebdiff_orchestrator.reports.measures import method_of
+from region_workers.networks.costs import Costs
 from schemas.errors import UserError, problem
 from schemas.plan import Placement, Plan
 
 _STEPS = 5  # timed of each network
 _MOST_COUNTS = 32
 Placed = Mapping[Placement, Schedule]
+_WIDTH = 80
+_IDLE_MARK, _BUSY_MARK = ".", "="
 
 
 @dataclass(frozen=True)
@@ -135,3 +143,120 @@ def _draws(plan: Plan) -> tuple[dict[str, int] | None, str]:
         return None, f"Draws are left out: an epoch of {plan.data.path} is unknown; set draw.interval_steps."
     counted = f"Draws converge at interval {drawn_after(plan, DRAW_INTERVALS)}, {interval} steps each."
     return draw_steps_of(plan, interval, DRAW_INTERVALS), counted if interval else "Nothing is drawn by training."
+
+
+def outlook_table(outlook: Outlook) -> Table:
+    """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
+    title = f"plan {outlook.plan.name}: {method_of(outlook.plan)}"
+    table = Table(title=title, show_edge=False, pad_edge=False, title_justify="left")
+    for heading in ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps"):
+        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+    table.add_row("dense", "", "", "", "", *_sizes(outlook.dense), "")
+    for region in outlook.regions:
+        table.add_row(
+            region.region.name,
+            _span(region.region.train),
+            _span(region.route),
+            f"{region.region.pruning_ratio:.0%}",
+            f"{region.realised_ratio:.1%}",
+            *_sizes(region.costs),
+            str(region.steps),
+        )
+    table.add_row("weighted", "", "", "", "", *_sizes(outlook.weighted), "")
+    whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (outlook.dense, outlook.weighted)]
+    table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
+    if outlook.plan.draw.method == "one-shot" and outlook.plan.model.pretrained is None:
+        table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
+    table.caption_justify = "left"
+    return table
+
+
+def _span(timesteps: tuple[int, int]) -> str:
+    return f"{timesteps[0]}..{timesteps[1] - 1}"
+
+
+def _sizes(costs: Costs) -> tuple[str, str]:
+    return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}"
+
+
+def show_plan(outlook: Outlook, placements: Placements | None, console: Console) -> None:
+    """Print the plan's networks, and its placements if there are any."""
+    console.print(outlook_table(outlook))
+    if placements is not None:
+        console.print()
+        show_placements(placements, console)
+
+
+def show_placements(found: Placements, console: Console) -> None:
+    """Print the timelines on one time scale, the table, and what is assumed."""
+    longest_s = max(schedule.makespan_s for schedule in found.here.values())
+    for choice, schedule in found.here.items():
+        lines = [f"{_marked(choice, found)}: {_sums(schedule, found)}", *timeline(schedule, longest_s), ""]
+        for line in lines:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_table(_by_devices(found), console)
+
+
+def timeline(schedule: Schedule, until_s: float, width: int = _WIDTH) -> list[str]:
+    """A line a device, with the names of the regions in it and how many devices they hold if more than one.
+
+    A whole line spans the time from 0 to `until_s`.
+    """
+    heads = [f"GPU {device} " for device in range(schedule.devices)]
+    room = width - len(heads[-1])
+    lines = []
+    for device, head in enumerate(heads):
+        bar = [_IDLE_MARK] * room
+        for slot in schedule.slots:
+            if device in slot.devices:
+                start, end = (round(room * at_s / until_s) for at_s in (slot.start_s, slot.end_s))
+                bar[start:end] = _block(slot, end - start)
+        lines.append(head.ljust(len(heads[-1])) + "".join(bar))
+    return lines
+
+
+def _block(slot: Slot, width: int) -> str:
+    """As in `|0-260 x2=====`, or `|0-2~` where that does not fit."""
+    several = f" x{len(slot.devices)}" if len(slot.devices) > 1 else ""
+    text = f"|{slot.name.removeprefix('region ')}{several}"
+    return (text if len(text) <= width else f"{text[: width - 1]}~")[:width].ljust(width, _BUSY_MARK)
+
+
+def _by_devices(found: Placements) -> TextTable:
+    rows = []
+    for devices, placed in found.by_devices.items():
+        cells = (f"{_time(s.makespan_s, found)} {s.busy:.0%} {_rent(s, found)}" for s in placed.values())
+        rows.append((str(devices), *cells))
+    unit, basis = " in dense steps", "Steps cost as their MACs say (--measure: as they take here)."
+    if found.measured_on is not None:
+        unit, basis = "", f"Step times of {found.measured_on}."
+    footnotes = (
+        "* The plan's placement.",
+        f"Each: makespan{unit}, busy share and {_rent_unit(found)} of the GPUs in use, from start to end.",
+        basis,
+        *(f"Assumed: {line}" for line in found.assumptions),
+    )
+    return TextTable(("GPUs", *(_marked(choice, found) for choice in found.here)), tuple(rows), footnotes)
+
+
+def _marked(choice: Placement, found: Placements) -> str:
+    return f"{choice}*" if choice == found.plan.placement else choice
+
+
+def _sums(schedule: Schedule, found: Placements) -> str:
+    gpus = f"{schedule.devices} GPU{'' if schedule.devices == 1 else 's'}"
+    unit = "" if found.measured_on else " dense steps"
+    rent = f"{_rent(schedule, found)} {_rent_unit(found)}"
+    return f"{gpus}, {_time(schedule.makespan_s, found)}{unit}, {schedule.busy:.0%} busy, {rent}"
+
+
+def _time(seconds: float, found: Placements) -> str:
+    return duration(seconds) if found.measured_on else f"{seconds:,.0f}"
+
+
+def _rent(schedule: Schedule, found: Placements) -> str:
+    return f"{schedule.rented_s / 3600:,.3g}" if found.measured_on else f"{schedule.rented_s:,.0f}"
+
+
+def _rent_unit(found: Placements) -> str:
+    return "GPU-hours" if found.measured_on else "GPU-steps"

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import progress_table
-from schemas.clock import unix_time
 from schemas.job import PROGRESS_FILE, Progress
 from schemas.manifest import Manifest, StageRecord
+from schemas.process import unix_time
 
 _FRESH_S = 60.0
 

@@ -8,11 +8,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.reports.dense_mask import dense_masks
 from ebdiff_orchestrator.reports.masks import (
     Distances,
     NamedMask,
     RecordedMasks,
+    dense_masks,
     distance_matrix,
     drawn_at,
     kept_bits,

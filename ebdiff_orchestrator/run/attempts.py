@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from ebdiff_orchestrator.cluster import Loss
 from ebdiff_orchestrator.run.stages import JobOutline
-from schemas.clock import unix_time
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress
+from schemas.process import unix_time
 
 _Model = TypeVar("_Model", Progress, Failure)
 Position = tuple[int, int]  # the index of a stage in its job, and a step of it

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from ebdiff_orchestrator.placement.schedule import allowed_widths, speed_up
 from ebdiff_orchestrator.run.attempts import Attempt
 from ebdiff_orchestrator.run.decide import Growable, next_growth
-from schemas.clock import unix_time
 from schemas.plan import Plan
+from schemas.process import unix_time
 
 _FREED_WITHIN_S = 15.0  # Ray counts what a job gave back a little later
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import draw_folder, stage_names
-from schemas.job import TICKET_FILE
+from schemas.job import TICKET_FILE, Ticket
 from schemas.manifest import Manifest
-from schemas.ticket import Ticket
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.stages import JobOutline, worker_job
 from ebdiff_orchestrator.run.view import View
-from schemas.clock import unix_time
 from schemas.errors import RunFailed
 from schemas.job import GROW_FILE, Progress
+from schemas.process import unix_time
 
 _RECORD_USAGE_EVERY_S = 30.0  # so that a killed driver loses little of it
 

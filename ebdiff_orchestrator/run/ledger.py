@@ -10,11 +10,11 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, JobOutline, made_from, with_what_follows
 from ebdiff_orchestrator.run.view import Silent
 from region_workers.training.results import finished_result
-from schemas.clock import unix_time
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
 from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, StageRecord, Status
 from schemas.plan import Plan
+from schemas.process import unix_time
 
 Say = Callable[[str], None]
 

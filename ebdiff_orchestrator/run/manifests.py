@@ -9,11 +9,11 @@ from pathlib import Path
 from ebdiff_orchestrator.run.differences import STEPS, differences, refusal
 from ebdiff_orchestrator.run.stages import stage_names, train_stage_name
 from region_workers.storage.checkpoint_folders import newest_step
-from schemas.clock import unix_time
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.job import CHECKPOINTS_FOLDER
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
+from schemas.process import unix_time
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
 

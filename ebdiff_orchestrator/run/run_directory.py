@@ -15,10 +15,10 @@ from region_workers.storage.durable import remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
-from schemas.clock import unix_time
 from schemas.errors import UserError
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
+from schemas.process import unix_time
 
 
 class RunDirectory:

@@ -14,10 +14,10 @@ from region_workers.data.labels import check_labels
 from region_workers.data.latents.store import ensure_latents, find_latents
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ImageStore, ensure_store
-from schemas.clock import unix_time
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
+from schemas.process import unix_time
 
 
 def decode_images(plan: Plan, cache_dir: Path, view: View) -> ImageStore:

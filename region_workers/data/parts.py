@@ -12,7 +12,7 @@ from typing import BinaryIO, Self
 from pydantic import ValidationError
 
 from region_workers.storage.durable import write_model
-from schemas.sealed import Sealed
+from schemas.section import Sealed
 
 _PART_BYTES, _PART_S = 64 << 20, 10.0
 _MOST_BYTES = 512 << 20  # by so much decoding may be ahead of the disk

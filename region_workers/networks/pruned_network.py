@@ -12,7 +12,7 @@ from torch import nn
 
 from region_workers.pruning.slim import slim
 from region_workers.storage.integrity import check_sealed
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 KeptConfig = dict[str, dict[str, list[int] | None]]
 

@@ -15,7 +15,7 @@ from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.pruned_network import KeptConfig, LoadedStrictly, build_narrow, takes_arguments_of
 from region_workers.networks.supported import check_text_free, network_inputs
 from region_workers.pruning.slim import narrowed_tensors
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 
 class PrunedUNet2DModel(LoadedStrictly, UNet2DModel):  # type: ignore[misc]  # diffusers is untyped

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from region_workers.pruning.groups import ChannelGroup
 from region_workers.pruning.widths import removed_channels
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 
 def prunable_bits(groups: Sequence[ChannelGroup]) -> int:

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 
 def slim(model: nn.Module, kept: Mapping[str, KeptChannels]) -> None:

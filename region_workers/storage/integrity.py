@@ -7,7 +7,7 @@ from pathlib import Path
 
 from region_workers.storage.durable import write_model
 from schemas.job import Artifact
-from schemas.sealed import Sealed
+from schemas.section import Sealed
 
 SEAL_FILE = "seal.json"
 _LEVELS = 2  # how far above a network's folder its seal lies at most

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from schemas.errors import UserError
 from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest
-from schemas.sealed import seal_fits
+from schemas.section import seal_fits
 
 
 def read_object(path: Path) -> dict[str, Any]:

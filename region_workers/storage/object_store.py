@@ -16,8 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from region_workers.storage.durable import write_file
-from schemas.errors import RunFailed, UserError
-from schemas.secrets import without_secrets
+from schemas.errors import RunFailed, UserError, without_secrets
 
 SHORT_LIMIT_S = 10.0
 _BUFFER_BYTES = 8 << 20

@@ -22,7 +22,7 @@ from region_workers.storage.tables import Row, read_metrics, write_metrics
 from region_workers.training.device import World
 from region_workers.training.host_copy import HostCopy
 from schemas.errors import RunFailed
-from schemas.sealed import Sealed
+from schemas.section import Sealed
 
 _STATE, _METRICS, CHECKPOINT_FILE = "state.safetensors", "metrics.parquet", "checkpoint.json"
 

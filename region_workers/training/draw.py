@@ -38,9 +38,9 @@ from schemas.job import (
     TICKETS_FOLDER,
     DrawStage,
     DrawTarget,
+    Ticket,
     WorkerJob,
 )
-from schemas.ticket import Ticket
 
 
 class Draw:

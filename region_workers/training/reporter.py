@@ -11,8 +11,8 @@ from region_workers.storage.tables import Row
 from region_workers.training.device import World
 from region_workers.training.failures import StopRequestedError
 from region_workers.training.trainer import Trainer
-from schemas.clock import unix_time
 from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Note, Progress, ProgressState, WorkerJob
+from schemas.process import unix_time
 
 _HEARTBEAT_S = 1.0
 

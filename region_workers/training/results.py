@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, is_whole
-from schemas.clock import unix_time
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage, WorkerJob
+from schemas.process import unix_time
 
 if TYPE_CHECKING:  # they import torch, which whoever only verifies a run does without
     from region_workers.training.device import World

@@ -30,9 +30,9 @@ from region_workers.training.results import finished_result
 from region_workers.training.train import train
 from region_workers.worker.uploader import Uploader, working_folder
 from region_workers.worker.watchdog import Watchdog, end_process
-from schemas.clock import unix_time
 from schemas.digest import seed_from
 from schemas.job import FAILURE_FILE, STOP_FILE, DrawStage, Failure, TrainStage, WorkerJob
+from schemas.process import unix_time
 
 _LOCK_WAIT_S = 120.0
 _SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write

@@ -19,7 +19,7 @@ from small_runs import small_plan
 
 from ebdiff_orchestrator import evaluate, load_ensemble
 from ebdiff_orchestrator.evaluation import evaluate as evaluating
-from ebdiff_orchestrator.evaluation import shards, statistics, work
+from ebdiff_orchestrator.evaluation import statistics, work
 from ebdiff_orchestrator.evaluation.statistics import Statistics
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -113,10 +113,10 @@ def _evaluate(run_dir: Path, cut: bool = False) -> float:
         patch.object(work, "load_inception", lambda *_: None),
         patch.object(work, "image_features", _features),
         patch.object(evaluating, "frechet_distance", _distance),
-        patch.object(shards, "SHARD_IMAGES", 3),
-        patch.object(shards, "FEATURES", _NUMBERS),
+        patch.object(work, "SHARD_IMAGES", 3),
+        patch.object(work, "FEATURES", _NUMBERS),
         patch.object(statistics, "FEATURES", _NUMBERS),
-        patch.object(evaluating, "write_statistics", _cut) if cut else patch.object(shards, "IMAGES_FOLDER", "images"),
+        patch.object(evaluating, "write_statistics", _cut) if cut else patch.object(work, "IMAGES_FOLDER", "images"),
     ):
         return evaluate(run_dir, 6, reference_images=6, inception_weights=weights, in_process=True).fid
 

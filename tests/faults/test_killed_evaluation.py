@@ -21,9 +21,9 @@ _SCRIPT = """
 import sys
 from unittest.mock import patch
 from ebdiff_orchestrator import evaluate
-from ebdiff_orchestrator.evaluation import shards
+from ebdiff_orchestrator.evaluation import work
 
-shards.SHARD_IMAGES = 4
+work.SHARD_IMAGES = 4
 with patch("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", lambda ours, theirs: float(ours.mean[0])):
     evaluate(sys.argv[1], 16, reference_images=8, inception_weights=sys.argv[2], in_process=True)
 """

@@ -23,7 +23,7 @@ from ebdiff_orchestrator.reports.measures import measures_of
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.tables import read_metrics
-from schemas import clock
+from schemas import process
 from schemas.errors import RunFailed, UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
@@ -78,9 +78,9 @@ def stepping_clock(seed: int) -> Iterator[None]:
         return right() - behind_s
 
     with patch.object(time, "time", wrong):
-        importlib.reload(clock)
+        importlib.reload(process)
         yield
-    importlib.reload(clock)
+    importlib.reload(process)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -14,9 +14,8 @@ from region_workers.storage.tables import read_masks, read_metrics
 from region_workers.training.convergence import has_converged, queue_distances
 from region_workers.training.gradients import accumulate_importance_gradients, importance_timesteps
 from region_workers.worker.run import run_job
-from schemas.job import TICKET_FILE, WorkerJob
+from schemas.job import TICKET_FILE, Ticket, WorkerJob
 from schemas.plan import DrawPlan, Plan
-from schemas.ticket import Ticket
 
 __all__ = ["make_parts"]
 

@@ -20,13 +20,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator import evaluate
-from ebdiff_orchestrator.evaluation import shards
+from ebdiff_orchestrator.evaluation import work
 from ebdiff_orchestrator.evaluation.features import shared_out
 from ebdiff_orchestrator.evaluation.inception import WEIGHTS_NAME
 from ebdiff_orchestrator.evaluation.records import current_reports
-from ebdiff_orchestrator.evaluation.shards import Shard
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
-from ebdiff_orchestrator.evaluation.work import make_shards
+from ebdiff_orchestrator.evaluation.work import Shard, make_shards
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -173,7 +172,7 @@ def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
 def test_how_shards_are_shared_out_changes_no_bit(
     job: FeatureJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(work, "SHARD_IMAGES", 2)
     other = job.model_copy(update={"folder": str(tmp_path / "other")})
     assert make_shards(job.model_dump_json(), (0, 1, 2)) is None
     torch.set_num_threads(2)

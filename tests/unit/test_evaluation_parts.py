@@ -17,10 +17,16 @@ from pytorch_fid.inception import FID_WEIGHTS_URL
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.evaluation import inception
-from ebdiff_orchestrator.evaluation.costs import steps_by_region
 from ebdiff_orchestrator.evaluation.inception import FEATURES, image_features, load_inception, weights_file
-from ebdiff_orchestrator.evaluation.label import OFFICIAL_SHA256, fid_label
-from ebdiff_orchestrator.evaluation.shards import (
+from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256, fid_label, steps_by_region
+from ebdiff_orchestrator.evaluation.statistics import (
+    Statistics,
+    frechet_distance,
+    read_statistics,
+    shard_statistics,
+    write_statistics,
+)
+from ebdiff_orchestrator.evaluation.work import (
     Shard,
     features_file,
     finished_record,
@@ -28,13 +34,6 @@ from ebdiff_orchestrator.evaluation.shards import (
     record_file,
     shards_of,
     write_shard,
-)
-from ebdiff_orchestrator.evaluation.statistics import (
-    Statistics,
-    frechet_distance,
-    read_statistics,
-    shard_statistics,
-    write_statistics,
 )
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError

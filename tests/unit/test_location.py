@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from schemas.errors import PlanError, UserError
+from schemas.errors import PlanError, UserError, without_secrets
 from schemas.location import fault_of_place
-from schemas.secrets import without_secrets
 
 
 @pytest.mark.parametrize(

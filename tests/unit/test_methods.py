@@ -18,9 +18,8 @@ from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.tables import read_masks
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
-from schemas.job import WEIGHTS_FILE, WorkerJob
+from schemas.job import WEIGHTS_FILE, Ticket, WorkerJob
 from schemas.plan import Plan
-from schemas.ticket import Ticket
 from tests.conftest import ONE_REGION
 
 MakePlan = Callable[..., Plan]

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.ensemble.routes import Routes
-from ebdiff_orchestrator.plans.load import plan_as_yaml, plan_from_values
-from ebdiff_orchestrator.plans.yaml_text import read_yaml
+from ebdiff_orchestrator.plans.load import plan_as_yaml, plan_from_values, read_yaml
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs

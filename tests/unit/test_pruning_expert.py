@@ -24,7 +24,7 @@ from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 
 def magnitude_mask(network: UNet2DModel, groups: tuple[ChannelGroup, ...], ratio: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
 from schemas.errors import PlanError, UserError
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 

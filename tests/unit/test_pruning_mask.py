@@ -9,7 +9,7 @@ from pruning_networks import groups_of, random_unet
 from region_workers.pruning.groups import ChannelGroup, Member
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels, mask_distance, prunable_bits
-from schemas.ticket import KeptChannels
+from schemas.job import KeptChannels
 
 
 def group(root: str, size: int, norm_groups: int, *members: Member) -> ChannelGroup:

@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.preview import look_ahead
-from ebdiff_orchestrator.reports.compare import compare_runs
-from ebdiff_orchestrator.reports.compare_view import comparison_table
+from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
-from ebdiff_orchestrator.reports.method import method_of
+from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import dense_config

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.placement.schedule import Schedule, Slot, Work, place
-from ebdiff_orchestrator.reports.placements import StepCosts, compare_placements
-from ebdiff_orchestrator.reports.placements_view import timeline
+from ebdiff_orchestrator.reports.placements import StepCosts, compare_placements, timeline
 from schemas.errors import UserError
 from schemas.plan import Plan
 

@@ -29,9 +29,8 @@ from region_workers.storage.tables import write_masks
 from region_workers.training.checkpoints import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.training.convergence import has_converged, queue_distances
 from schemas.errors import UserError
-from schemas.job import Hardware, StageResult
+from schemas.job import Hardware, StageResult, Ticket
 from schemas.plan import DrawPlan, Plan
-from schemas.ticket import Ticket
 
 MakePlan = Callable[..., Plan]
 

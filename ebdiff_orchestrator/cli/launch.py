@@ -1,0 +1,87 @@
+"""The commands that train: `ebdiff launch | resume | extend`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ebdiff_orchestrator.cli.arguments import AddressOption, PlanArgument, RunArgument, SetOption
+from ebdiff_orchestrator.run.view import terminal_view
+from schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from schemas.plan import Plan
+
+ReuseOption = Annotated[
+    list[Path] | None,
+    typer.Option("--reuse", metavar="RUN", help="Take equal tickets and experts over from this run; repeatable."),
+]
+
+
+TakeOverOption = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Take the run from another launch or resume that works on it; that one then stops."
+    ),
+]
+
+
+def launch(
+    plan: PlanArgument,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives; default: runs/NAME.")
+    ] = None,
+    changes: SetOption = None,
+    reuse: ReuseOption = None,
+    address: AddressOption = None,
+    take_over: TakeOverOption = False,
+) -> None:
+    """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
+    from ebdiff_orchestrator.plans.load import load_plan
+
+    loaded = load_plan(plan, changes or ())
+    folder = run_dir or Path("runs", loaded.name)
+    view = terminal_view()
+    view.line(f"{loaded.name}: launching in {folder} ...")  # torch and Ray take seconds, on a busy machine minutes
+    _start_ray_early(folder, loaded, address)
+    from ebdiff_orchestrator.run.launch import launch as launch_plan
+
+    launch_plan(loaded, folder, address=address, view=view, reuse=reuse or (), take_over=take_over)
+
+
+def resume(
+    run_dir: RunArgument,
+    reuse: ReuseOption = None,
+    address: AddressOption = None,
+    take_over: TakeOverOption = False,
+) -> None:
+    """Go on with an unfinished run from its last good checkpoints."""
+    view = terminal_view()
+    view.line(f"Going on with {run_dir} ...")
+    _start_ray_early(run_dir, None, address)
+    from ebdiff_orchestrator.run.launch import resume as resume_run
+
+    resume_run(run_dir, address=address, view=view, reuse=reuse or (), take_over=take_over)
+
+
+def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOption = None) -> None:
+    """Train a run's experts further, as in --set training.steps=300000; the bits are those of one long run."""
+    from ebdiff_orchestrator.run.launch import extend as extend_run
+
+    if not changes:
+        raise UserError("--set: expected the new number of steps. Give it, as in --set training.steps=300000.")
+    extend_run(run_dir, changes or (), address=address, view=terminal_view())
+
+
+def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
+    """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
+    from ebdiff_orchestrator.cluster import start_early
+    from region_workers.storage.json_files import read_manifest
+    from schemas.manifest import MANIFEST_FILE
+
+    known = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
+    plan = loaded or (known.plan if known else None)
+    if plan is not None and not (known and known.finished()):
+        start_early(plan.workers, len(plan.regions), address)

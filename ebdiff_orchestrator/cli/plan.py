@@ -1,0 +1,108 @@
+"""The commands that show what would run: `ebdiff plan | presets`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ebdiff_orchestrator.cli.arguments import PlanArgument, SetOption
+from schemas.errors import UserError
+from schemas.limits import MANY, MOST_WORKERS
+
+if TYPE_CHECKING:
+    from schemas.plan import Plan
+
+
+def plan(
+    plan: PlanArgument,
+    changes: SetOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Parameters and multiply-accumulates as plain integers.")
+    ] = False,
+    as_yaml: Annotated[bool, typer.Option("--yaml", help="The whole plan, defaults included, ready to edit.")] = False,
+    gpus: Annotated[
+        int | None,
+        typer.Option("--gpus", min=1, max=MOST_WORKERS, help="Show when and on which of N GPUs the regions run."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --gpus: time the steps on this machine's device.")
+    ] = False,
+    efficiency: Annotated[
+        float | None,
+        typer.Option(
+            "--efficiency",
+            min=0.01,
+            max=1,
+            help="With --gpus: share of the speed that each doubling of a region's GPUs keeps; default: the plan's.",
+        ),
+    ] = None,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option("--gpu-memory", min=0.01, max=MANY, metavar="GIB", help="With --measure: what a GPU holds."),
+    ] = None,
+) -> None:
+    """Show what would run, and check it; nothing is trained."""
+    from ebdiff_orchestrator.plans.data_checks import check_resolution, data_notes
+    from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml
+
+    if as_yaml and (as_json or gpus):
+        raise UserError("--yaml: expected without --json and --gpus. Leave one out.")
+    if gpus is None and (measure or efficiency or gpu_memory):
+        raise UserError("--measure, --efficiency, --gpu-memory: expected with --gpus. Add it, as in --gpus 3.")
+    loaded = load_plan(plan, changes or ())
+    if loaded.model.pretrained is not None:
+        from ebdiff_orchestrator.run.dense_start import adopt_dense
+
+        loaded, _ = adopt_dense(loaded)
+    if as_yaml:
+        check_resolution(loaded)
+        print(plan_as_yaml(loaded), end="")
+    else:
+        _show_outlook(loaded, as_json, gpus, measure, efficiency, gpu_memory)
+    for note in data_notes(loaded):
+        print(f"note: {note}", file=sys.stderr if as_json or as_yaml else sys.stdout)
+
+
+def _show_outlook(
+    loaded: Plan, as_json: bool, gpus: int | None, measure: bool, efficiency: float | None, gpu_memory: float | None
+) -> None:
+    """What only the network tells: sizes, and the placements that they lead to. torch is imported."""
+    from ebdiff_orchestrator.plans.preview import look_ahead
+
+    outlook = look_ahead(loaded)
+    placements = None
+    if gpus is not None:
+        from ebdiff_orchestrator.reports.placements import placements_of
+
+        say = partial(print, file=sys.stderr)
+        placements = placements_of(outlook, gpus, measure, efficiency, gpu_memory, say)
+    if as_json:
+        more = {"placements": placements.as_json()} if placements else {}
+        print(json.dumps(outlook.as_json() | more, indent=2))
+    else:
+        from ebdiff_orchestrator.reports.placements import show_plan
+
+        show_plan(outlook, placements, Console())
+
+
+def presets() -> None:
+    """List the plans that come with the package."""
+    from ebdiff_orchestrator.plans.preset_plans import methods
+    from ebdiff_orchestrator.plans.preset_plans import presets as all_presets
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    table.add_column("what it trains")
+    for name, description in all_presets().items():
+        table.add_row(name, description)
+    table.add_section()
+    for name, description in methods().items():
+        table.add_row(f"PRESET-{name}", description)
+    Console().print(table)
+    print("\nMethods join: cifar10-eb, celeba64-dense, cifar10-eb-speed.\n`ebdiff plan NAME` shows what one would run.")

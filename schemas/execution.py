@@ -1,0 +1,99 @@
+"""The sections of a plan that change nothing in the result: saving, reporting, and what workers ask for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from schemas.errors import cross_field_error
+from schemas.limits import (
+    MANY,
+    MOST_STEPS,
+    MOST_WORKERS,
+)
+from schemas.section import Place, Section
+
+
+class CheckpointPlan(Section):
+    """How often a worker saves; changes nothing in the result."""
+
+    interval_steps: int = Field(1000, ge=1, le=MOST_STEPS)
+    keep: int = Field(2, ge=1, le=MANY, description="Newest checkpoints that stay on disk.")
+    stop_limit_s: float = Field(
+        120, gt=0, le=10**8, description="Longest wait for the workers to save, once the run is asked to stop."
+    )
+
+
+class LoggingPlan(Section):
+    """How often a worker reports; changes nothing in the result."""
+
+    interval_steps: int = Field(50, ge=1, le=MOST_STEPS)
+
+
+class WorkersPlan(Section):
+    """What a region asks of the cluster; changes nothing in the experiment."""
+
+    gpus: Annotated[float, Field(le=MOST_WORKERS)] | Literal["auto"] = Field(
+        "auto",
+        description="GPUs a region: a fraction shares a device, above 1 means DDP; auto: 1 if there is any.",
+    )
+    cpus: float = Field(1, gt=0, le=MOST_WORKERS, description="CPUs a worker.")
+    processes: int = Field(1, ge=1, le=MOST_WORKERS, description="DDP workers a region without GPUs.")
+    parallel_efficiency: float = Field(
+        0.9, gt=0, le=1, description="Share of the speed that each doubling of a region's GPUs keeps; for placement."
+    )
+    elastic: bool = Field(
+        False, description="A free GPU joins the region that ends last, at its next checkpoint; rounding may differ."
+    )
+    retries: int = Field(2, ge=0, le=MANY, description="Further attempts of a region, anew with each that got further.")
+    wait_limit_s: float = Field(3600, gt=0, le=10**8, description="Longest wait for free resources.")
+    hang_limit_s: float = Field(
+        1800,
+        gt=0,
+        le=10**8,
+        description="Longest time without a step; a worker that makes none any more ends, to be tried again.",
+    )
+    store_limit_s: float = Field(
+        900, gt=0, le=10**8, description="Longest time without an answer of the object store that holds the run."
+    )
+    cache_dir: Place | None = Field(None, description="Decoded images; default: EBDIFF_CACHE, else ~/.cache/ebdiff.")
+
+    @field_validator("gpus")
+    @classmethod
+    def _fraction_or_whole(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and (value < 0 or (value > 1 and value != int(value))):
+            raise cross_field_error(
+                "workers.gpus",
+                value,
+                "a fraction up to 1 (shared device) or a whole number (DDP)",
+                "Use for example 0.5, 1 or 2.",
+            )
+        return value
+
+    @property
+    def one_device_each(self) -> bool:
+        """Whether a region starts on one whole device, or one process: what placement can widen."""
+        return self.gpus in ("auto", 0, 1) and self.processes == 1
+
+    @property
+    def asked_each(self) -> str:
+        """For people: the fields that say how many devices a region starts on."""
+        return f"workers.gpus = {self.gpus}, workers.processes = {self.processes}"
+
+    @model_validator(mode="after")
+    def _elastic_from_one(self) -> Self:
+        if self.elastic and not self.one_device_each:
+            raise needs_one_device_each("workers.elastic", True, self)
+        return self
+
+
+def needs_one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueError:
+    """The error of a field that widens regions itself, where they start on several devices already."""
+    return cross_field_error(
+        field,
+        value,
+        f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}: "
+        "it decides itself how many a region gets",
+        "Leave workers.gpus and workers.processes at their defaults.",
+    )
