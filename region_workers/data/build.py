@@ -14,11 +14,10 @@ import numpy as np
 
 from region_workers.data.build_lock import Report
 from region_workers.data.checksums import CHECKSUMS, write_array
-from region_workers.data.content import Content
+from region_workers.data.content import Content, PartLog
 from region_workers.data.decode import Transform
 from region_workers.data.labels import LabelRecorder, Labels, count_classes
 from region_workers.data.parallel import decode_all
-from region_workers.data.parts import PartLog
 from region_workers.data.sources import Source
 from region_workers.storage.durable import write_model
 from schemas.errors import PlanError, RunFailed, plan_error

@@ -17,13 +17,14 @@ from region_workers.data.files import (
     FOLDER_LABEL,
     IMAGE_SUFFIXES,
     TABLE_SUFFIX,
+    check_not_split,
     class_folders,
     files_digest,
+    files_of_split,
     names_hub_data,
     visible_files,
 )
 from region_workers.data.hub import HubSource
-from region_workers.data.splits import check_not_split, files_of_split
 from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
 

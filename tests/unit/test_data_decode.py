@@ -15,7 +15,7 @@ from PIL import Image, ImageFile
 
 from region_workers.data.decode import Transform, UnreadableImageError
 from region_workers.data.decode import decode as decode_file
-from region_workers.data.decode_process import DecodeProcess, Pixels
+from region_workers.data.parallel import DecodeProcess, Pixels
 from schemas.plan import CropPlan, DataPlan
 
 

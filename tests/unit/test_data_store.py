@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import region_workers.data.content as content
 import region_workers.data.parallel as parallel
-import region_workers.data.parts as parts
 from region_workers.data.build_lock import build_lock
 from region_workers.data.decode import Payload, Transform
-from region_workers.data.decode_process import Decoded, DecodeProcess
+from region_workers.data.parallel import Decoded, DecodeProcess
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import PlanError, RunFailed
@@ -36,7 +36,7 @@ import sys, time
 from pathlib import Path
 import region_workers.data.decode as decode
 import region_workers.data.parallel as parallel
-import region_workers.data.parts as parts
+import region_workers.data.content as content
 from region_workers.data.store import ensure_store
 from schemas.plan import DataPlan
 
@@ -50,7 +50,7 @@ def slow(*arguments):
     time.sleep(0.02)
     return plain(*arguments)
 decode.decode = slow
-parallel._ALONE_S, parallel._TASK_IMAGES, parts._PART_S = 1e9, 5, 0.0
+parallel._ALONE_S, parallel._TASK_IMAGES, content._PART_S = 1e9, 5, 0.0
 print("digest", ensure_store(DataPlan.model_validate_json(sys.argv[1]), Path(sys.argv[2])).digest, flush=True)
 """
 
@@ -261,7 +261,7 @@ def test_a_build_that_loses_a_decoding_process_names_the_images_and_keeps_the_re
     plan = make_images(tmp_path / "data", 60)
     monkeypatch.setattr(parallel, "_ALONE_S", 0.0)
     monkeypatch.setattr(parallel, "_TASK_IMAGES", 5)
-    monkeypatch.setattr(parts, "_PART_S", 0.0)
+    monkeypatch.setattr(content, "_PART_S", 0.0)
     monkeypatch.setattr(parallel, "DecodeProcess", Mortal)
     with pytest.raises(ChildProcessError, match=r"-9.*images 050\.png to 054\.png.*Launch again"):
         ensure_store(plan, tmp_path)

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
     load_ensemble,
-    offload,
+    routes,
     save_ensemble,
 )
 from schemas.errors import UserError
@@ -84,11 +84,11 @@ def test_only_the_expert_at_work_has_its_weights_in_memory(folder: Path) -> None
 def test_a_trajectory_reads_every_expert_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 
-    def fill(network: torch.nn.Module, where: Path, device: torch.device, real: object = offload.fill_network) -> None:
+    def fill(network: torch.nn.Module, where: Path, device: torch.device, real: object = routes.fill_network) -> None:
         read.append(where.name)
         real(network, where, device)  # type: ignore[operator]
 
-    monkeypatch.setattr(offload, "fill_network", fill)
+    monkeypatch.setattr(routes, "fill_network", fill)
     pipeline = load_ensemble(folder, offload=True)
     assert read == []
     draw(pipeline)
