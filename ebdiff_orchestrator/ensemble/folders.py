@@ -10,7 +10,7 @@ from region_workers.storage.integrity import (
     SEAL_FILE,
     DamagedFileError,
     check_sealed,
-    file_digest,
+    file_digests,
     read_verified,
     sealed_files,
 )
@@ -60,8 +60,7 @@ def has_sums(folder: Path) -> bool:
 
 def write_sums(folder: Path) -> None:
     """The digests of all that is in the folder, as `sha256sum -c` reads them, for whoever has no ebdiff at hand."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    lines = [f"{sha256}  {name}\n" for name, sha256 in file_digests(folder).items()]
     (folder / SUMS_FILE).write_text("".join(lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import write_model
@@ -50,6 +51,18 @@ def check_file(path: Path, sha256: str | None) -> None:
     """Raise DamagedFileError unless the file `holds` the bytes of this digest."""
     if not holds(path, sha256):
         raise DamagedFileError(path)
+
+
+def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
+    """`check_file` for each name in the folder, with its digest."""
+    for name, digest in sha256.items():
+        check_file(folder / name, digest)
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """The digest of every file below the folder, by path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def artifact(run_dir: Path, path: Path) -> Artifact:
@@ -105,8 +118,7 @@ def check_sealed(folder: Path, own_seal: bool = False) -> None:
     """
     if own_seal and not (folder / SEAL_FILE).is_file():
         raise DamagedFileError(folder / SEAL_FILE)
-    for name, sha256 in sealed_files(folder).items():
-        check_file(folder / name, sha256)
+    check_files(folder, sealed_files(folder))
 
 
 def _files(folder: Path, start: str = "") -> list[str]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from region_workers.storage.checkpoint_folders import checkpoint_folders, checkpoint_name
 from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
-from region_workers.storage.integrity import DamagedFileError, check_file, file_digest, read_verified
+from region_workers.storage.integrity import DamagedFileError, check_file, check_files, file_digests, read_verified
 from region_workers.storage.tables import Row, read_metrics, write_metrics
 from region_workers.training.device import World
 from region_workers.training.host_copy import HostCopy
@@ -141,8 +141,8 @@ class Checkpoints:
             write_metrics(folder / _METRICS, metrics)
             if write_more is not None:
                 write_more(folder)
-            digests = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-            (folder / CHECKPOINT_FILE).write_text(info.model_copy(update={"sha256": digests}).model_dump_json(indent=2))
+            whole = info.model_copy(update={"sha256": file_digests(folder)})
+            (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2))
 
         write_folder(self._path(info.step), write)
         for old in checkpoint_folders(self._folder)[: -self._keep]:
@@ -197,8 +197,7 @@ def _verified(folder: Path, key: str) -> CheckpointInfo | None:
     """What a checkpoint says of itself, if it is in its place and every file of it is whole."""
     try:
         info = _info(folder, key)
-        for name, sha256 in info.sha256.items():
-            check_file(folder / name, sha256)
+        check_files(folder, info.sha256)
     except DamagedFileError:
         return None
     return info
@@ -236,6 +235,5 @@ def _info(folder: Path, key: str) -> CheckpointInfo:
         raise DamagedFileError(folder / CHECKPOINT_FILE) from None
     if info.key != key or folder.name != checkpoint_name(info.step):
         raise DamagedFileError(folder / CHECKPOINT_FILE)
-    for name, sha256 in info.beside.items():
-        check_file(folder.parents[1] / name, sha256)
+    check_files(folder.parents[1], info.beside)
     return info
