@@ -174,6 +174,39 @@ def test_what_is_discarded_is_no_neighbour_whose_name_begins_alike(tmp_path: Pat
     assert [(tmp_path / key).stat().st_ino for key in kept] == fetched, "they were fetched again"
 
 
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_nobody_can_tell_the_files_of_a_run_in_a_folder_from_those_in_a_store(place: str, tmp_path: Path) -> None:
+    location = str(tmp_path / "run") if place == "folder" else f"s3://{BUCKET}/same"
+    ours, other = RunFiles(location, tmp_path / "ours"), RunFiles(location, tmp_path / "other")
+    made = [ours.folder / name for name in ("train/a/weights", "train/a/deep/part", "train/ab")]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.name)
+    ours.publish("train")
+    ours.write(".owners/00000001-abcdabcd.json", b"{}")
+    ours.write("stop", b"1")
+    other.write("stop", b"2")
+    assert ours.read("stop") == b"2"
+    assert {".owners/00000001-abcdabcd.json", "stop", "train/a", "train/ab"} <= set(other.outline())
+    assert other.list_keys("train") == ["train/a/deep/part", "train/a/weights", "train/ab"]
+    assert other.names("train") == ["ab"]
+    assert other.claims() == ["00000001-abcdabcd.json"]
+    assert other.has_newer_owner("00000000-ffffffff.json")
+    assert not other.has_newer_owner("00000001-abcdabcd.json")
+    other.fetch(["stop", "train/a/weights", "nothing"])
+    other.fetch_folder("train/a/deep")
+    for key, text in {"stop": "2", "train/a/weights": "weights", "train/a/deep/part": "part"}.items():
+        assert (other.folder / key).read_text() == text
+    assert not (other.folder / "nothing").exists()
+    ours.discard("train/a")
+    ours.delete("stop")
+    other.fetch(["stop", "train/a/weights", "train/ab"])
+    assert [(other.folder / key).exists() for key in ("stop", "train/a/weights", "train/ab")] == [False, False, True]
+    for key in ("stop", "train/a/weights"):
+        with pytest.raises(FileNotFoundError):
+            other.read(key)
+
+
 def test_a_file_that_the_store_has_lost_or_another_is_damaged_though_a_copy_of_it_is_here(tmp_path: Path) -> None:
     files = RunFiles(f"s3://{BUCKET}/lost", tmp_path)
     paths = [tmp_path / "train/a" / name for name in ("lost", "cut", "whole")]
