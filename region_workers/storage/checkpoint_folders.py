@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+CHECKPOINT_FILE = "checkpoint.json"  # says that the files beside it are whole
 _PREFIX = "step-"
 _NAME = re.compile(rf"{_PREFIX}([0-9]{{9}}|[1-9][0-9]{{9,}})")
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from region_workers.storage.checkpoint_folders import checkpoint_folders, checkpoint_name
+from region_workers.storage.checkpoint_folders import CHECKPOINT_FILE, checkpoint_folders, checkpoint_name
 from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
 from region_workers.storage.integrity import DamagedFileError, check_file, check_files, file_digests, read_verified
 from region_workers.storage.tables import Row, read_metrics, write_metrics
@@ -24,7 +24,7 @@ from region_workers.training.host_copy import HostCopy
 from schemas.errors import RunFailed
 from schemas.section import Sealed
 
-_STATE, _METRICS, CHECKPOINT_FILE = "state.safetensors", "metrics.parquet", "checkpoint.json"
+_STATE, _METRICS = "state.safetensors", "metrics.parquet"
 
 
 class CheckpointInfo(Sealed):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
 
+from region_workers.storage.checkpoint_folders import CHECKPOINT_FILE
 from region_workers.storage.durable import is_temporary
 from region_workers.storage.own_folder import OwnFolder
 from region_workers.storage.run_files import RunFiles, local_folder
@@ -27,7 +28,6 @@ from schemas.job import (
     WorkerJob,
 )
 
-CHECKPOINT_FILE = "checkpoint.json"
 _ROUND_S = 2.0
 _LAST = {CHECKPOINT_FILE: 1, RESULT_FILE: 2}  # they say that the files before them are whole
 _FIRST = {PROGRESS_FILE: -1}  # right after the look at whose the stage is: it says that it is this attempt's
