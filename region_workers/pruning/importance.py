@@ -45,8 +45,8 @@ def channel_scores(
             raise ValueError("generator = None: expected a torch.Generator for random importance. Pass a seeded one.")
         return [torch.rand(group.size, generator=generator, device=generator.device) for group in groups]
     terms = _Terms(parameters, importance, gradients, rule)
-    sums = _SideSums(terms)
-    return [_group_score(group, terms, sums.of) for group in groups]
+    sums = _WholeSums(terms)
+    return [_group_score(group, terms, sums.sum_of) for group in groups]
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def sequential_masks(
     tables: dict[str, Tensor] = {}
 
     def mask(ratio: float) -> Tensor:
-        left = _Left(terms, tables)
+        left = _RemainingSums(terms, tables)
         masks = {}
         for group in sorted(groups, key=lambda group: group.order):
             masks[group.root] = group_mask(group, _group_score(_seen_once(group), terms, left.sum_of), ratio)
@@ -132,14 +132,14 @@ class _Terms:
         return (self.weight(layer).float() * self._gradients[f"{layer}.weight"].detach().float()).abs_()
 
 
-class _SideSums:
+class _WholeSums:
     """Each weight's terms, summed over its output side and over its input side, computed once a weight."""
 
     def __init__(self, terms: _Terms) -> None:
         self._terms = terms
         self._sums: dict[str, dict[str, Tensor]] = {}
 
-    def of(self, member: Member) -> Tensor:
+    def sum_of(self, member: Member) -> Tensor:
         """The sums (channels,) of the group's channels in this layer."""
         if member.layer not in self._sums:
             self._sums[member.layer] = self._of_weight(member.layer)
@@ -157,7 +157,7 @@ class _SideSums:
         return {"out": by_output, "in": by_input_and_place.reshape(inputs, -1).sum(1)}
 
 
-class _Left:
+class _RemainingSums:
     """What is left of a network whose groups are pruned one after another. `tables`: each weight's terms, kept."""
 
     def __init__(self, terms: _Terms, tables: dict[str, Tensor]) -> None:
@@ -165,7 +165,7 @@ class _Left:
         self._sides: dict[tuple[str, str], Tensor] = {}
 
     def sum_of(self, member: Member) -> Tensor:
-        """As `_SideSums.of`, over what is left of the layer's other side."""
+        """As `_WholeSums.sum_of`, over what is left of the layer's other side."""
         table = self._table(member.layer)
         if member.kind == "out":
             return (table @ self._side(member.layer, "in"))[member.indices]

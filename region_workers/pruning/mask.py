@@ -1,15 +1,17 @@
-"""The mask: one bit for each prunable channel, True where it is kept."""
+"""The mask: one bit for each prunable channel, True where it is kept; and when masks have stopped changing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from region_workers.pruning.groups import ChannelGroup
 from region_workers.pruning.widths import removed_channels
 from schemas.job import KeptChannels
+from schemas.plan import DrawPlan
 
 
 def prunable_bits(groups: Sequence[ChannelGroup]) -> int:
@@ -39,6 +41,35 @@ def mask_distance(a: Tensor, b: Tensor) -> float:
     """The share of bits in which two masks of equal length differ: the normalised Hamming distance (paper, 4.1)."""
     assert a.shape == b.shape, f"masks of {tuple(a.shape)} and {tuple(b.shape)} bits"
     return int((a != b).sum()) / a.numel() if a.numel() else 0.0
+
+
+def queue_distances(masks: Sequence[Tensor], plan: DrawPlan) -> tuple[float, ...] | None:
+    """Distance of the newest mask to each other mask in the queue, nearest in time first; None while it fills.
+
+    `masks`: bool [bits], one an interval, oldest first; every `plan.queue_stride`-th stands in the queue, a FIFO
+    (paper, 4.1).
+    """
+    queue = list(masks[:: -plan.queue_stride][: plan.queue_length])
+    if len(queue) < plan.queue_length:
+        return None
+    return tuple(mask_distance(queue[0], older) for older in queue[1:])
+
+
+def has_converged(distances: tuple[float, ...] | None, plan: DrawPlan) -> bool:
+    """Whether the queue is full and the newest mask lies within the threshold of each of the others."""
+    return distances is not None and max(distances) <= plan.threshold
+
+
+def pack_mask(mask: Tensor) -> bytes:
+    """The mask as the run's files hold it: eight bits a byte."""
+    return np.packbits(mask.numpy()).tobytes()
+
+
+def unpack_mask(packed: object, bits: object) -> Tensor:
+    """The mask, bool (bits,), of what a row of a file holds."""
+    assert isinstance(packed, bytes)
+    assert isinstance(bits, int)
+    return torch.from_numpy(np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=bits).astype(bool))
 
 
 def kept_channels(groups: Sequence[ChannelGroup], mask: Tensor) -> dict[str, KeptChannels]:

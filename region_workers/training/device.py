@@ -53,7 +53,7 @@ class World:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return Hardware(device=name, world_size=self.size, cpu_threads=training.cpu_threads)
 
-    def forget_peak_memory(self) -> None:
+    def reset_peak_memory(self) -> None:
         """Count the peak anew, where the device lets us: the host's is the process's whole life's."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)

@@ -13,10 +13,6 @@ from schemas.errors import NO_SPACE, NO_WRITING, RunFailed, UserError, disk_prob
 _FOR_GOOD = (*NO_SPACE, *NO_WRITING, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
-class NonFiniteLossError(RunFailed):
-    """The loss or the gradient is no longer a number; the update of that step was not made."""
-
-
 class TicketNotDrawnError(RunFailed):
     """The mask was still changing when `draw.max_intervals` was reached."""
 

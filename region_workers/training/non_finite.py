@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from region_workers.training.failures import NonFiniteLossError
+from schemas.errors import RunFailed
+
+
+class NonFiniteLossError(RunFailed):
+    """The loss or the gradient is no longer a number; the update of that step was not made."""
 
 
 class NonFiniteGuard:

@@ -9,7 +9,6 @@ from region_workers.storage.durable import replace_model
 from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import Row
 from region_workers.training.device import World
-from region_workers.training.failures import StopRequestedError
 from region_workers.training.trainer import Trainer
 from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Note, Progress, ProgressState, WorkerJob
 from schemas.process import unix_time
@@ -42,14 +41,11 @@ def is_told(note: Path, owner: str, attempt: int) -> bool:
 class StageReporter:
     """Progress and metrics of one stage on one worker; only rank zero writes."""
 
-    def __init__(
-        self, job: WorkerJob, stage: str, key: str, total_steps: int | None, world: World, learning_rate: float
-    ) -> None:
+    def __init__(self, job: WorkerJob, stage: str, total_steps: int | None, world: World) -> None:
         self._folder = Path(job.run_dir) / stage
         self._run_dir, self._owner = Path(job.run_dir), job.owner
         self._interval = job.logging.interval_steps
-        self._world, self._learning_rate = world, learning_rate
-        self.stage, self.key = stage, key
+        self._world, self._learning_rate = world, job.training.learning_rate
         self.metrics: list[Row] = []
         self.started_at = unix_time()
         self._progress = Progress(
@@ -139,8 +135,3 @@ class StageReporter:
             }
         )
         self._progress = self._progress.model_copy(update={"loss": loss})
-
-
-def stopped_at(step: int) -> StopRequestedError:
-    """The exception that ends a stage which saved itself after `step` updates."""
-    return StopRequestedError(f"stopped after step {step}, as asked; the state is saved")

@@ -1,18 +1,11 @@
-"""Handing a finished stage to the driver: digests of its files, then the result, written last."""
+"""What a finished stage leaves for the driver: its result, and a record of each of its files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import artifact, is_whole
-from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage, WorkerJob
-from schemas.process import unix_time
-
-if TYPE_CHECKING:  # they import torch, which whoever only verifies a run does without
-    from region_workers.training.device import World
-    from region_workers.training.reporter import StageReporter
+from region_workers.storage.integrity import is_whole
+from schemas.job import RESULT_FILE, DrawStage, StageResult, TrainStage
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -33,33 +26,3 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
     if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
         return None
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
-
-
-def publish(
-    job: WorkerJob,
-    reporter: StageReporter,
-    world: World,
-    steps: int,
-    files: list[Path],
-    metrics: dict[str, float],
-    inputs: tuple[Artifact, ...] = (),
-) -> None:
-    """Write the stage's result; `files` must be on disk already. Only on rank zero."""
-    run_dir = Path(job.run_dir)
-    result = StageResult(
-        stage=reporter.stage,
-        key=reporter.key,
-        attempt=job.attempt,
-        owner=job.owner,
-        started_at=reporter.started_at,
-        finished_at=unix_time(),
-        active_s=reporter.active_s,
-        steps=steps,
-        inputs=inputs,
-        artifacts=tuple(artifact(run_dir, path) for path in sorted(files)),
-        hardware=world.describe(job.training),
-        metrics=metrics,
-        peak_memory_bytes=world.peak_memory_bytes(),
-    )
-    write_model(run_dir / reporter.stage / RESULT_FILE, result)
-    reporter.announce("done", steps)

@@ -151,7 +151,7 @@ class StepTimer:
         training = plan.training.model_copy(update=update)
         span = (0, plan.diffusion.num_train_timesteps)
         randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
-        job = _job(plan.model_copy(update={"training": training}), self._dense_digest)
+        job = timing_job(plan.model_copy(update={"training": training}), self._dense_digest)
         family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
         sampler = TimestepSampler(span, training.timesteps, plan.diffusion, self._world.device)
         return Trainer(network_at(family, ratio), family, randomness, sampler, training, self._world)
@@ -176,7 +176,7 @@ def network_at(family: UNetFamily, ratio: float) -> nn.Module:
     return extract_expert(dense, kept_channels(groups, mask))
 
 
-def _job(plan: Plan, dense_digest: str | None) -> WorkerJob:
+def timing_job(plan: Plan, dense_digest: str | None = None) -> WorkerJob:
     """What the family reads of a job; nothing is written anywhere."""
     return WorkerJob(
         name="timing",

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from region_workers.data.samples import SampleStore
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
 from region_workers.storage.lock import locked
@@ -27,10 +25,10 @@ from region_workers.training.family import UNetFamily, open_samples
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start, is_told
 from region_workers.training.results import finished_result
-from region_workers.training.train import train
+from region_workers.training.stage_loop import Stage, StageLoop
+from region_workers.training.train import Train
 from region_workers.worker.uploader import Uploader, working_folder
 from region_workers.worker.watchdog import Watchdog, end_process
-from schemas.digest import seed_from
 from schemas.job import FAILURE_FILE, STOP_FILE, DrawStage, Failure, TrainStage, WorkerJob
 from schemas.process import unix_time
 
@@ -47,13 +45,13 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
     """
     prepare_process(job.training)
     world = current_world(job.use_gpu, preemption_notice)
-    with working_folder(job, cache_dir_of(job.cache_dir) / _SCRATCH_FOLDER, sends_all=world.is_rank_zero) as (
-        here,
-        uploader,
-    ):
+    scratch = cache_dir_of(job.cache_dir) / _SCRATCH_FOLDER
+    with working_folder(job, scratch, sends_all=world.is_rank_zero) as (here, uploader):
         if _is_called_off(here, world):
             raise StopRequestedError("the driver stopped, or gave this attempt up, before it began")
-        _Work(here, uploader).do(world)
+        progress = _Progress(here, uploader)
+        with progress.failures_written(), Watchdog(job.hang_limit_s, progress.end_hanging) as watchdog:
+            _run_stages(here, _watched(world, watchdog, uploader), uploader, progress)
 
 
 def _is_called_off(job: WorkerJob, world: World) -> bool:
@@ -62,93 +60,93 @@ def _is_called_off(job: WorkerJob, world: World) -> bool:
     return bool(world.broadcast_int(int(called_off)))
 
 
-class _Work:
-    """One job on one worker."""
-
-    def __init__(self, job: WorkerJob, uploader: Uploader | None) -> None:
-        self._job, self._uploader = job, uploader
-        self._stage = job.stages()[0]
-
-    def do(self, world: World) -> None:
-        """Stage after stage; a failure is written, and raised."""
-        try:
-            with Watchdog(self._job.hang_limit_s, self._end_hanging) as watchdog:
-                self._do_stages(self._watched(world, watchdog))
-        except StopRequestedError:
-            raise
-        except BaseException as error:
-            cause = error if self._uploader is None else self._uploader.cause_of(error)
-            _write_failure(self._job, self._stage, cause)
-            if cause is not error:
-                raise cause from error
-            raise
-
-    def _watched(self, world: World, watchdog: Watchdog) -> World:
-        """Its steps are told to the watchdog, and to the uploader, which may end the worker; what it deletes, too."""
-        uploader = self._uploader
-        if uploader is None:
-            return replace(world, on_heartbeat=watchdog.heartbeat)
-
-        def heartbeat() -> None:
-            watchdog.heartbeat()
-            uploader.check()
-
-        return replace(world, on_heartbeat=heartbeat, on_deleted=uploader.retire)
-
-    def _do_stages(self, world: World) -> None:
-        job = self._job
-        stages = [stage for stage in (job.draw, job.train) if stage is not None]
-        first = next((index for index, stage in enumerate(stages) if not _is_finished(job, stage, world)), None)
-        if first is None:
-            return
-        self._stage = stages[first].name
-        if world.is_rank_zero:
-            announce_start(job, self._stage)
-        store = open_samples(job, cache_dir_of(job.cache_dir), world.device, lambda done, total: world.heartbeat())
-        world.barrier()
-        for stage in stages[first:]:
-            if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
-                continue
-            self._stage = stage.name
-            world.forget_peak_memory()
-            with _only_worker(job, stage.name, world):
-                _run_stage(job, stage, store, world)
-            self._hand_on(world)
-
-    def _hand_on(self, world: World) -> None:
-        """What rank zero has written so far is there for the others of the region."""
-        if self._uploader is None or world.size == 1:
-            return
-        if world.is_rank_zero:
-            self._uploader.flush()
-        world.barrier()
-        if not world.is_rank_zero:
-            self._uploader.fetch()
-
-    def _end_hanging(self) -> None:
-        try:
-            _write_failure(self._job, self._stage, HangError(self._job.hang_limit_s))
-            if self._uploader is not None:
-                self._uploader.flush()
-        finally:
-            end_process()
-
-
-def _run_stage(job: WorkerJob, stage: DrawStage | TrainStage, store: SampleStore, world: World) -> None:
-    kind = "draw" if isinstance(stage, DrawStage) else "train"
-    randomness = StepRandomness(job.seed, kind, stage.timesteps, world.device)
-    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
-    if isinstance(stage, TrainStage):
-        train(job, stage, family, randomness, world)
+def _run_stages(job: WorkerJob, world: World, uploader: Uploader | None, progress: _Progress) -> None:
+    stages = [stage for stage in (job.draw, job.train) if stage is not None]
+    while stages and _is_finished(job, stages[0], world):
+        stages.pop(0)
+    if not stages:
         return
-    torch.manual_seed(seed_from(job.seed, "initial weights"))  # every region draws from the same start
-    Draw(job, stage, family, randomness, world).run()
+    progress.stage = stages[0].name
+    if world.is_rank_zero:
+        announce_start(job, progress.stage)
+    store = open_samples(job, cache_dir_of(job.cache_dir), world.device, lambda done, total: world.heartbeat())
+    world.barrier()
+    for stage in stages:
+        if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
+            continue
+        progress.stage = stage.name
+        world.reset_peak_memory()
+        with _only_worker(job, stage.name, world):
+            StageLoop(_make_stage(job, stage, store, world)).run()
+        if uploader is not None and world.size > 1:
+            _hand_on(uploader, world)
+
+
+def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: SampleStore, world: World) -> Stage:
+    kind = "draw" if isinstance(plan, DrawStage) else "train"
+    randomness = StepRandomness(job.seed, kind, plan.timesteps, world.device)
+    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
+    if isinstance(plan, DrawStage):
+        return Draw(job, plan, family, randomness, world)
+    return Train(job, plan, family, randomness, world)
 
 
 def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) -> bool:
     """Rank zero's answer."""
     finished = world.is_rank_zero and finished_result(Path(job.run_dir), stage) is not None
     return bool(world.broadcast_int(int(finished)))
+
+
+def _watched(world: World, watchdog: Watchdog, uploader: Uploader | None) -> World:
+    """Its steps are told to the watchdog, and to the uploader, which may end the worker; what it deletes, to that."""
+    if uploader is None:
+        return replace(world, on_heartbeat=watchdog.heartbeat)
+
+    def heartbeat() -> None:
+        watchdog.heartbeat()
+        uploader.check()
+
+    return replace(world, on_heartbeat=heartbeat, on_deleted=uploader.retire)
+
+
+def _hand_on(uploader: Uploader, world: World) -> None:
+    """What rank zero has written so far is there for the others of the region."""
+    if world.is_rank_zero:
+        uploader.flush()
+    world.barrier()
+    if not world.is_rank_zero:
+        uploader.fetch()
+
+
+class _Progress:
+    """The stage that a worker is at, beside which its failure is written."""
+
+    def __init__(self, job: WorkerJob, uploader: Uploader | None) -> None:
+        self._job, self._uploader = job, uploader
+        self.stage = job.stages()[0]
+
+    @contextmanager
+    def failures_written(self) -> Iterator[None]:
+        """Whatever is raised within it is written for the driver, and raised; but for a stop, which is no failure."""
+        try:
+            yield
+        except StopRequestedError:
+            raise
+        except BaseException as error:
+            cause = error if self._uploader is None else self._uploader.cause_of(error)
+            _write_failure(self._job, self.stage, cause)
+            if cause is not error:
+                raise cause from error
+            raise
+
+    def end_hanging(self) -> None:
+        """End the process, which gets no further, once that is written."""
+        try:
+            _write_failure(self._job, self.stage, HangError(self._job.hang_limit_s))
+            if self._uploader is not None:
+                self._uploader.flush()
+        finally:
+            end_process()
 
 
 @contextmanager

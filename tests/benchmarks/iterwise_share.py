@@ -74,8 +74,8 @@ def measure(draw: Draw, steps: int) -> tuple[list[float], list[float]]:
     """Seconds of each plain step and of the mask that follows it."""
     plain, masks = [], []
     for _ in range(steps + 1):
-        plain.append(timed(draw._trainer.train_step))
-        masks.append(timed(draw._take_due_masks))
+        plain.append(timed(draw.trainer.train_step))
+        masks.append(timed(draw.after_step))
     return plain[1:], masks[1:]
 
 

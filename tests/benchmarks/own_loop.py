@@ -66,7 +66,7 @@ class OwnLoop:
         self.trainer = Trainer(network, family, randomness, sampler, job.training, world)
         logging = job.logging if log else job.logging.model_copy(update={"interval_steps": 1 << 40})
         job = job.model_copy(update={"logging": logging})
-        self.reporter = StageReporter(job, job.draw.name, job.draw.key, None, world, job.training.learning_rate)
+        self.reporter = StageReporter(job, job.draw.name, None, world)
         self.reporter.begin(0, [], 0.0)
 
     def step(self) -> None:

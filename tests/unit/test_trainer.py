@@ -9,8 +9,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
 
-from region_workers.training.failures import NonFiniteLossError
 from region_workers.training.family import UNetFamily
+from region_workers.training.non_finite import NonFiniteLossError
 from region_workers.training.trainer import ema_decay
 from schemas.plan import TrainingPlan
 

@@ -1,8 +1,8 @@
-"""Gradients for Taylor and diff-pruning importance, added up over the timesteps of a region."""
+"""The masks of a dense network as it is now, and the gradients that some importances rank its channels by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -10,10 +10,43 @@ from itertools import product
 import torch
 from torch import nn
 
+from region_workers.pruning.groups import ChannelGroup
+from region_workers.pruning.importance import channel_scores, sequential_masks
+from region_workers.pruning.mask import compute_mask
 from region_workers.training.diffusion import diffusion_loss
 from region_workers.training.family import Batch, ModelFamily
 from region_workers.training.randomness import StepRandomness
+from region_workers.training.trainer import Trainer
+from schemas.job import WorkerJob
 from schemas.plan import DrawPlan, TrainingPlan
+
+
+def mask_maker(
+    groups: Sequence[ChannelGroup],
+    trainer: Trainer,
+    family: ModelFamily,
+    randomness: StepRandomness,
+    job: WorkerJob,
+    timesteps: tuple[int, int],
+    between_passes: Callable[[], None],
+) -> Callable[[float], torch.Tensor]:
+    """From a pruning ratio to the mask of the trainer's network; computes what serves every ratio at once.
+
+    `between_passes` is called before each pass through the network.
+    """
+    plan, gradients = job.draw_plan, None
+    use_ema = plan.weights == "ema"
+    weights = trainer.final_weights() if use_ema else {name: p.detach() for name, p in trainer.parameters.items()}
+    if plan.importance in ("taylor", "diff-pruning"):
+        with trainer.using_weights(trainer.ema):
+            gradients = accumulate_importance_gradients(
+                trainer.network, family, randomness, timesteps, plan, job.training, between_passes
+            )
+    if plan.scoring == "sequential" and plan.importance != "random":  # whose scores know nothing of the others
+        return sequential_masks(groups, weights, plan.importance, gradients, plan.gradient_rule)
+    generator = randomness.generator(trainer.step, "random-importance")
+    scores = channel_scores(groups, weights, plan.importance, gradients, generator, plan.gradient_rule)
+    return partial(compute_mask, groups, scores)
 
 
 def importance_timesteps(timesteps: tuple[int, int], count: int | None) -> list[int]:
@@ -44,7 +77,7 @@ def accumulate_importance_gradients(
     """
     passes = training.gradient_accumulation
     share = training.batch_size // passes
-    parts = [_part(family, randomness, slice(index * share, (index + 1) * share)) for index in range(passes)]
+    parts = [_first_batch(family, randomness, slice(index * share, (index + 1) * share)) for index in range(passes)]
     largest = 0.0
     with _evaluating(network):
         for timestep, (index, (batch, noise_BCHW)) in product(
@@ -63,12 +96,11 @@ def accumulate_importance_gradients(
         return {name: p.grad.detach() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def _part(family: ModelFamily, randomness: StepRandomness, rows: slice) -> tuple[Batch, torch.Tensor]:
+def _first_batch(family: ModelFamily, randomness: StepRandomness, rows: slice) -> tuple[Batch, torch.Tensor]:
     """Rows of the draw's first batch, and their noise."""
     batch = family.batch(0, rows)
     generator = randomness.generator(rows.start, "importance-noise")
-    clean_BCHW = batch.clean
-    return batch, torch.randn(clean_BCHW.shape, generator=generator, device=clean_BCHW.device)
+    return batch, torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
 
 
 @contextmanager
