@@ -8,7 +8,7 @@ from pathlib import Path
 
 from region_workers.storage.places import check_writable_folder
 from schemas.errors import UserError, problem
-from schemas.location import check_place
+from schemas.section import check_place
 
 _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
 _FOLDERS = ("RAY_TMPDIR", "TMPDIR")  # Ray takes the first that is set

@@ -21,8 +21,8 @@ from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.job import Artifact
-from schemas.location import check_place
 from schemas.owner import OWNERS_FOLDER, is_claim
+from schemas.section import check_place
 
 if TYPE_CHECKING:
     from region_workers.storage.object_store import ObjectStore

@@ -6,7 +6,7 @@ import pytest
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import PlanError, UserError, without_secrets
-from schemas.location import fault_of_place
+from schemas.section import fault_of_place
 
 
 @pytest.mark.parametrize(
