@@ -64,31 +64,31 @@ def plan(
         check_resolution(loaded)
         print(plan_as_yaml(loaded), end="")
     else:
-        _show_outlook(loaded, as_json, gpus, measure, efficiency, gpu_memory)
+        _show_preview(loaded, as_json, gpus, measure, efficiency, gpu_memory)
     for note in data_notes(loaded):
         print(f"note: {note}", file=sys.stderr if as_json or as_yaml else sys.stdout)
 
 
-def _show_outlook(
+def _show_preview(
     loaded: Plan, as_json: bool, gpus: int | None, measure: bool, efficiency: float | None, gpu_memory: float | None
 ) -> None:
     """What only the network tells: sizes, and the placements that they lead to. torch is imported."""
-    from ebdiff_orchestrator.plans.preview import look_ahead
+    from ebdiff_orchestrator.plans.preview import preview_plan
 
-    outlook = look_ahead(loaded)
+    preview = preview_plan(loaded)
     placements = None
     if gpus is not None:
         from ebdiff_orchestrator.reports.placements import placements_of
 
         say = partial(print, file=sys.stderr)
-        placements = placements_of(outlook, gpus, measure, efficiency, gpu_memory, say)
+        placements = placements_of(preview, gpus, measure, efficiency, gpu_memory, say)
     if as_json:
         more = {"placements": placements.as_json()} if placements else {}
-        print(json.dumps(outlook.as_json() | more, indent=2))
+        print(json.dumps(preview.as_json() | more, indent=2))
     else:
         from ebdiff_orchestrator.reports.placements import show_plan
 
-        show_plan(outlook, placements, Console())
+        show_plan(preview, placements, Console())
 
 
 def presets() -> None:

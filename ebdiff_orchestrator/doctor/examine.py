@@ -38,7 +38,7 @@ from ebdiff_orchestrator.doctor.storage import (
     storage_test,
     store_test,
 )
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from region_workers.data.sources import open_source
 from region_workers.storage.places import cache_dir_of
 from region_workers.storage.run_files import RunFiles, local_folder
@@ -178,7 +178,7 @@ def _ask_store(machines: Machines, url: str) -> Finding:
 
 def _check_space(plan: Plan, run_dir: str, nodes: Sequence[Node]) -> list[Finding]:
     """What is in an object store is also in the cache of the driver's machine, as far as it has come."""
-    needed = run_size(look_ahead(plan), _images(plan))
+    needed = run_size(preview_plan(plan), _images(plan))
     own = local_folder(run_dir)
     folder = own or cache_dir_of()
     free, there = shutil.disk_usage(nearest_folder(folder)).free, bytes_below(own) if own else 0

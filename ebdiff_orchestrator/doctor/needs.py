@@ -12,7 +12,7 @@ from torch import nn
 from ebdiff_orchestrator.cluster import Request, request_of, workers_on_node
 from ebdiff_orchestrator.doctor.facts import Node, answering
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
-from ebdiff_orchestrator.plans.preview import Outlook
+from ebdiff_orchestrator.plans.preview import PlanPreview
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -176,18 +176,18 @@ class RunSize:
     store_bytes: int | None
 
 
-def run_size(outlook: Outlook, images: int | None) -> RunSize:
+def run_size(preview: PlanPreview, images: int | None) -> RunSize:
     """At its fullest every region keeps its checkpoints, one more being written, its ticket, its expert and a copy.
 
     A checkpoint holds weights and Adam's moments, and the EMA where there is one (in a draw: where it is ranked).
     """
-    plan = outlook.plan
+    plan = preview.plan
     kept = plan.checkpointing.keep + 1
     has_ema = plan.training.ema_decay is not None
     draws = plan.draw.method == "early-bird" and any(region.pruning_ratio for region in plan.regions)
-    dense_state = outlook.dense.params * (3 + (has_ema and plan.draw.weights == "ema")) * draws
+    dense_state = preview.dense.params * (3 + (has_ema and plan.draw.weights == "ema")) * draws
     numbers = 0
-    for region in outlook.regions:
+    for region in preview.regions:
         train_state = region.costs.params * (3 + has_ema)
         drawn = dense_state if plan.draw.scope == "per-region" else 0
         numbers += kept * max(drawn, train_state) + 4 * region.costs.params

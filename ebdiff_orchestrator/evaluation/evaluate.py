@@ -34,7 +34,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.work import finished_record, image_file, remove_shards, shards_of
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
@@ -276,8 +276,8 @@ def _this_process(plan: Plan) -> ThisProcess:
 
 
 def _report(manifest: Manifest, evaluation: Evaluation, reference: str, statistics_sha256: str) -> EvaluationReport:
-    outlook = look_ahead(manifest.plan, manifest.dense)
-    shares = step_shares(outlook, evaluation.steps)
+    preview = preview_plan(manifest.plan, manifest.dense)
+    shares = step_shares(preview, evaluation.steps)
     params, macs = weighted_by_steps(shares)
     passes = 1 if evaluation.guidance_scale in (0, 1) else 2  # with and without the class
     return EvaluationReport(
@@ -287,8 +287,8 @@ def _report(manifest: Manifest, evaluation: Evaluation, reference: str, statisti
         statistics_sha256=statistics_sha256,
         stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),
         shares=shares,
-        params_by_timesteps=outlook.weighted.params,
-        macs_by_timesteps=outlook.weighted.macs,
+        params_by_timesteps=preview.weighted.params,
+        macs_by_timesteps=preview.weighted.macs,
         params_by_steps=params,
         macs_by_steps=macs,
         macs_per_image=passes * sum(share.steps * share.macs for share in shares),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.scheduler import spaced_timesteps
-from ebdiff_orchestrator.plans.preview import Outlook
+from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.integrity import holds
 from schemas.digest import digest
@@ -111,9 +111,9 @@ def steps_by_region(plan: Plan, steps: int) -> dict[str, int]:
     return counts
 
 
-def step_shares(outlook: Outlook, steps: int) -> tuple[StepShare, ...]:
+def step_shares(preview: PlanPreview, steps: int) -> tuple[StepShare, ...]:
     """Each region's part in the sampling, in the plan's order."""
-    counts = steps_by_region(outlook.plan, steps)
+    counts = steps_by_region(preview.plan, steps)
     return tuple(
         StepShare(
             region=each.region.name,
@@ -122,7 +122,7 @@ def step_shares(outlook: Outlook, steps: int) -> tuple[StepShare, ...]:
             params=each.costs.params,
             macs=each.costs.macs,
         )
-        for each in outlook.regions
+        for each in preview.regions
     )
 
 

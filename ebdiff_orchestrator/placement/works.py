@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.placement.schedule import Work, allowed_widths
-from ebdiff_orchestrator.plans.preview import Outlook
+from ebdiff_orchestrator.plans.preview import PlanPreview
 from schemas.plan import DIGITS, Plan
 
 DRAW_INTERVALS = 7  # assumed: the paper's CIFAR-10 tickets were drawn at epochs 4 to 12
@@ -35,9 +35,9 @@ def works_of(
     return works, None if shared_s is None else Work("shared draw", shared_s, widths, memory_bytes)
 
 
-def dense_steps_by_macs(outlook: Outlook) -> dict[float, float]:
+def dense_steps_by_macs(preview: PlanPreview) -> dict[float, float]:
     """What one update costs in updates of the dense network, by multiply-accumulates alone, by pruning ratio."""
-    ratios = {region.region.pruning_ratio: region.costs.macs / outlook.dense.macs for region in outlook.regions}
+    ratios = {region.region.pruning_ratio: region.costs.macs / preview.dense.macs for region in preview.regions}
     return {0.0: 1.0, **ratios}
 
 

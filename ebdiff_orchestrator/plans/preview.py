@@ -16,7 +16,7 @@ from schemas.regions import RegionPlan
 
 
 @dataclass(frozen=True)
-class RegionOutlook:
+class RegionPreview:
     """One region's expert: what it trains on, what it owns at sampling, and how large it will be."""
 
     region: RegionPlan
@@ -27,12 +27,12 @@ class RegionOutlook:
 
 
 @dataclass(frozen=True)
-class Outlook:
+class PlanPreview:
     """The networks of a plan. `weighted` is averaged over the timesteps that each region owns (paper, table 4)."""
 
     plan: Plan
     dense: Costs
-    regions: tuple[RegionOutlook, ...]
+    regions: tuple[RegionPreview, ...]
     weighted: Costs
 
     def as_json(self) -> dict[str, Any]:
@@ -42,22 +42,22 @@ class Outlook:
             "dense": _as_json(self.dense),
             "regions": [
                 {
-                    "name": outlook.region.name,
-                    "train": list(outlook.region.train),
-                    "route": list(outlook.route),
-                    "pruning_ratio": outlook.region.pruning_ratio,
-                    "realised_ratio": round(outlook.realised_ratio, 6),
-                    "steps": outlook.steps,
-                    **_as_json(outlook.costs),
+                    "name": preview.region.name,
+                    "train": list(preview.region.train),
+                    "route": list(preview.route),
+                    "pruning_ratio": preview.region.pruning_ratio,
+                    "realised_ratio": round(preview.realised_ratio, 6),
+                    "steps": preview.steps,
+                    **_as_json(preview.costs),
                 }
-                for outlook in self.regions
+                for preview in self.regions
             ],
             "weighted": _as_json(self.weighted),
             "experiment": self.plan.experiment_digest(),
         }
 
 
-def look_ahead(plan: Plan, dense: DenseSource | None = None) -> Outlook:
+def preview_plan(plan: Plan, dense: DenseSource | None = None) -> PlanPreview:
     """Build the networks without weights and count them; `dense`: the plan's dense start as its manifest has it.
 
     Raises PlanError for a network that cannot be built or a pruning ratio that removes nothing or a whole group.
@@ -67,7 +67,7 @@ def look_ahead(plan: Plan, dense: DenseSource | None = None) -> Outlook:
     for index, region in enumerate(plan.regions):
         check_ratio(groups, region.pruning_ratio, f"regions.{index}.pruning_ratio")
     regions = tuple(
-        RegionOutlook(
+        RegionPreview(
             region=region,
             route=route,
             steps=plan.steps_of(region),
@@ -76,7 +76,7 @@ def look_ahead(plan: Plan, dense: DenseSource | None = None) -> Outlook:
         )
         for region, route in zip(plan.regions, plan.routes(), strict=True)
     )
-    return Outlook(plan, counter.dense(), regions, _weighted(plan, regions))
+    return PlanPreview(plan, counter.dense(), regions, _weighted(plan, regions))
 
 
 def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
@@ -89,9 +89,9 @@ def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
         ) from None
 
 
-def _weighted(plan: Plan, regions: tuple[RegionOutlook, ...]) -> Costs:
+def _weighted(plan: Plan, regions: tuple[RegionPreview, ...]) -> Costs:
     total = plan.diffusion.num_train_timesteps
-    spans = [outlook.route[1] - outlook.route[0] for outlook in regions]
+    spans = [preview.route[1] - preview.route[0] for preview in regions]
     mean = {
         field.name: round(
             sum(span * getattr(o.costs, field.name) for span, o in zip(spans, regions, strict=True)) / total

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -104,7 +104,7 @@ def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
     return Row(
         run=str(run),
         method=method_of(manifest.plan),
-        costs=look_ahead(manifest.plan, manifest.dense).weighted,
+        costs=preview_plan(manifest.plan, manifest.dense).weighted,
         measures=own,
         speed_up=_ratio(_train_s(reference), _train_s(own)),
         wall_speed_up=_ratio(_wall_s(dense), _wall_s(manifest)),

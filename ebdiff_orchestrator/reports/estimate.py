@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, drawn_after, interval_steps, works_of
-from ebdiff_orchestrator.plans.preview import Outlook, look_ahead
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable, print_table
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.dense_start import adopt_dense
@@ -66,7 +66,7 @@ class Estimate:
     plan: Plan
     device: str
     times: Mapping[float, StepTime]
-    outlook: Outlook
+    preview: PlanPreview
     draws: tuple[StageEstimate, ...]
     trainings: tuple[StageEstimate, ...]
     makespan_s: float
@@ -96,14 +96,14 @@ class Estimate:
 def estimate(plan: Plan, steps: int, assume: Assumptions, say: Say) -> Estimate:
     """Time `steps` updates of every network of the plan on the device at hand, and predict the run.
 
-    Raises PlanError as `look_ahead` does, UserError where an epoch's length is needed and unknown.
+    Raises PlanError as `preview_plan` does, UserError where an epoch's length is needed and unknown.
     """
     if plan.model.pretrained is not None:
         plan, _ = adopt_dense(plan)
     interval = _interval_steps(plan, assume)
-    outlook = look_ahead(plan)
+    preview = preview_plan(plan)
     times, device = measure_steps(plan, steps, say)
-    return predict(plan, outlook, times, interval, assume, device)
+    return predict(plan, preview, times, interval, assume, device)
 
 
 def measure_steps(plan: Plan, steps: int, say: Say) -> tuple[dict[float, StepTime], str]:
@@ -122,7 +122,7 @@ def measure_steps(plan: Plan, steps: int, say: Say) -> tuple[dict[float, StepTim
 
 
 def predict(
-    plan: Plan, outlook: Outlook, times: Mapping[float, StepTime], interval: int, assume: Assumptions, device: str
+    plan: Plan, preview: PlanPreview, times: Mapping[float, StepTime], interval: int, assume: Assumptions, device: str
 ) -> Estimate:
     """The estimate from step times at hand; `interval` is the steps between two masks."""
     seconds = {ratio: step.seconds for ratio, step in times.items()}
@@ -143,7 +143,7 @@ def predict(
         plan=plan,
         device=device,
         times=times,
-        outlook=outlook,
+        preview=preview,
         draws=draws,
         trainings=trainings,
         makespan_s=schedule.makespan_s,
@@ -235,8 +235,8 @@ def show_estimate(found: Estimate, console: Console) -> None:
 
 def _networks(found: Estimate) -> TextTable:
     dense_s = found.times[0.0].seconds
-    macs = {0.0: found.outlook.dense.macs}
-    macs |= {region.region.pruning_ratio: region.costs.macs for region in found.outlook.regions}
+    macs = {0.0: found.preview.dense.macs}
+    macs |= {region.region.pruning_ratio: region.costs.macs for region in found.preview.regions}
     rows = []
     for ratio, step in found.times.items():
         memory = MISSING if step.peak_memory_bytes is None else f"{step.peak_memory_bytes / 2**30:.2f}"

@@ -18,7 +18,7 @@ from ebdiff_orchestrator.placement.works import (
     interval_steps,
     works_of,
 )
-from ebdiff_orchestrator.plans.preview import Outlook
+from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.estimate import Say, duration, measure_steps
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.measures import method_of
@@ -76,7 +76,7 @@ class Placements:
 
 
 def placements_of(
-    outlook: Outlook,
+    preview: PlanPreview,
     devices: int,
     measure: bool,
     efficiency: float | None,
@@ -87,7 +87,7 @@ def placements_of(
 
     Raises UserError for a network that does not fit: on that device, or in the memory given.
     """
-    costs = _measured_costs(outlook.plan, say) if measure else StepCosts(dense_steps_by_macs(outlook))
+    costs = _measured_costs(preview.plan, say) if measure else StepCosts(dense_steps_by_macs(preview))
     if device_memory_gib is not None and costs.memory_bytes is None:
         raise UserError(
             problem(
@@ -98,7 +98,7 @@ def placements_of(
             )
         )
     memory = None if device_memory_gib is None else round(device_memory_gib * 2**30)
-    return compare_placements(outlook.plan, costs, devices, efficiency, memory)
+    return compare_placements(preview.plan, costs, devices, efficiency, memory)
 
 
 def compare_placements(
@@ -145,14 +145,14 @@ def _draws(plan: Plan) -> tuple[dict[str, int] | None, str]:
     return draw_steps_of(plan, interval, DRAW_INTERVALS), counted if interval else "Nothing is drawn by training."
 
 
-def outlook_table(outlook: Outlook) -> Table:
+def preview_table(preview: PlanPreview) -> Table:
     """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
-    title = f"plan {outlook.plan.name}: {method_of(outlook.plan)}"
+    title = f"plan {preview.plan.name}: {method_of(preview.plan)}"
     table = Table(title=title, show_edge=False, pad_edge=False, title_justify="left")
     for heading in ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
-    table.add_row("dense", "", "", "", "", *_sizes(outlook.dense), "")
-    for region in outlook.regions:
+    table.add_row("dense", "", "", "", "", *_sizes(preview.dense), "")
+    for region in preview.regions:
         table.add_row(
             region.region.name,
             _span(region.region.train),
@@ -162,10 +162,10 @@ def outlook_table(outlook: Outlook) -> Table:
             *_sizes(region.costs),
             str(region.steps),
         )
-    table.add_row("weighted", "", "", "", "", *_sizes(outlook.weighted), "")
-    whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (outlook.dense, outlook.weighted)]
+    table.add_row("weighted", "", "", "", "", *_sizes(preview.weighted), "")
+    whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (preview.dense, preview.weighted)]
     table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
-    if outlook.plan.draw.method == "one-shot" and outlook.plan.model.pretrained is None:
+    if preview.plan.draw.method == "one-shot" and preview.plan.model.pretrained is None:
         table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
     table.caption_justify = "left"
     return table
@@ -179,9 +179,9 @@ def _sizes(costs: Costs) -> tuple[str, str]:
     return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}"
 
 
-def show_plan(outlook: Outlook, placements: Placements | None, console: Console) -> None:
+def show_plan(preview: PlanPreview, placements: Placements | None, console: Console) -> None:
     """Print the plan's networks, and its placements if there are any."""
-    console.print(outlook_table(outlook))
+    console.print(preview_table(preview))
     if placements is not None:
         console.print()
         show_placements(placements, console)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ebdiff_orchestrator.cluster import Executor, run_one
 from ebdiff_orchestrator.placement.schedule import assignment, place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
-from ebdiff_orchestrator.plans.preview import Outlook
+from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.stages import JobOutline
 from ebdiff_orchestrator.run.view import View
@@ -19,7 +19,7 @@ from schemas.plan import Plan
 
 
 def place_jobs(
-    jobs: tuple[JobOutline, ...], outlook: Outlook, images: int, ledger: Ledger, executor: Executor, view: View
+    jobs: tuple[JobOutline, ...], preview: PlanPreview, images: int, ledger: Ledger, executor: Executor, view: View
 ) -> tuple[dict[str, int], int | None]:
     """The workers of each job, in the order of their starts, and how many all may hold together; None: all there are.
 
@@ -27,7 +27,7 @@ def place_jobs(
     """
     plan = ledger.plan
     if plan.placement == "one-per-region":
-        longest_first = sorted(jobs, key=lambda job: (-_macs(job, outlook), job.name))
+        longest_first = sorted(jobs, key=lambda job: (-_macs(job, preview), job.name))
         return {job.name: executor.request.processes for job in longest_first}, None
     seconds = _step_seconds(ledger, executor, view)
     left = _what_is_left(plan, jobs, ledger)
@@ -71,9 +71,9 @@ def _what_is_left(plan: Plan, jobs: tuple[JobOutline, ...], ledger: Ledger) -> P
     return plan.model_copy(update={"regions": regions})
 
 
-def _macs(job: JobOutline, outlook: Outlook) -> float:
+def _macs(job: JobOutline, preview: PlanPreview) -> float:
     """Work of a job; a shared draw comes before all."""
     if job.train is None:
         return float("inf")
-    region = next(o for o in outlook.regions if o.region.name == job.train.region)
+    region = next(o for o in preview.regions if o.region.name == job.train.region)
     return float(region.costs.macs * region.steps)

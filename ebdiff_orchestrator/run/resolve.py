@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ebdiff_orchestrator.plans.preview import Outlook, look_ahead
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.run.dense_start import adopt_dense
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.places import cache_dir_of
@@ -22,9 +22,9 @@ class ResolvedPlan:
     dense: DenseSource | None
 
     @cached_property
-    def preview(self) -> Outlook:
+    def preview(self) -> PlanPreview:
         """The sizes of its networks. PlanError for a network that cannot be built, or a ratio that does not fit it."""
-        return look_ahead(self.plan, self.dense)
+        return preview_plan(self.plan, self.dense)
 
     def check_networks(self) -> None:
         """Raise what `preview` raises."""

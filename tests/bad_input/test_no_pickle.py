@@ -22,7 +22,7 @@ from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.inception import FEATURES, load_inception
 from ebdiff_orchestrator.evaluation.statistics import Statistics, given_reference, write_statistics
 from ebdiff_orchestrator.plans.load import load_plan
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.masks import recorded_masks
 from ebdiff_orchestrator.run.finishing import assemble, sample
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -89,7 +89,7 @@ def test_a_run_is_planned_trained_resumed_assembled_and_sampled_without_unpickli
 ) -> None:
     for index in range(12):
         png(tmp_path / f"images/{index}.png", seed=index)
-    look_ahead(load_plan("digits"))
+    preview_plan(load_plan("digits"))
     data = {"path": str(tmp_path / "images")}
     run_dir, cache = tmp_path / "run", tmp_path / "cache"
     run_dir.mkdir()

@@ -115,8 +115,8 @@ def test_the_paper_s_cifar10_job_finishes_when_shrunk(cache_dir: Path, tmp_path:
 
 
 def test_plan_json_has_the_paper_s_numbers() -> None:
-    outlook = json.loads(ebdiff("plan", "cifar10", "--json").stdout)
-    assert outlook["dense"] == {"params": 35746307, "macs": 6064135040, "macs_with_attention": 6221856768}
-    assert [region["route"] for region in outlook["regions"]] == [[0, 240], [240, 440], [440, 1000]]
-    assert outlook["weighted"]["macs"] == pytest.approx(1.32e9, rel=0.01)
-    assert all(isinstance(region["params"], int) for region in outlook["regions"])
+    preview = json.loads(ebdiff("plan", "cifar10", "--json").stdout)
+    assert preview["dense"] == {"params": 35746307, "macs": 6064135040, "macs_with_attention": 6221856768}
+    assert [region["route"] for region in preview["regions"]] == [[0, 240], [240, 440], [440, 1000]]
+    assert preview["weighted"]["macs"] == pytest.approx(1.32e9, rel=0.01)
+    assert all(isinstance(region["params"], int) for region in preview["regions"])

@@ -13,7 +13,7 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.doctor.facts import bytes_below
 from ebdiff_orchestrator.doctor.needs import FIXED_BYTES, footprint, kept_for_backward_bytes, run_size, store_bytes
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.networks.dense import build_dense, example_inputs
 from schemas.plan import Plan
@@ -97,7 +97,7 @@ def test_a_run_stays_within_its_estimate_and_not_far_below(
     finally:
         ended.set()
         watcher.join()
-    expected = run_size(look_ahead(plan), 1797)
+    expected = run_size(preview_plan(plan), 1797)
     assert 0.5 * (expected.run_bytes - FIXED_BYTES) < fullest < expected.run_bytes
     assert expected.store_bytes == 1797 * 8 * 8
 

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.dense_start import adopt_dense
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
@@ -156,6 +156,6 @@ def test_a_network_with_what_a_plan_has_no_form_for_keeps_it_and_can_be_resumed(
     again = Plan.model_validate_json(plan.model_dump_json())  # every field counts as written by its author
     assert adopt_dense(again) == (plan, source)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert look_ahead(plan).dense.params == parameters
+    assert preview_plan(plan).dense.params == parameters
     shutil.rmtree(tmp_path / "network")
-    assert look_ahead(plan, source).dense.params == parameters
+    assert preview_plan(plan, source).dense.params == parameters

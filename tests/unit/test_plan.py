@@ -17,7 +17,7 @@ from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
 from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError
 from schemas.plan import DIGITS, Plan
@@ -112,7 +112,7 @@ def test_every_preset_loads_counts_and_survives_a_round_trip_through_yaml(tmp_pa
     assert {"digits", "cifar10"} <= set(presets())
     for name in presets():
         plan = load_plan(name)
-        assert len(look_ahead(plan).regions) == 3
+        assert len(preview_plan(plan).regions) == 3
         file = tmp_path / f"{name}.yaml"
         file.write_text(plan_as_yaml(plan))
         assert load_plan(str(file)) == plan
@@ -189,7 +189,7 @@ def test_a_ratio_that_removes_nothing_or_everything_is_refused_before_anything_s
     tiny_plan: MakePlan, ratio: str
 ) -> None:
     with pytest.raises(PlanError, match=r"regions\.0\.pruning_ratio"):
-        look_ahead(tiny_plan(f"regions.0.pruning_ratio={ratio}"))
+        preview_plan(tiny_plan(f"regions.0.pruning_ratio={ratio}"))
 
 
 def test_a_batch_larger_than_the_data_set_or_not_shared_evenly_is_refused(tiny_plan: MakePlan) -> None:

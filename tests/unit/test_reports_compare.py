@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.measures import method_of
@@ -125,7 +125,7 @@ def test_speed_up_is_dense_training_over_the_slowest_region_without_the_draw(
     assert row.wall_speed_up == 2.0
     assert row.hours_saved == 0.5
     assert row.measures.draw_share == pytest.approx(900 / 1070)
-    assert row.costs == look_ahead(tiny_plan()).weighted
+    assert row.costs == preview_plan(tiny_plan()).weighted
 
 
 def test_a_dense_run_among_the_rows_is_what_they_are_measured_against(tmp_path: Path, tiny_plan: MakePlan) -> None:

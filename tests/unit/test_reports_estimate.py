@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.plans.preview import look_ahead
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate, predict
 from region_workers.training import timing
 from region_workers.training.device import World
@@ -36,7 +36,7 @@ def _step(seconds: float) -> StepTime:
 def _predict(plan: Plan, times: dict[float, float], interval: int = 100, **assumed: int) -> Estimate:
     steps = {ratio: _step(seconds) for ratio, seconds in times.items()}
     fresh = plan.model_copy(update={"model": plan.model.model_copy(update={"pretrained": None})})
-    return predict(plan, look_ahead(fresh), steps, interval, Assumptions(**assumed), "cpu")
+    return predict(plan, preview_plan(fresh), steps, interval, Assumptions(**assumed), "cpu")
 
 
 def test_the_papers_speed_ups_follow_from_its_step_times(tiny_plan: MakePlan) -> None:
