@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -10,6 +11,7 @@ from typing import TypeVar
 
 from ebdiff_orchestrator.cluster import Loss
 from ebdiff_orchestrator.run.stages import JobOutline
+from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress
 from schemas.process import unix_time
 
@@ -97,6 +99,17 @@ def what_follows(attempt: Attempt, budget: Budget, loss: Loss | None, failure: F
 def may_retry(attempts: int, retries: int, retryable: bool) -> bool:
     """Whether a failed job gets another attempt."""
     return retryable and attempts <= retries
+
+
+def raise_if_failed(budgets: Mapping[str, Budget], how_to_go_on: str) -> None:
+    """Raise RunFailed if some of these jobs have failed for good, with why."""
+    failed = {name: budget.failed for name, budget in budgets.items() if budget.failed}
+    if failed:
+        lines = "\n".join(f"  - {name}: {reason}" for name, reason in failed.items())
+        raise RunFailed(
+            f"{len(failed)} of {len(budgets)} jobs failed; what the others completed is saved:\n{lines}\n"
+            f"When the cause is gone: {how_to_go_on}"
+        )
 
 
 def progress_of(attempt: Attempt, run_dir: Path) -> Progress | None:

@@ -8,7 +8,15 @@ from contextlib import suppress
 from dataclasses import replace
 
 from ebdiff_orchestrator.cluster import RAY_FOLDER, Executor, too_late, waiting_for
-from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, failure_of, progress_of, what_follows
+from ebdiff_orchestrator.run.attempts import (
+    Attempt,
+    Budget,
+    Next,
+    failure_of,
+    progress_of,
+    raise_if_failed,
+    what_follows,
+)
 from ebdiff_orchestrator.run.decide import Decision, Situation, next_jobs
 from ebdiff_orchestrator.run.growth import Growth
 from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
@@ -69,7 +77,7 @@ class JobLoop:
                 self._record_usage(attempt)
         with suppress(OSError):  # Ray may be about to write there
             self._ledger.directory.discard(RAY_FOLDER)
-        self._raise_if_failed()
+        raise_if_failed(self._budgets, self._how_to_go_on())
 
     def _check_whether_to_go_on(self, interrupts: Interrupts) -> None:
         if interrupts.requested:
@@ -210,15 +218,6 @@ class JobLoop:
         self._ledger.collect_results(tuple(self._jobs.values()))
         self._ledger.mark_stopped()
         raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
-
-    def _raise_if_failed(self) -> None:
-        failed = {name: budget.failed for name, budget in self._budgets.items() if budget.failed}
-        if failed:
-            lines = "\n".join(f"  - {name}: {reason}" for name, reason in failed.items())
-            raise RunFailed(
-                f"{len(failed)} of {len(self._jobs)} jobs failed; what the others completed is saved:\n{lines}\n"
-                f"When the cause is gone: {self._how_to_go_on()}"
-            )
 
     def _how_to_go_on(self) -> str:
         return f"ebdiff resume {self._ledger.directory.short_location}"
