@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator.cli.app import app as cli
+from ebdiff_orchestrator.cli.app import main
 
 EXPECTATION = re.compile(r"\bexpected\b", re.IGNORECASE)
 REMEDY = re.compile(
@@ -49,7 +49,7 @@ def call(argv: tuple[str, ...], capfd: pytest.CaptureFixture[str], patch: pytest
     patch.setattr(sys, "argv", ["ebdiff", *argv])
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-        cli.main()
+        main()
     captured = capfd.readouterr()
     return Answer(int(str(ended.value.code)), captured.out, captured.err)
 

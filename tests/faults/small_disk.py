@@ -27,6 +27,7 @@ from serial_cluster import SerialCluster
 from small_runs import SMALL
 
 from ebdiff_orchestrator.cli import app as cli
+from ebdiff_orchestrator.cli import launch as launch_command
 from ebdiff_orchestrator.run import launch as driver
 
 _ROOM_KIB = (8, 300, 640, 800, 1000, 1200)  # a finished run takes about 1400
@@ -101,7 +102,7 @@ def ebdiff(*arguments: object) -> tuple[int, str]:
         return launch(*arguments, **{**options, "executor": SerialCluster()})
 
     with (
-        patch.object(cli, "_start_ray_early", lambda *_: None),
+        patch.object(launch_command, "_start_ray_early", lambda *_: None),
         patch.object(driver, "launch", launch_here),
         patch.object(sys, "argv", ["ebdiff", *map(str, arguments)]),
         contextlib.redirect_stdout(output),

@@ -168,6 +168,6 @@ def test_slurm_warns_in_time_and_may_queue_the_job_again() -> None:
 
 
 def test_the_script_calls_commands_that_there_are() -> None:
-    commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback}
+    commands = {command.callback.__name__ for command in cli.registered_commands if command.callback}
     called = set(re.findall(r"\bebdiff (doctor|launch)\b", SCRIPT.read_text()))
     assert called == {"doctor", "launch"} <= commands
