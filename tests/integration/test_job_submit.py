@@ -133,7 +133,7 @@ def test_the_doctor_as_a_job_sees_the_uploaded_copy_of_the_project(head: Head, t
     (node,) = report["nodes"]
     copy = Path(node["facts"]["code_folder"])
     assert copy.is_relative_to(head.setting.folder / "ray")
-    assert (copy / "ebdiff_orchestrator" / "cli.py").is_file()
+    assert (copy / "ebdiff_orchestrator" / "cli" / "app.py").is_file()
     assert not (copy / ".git").exists()
     assert not (copy / "tests").exists()
     size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
