@@ -163,7 +163,7 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("method", ["reused", "eb-iterwise", "eb-speed", "speed"])
+@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed"])
 def test_the_methods_that_need_no_dense_run(
     method: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -171,7 +171,7 @@ def test_the_methods_that_need_no_dense_run(
         load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), tmp_path / "run", executor=serial_cluster
     )
     assert handle.manifest.finished()
-    if method == "reused":
+    if method == "released":
         assert [region.train for region in handle.manifest.plan.regions] == [(0, 261), (240, 461), (440, 1000)]
         assert handle.manifest.plan.draw.scoring == "sequential"
         assert {name for name in handle.manifest.stages if name.startswith("draw/")} == {"draw/shared"}
