@@ -107,7 +107,11 @@ class RunDirectory:
     def fetch_stages(self, stages: Sequence[str]) -> None:
         """Have the recorded files of these stages in `path`."""
         manifest = self.read()
-        self._files.fetch_recorded([item for name in stages for item in manifest.stage(name).artifacts])
+        self.fetch_recorded([item for name in stages for item in manifest.stage(name).artifacts])
+
+    def fetch_recorded(self, artifacts: Sequence[Artifact]) -> None:
+        """Have these files in `path`."""
+        self._files.fetch_recorded(artifacts)
 
     def ensemble(self) -> Path:
         """The folder to load the ensemble from. UserError if an object store's run has none yet."""
