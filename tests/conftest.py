@@ -35,10 +35,46 @@ _THREADS = torch.get_num_threads()
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
 
 
+_NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
+    "test_costs",
+    "test_doctor_command",
+    "test_drawing",
+    "test_ensemble_classes",
+    "test_ensemble_diffusers",
+    "test_ensemble_latents",
+    "test_ensemble_options",
+    "test_ensemble_pipeline",
+    "test_ensemble_pruned",
+    "test_ensemble_sampling",
+    "test_data_store",
+    "test_evaluation",
+    "test_evaluation_parts",
+    "test_imports",
+    "test_latents_store",
+    "test_methods",
+    "test_plan",
+    "test_precision",
+    "test_properties_plan",
+    "test_pruning_configs",
+    "test_pruning_expert",
+    "test_pruning_importance",
+    "test_pruning_latent",
+    "test_reports_compare",
+    "test_reports_estimate",
+    "test_reports_placements",
+    "test_retries",
+    "test_reuse",
+    "test_seeds",
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that the workers of the tests end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.path.parent.name == "unit" and item.path.stem not in _NOT_QUICK and item.path not in slow:
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True)
