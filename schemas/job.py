@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
 from schemas.model import ModelPlan
-from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, TrainingPlan
+from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, Plan, TrainingPlan
 from schemas.section import Sealed, Section
 
 RESULT_FILE = "result.json"
@@ -96,6 +96,12 @@ class WorkerJob(Section):
     def stages(self) -> tuple[str, ...]:
         """The names of the stages this job completes, in order."""
         return tuple(stage.name for stage in (self.draw, self.train) if stage is not None)
+
+
+def from_plan(plan: Plan) -> dict[str, Any]:
+    """The fields of a WorkerJob that are the plan's own."""
+    sections = ("seed", "data", "model", "diffusion", "training", "checkpointing", "logging")
+    return {"draw_plan": plan.draw, **{name: getattr(plan, name) for name in sections}}
 
 
 class Artifact(Section):

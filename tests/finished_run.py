@@ -11,8 +11,7 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, train_stage_name
 from region_workers.networks.dense import build_dense
-from region_workers.storage.integrity import artifact
-from region_workers.training.results import files_in
+from region_workers.storage.integrity import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.manifest import Manifest
 from schemas.plan import Plan

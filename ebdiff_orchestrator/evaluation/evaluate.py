@@ -87,11 +87,10 @@ def evaluate(
 ) -> Evaluation:
     """FID of `num_images` images of the finished run in `run_dir`, over all workers of the Ray cluster.
 
-    What was interrupted goes on; what is recorded is returned. `in_process` does without Ray, on one device; an
-    `executor` of the caller's, too. The
-    reference is the run's own data (or its first `reference_images`), else a folder of images or an .npz of
-    pytorch-fid's. Raises UserError for an unfinished run and for Inception weights that cannot be had, RunFailed if
-    a worker could not do its part.
+    What was interrupted goes on; what is recorded is returned. `in_process` does without Ray, on one device; so does
+    an `executor` of the caller's. The reference is the run's own data (or its first `reference_images`), else a folder
+    of images or an .npz of pytorch-fid's. Raises UserError for an unfinished run and for Inception weights that cannot
+    be had, RunFailed if a worker could not do its part.
     """
     options = Options(
         num_images=num_images,

@@ -19,8 +19,7 @@ from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sampl
 from ebdiff_orchestrator.run.view import View, sampling_report
 from region_workers.data.latents.vae import load_vae
 from region_workers.networks.dense import load_verified
-from region_workers.storage.integrity import DamagedFileError, artifact
-from region_workers.training.results import files_in
+from region_workers.storage.integrity import DamagedFileError, artifact, files_in
 from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact

@@ -9,7 +9,7 @@ from ebdiff_orchestrator.run.manifests import continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, JobOutline, made_from, with_what_follows
 from ebdiff_orchestrator.run.view import Silent
-from region_workers.training.results import finished_result
+from region_workers.storage.integrity import finished_result
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
 from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, StageRecord, Status

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.digest import digest
-from schemas.job import TICKETS_FOLDER, DrawStage, DrawTarget, TrainStage, WorkerJob
+from schemas.job import TICKETS_FOLDER, DrawStage, DrawTarget, TrainStage, WorkerJob, from_plan
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
 
@@ -104,18 +104,11 @@ def worker_job(
         use_gpu=use_gpu,
         store_digest=inputs.store,
         dense_digest=inputs.dense,
-        seed=plan.seed,
-        data=plan.data,
-        model=plan.model,
-        diffusion=plan.diffusion,
-        draw_plan=plan.draw,
-        training=plan.training,
-        checkpointing=plan.checkpointing,
         hang_limit_s=plan.workers.hang_limit_s,
         store_limit_s=plan.workers.store_limit_s,
-        logging=plan.logging,
         draw=outline.draw,
         train=outline.train,
+        **from_plan(plan),
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from region_workers.data.rows import ReadRows, Rows
 from region_workers.storage.durable import write_file
@@ -59,3 +62,22 @@ def read_array(path: Path, dtype: type[Any], count: int, sha256: str | None) -> 
     if values.shape != (count,) or values.dtype != dtype:
         raise ValueError(f"{path.name} holds {values.dtype} {values.shape}, not {np.dtype(dtype)} ({count},)")
     return values
+
+
+def map_array(path: Path, size_bytes: int, record: str) -> np.memmap[Any, Any]:
+    """The large array of a store, mapped. ValueError if the file's size is not that which the file `record` says."""
+    found_bytes = path.stat().st_size
+    if found_bytes != size_bytes:
+        raise ValueError(f"{path.name} has {found_bytes} bytes, not the {size_bytes} of {record}")
+    values: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return values
+
+
+@contextmanager
+def opening(folder: Path, kind: str, record: str) -> Iterator[None]:
+    """Within it, what is missing or wrong in the store at `folder` is told as a RunFailed."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = f"{record} is not what was written" if isinstance(error, ValidationError) else error
+        raise RunFailed(f"{folder} is no whole {kind}: {reason}. Delete it; it is built anew.") from error

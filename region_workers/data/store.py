@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from region_workers.data.build import INFO, LABELS, PIXELS, build_store, check_unreadable, content_digest
 from region_workers.data.build_lock import Report, build_lock
-from region_workers.data.checksums import CHECKSUMS, Checksums, checked, read_array
+from region_workers.data.checksums import CHECKSUMS, Checksums, checked, map_array, opening, read_array
 from region_workers.data.decode import TRANSFORM_VERSION
 from region_workers.data.labels import Labels
 from region_workers.data.samples import PixelSamples
@@ -54,19 +54,13 @@ class ImageStore:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The store in `folder`, without reading its pixels. Raises RunFailed if it is missing or not whole."""
-        try:
+        with opening(folder, "image store", INFO):
             info = StoreInfo.model_validate_json((folder / INFO).read_bytes())
-            size_bytes = (folder / PIXELS).stat().st_size
-            if size_bytes != info.pixels_bytes:
-                raise ValueError(f"{PIXELS} has {size_bytes} bytes, not the {info.pixels_bytes} of {INFO}")
-            images = np.load(folder / PIXELS, mmap_mode="r", allow_pickle=False)
+            images = map_array(folder / PIXELS, info.pixels_bytes, INFO)
             if images.shape != info.shape or images.dtype != np.uint8:
                 raise ValueError(f"{PIXELS} holds {images.dtype} {images.shape}, not uint8 {info.shape} as {INFO} says")
             checksums = read_array(folder / CHECKSUMS, np.uint32, len(images), info.checksums_sha256)
             labels = read_labels(folder, info.num_classes, len(images), info.labels_sha256)
-        except (OSError, ValueError) as error:
-            reason = f"{INFO} is not what was written" if isinstance(error, ValidationError) else error
-            raise RunFailed(f"{folder} is no whole image store: {reason}. Delete it; it is built anew.") from error
         return cls(folder, info, images, checksums, labels)
 
     @property

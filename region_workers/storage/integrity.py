@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import write_model
-from schemas.job import Artifact
+from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage
 from schemas.section import Sealed
 
 SEAL_FILE = "seal.json"
@@ -23,6 +23,11 @@ class DamagedFileError(ValueError):
 
     def __str__(self) -> str:
         return f"{self.path} is missing or not what was written"
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Every file below `folder`."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def file_digest(path: Path) -> str:
@@ -61,8 +66,7 @@ def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
 
 def file_digests(folder: Path) -> dict[str, str]:
     """The digest of every file below the folder, by path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files_in(folder)}
 
 
 def artifact(run_dir: Path, path: Path) -> Artifact:
@@ -75,6 +79,21 @@ def is_whole(run_dir: Path, item: Artifact) -> bool:
     path = run_dir / item.path
     inside = path.resolve() == run_dir.resolve() / item.path and path.is_file()
     return inside and path.stat().st_size == item.size_bytes and holds(path, item.sha256)
+
+
+def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult | None:
+    """The result that the stage left, if it finished.
+
+    It must be of the stage's key, of as many steps as asked, and made from inputs that are still there unchanged.
+    """
+    path = run_dir / stage.name / RESULT_FILE
+    try:
+        result = StageResult.model_validate_json(path.read_text())
+    except (OSError, ValueError):
+        return None
+    if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
+        return None
+    return result if all(is_whole(run_dir, item) for item in result.inputs) else None
 
 
 class FolderSeal(Sealed):

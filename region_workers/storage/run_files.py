@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from region_workers.storage.durable import write_bytes
-from region_workers.storage.integrity import is_whole
+from region_workers.storage.integrity import files_in, is_whole
 from region_workers.storage.lock import locked
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
@@ -174,7 +174,7 @@ class RunFiles:
         if self._store is None:
             return
         place = self.folder / path
-        for file in sorted(each for each in place.rglob("*") if each.is_file()) if place.is_dir() else [place]:
+        for file in files_in(place) if place.is_dir() else [place]:
             self._store.upload(file, file.relative_to(self.folder).as_posix())
 
     def discard(self, path: str) -> None:

@@ -10,8 +10,7 @@ from torch import nn
 
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.storage.durable import write_folder, write_model
-from region_workers.storage.integrity import file_digest, read_verified, seal_folder
-from region_workers.training.results import files_in
+from region_workers.storage.integrity import file_digest, files_in, read_verified, seal_folder
 from schemas.job import EXPERT_FOLDER, TICKET_FILE, TICKETS_FOLDER, Ticket
 
 

@@ -22,7 +22,7 @@ from region_workers.training.randomness import StepRandomness
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.errors import UserError, problem
-from schemas.job import WorkerJob
+from schemas.job import WorkerJob, from_plan
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
@@ -184,14 +184,7 @@ def timing_job(plan: Plan, dense_digest: str | None = None) -> WorkerJob:
         run_dir="",
         store_digest="",
         dense_digest=dense_digest,
-        seed=plan.seed,
-        data=plan.data,
-        model=plan.model,
-        diffusion=plan.diffusion,
-        draw_plan=plan.draw,
-        training=plan.training,
-        checkpointing=plan.checkpointing,
-        logging=plan.logging,
         draw=None,
         train=None,
+        **from_plan(plan),
     )

@@ -9,11 +9,10 @@ from safetensors.torch import save_file
 
 from region_workers.networks.dense import load_verified
 from region_workers.storage.durable import write_folder
-from region_workers.storage.integrity import DamagedFileError, artifact, check_sealed
+from region_workers.storage.integrity import DamagedFileError, artifact, check_sealed, files_in
 from region_workers.training.device import World
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.results import files_in
 from region_workers.training.stage_loop import Stage
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer

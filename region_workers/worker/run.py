@@ -10,6 +10,7 @@ from pathlib import Path
 
 from region_workers.data.samples import SampleStore
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
+from region_workers.storage.integrity import finished_result
 from region_workers.storage.lock import locked
 from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import World, current_world, prepare_process
@@ -24,7 +25,6 @@ from region_workers.training.failures import (
 from region_workers.training.family import UNetFamily, open_samples
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start, is_told
-from region_workers.training.results import finished_result
 from region_workers.training.stage_loop import Stage, StageLoop
 from region_workers.training.train import Train
 from region_workers.worker.uploader import Uploader, working_folder

@@ -24,7 +24,7 @@ from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.masks import NamedMask, kept_bits, recorded_masks
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
-from region_workers.training.results import finished_result
+from region_workers.storage.integrity import finished_result
 from region_workers.worker.run import run_job
 from schemas.job import StageResult
 from schemas.plan import Plan

@@ -26,8 +26,8 @@ from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.batches import BatchSource
+from region_workers.storage.integrity import finished_result
 from region_workers.storage.tables import read_masks
-from region_workers.training.results import finished_result
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest

@@ -30,8 +30,7 @@ from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
-from region_workers.storage.integrity import file_digest
-from region_workers.training.results import files_in
+from region_workers.storage.integrity import file_digest, files_in
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages
 from schemas.manifest import Evaluation

@@ -8,10 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from region_workers.data.build_lock import Report, build_lock
-from region_workers.data.checksums import CHECKSUMS, Checksums, checked, read_array
+from region_workers.data.checksums import CHECKSUMS, Checksums, checked, map_array, opening, read_array
 from region_workers.data.labels import Labels
 from region_workers.data.latents.build import INFO, Encoding, RunMany, build_latents, content_digest
 from region_workers.data.latents.shards import LATENTS, shard_digest, shard_spans
@@ -48,20 +47,14 @@ class LatentStore:
     @classmethod
     def open(cls, folder: Path) -> Self:
         """The store in `folder`, without reading its latents. Raises RunFailed if it is missing or not whole."""
-        try:
+        with opening(folder, "latent store", INFO):
             info = LatentInfo.model_validate_json((folder / INFO).read_bytes())
-            size_bytes = (folder / LATENTS).stat().st_size
-            if size_bytes != info.latents_bytes:
-                raise ValueError(f"{LATENTS} has {size_bytes} bytes, not the {info.latents_bytes} of {INFO}")
-            latents = np.load(folder / LATENTS, mmap_mode="r", allow_pickle=False)
+            latents = map_array(folder / LATENTS, info.latents_bytes, INFO)
             if latents.shape != info.shape or latents.dtype != np.float16:
                 raise ValueError(f"{LATENTS} holds {latents.dtype} {latents.shape}, not {info.dtype} {info.shape}")
             rows = info.shape[0] * info.shape[1]
             checksums = read_array(folder / CHECKSUMS, np.uint32, rows, info.checksums_sha256)
             labels = read_labels(folder, info.num_classes, info.shape[1], info.labels_sha256)
-        except (OSError, ValueError) as error:
-            reason = f"{INFO} is not what was written" if isinstance(error, ValidationError) else error
-            raise RunFailed(f"{folder} is no whole latent store: {reason}. Delete it; it is built anew.") from error
         return cls(folder, info, latents, checksums, labels)
 
     @property
