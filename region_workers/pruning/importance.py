@@ -122,9 +122,10 @@ class _Terms:
     def of(self, layer: str, rows: slice) -> Tensor:
         """The terms of some rows of its weight, float32 in the weight's shape."""
         values = self.weight(layer)[rows].float()
-        if self._gradients is not None:
-            values = values * self._gradients[f"{layer}.weight"].detach()[rows].float()
-        return values.square() if self._squared else values.abs_()
+        if self._gradients is None:
+            return values.square()
+        values = values * self._gradients[f"{layer}.weight"].detach()[rows].float()
+        return values.square_() if self._squared else values.abs_()
 
     def of_norm(self, layer: str) -> Tensor:
         """|w·gradient| of a norm (channels,)."""
@@ -189,8 +190,10 @@ class _RemainingSums:
         if layer not in self._tables:
             weight = self._terms.weight(layer)
             outputs, inputs = weight.shape[:2]
-            parts = [self._terms.of(layer, rows).reshape(-1, inputs, weight[0, 0].numel()) for rows in _blocks(weight)]
-            self._tables[layer] = torch.cat([part.sum(2) for part in parts]).view(outputs, inputs)
+            places = weight.new_ones(weight[0, 0].numel(), dtype=torch.float32)
+            # A product with ones: half the time of a sum over so few numbers.
+            sums = [self._terms.of(layer, rows).reshape(-1, len(places)) @ places for rows in _blocks(weight)]
+            self._tables[layer] = torch.cat(sums).view(outputs, inputs)
         return self._tables[layer]
 
 
