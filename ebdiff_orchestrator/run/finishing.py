@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ebdiff_orchestrator.cluster import Executor, ThisProcess, run_one
+from ebdiff_orchestrator.cluster import Executor, ThisProcess, request_of, run_one
 from ebdiff_orchestrator.ensemble.images import sample_images, write_images
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
@@ -27,7 +27,7 @@ from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 
 
-def finish_or_reopen(ledger: Ledger, view: View, executor: Executor) -> bool:
+def finish_or_reopen(ledger: Ledger, view: View, executor: Executor | None = None) -> bool:
     """`finish`; False where files that it goes on from turn out to be damaged: their stages are open again."""
     try:
         return finish(ledger, view, executor)
@@ -37,8 +37,13 @@ def finish_or_reopen(ledger: Ledger, view: View, executor: Executor) -> bool:
         raise
 
 
-def finish(ledger: Ledger, view: View, executor: Executor) -> bool:
-    """Assemble, then sample, unless that is done for these very experts. True."""
+def finish(ledger: Ledger, view: View, executor: Executor | None = None) -> bool:
+    """Assemble, then sample, unless that is done for these very experts. True.
+
+    In this process, unless the `executor` has other machines.
+    """
+    if executor is None or executor.on_this_machine:
+        executor = ThisProcess(request_of(ledger.plan.workers, float(torch.cuda.is_available())).gpus)
     plan, location, owner = ledger.plan, ledger.directory.location, ledger.directory.owner
     files = {region.name: ledger.artifacts(train_stage_name(region), EXPERT_FOLDER) for region in plan.regions}
     experts = {name: digest([file.sha256 for file in found]) for name, found in files.items()}

@@ -33,21 +33,21 @@ _RECORD_USAGE_EVERY_S = 30.0  # so that a killed driver loses little of it
 class JobLoop:
     """The jobs of one launch.
 
-    `workers_of` says in which order jobs start and how many workers each gets; `limit`: the most that all hold
-    together, None for all there are.
+    `placement` says in which order jobs start and how many workers each gets, and the most that all hold together,
+    None for all there are.
     """
 
     def __init__(
         self,
         jobs: tuple[JobOutline, ...],
-        workers_of: Mapping[str, int],
-        limit: int | None,
+        placement: tuple[Mapping[str, int], int | None],
         ledger: Ledger,
         executor: Executor,
         view: View,
     ) -> None:
         self._jobs = {job.name: job for job in jobs}
-        self._limit, self._ledger, self._executor, self._view = limit, ledger, executor, view
+        workers_of, self._limit = placement
+        self._ledger, self._executor, self._view = ledger, executor, view
         self._plan, self._run_dir = ledger.plan, ledger.directory.path
         self._growth = Growth(ledger.plan, workers_of)
         self._budgets = {job.name: Budget() for job in jobs}
@@ -55,23 +55,27 @@ class JobLoop:
         self._given_up: list[int] = []
         self._waiting_since: float | None = None
 
-    def run(self, interrupts: Interrupts) -> None:
+    def run(self) -> None:
         """Start, watch and collect until no job is open.
 
         Raises RunStopped when interrupted, and RunFailed if jobs failed for good, after the others are done, or if the
         executor has ended.
         """
         try:
-            while True:
-                self._check_whether_to_go_on(interrupts)
-                decision = self._decide()
-                self._carry_out(decision)
-                if decision.finished and not self._running:
-                    break
-                time.sleep(self._executor.poll_s)
-                self._watch()
-                self._ledger.collect_results(tuple(self._jobs.values()))
-                self._collect()
+            with Interrupts() as interrupts:
+                while True:
+                    self._check_whether_to_go_on(interrupts)
+                    decision = self._decide()
+                    self._give_up_what_cannot_run(decision)
+                    for name in decision.start:
+                        self._start(name)
+                    if decision.finished and not self._running:
+                        break
+                    self._tell_who_waits(decision)
+                    self._grow(decision)
+                    time.sleep(self._executor.poll_s)
+                    self._watch()
+                    self._collect()
         finally:
             for attempt in self._running.values():
                 self._record_usage(attempt)
@@ -100,17 +104,12 @@ class JobLoop:
             return free
         return min(free, self._limit - sum(attempt.workers for attempt in self._running.values()))
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _give_up_what_cannot_run(self, decision: Decision) -> None:
         for name, reason in decision.give_up.items():
             self._give_up(name, reason)
         for name in decision.late:
             request = replace(self._executor.request, processes=self._growth.workers_of[name])
             self._give_up(name, too_late(self._executor, request, self._plan.workers.wait_limit_s))
-        for name in decision.start:
-            self._start(name)
-        self._tell_who_waits(decision)
-        if self._plan.workers.elastic and not decision.waiting:
-            self._grow()
 
     def _start(self, name: str) -> None:
         outline, budget, workers = self._jobs[name], self._budgets[name], self._growth.workers_of[name]
@@ -125,8 +124,10 @@ class JobLoop:
         self._view.line(f"{name}: {how}.")
         self._view.job(name, Progress(stage=self._ledger.first_open(outline), state="starting"))
 
-    def _grow(self) -> None:
+    def _grow(self, decision: Decision) -> None:
         """Ask the training that would end last to stop at its next checkpoint, to go on with the free workers too."""
+        if decision.waiting or not self._plan.workers.elastic:
+            return
         at_once = self._executor.workers_at_once()
         attempt = self._growth.next(self._running.values(), self._free_workers(), at_once)
         if attempt is not None and attempt.outline.train is not None and attempt.grow_to is not None:
@@ -165,7 +166,8 @@ class JobLoop:
             self._give_up(name, late)
 
     def _collect(self) -> None:
-        """See which attempts have ended, and what follows."""
+        """Enter what is finished; see which attempts have ended, and what follows."""
+        self._ledger.collect_results(tuple(self._jobs.values()))
         for name in [name for name, attempt in self._running.items() if attempt.future.done()]:
             attempt = self._running.pop(name)
             self._record_usage(attempt)

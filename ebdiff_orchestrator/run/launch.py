@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-import torch
-
-from ebdiff_orchestrator.cluster import (
-    Executor,
-    ThisProcess,
-    check_surroundings,
-    cluster_address,
-    connect,
-    request_of,
-)
+from ebdiff_orchestrator.cluster import Executor, check_surroundings, cluster_address, connect
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.handle import RunHandle
-from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.job_loop import JobLoop
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.placing import place_jobs
@@ -31,6 +22,7 @@ from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, outline
 from ebdiff_orchestrator.run.view import Silent, View
 from region_workers.data.latents.store import LatentStore
 from region_workers.data.samples import SampleStore
+from region_workers.data.store import ImageStore
 from schemas.manifest import RAY_LOG
 from schemas.plan import Plan
 
@@ -47,32 +39,31 @@ def launch(
 ) -> RunHandle:
     """Run the plan to a finished ensemble in `run_dir` (default: runs/<plan.name>), or go on with it there.
 
-    `run_dir` is a folder or a URL (`s3://`, `gs://`). A finished run is returned as it is. Equal stages of the runs in
-    `reuse` are taken over instead of computed. Uses the Ray cluster at `address` or RAY_ADDRESS, else one embedded in
-    this process; or, without Ray, the `executor` that is given. Another driver at work on the run is a UserError,
-    unless `take_over`: then that one stops before it writes again. Raises PlanError or UserError before anything
-    starts if the plan cannot run or the directory holds a different experiment, RunFailed if a region failed for good
-    (the others' work is saved), RunTakenOverError if another driver took the run over, RunStopped on Ctrl-C.
+    `run_dir`: a folder or a URL (`s3://`, `gs://`). `reuse`: runs whose equal stages are taken over. The work is done
+    on the Ray cluster at `address` or RAY_ADDRESS, else on one embedded in this process; or by the `executor`, without
+    Ray. `take_over`: another driver at work on the run is no UserError, but stops before it writes again. Raises
+    PlanError or UserError before anything starts if the plan cannot run or the directory holds another experiment,
+    RunFailed if a region failed for good (the others' work is saved), RunTakenOverError if another driver took the run
+    over, RunStopped on Ctrl-C.
     """
     if executor is None:
         check_surroundings(address)
-    directory = RunDirectory(run_dir if run_dir is not None else Path("runs") / plan.name)
-    view = view or Silent()
-    resolved = resolve(plan, directory)
-    if not directory.exists():
-        resolved.check_networks()  # a plan that cannot run leaves no directory
-    with directory.held(take_over, view.line):
-        ledger = Ledger.begin(directory, resolved.plan, view.line)
-        ledger.record_dense(resolved.dense)
-        ledger.reopen_damaged_and_failed()
+    directory, view = RunDirectory(run_dir if run_dir is not None else Path("runs", plan.name)), view or Silent()
+    with _opened(plan, directory, take_over, view) as (resolved, ledger):
         if ledger.manifest.finished():
-            view.line(f"The run in {directory.location} is finished; nothing to do.")
-        else:
-            resolved.check_networks()
-            ledger.begin_launch()
-            with view, directory.discarded_if_refused():
-                _carry_out(ledger, resolved, view, address, reuse, executor)
-                view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")
+            return RunHandle(directory.location)
+        images = decode_images(resolved, view)
+        jobs = _jobs_at_hand(resolved, images, ledger, reuse, view)
+        if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
+            with _workers(ledger, address, executor, view) as workers:
+                check_data_fits(resolved.plan, len(images), workers.request.processes)
+                jobs = jobs or _known_jobs(ledger, encode_images(resolved, images, ledger, workers, view), reuse, view)
+                for finish_run in (finish_or_reopen, finish):
+                    placement = place_jobs(jobs, resolved.preview, len(images), ledger, workers, view)
+                    JobLoop(jobs, placement, ledger, workers, view).run()
+                    if finish_run(ledger, view, workers):
+                        break
+        view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")
     return RunHandle(directory.location)
 
 
@@ -112,37 +103,45 @@ def extend(
     return resume(directory.location, address=address, view=view, executor=executor)
 
 
-def _carry_out(
-    ledger: Ledger,
-    resolved: ResolvedPlan,
-    view: View,
-    address: str | None,
-    reuse: Sequence[str | Path],
-    executor: Executor | None,
-) -> None:
-    plan, cache_dir = resolved.plan, resolved.cache_dir
-    images = decode_images(plan, cache_dir, view)
-    samples = samples_at_hand(plan, images, cache_dir)
-    jobs = _known_jobs(ledger, samples, reuse, view) if samples else ()
-    here = ThisProcess(request_of(plan.workers, float(torch.cuda.is_available())).gpus)
-    if jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view, here):
-        return
+@contextmanager
+def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) -> Iterator[tuple[ResolvedPlan, Ledger]]:
+    """The plan with what is looked up about it, and the run's ledger; the run is held, and what is damaged is open.
+
+    A plan that cannot run leaves no directory.
+    """
+    resolved = resolve(plan, directory)
+    if not directory.exists():
+        resolved.check_networks()
+    with directory.held(take_over, view.line):
+        ledger = Ledger.begin(directory, resolved.plan, view.line)
+        ledger.record_dense(resolved.dense)
+        ledger.reopen_damaged_and_failed()
+        if ledger.manifest.finished():
+            view.line(f"The run in {directory.location} is finished; nothing to do.")
+            yield resolved, ledger
+            return
+        resolved.check_networks()
+        ledger.begin_launch()
+        with view, directory.discarded_if_refused():
+            yield resolved, ledger
+
+
+def _workers(
+    ledger: Ledger, address: str | None, executor: Executor | None, view: View
+) -> AbstractContextManager[Executor]:
+    """Where the run's jobs are done."""
+    plan, log = ledger.plan, ledger.directory.path / RAY_LOG
     if executor is None:
         view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
-    log = ledger.directory.path / RAY_LOG
-    with connect(plan.workers, len(plan.regions), address, log, view.waiting, executor) as workers:
-        check_data_fits(plan, len(images), workers.request.processes)
-        if samples is None:
-            samples = encode_images(ledger, images, cache_dir, workers, view)
-        jobs = jobs or _known_jobs(ledger, samples, reuse, view)
-        view.line(f"{len(jobs)} jobs, {workers.request} each; free: {workers.describe_free()}.")
-        finisher = here if workers.on_this_machine else workers
-        for finish_run in (finish_or_reopen, finish):
-            with Interrupts() as interrupts:
-                workers_of, limit = place_jobs(jobs, resolved.preview, len(images), ledger, workers, view)
-                JobLoop(jobs, workers_of, limit, ledger, workers, view).run(interrupts)
-            if finish_run(ledger, view, finisher):
-                return
+    return connect(plan.workers, len(plan.regions), address, log, view.waiting, executor)
+
+
+def _jobs_at_hand(
+    resolved: ResolvedPlan, images: ImageStore, ledger: Ledger, reuse: Sequence[str | Path], view: View
+) -> tuple[JobOutline, ...]:
+    """`_known_jobs`; none where what they start from is still to be encoded."""
+    samples = samples_at_hand(resolved, images)
+    return () if samples is None else _known_jobs(ledger, samples, reuse, view)
 
 
 def _known_jobs(

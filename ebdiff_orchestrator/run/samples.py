@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from ebdiff_orchestrator.cluster import Executor, request_of
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.resolve import ResolvedPlan
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.labels import check_labels
 from region_workers.data.latents.store import ensure_latents, find_latents
@@ -16,14 +15,14 @@ from region_workers.data.samples import SampleStore
 from region_workers.data.store import ImageStore, ensure_store
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
-from schemas.plan import Plan
 from schemas.process import unix_time
 
 
-def decode_images(plan: Plan, cache_dir: Path, view: View) -> ImageStore:
+def decode_images(resolved: ResolvedPlan, view: View) -> ImageStore:
     """The images of the plan. PlanError or UserError if it cannot be trained on them, RunFailed if decoding broke."""
+    plan = resolved.plan
     try:
-        images = ensure_store(plan.data, cache_dir, view.images)
+        images = ensure_store(plan.data, resolved.cache_dir, view.images)
     except ChildProcessError as error:
         raise RunFailed(f"data.path = {plan.data.path}: {error}.") from error
     if images.unreadable:
@@ -34,16 +33,19 @@ def decode_images(plan: Plan, cache_dir: Path, view: View) -> ImageStore:
     return images
 
 
-def samples_at_hand(plan: Plan, images: ImageStore, cache_dir: Path) -> SampleStore | None:
+def samples_at_hand(resolved: ResolvedPlan, images: ImageStore) -> SampleStore | None:
     """What is denoised: the images, or their latents; None if those are still to be encoded."""
+    plan = resolved.plan
     if not isinstance(plan.model, LatentModelPlan):
         return images
-    return find_latents(plan.model, plan.data, images, cache_dir)
+    return find_latents(plan.model, plan.data, images, resolved.cache_dir)
 
 
-def encode_images(ledger: Ledger, images: ImageStore, cache_dir: Path, executor: Executor, view: View) -> SampleStore:
+def encode_images(
+    resolved: ResolvedPlan, images: ImageStore, ledger: Ledger, executor: Executor, view: View
+) -> SampleStore:
     """The latents of the images, by as many workers as there are."""
-    plan = ledger.plan
+    plan = resolved.plan
     assert isinstance(plan.model, LatentModelPlan)
     started = unix_time()
     view.line(f"Encoding {len(images)} images with the VAE {plan.model.vae} ...")
@@ -52,7 +54,7 @@ def encode_images(ledger: Ledger, images: ImageStore, cache_dir: Path, executor:
             plan.model,
             plan.data,
             images,
-            cache_dir,
+            resolved.cache_dir,
             executor.run_many,
             view.images,
             cpu_threads=plan.training.cpu_threads,

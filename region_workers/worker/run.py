@@ -44,14 +44,25 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
     tell people about it. A worker that gets no further for `job.hang_limit_s` writes that, and ends its process.
     """
     prepare_process(job.training)
-    world = current_world(job.use_gpu, preemption_notice)
+    world, store = current_world(job.use_gpu, preemption_notice), None
     scratch = cache_dir_of(job.cache_dir) / _SCRATCH_FOLDER
-    with working_folder(job, scratch, sends_all=world.is_rank_zero) as (here, uploader):
-        if _is_called_off(here, world):
+    with working_folder(job, scratch, sends_all=world.is_rank_zero) as (job, uploader):
+        if _is_called_off(job, world):
             raise StopRequestedError("the driver stopped, or gave this attempt up, before it began")
-        progress = _Progress(here, uploader)
+        progress = _Progress(job, uploader)
         with progress.failures_written(), Watchdog(job.hang_limit_s, progress.end_hanging) as watchdog:
-            _run_stages(here, _watched(world, watchdog, uploader), uploader, progress)
+            world = _watched(world, watchdog, uploader)
+            for stage in [each for each in (job.draw, job.train) if each is not None]:
+                if _is_finished(job, stage, world):  # a training also if the ticket drawn again has the bits it had
+                    continue
+                progress.stage = stage.name
+                if store is None:
+                    store = _open_store(job, stage.name, world)
+                world.reset_peak_memory()
+                with _only_worker(job, stage.name, world):
+                    StageLoop(_make_stage(job, stage, store, world)).run()
+                if uploader is not None and world.size > 1:
+                    _hand_on(uploader, world)
 
 
 def _is_called_off(job: WorkerJob, world: World) -> bool:
@@ -60,26 +71,13 @@ def _is_called_off(job: WorkerJob, world: World) -> bool:
     return bool(world.broadcast_int(int(called_off)))
 
 
-def _run_stages(job: WorkerJob, world: World, uploader: Uploader | None, progress: _Progress) -> None:
-    stages = [stage for stage in (job.draw, job.train) if stage is not None]
-    while stages and _is_finished(job, stages[0], world):
-        stages.pop(0)
-    if not stages:
-        return
-    progress.stage = stages[0].name
+def _open_store(job: WorkerJob, first_stage: str, world: World) -> SampleStore:
+    """What the job denoises; the driver is told that the job is at work."""
     if world.is_rank_zero:
-        announce_start(job, progress.stage)
+        announce_start(job, first_stage)
     store = open_samples(job, cache_dir_of(job.cache_dir), world.device, lambda done, total: world.heartbeat())
     world.barrier()
-    for stage in stages:
-        if _is_finished(job, stage, world):  # a training, if the ticket drawn again has the bits that it had
-            continue
-        progress.stage = stage.name
-        world.reset_peak_memory()
-        with _only_worker(job, stage.name, world):
-            StageLoop(_make_stage(job, stage, store, world)).run()
-        if uploader is not None and world.size > 1:
-            _hand_on(uploader, world)
+    return store
 
 
 def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: SampleStore, world: World) -> Stage:
