@@ -39,7 +39,7 @@ class Ledger:
 
     def extend(self, plan: Plan) -> None:
         """Give the run its plan with more steps; PlanError if that is not all that differs."""
-        self._save(extended(self.manifest, plan, self.directory.path))
+        self._save(extended(self.manifest, plan, self.directory.saved_steps))
 
     @property
     def plan(self) -> Plan:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
 from ebdiff_orchestrator.run.differences import STEPS, differences, refusal
 from ebdiff_orchestrator.run.stages import stage_names, train_stage_name
-from region_workers.storage.checkpoint_folders import newest_step
 from schemas.errors import PlanError, UserError, plan_error
-from schemas.job import CHECKPOINTS_FOLDER
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -41,10 +40,11 @@ def continued(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
     return manifest.model_copy(update={"plan": plan, "software": _software()})
 
 
-def extended(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
+def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) -> Manifest:
     """That of a run whose plan has more steps now: trainings that are too short for it are open again.
 
-    PlanError if the plan differs in anything else, or asks for fewer steps than a training has made.
+    PlanError if the plan differs in anything else, or asks for fewer steps than a training has made: `saved_steps` says
+    how many of a stage are in its checkpoints.
     """
     changed = [line for line in differences(manifest.plan.experiment(), plan.experiment()) if not STEPS.match(line)]
     if changed:
@@ -56,7 +56,7 @@ def extended(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
     stages = dict(manifest.stages)
     for region in plan.regions:
         record = manifest.stage(train_stage_name(region))
-        made = max(record.steps, newest_step(run_dir / record.name / CHECKPOINTS_FOLDER))
+        made = max(record.steps, saved_steps(record.name))
         if plan.steps_of(region) < made:
             field, expected = f"steps of region {region.name}", f"at least the {made} that are made"
             raise plan_error(field, plan.steps_of(region), expected, "Raise it, or start a new run.")

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from ebdiff_orchestrator.cluster import Executor, run_one
 from ebdiff_orchestrator.placement.schedule import assignment, place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.stages import JobOutline
+from ebdiff_orchestrator.run.stages import JobOutline, train_stage_name
 from ebdiff_orchestrator.run.view import View
-from region_workers.storage.checkpoint_folders import newest_step
 from region_workers.training.timing import step_seconds
-from schemas.job import CHECKPOINTS_FOLDER
 from schemas.plan import Plan
 
 
@@ -30,7 +27,7 @@ def place_jobs(
         longest_first = sorted(jobs, key=lambda job: (-_macs(job, preview), job.name))
         return {job.name: executor.request.processes for job in longest_first}, None
     seconds = _step_seconds(ledger, executor, view)
-    left = _what_is_left(plan, jobs, ledger)
+    left = _what_is_left(plan, ledger)
     draws = {
         name: 0 if ledger.is_done(name) else steps
         for name, steps in draw_steps_of(plan, interval_steps(plan, images) or 0, DRAW_INTERVALS).items()
@@ -59,13 +56,11 @@ def _step_seconds(ledger: Ledger, executor: Executor, view: View) -> Mapping[flo
     return known
 
 
-def _what_is_left(plan: Plan, jobs: tuple[JobOutline, ...], ledger: Ledger) -> Plan:
-    """The plan with only those steps that its regions' newest checkpoints have not made."""
-    folders = {job.train.region: Path(job.train.name, CHECKPOINTS_FOLDER) for job in jobs if job.train}
+def _what_is_left(plan: Plan, ledger: Ledger) -> Plan:
+    """The plan with only those steps that its regions' checkpoints have not made."""
+    saved = {region.name: ledger.directory.saved_steps(train_stage_name(region)) for region in plan.regions}
     regions = tuple(
-        region.model_copy(
-            update={"steps": max(1, plan.steps_of(region) - newest_step(ledger.directory.path / folders[region.name]))}
-        )
+        region.model_copy(update={"steps": max(1, plan.steps_of(region) - saved[region.name])})
         for region in plan.regions
     )
     return plan.model_copy(update={"regions": regions})

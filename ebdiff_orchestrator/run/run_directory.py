@@ -11,12 +11,13 @@ from ebdiff_orchestrator.run.claims import Claims
 from ebdiff_orchestrator.run.foreign_files import check_nothing_foreign
 from ebdiff_orchestrator.run.ownership import Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
+from region_workers.storage.checkpoint_folders import newest_step
 from region_workers.storage.durable import remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
-from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
+from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
 from schemas.process import unix_time
 
@@ -103,6 +104,10 @@ class RunDirectory:
         """See what the workers of these stages say of themselves."""
         said = (PROGRESS_FILE, FAILURE_FILE, RESULT_FILE)
         self._files.fetch([f"{stage}/{name}" for stage in stages for name in said])
+
+    def saved_steps(self, stage: str) -> int:
+        """How many steps of a stage its newest checkpoint has; 0 without one."""
+        return newest_step(self._files.list_keys(f"{stage}/{CHECKPOINTS_FOLDER}"))
 
     def fetch_stages(self, stages: Sequence[str]) -> None:
         """Have the recorded files of these stages in `path`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 CHECKPOINT_FILE = "checkpoint.json"  # says that the files beside it are whole
@@ -20,6 +21,7 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name))
 
 
-def newest_step(folder: Path) -> int:
-    """The steps of the newest checkpoint in a stage's folder, whole or not; 0 without one."""
-    return max((int(path.name.removeprefix(_PREFIX)) for path in checkpoint_folders(folder)), default=0)
+def newest_step(keys: Iterable[str]) -> int:
+    """The steps of the newest whole checkpoint among a stage's files; 0 without one."""
+    whole = [Path(key).parent.name for key in keys if Path(key).name == CHECKPOINT_FILE]
+    return max((int(name.removeprefix(_PREFIX)) for name in whole if _NAME.fullmatch(name)), default=0)

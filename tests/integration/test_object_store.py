@@ -19,16 +19,19 @@ from s3_server import BUCKET, s3_server
 from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
+from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE
+from ebdiff_orchestrator.run.stages import ASSEMBLE, outline_jobs
+from ebdiff_orchestrator.run.view import Silent
 from region_workers.storage.integrity import artifact
 from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import UserError
+from schemas.errors import PlanError, UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
 from schemas.plan import Plan
@@ -205,6 +208,28 @@ def test_nobody_can_tell_the_files_of_a_run_in_a_folder_from_those_in_a_store(pl
     for key in ("stop", "train/a/weights"):
         with pytest.raises(FileNotFoundError):
             other.read(key)
+
+
+@pytest.mark.parametrize("place", ["folder", "store"])
+def test_the_driver_knows_how_far_a_training_is_wherever_its_checkpoints_are(
+    place: str, tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run" if place == "folder" else f"s3://{BUCKET}/runs/far")
+    regions = (
+        "regions=[{train: [0, 500], pruning_ratio: 0.5, name: a}, {train: [500, 1000], pruning_ratio: 0.5, name: b}]"
+    )
+    plan = tiny_plan(regions, "placement=packed", "training.steps=100")
+    ledger = Ledger.begin(run, plan)
+    ledger.record_samples("digest", None)
+    ledger.record_step_seconds({0.0: 1.0, 0.5: 1.0})
+    jobs, preview = outline_jobs(plan, ledger.inputs), preview_plan(plan)
+    for step, first in ((10, "region a"), (60, "region b")):
+        RunFiles(run.location).write(f"train/a/checkpoints/step-{step:09d}/checkpoint.json", b"{}")
+        RunFiles(run.location).write(f"train/b/checkpoints/step-{40:09d}/checkpoint.json", b"{}")
+        workers_of, _ = place_jobs(jobs, preview, 1797, ledger, ProcessCluster(2), Silent())
+        assert next(iter(workers_of)) == first, "the one with more steps to go comes first"
+    with pytest.raises(PlanError, match="expected at least the 60 that are made"):
+        driver.extend(run.location, ["training.steps=50"], executor=ProcessCluster(1))
 
 
 def test_a_file_that_the_store_has_lost_or_another_is_damaged_though_a_copy_of_it_is_here(tmp_path: Path) -> None:
