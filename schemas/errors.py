@@ -68,6 +68,11 @@ def problem(field: str, value: object, expected: str, remedy: str) -> str:
     return f"{field} = {value}: expected {expected}. {remedy}"
 
 
+def user_error(field: str, value: object, expected: str, remedy: str) -> UserError:
+    """A `UserError` with one problem."""
+    return UserError(problem(field, value, expected, remedy))
+
+
 def plan_error(field: str, value: object, expected: str, remedy: str) -> PlanError:
     """A `PlanError` with one problem."""
     return PlanError(problem(field, value, expected, remedy))

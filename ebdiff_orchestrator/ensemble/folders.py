@@ -14,7 +14,7 @@ from region_workers.storage.integrity import (
     read_verified,
     sealed_files,
 )
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 
 SUMS_FILE = "SHA256SUMS"
 
@@ -22,9 +22,7 @@ SUMS_FILE = "SHA256SUMS"
 def check_own_folder(path: Path, is_own: Callable[[Path], bool], kind: str, field: str = "folder") -> None:
     """Raise `UserError`, naming `field`, if `path` holds anything that is not `kind`."""
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_own(path))):
-        raise UserError(
-            problem(field, path, f"a new or empty folder, or one that holds {kind}", "Choose another folder.")
-        )
+        raise user_error(field, path, f"a new or empty folder, or one that holds {kind}", "Choose another folder.")
 
 
 def write_own_folder(path: Path, write: Callable[[Path], None], is_own: Callable[[Path], bool], kind: str) -> None:
@@ -67,4 +65,4 @@ def write_sums(folder: Path) -> None:
 def damaged(path: Path) -> UserError:
     """What people are told of a file that is not what was saved."""
     remedy = "Restore it; in a run, `ebdiff resume` makes the ensemble again, to the same bits."
-    return UserError(problem("path", path, "the file as it was saved, unchanged", remedy))
+    return user_error("path", path, "the file as it was saved, unchanged", remedy)

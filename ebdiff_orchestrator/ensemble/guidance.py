@@ -9,7 +9,7 @@ import torch
 
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.routes import to_device
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 
 ClassLabels = int | Sequence[int] | torch.Tensor | None
 
@@ -24,21 +24,17 @@ def labels_of_batch(
     """
     if num_classes is None:
         if class_labels is not None:
-            raise UserError(
-                problem("class_labels", class_labels, "None, since the ensemble has no classes", "Leave it out.")
-            )
+            raise user_error("class_labels", class_labels, "None, since the ensemble has no classes", "Leave it out.")
         return None
     expected = f"a class from 0 to {num_classes - 1}, or {num_classes} for `no class`"
     if class_labels is None:
-        raise UserError(
-            problem("class_labels", None, f"{expected}, since the ensemble has classes", "Give one, or one an image.")
+        raise user_error(
+            "class_labels", None, f"{expected}, since the ensemble has classes", "Give one, or one an image."
         )
     labels = torch.as_tensor(class_labels).reshape(-1).tolist()
     labels = labels * batch if len(labels) == 1 else labels
     if len(labels) != batch:
-        raise UserError(
-            problem("class_labels", f"{len(labels)} of them", f"{batch}, one an image", "Or give a single number.")
-        )
+        raise user_error("class_labels", f"{len(labels)} of them", f"{batch}, one an image", "Or give a single number.")
     check_classes(labels, num_classes)
     return to_device(torch.tensor(labels, dtype=torch.int64), device)
 
@@ -48,21 +44,17 @@ def check_classes(classes: Sequence[int], num_classes: int) -> None:
     unknown = sorted({label for label in classes if label not in range(num_classes + 1)})
     if unknown:
         expected = f"classes from 0 to {num_classes - 1}, or {num_classes} for `no class`"
-        raise UserError(problem("class_labels", unknown, expected, "Change them."))
+        raise user_error("class_labels", unknown, expected, "Change them.")
 
 
 def scale_of(guidance_scale: float | None, default: float | None, num_classes: int | None) -> float:
     """The guidance scale of a call: its own, else the ensemble's, else 1. Raises `UserError`."""
     if num_classes is None and guidance_scale not in (None, 1):
-        raise UserError(
-            problem("guidance_scale", guidance_scale, "1, since the ensemble has no classes", "Leave it out.")
-        )
+        raise user_error("guidance_scale", guidance_scale, "1, since the ensemble has no classes", "Leave it out.")
     scale = default if guidance_scale is None else guidance_scale
     scale = 1.0 if scale is None else float(scale)
     if not 0 <= scale < float("inf"):
-        raise UserError(
-            problem("guidance_scale", scale, "0 (no class) or more; 1 is the class as trained", "Change it.")
-        )
+        raise user_error("guidance_scale", scale, "0 (no class) or more; 1 is the class as trained", "Change it.")
     return scale
 
 

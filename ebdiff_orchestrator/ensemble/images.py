@@ -15,7 +15,7 @@ from ebdiff_orchestrator.ensemble.folders import check_own_folder, write_own_fol
 from ebdiff_orchestrator.ensemble.guidance import check_classes
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from schemas.digest import seed_from
-from schemas.errors import RunFailed, UserError, problem
+from schemas.errors import RunFailed, user_error
 
 GRID = "grid.png"
 GRID_IMAGES = 256
@@ -75,7 +75,7 @@ def iter_images(
     `UserError` at once for options that do not fit, and `RunFailed` if the network gives a non-finite image.
     """
     if count < 1 or batch_size < 1:
-        raise UserError(problem("count, batch_size", (count, batch_size), "at least 1 each", "Raise them."))
+        raise user_error("count, batch_size", (count, batch_size), "at least 1 each", "Raise them.")
     cycle = _classes(classes, pipeline.num_classes)
     counter = _StepCounter(math.ceil(count / batch_size), report)
 
@@ -107,9 +107,9 @@ def _classes(classes: Sequence[int] | None, num_classes: int | None) -> Sequence
     if classes is None:
         return None if num_classes is None else range(num_classes)
     if num_classes is None:
-        raise UserError(problem("classes", list(classes), "None, since the ensemble has no classes", "Leave it out."))
+        raise user_error("classes", list(classes), "None, since the ensemble has no classes", "Leave it out.")
     if not len(classes):
-        raise UserError(problem("classes", [], "at least one class", "Leave it out for each class in turn."))
+        raise user_error("classes", [], "at least one class", "Leave it out for each class in turn.")
     check_classes(classes, num_classes)
     return classes
 

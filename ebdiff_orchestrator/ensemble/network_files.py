@@ -16,7 +16,7 @@ from safetensors.torch import load
 from torch import nn
 
 from ebdiff_orchestrator.ensemble.folders import read_sealed
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,13 +43,8 @@ def class_path(network: nn.Module) -> str:
 def write_network(network: nn.Module, folder: Path) -> None:
     """Write config and weights into `folder` (not durable by itself). Raises `UserError` for a plain nn.Module."""
     if not hasattr(network, "save_pretrained"):
-        raise UserError(
-            problem(
-                "network",
-                class_path(network),
-                "a diffusers ModelMixin, which can be saved",
-                "Derive it from ModelMixin.",
-            )
+        raise user_error(
+            "network", class_path(network), "a diffusers ModelMixin, which can be saved", "Derive it from ModelMixin."
         )
     cast(Any, network).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
     config = json.loads((folder / CONFIG).read_text())
@@ -109,7 +104,7 @@ def _network(folder: Path, path: str) -> nn.Module:
         raise
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         remedy = f"Save the ensemble again ({error})."
-        raise UserError(problem("network", folder, f"a {CONFIG} of a {path}", remedy)) from None
+        raise user_error("network", folder, f"a {CONFIG} of a {path}", remedy) from None
 
 
 @contextmanager
@@ -118,8 +113,8 @@ def _weights_that_fit(folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, SafetensorError) as error:
-        raise UserError(
-            problem("network", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error}).")
+        raise user_error(
+            "network", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error})."
         ) from error
 
 
@@ -132,11 +127,11 @@ def _class_at(path: str) -> Any:
     elif module_name in sys.modules:
         module = sys.modules[module_name]
     else:
-        raise UserError(
-            problem("expert_classes", path, "a class of an imported module", f"import {module_name} before loading.")
+        raise user_error(
+            "expert_classes", path, "a class of an imported module", f"import {module_name} before loading."
         )
     if not hasattr(module, class_name):
-        raise UserError(problem("expert_classes", path, f"a class in {module_name}", "Update the package."))
+        raise user_error("expert_classes", path, f"a class in {module_name}", "Update the package.")
     return getattr(module, class_name)
 
 
@@ -146,15 +141,13 @@ def check_dtype(dtype: torch.dtype | None, device: str | torch.device | None) ->
         return
     if dtype not in DTYPES.values():
         names = ", ".join(str(each) for each in DTYPES.values())
-        raise UserError(problem("torch_dtype", dtype, f"None or one of {names}", "Change it."))
+        raise user_error("torch_dtype", dtype, f"None or one of {names}", "Change it.")
     if dtype == torch.float16 and device is not None and torch.device(device).type == "cpu":
-        raise UserError(
-            problem(
-                "dtype",
-                "fp16 (float16)",
-                "fp32 or bf16 on a CPU, which takes 20 to 40 times as long in float16",
-                "Use bf16 (bfloat16), or a GPU.",
-            )
+        raise user_error(
+            "dtype",
+            "fp16 (float16)",
+            "fp32 or bf16 on a CPU, which takes 20 to 40 times as long in float16",
+            "Use bf16 (bfloat16), or a GPU.",
         )
 
 
@@ -168,16 +161,14 @@ def check_vae(vae: Any, channels: int) -> None:
     config = vae.config
     factor = config.get("scaling_factor")
     if not factor or factor < 0:
-        raise UserError(
-            problem("vae.scaling_factor", factor, "a number above 0 in the VAE's config", "Set model.scaling_factor.")
+        raise user_error(
+            "vae.scaling_factor", factor, "a number above 0 in the VAE's config", "Set model.scaling_factor."
         )
     latent_channels = config.get("vq_embed_dim") or config.get("latent_channels")
     if latent_channels != channels:
-        raise UserError(
-            problem(
-                "vae.latent_channels",
-                latent_channels,
-                f"{channels}, the experts' in_channels",
-                "Use the VAE that the experts were trained with.",
-            )
+        raise user_error(
+            "vae.latent_channels",
+            latent_channels,
+            f"{channels}, the experts' in_channels",
+            "Use the VAE that the experts were trained with.",
         )

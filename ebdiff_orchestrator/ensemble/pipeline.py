@@ -20,7 +20,7 @@ from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
 from region_workers.data.latents.vae import decode
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 
 MODEL_INDEX = "model_index.json"
 
@@ -107,7 +107,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         with a ValueError that names the module to import, or with an AttributeError that names EnsemblePipeline.
         """
         if not safe_serialization:
-            raise UserError(problem("safe_serialization", False, "True", "Weights are saved as safetensors only."))
+            raise user_error("safe_serialization", False, "True", "Weights are saved as safetensors only.")
         write_own_folder(Path(save_directory), self._write, is_ensemble, "an ensemble")
 
     def _write(self, folder: Path) -> None:
@@ -129,27 +129,25 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _check(self, batch_size: int, generator: Generators, output_type: str) -> None:
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise UserError(
-                problem("generator", f"a list of {len(generator)}", f"{batch_size}, one an image", "Or pass just one.")
+            raise user_error(
+                "generator", f"a list of {len(generator)}", f"{batch_size}, one an image", "Or pass just one."
             )
         kinds = ["pil", "np", "pt"] if self.vae is None else ["pil", "np", "pt", "latent"]
         if output_type not in kinds:
-            raise UserError(problem("output_type", output_type, f"one of {', '.join(kinds)}", "Change it."))
+            raise user_error("output_type", output_type, f"one of {', '.join(kinds)}", "Change it.")
 
     def _set_timesteps(self, num_inference_steps: int | None, timesteps: Sequence[int] | None) -> None:
         if timesteps is not None:
             if "timesteps" not in inspect.signature(self.scheduler.set_timesteps).parameters:
                 name = type(self.scheduler).__name__
-                raise UserError(
-                    problem("timesteps", "a list", f"None, since {name} takes no list", "Use ListDDIMScheduler.")
-                )
+                raise user_error("timesteps", "a list", f"None, since {name} takes no list", "Use ListDDIMScheduler.")
             self.scheduler.set_timesteps(timesteps=list(timesteps))
             return
         default = self.scheduler.config.get("num_inference_steps")
         count = default if num_inference_steps is None else num_inference_steps
         if count is None:
-            raise UserError(
-                problem("num_inference_steps", None, "a number", "This scheduler's config has no default; pass one.")
+            raise user_error(
+                "num_inference_steps", None, "a number", "This scheduler's config has no default; pass one."
             )
         self.scheduler.set_timesteps(count)
 
@@ -160,8 +158,8 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         if "eta" in accepted:
             return options if eta is None else {**options, "eta": eta}
         if eta:
-            raise UserError(
-                problem("eta", eta, f"0, since {type(self.scheduler).__name__} takes none", "Use ListDDIMScheduler.")
+            raise user_error(
+                "eta", eta, f"0, since {type(self.scheduler).__name__} takes none", "Use ListDDIMScheduler."
             )
         return options
 
@@ -207,13 +205,11 @@ def load_ensemble(
         check_whole(each, has_sums)  # plain diffusers seals no pipeline, only our router in it
     folder = next((each for each in candidates if is_ensemble(each)), None)
     if folder is None:
-        raise UserError(
-            problem(
-                "path",
-                path,
-                f"an ensemble (a folder with {MODEL_INDEX} and unet/) or a run directory with one in ensemble/",
-                "Check the path; an unfinished run has no ensemble yet: `ebdiff launch` goes on with it.",
-            )
+        raise user_error(
+            "path",
+            path,
+            f"an ensemble (a folder with {MODEL_INDEX} and unet/) or a run directory with one in ensemble/",
+            "Check the path; an unfinished run has no ensemble yet: `ebdiff launch` goes on with it.",
         )
     check_dtype(torch_dtype, device)
     home = torch.device(device or "cpu")
@@ -242,7 +238,7 @@ def _component(folder: Path, name: str) -> tuple[str | None, str | None]:
         library, kind = entry
     except (ValueError, TypeError) as error:
         remedy = f"Save the ensemble again ({error})."
-        raise UserError(problem("path", folder / MODEL_INDEX, "a pipeline's index", remedy)) from None
+        raise user_error("path", folder / MODEL_INDEX, "a pipeline's index", remedy) from None
     return library, kind
 
 
@@ -250,14 +246,14 @@ def _read_scheduler(folder: Path) -> Any:
     _, name = _component(folder, "scheduler")
     kind = ListDDIMScheduler if name == ListDDIMScheduler.__name__ else getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise UserError(problem("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}."))
+        raise user_error("scheduler", name, "ListDDIMScheduler or one of diffusers'", f"Edit {MODEL_INDEX}.")
     try:
         return cast(Any, kind).from_config(json.loads(read_sealed(folder / "scheduler" / SCHEDULER_CONFIG_NAME)))
     except UserError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         remedy = f"Save the ensemble again ({str(error).splitlines()[0]})."
-        raise UserError(problem("scheduler", folder / "scheduler", f"the config of a {name}", remedy)) from None
+        raise user_error("scheduler", folder / "scheduler", f"the config of a {name}", remedy) from None
 
 
 def _height_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

@@ -35,7 +35,7 @@ from ebdiff_orchestrator.ensemble.routes import (
 )
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")
 _MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds", "num_context_classes")
@@ -57,9 +57,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         super().__init__()
         self._routes = Routes(routes, names)
         if len(experts) != len(self._routes.routes):
-            raise UserError(
-                problem("experts", len(experts), f"{len(routes)}, one a route", "Give one expert for each route.")
-            )
+            raise user_error("experts", len(experts), f"{len(routes)}, one a route", "Give one expert for each route.")
         self.experts = nn.ModuleList(experts)
         self._needs_context = [_needs_context(expert) for expert in experts]
         self._offloaded: OffloadedExperts | None = None
@@ -83,9 +81,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         batch = sample.shape[0]
         values = host_values(timestep)
         if len(values) not in (1, batch):
-            raise UserError(
-                problem("timestep", f"{len(values)} values", f"1 or {batch}, the batch size", "Give one an image.")
-            )
+            raise user_error("timestep", f"{len(values)} values", f"1 or {batch}, the batch size", "Give one an image.")
         owners = [self._routes.owner(value) for value in values]
         timesteps = timesteps_of_batch(timestep, values, batch, sample.device)
         if len(set(owners)) == 1:
@@ -129,7 +125,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def save_pretrained(self, save_directory: str | Path, safe_serialization: bool = True) -> None:
         """Write config.json and one subfolder an expert, named as it is. The folder appears whole or not at all."""
         if not safe_serialization:
-            raise UserError(problem("safe_serialization", False, "True", "Weights are saved as safetensors only."))
+            raise user_error("safe_serialization", False, "True", "Weights are saved as safetensors only.")
         write_own_folder(Path(save_directory), self._write, _is_router, "a router")
 
     @classmethod
@@ -147,7 +143,7 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _refuse_unsupported(options)
         check_whole(folder, _is_router)
         if not _is_router(folder):
-            raise UserError(problem("path", folder, f"a folder that {cls.__name__} saved", "Check the path."))
+            raise user_error("path", folder, f"a folder that {cls.__name__} saved", "Check the path.")
         config = _saved_config(folder)
         folders = [folder / name for name in config["names"]]
         networks = list(zip(folders, config["expert_classes"], strict=True))
@@ -163,8 +159,8 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     @classmethod
     def from_config(cls, *args: Any, **kwargs: Any) -> Self:
         """Always a `UserError`: a router's config does not hold its experts. diffusers' device_map asks for this."""
-        raise UserError(
-            problem(cls.__name__, "its config", "a saved folder", "Use from_pretrained, and load without device_map.")
+        raise user_error(
+            cls.__name__, "its config", "a saved folder", "Use from_pretrained, and load without device_map."
         )
 
     def _run(
@@ -178,8 +174,8 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
             output = self.experts[owner](sample, timesteps, *positional, return_dict=False, **conditioning)
         except torch._dynamo.exc.BackendCompilerFailed as error:
             reason = str(error.inner_exception).strip().splitlines()[0]
-            raise UserError(
-                problem("compile", True, f"a machine on which torch.compile works ({reason})", "Leave compile out.")
+            raise user_error(
+                "compile", True, f"a machine on which torch.compile works ({reason})", "Leave compile out."
             ) from error
         return cast(torch.Tensor, output[0])
 
@@ -207,13 +203,11 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         """What `to`, `half`, `cuda` and the like come down to."""
         if self._offloaded is not None:
-            raise UserError(
-                problem(
-                    "offload",
-                    True,
-                    "False for an ensemble that is moved or cast",
-                    "Or give load_ensemble the device and torch_dtype.",
-                )
+            raise user_error(
+                "offload",
+                True,
+                "False for an ensemble that is moved or cast",
+                "Or give load_ensemble the device and torch_dtype.",
             )
         return cast(Self, super()._apply(fn, recurse))
 
@@ -226,8 +220,8 @@ def _shared_config(experts: Sequence[nn.Module], names: Sequence[str]) -> dict[s
         values = [config.get(key) for config in configs]
         plain = [list(value) if isinstance(value, list | tuple) else value for value in values]
         if any(value != plain[0] for value in plain):
-            raise UserError(
-                problem(key, dict(zip(names, plain, strict=True)), "one value", "Experts of an ensemble must agree.")
+            raise user_error(
+                key, dict(zip(names, plain, strict=True)), "one value", "Experts of an ensemble must agree."
             )
         shared[key] = values[0]
     return shared
@@ -269,12 +263,12 @@ def _are_texts(value: Any) -> TypeGuard[list[str]]:
 
 def _bad_config(folder: Path, reason: str) -> UserError:
     expected = f"the {CONFIG} of a {TimestepRouter.__name__}"
-    return UserError(problem("path", folder, expected, f"Save the ensemble again ({reason})."))
+    return user_error("path", folder, expected, f"Save the ensemble again ({reason}).")
 
 
 def _refuse_unsupported(options: dict[str, Any]) -> None:
     for option in ("device_map", "variant", "quantization_config"):
         if options.get(option) is not None:
-            raise UserError(
-                problem(option, options[option], "None", "Load the ensemble first, then move or convert the router.")
+            raise user_error(
+                option, options[option], "None", "Load the ensemble first, then move or convert the router."
             )

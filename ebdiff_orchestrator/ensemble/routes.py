@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ebdiff_orchestrator.ensemble.network_files import empty, fill_network
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 
 Route = tuple[int, int]
 
@@ -43,47 +43,43 @@ class Routes:
     def owner(self, timestep: int | float) -> int:
         """The index of the expert that owns `timestep`; a fraction goes to its floor's owner. Raises `UserError`."""
         if not 0 <= timestep < self.stop:  # False for NaN as well
-            raise UserError(
-                problem(
-                    "timestep",
-                    timestep,
-                    f"0 <= timestep < {self.stop}, the range that the experts {', '.join(self.names)} cover",
-                    "Use a scheduler with num_train_timesteps equal to that range's end.",
-                )
+            raise user_error(
+                "timestep",
+                timestep,
+                f"0 <= timestep < {self.stop}, the range that the experts {', '.join(self.names)} cover",
+                "Use a scheduler with num_train_timesteps equal to that range's end.",
             )
         return bisect.bisect_right(self._starts, timestep) - 1
 
 
 def _route(route: Sequence[int]) -> Route:
     if len(route) != 2 or not all(isinstance(bound, int) for bound in route):
-        raise UserError(problem("routes", list(route), "two whole numbers, start and stop", "Give [start, stop)."))
+        raise user_error("routes", list(route), "two whole numbers, start and stop", "Give [start, stop).")
     return route[0], route[1]
 
 
 def _check_partition(routes: tuple[Route, ...]) -> None:
     if not routes:
-        raise UserError(problem("routes", [], "at least one route", "Give one [start, stop) for each expert."))
+        raise user_error("routes", [], "at least one route", "Give one [start, stop) for each expert.")
     expected = 0
     for index, (start, stop) in enumerate(routes):
         if start != expected or stop <= start:
-            raise UserError(
-                problem(
-                    f"routes.{index}",
-                    [start, stop],
-                    f"a start of {expected} and a stop above it",
-                    "Routes are sorted, start at timestep 0 and follow each other without hole or overlap.",
-                )
+            raise user_error(
+                f"routes.{index}",
+                [start, stop],
+                f"a start of {expected} and a stop above it",
+                "Routes are sorted, start at timestep 0 and follow each other without hole or overlap.",
             )
         expected = stop
 
 
 def _check_names(names: tuple[str, ...], count: int) -> None:
     if len(names) != count or len(set(names)) != count:
-        raise UserError(problem("names", list(names), f"{count} different names, one a route", "Name each expert."))
+        raise user_error("names", list(names), f"{count} different names, one a route", "Name each expert.")
     for name in names:
         if not _NAME.fullmatch(name):
-            raise UserError(
-                problem("names", name, "letters, digits, '.', '_' and '-'", "Names become folders; rename the region.")
+            raise user_error(
+                "names", name, "letters, digits, '.', '_' and '-'", "Names become folders; rename the region."
             )
 
 

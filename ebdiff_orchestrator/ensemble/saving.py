@@ -10,7 +10,7 @@ from torch import nn
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 
@@ -33,10 +33,8 @@ def save_ensemble(
     router = TimestepRouter(experts, routes, names)
     covered = routes[-1][1]
     if covered != diffusion.num_train_timesteps:
-        raise UserError(
-            problem(
-                "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
-            )
+        raise user_error(
+            "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
         )
     EnsemblePipeline(router, scheduler_of(diffusion, sampling), vae).save_pretrained(path)
 

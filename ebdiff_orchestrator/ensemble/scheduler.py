@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ebdiff_orchestrator.ensemble.folders import damaged
 from region_workers.storage.integrity import DamagedFileError, check_sealed
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -29,18 +29,18 @@ def spaced_timesteps(spacing: str, count: int, total: int, offset: int = 0) -> l
     and repeats its smallest values. uniform: i * (T // count), "leading" in diffusers. Raises `UserError`.
     """
     if count < 1:
-        raise UserError(problem("num_inference_steps", count, "at least 1", "Raise it."))
+        raise user_error("num_inference_steps", count, "at least 1", "Raise it.")
     if count > total:
-        raise UserError(problem("num_inference_steps", count, f"at most {total}, the timesteps", "Lower it."))
+        raise user_error("num_inference_steps", count, f"at most {total}, the timesteps", "Lower it.")
     if spacing == "quadratic":
         ascending = [int(root**2) for root in np.linspace(0, math.sqrt(0.8 * total), count)]
     elif spacing == "uniform":
         ascending = [index * (total // count) for index in range(count)]
     else:
-        raise UserError(problem("spacing", spacing, "quadratic or uniform", "Change the scheduler's spacing."))
+        raise user_error("spacing", spacing, "quadratic or uniform", "Change the scheduler's spacing.")
     if ascending[-1] + offset >= total:
         expected = f"at most {total - 1 - ascending[-1]} with {count} steps, so that the first is below {total}"
-        raise UserError(problem("steps_offset", offset, expected, "Lower it, or take fewer steps."))
+        raise user_error("steps_offset", offset, expected, "Lower it, or take fewer steps.")
     return [timestep + offset for timestep in reversed(ascending)]
 
 
@@ -48,9 +48,9 @@ def check_timesteps(timesteps: Sequence[int], total: int) -> list[int]:
     """A custom list as it is, if it never rises and lies in [0, `total`); raises `UserError` otherwise."""
     listed = [int(timestep) for timestep in timesteps]
     if not listed or listed[0] >= total or listed[-1] < 0:
-        raise UserError(problem("timesteps", listed, f"values from {total - 1} down to 0", "Change the list."))
+        raise user_error("timesteps", listed, f"values from {total - 1} down to 0", "Change the list.")
     if any(later > earlier for earlier, later in itertools.pairwise(listed)):
-        raise UserError(problem("timesteps", listed, "values that never rise", "Sort the list, largest first."))
+        raise user_error("timesteps", listed, "values that never rise", "Sort the list, largest first.")
     return listed
 
 
@@ -134,9 +134,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             count = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
             if count is None:
-                raise UserError(
-                    problem("num_inference_steps", None, "a number", "The config has no default; pass one.")
-                )
+                raise user_error("num_inference_steps", None, "a number", "The config has no default; pass one.")
             self._list = spaced_timesteps(self.config.spacing, count, len(self), self.config.steps_offset)
         self.num_inference_steps = len(self._list)
         self.timesteps = torch.tensor(self._list, device=device)
@@ -194,13 +192,11 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         here = self._list[index] if index is not None and known else int(timestep)
         following = self._index_after(here)
         if following is None:
-            raise UserError(
-                problem(
-                    "timestep",
-                    timestep,
-                    f"entry {index} of the list of {len(self._list)}, in order, or between two of them",
-                    "Call set_timesteps before each trajectory and pass scheduler.timesteps one after another.",
-                )
+            raise user_error(
+                "timestep",
+                timestep,
+                f"entry {index} of the list of {len(self._list)}, in order, or between two of them",
+                "Call set_timesteps before each trajectory and pass scheduler.timesteps one after another.",
             )
         self._next_index, self._last_timestep = following, here
         return here, self._list[following] if following < len(self._list) else None
@@ -222,9 +218,9 @@ def _betas(total: int, start: float, end: float, schedule: str) -> torch.Tensor:
         return torch.linspace(start, end, total, dtype=torch.float64)
     if schedule == "scaled_linear":
         return torch.linspace(math.sqrt(start), math.sqrt(end), total, dtype=torch.float64) ** 2
-    raise UserError(problem("beta_schedule", schedule, "linear or scaled_linear", "Change diffusion.beta_schedule."))
+    raise user_error("beta_schedule", schedule, "linear or scaled_linear", "Change diffusion.beta_schedule.")
 
 
 def _check_eta(eta: float) -> None:
     if not 0 <= eta <= 1:
-        raise UserError(problem("eta", eta, "0 (DDIM) to 1 (as noisy as DDPM)", "Change it."))
+        raise user_error("eta", eta, "0 (DDIM) to 1 (as noisy as DDPM)", "Change it.")

@@ -43,7 +43,7 @@ from region_workers.data.store import ensure_store
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
 from schemas.plan import Plan
@@ -177,14 +177,14 @@ def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> Sa
     guidance = options.guidance_scale if options.guidance_scale is not None else plan.sampling.guidance_scale
     batch_size = options.batch_size if options.batch_size is not None else plan.sampling.batch_size
     if options.num_images < 2:
-        raise UserError(problem("--num-images", options.num_images, "at least 2", "A covariance needs two images."))
+        raise user_error("--num-images", options.num_images, "at least 2", "A covariance needs two images.")
     if not 1 <= steps <= total:
-        raise UserError(problem("--steps", steps, f"1 to {total}, the plan's timesteps", "Change it."))
+        raise user_error("--steps", steps, f"1 to {total}, the plan's timesteps", "Change it.")
     if batch_size < 1:
-        raise UserError(problem("--batch-size", batch_size, "at least 1", "Raise it."))
+        raise user_error("--batch-size", batch_size, "at least 1", "Raise it.")
     if guidance < 0 or (guidance != 1 and plan.model.num_classes is None):
         expected = "1, since the model has no classes" if plan.model.num_classes is None else "0 or more"
-        raise UserError(problem("--guidance", guidance, expected, "Leave it out."))
+        raise user_error("--guidance", guidance, expected, "Leave it out.")
     return SampledImages(
         ensemble=str(directory.path / ASSEMBLE),
         seed=options.seed,

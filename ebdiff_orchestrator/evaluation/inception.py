@@ -19,7 +19,7 @@ from torch import nn
 
 from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256
 from region_workers.storage.integrity import file_digest
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 
 FEATURES = 2048
 BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
@@ -34,7 +34,7 @@ def weights_file(given: Path | None) -> Path:
     """
     if given is not None:
         if not given.expanduser().is_file():
-            raise UserError(problem("--inception-weights", given, "a file", f"Get it from {FID_WEIGHTS_URL}."))
+            raise user_error("--inception-weights", given, "a file", f"Get it from {FID_WEIGHTS_URL}.")
         return given.expanduser().resolve()
     file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME
     if not file.is_file():
@@ -129,11 +129,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _wrong_weights(file: Path, reason: str, remedy: str = "") -> UserError:
-    return UserError(
-        problem(
-            "--inception-weights",
-            file,
-            f"the tensors of pytorch-fid's Inception network ({reason})",
-            f"Get {WEIGHTS_NAME} from {FID_WEIGHTS_URL}{remedy}.",
-        )
+    return user_error(
+        "--inception-weights",
+        file,
+        f"the tensors of pytorch-fid's Inception network ({reason})",
+        f"Get {WEIGHTS_NAME} from {FID_WEIGHTS_URL}{remedy}.",
     )

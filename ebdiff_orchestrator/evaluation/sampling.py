@@ -16,7 +16,7 @@ from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensembl
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
 from region_workers.training.device import current_world, prepare_process
-from schemas.errors import RunFailed, UserError, problem
+from schemas.errors import RunFailed, UserError, user_error
 from schemas.job import Progress
 from schemas.plan import Plan, TrainingPlan
 
@@ -73,7 +73,7 @@ def sample_on_workers(
     batches = job.batches
     if workers > len(batches):
         expected = f"at most {len(batches)}: {job.count} images are {len(batches)} batches of {job.batch_size}"
-        raise UserError(problem("--workers", workers, expected, "Lower it, or lower --batch-size."))
+        raise user_error("--workers", workers, expected, "Lower it, or lower --batch-size.")
     run = RunDirectory(job.ensemble)
     job = replace(job, ensemble=run.location)
     load(replace(job, dtype="fp32", compile=False, offload=True), torch.device("cpu"))  # keeps no weights in memory
@@ -106,14 +106,14 @@ def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
 def _check_options(job: ImageJob, num_classes: int | None, timesteps: int) -> None:
     """Raise UserError, naming the option, for what this ensemble has not."""
     if job.steps is not None and job.steps > timesteps:
-        raise UserError(problem("--steps", job.steps, f"at most {timesteps}, the ensemble's timesteps", "Lower it."))
+        raise user_error("--steps", job.steps, f"at most {timesteps}, the ensemble's timesteps", "Lower it.")
     if num_classes is None and job.classes:
-        raise UserError(problem("--class", job.classes[0], "none, since the ensemble has no classes", "Leave it out."))
+        raise user_error("--class", job.classes[0], "none, since the ensemble has no classes", "Leave it out.")
     if num_classes is None and job.guidance_scale not in (None, 1.0):
         expected = "1, since the ensemble has no classes"
-        raise UserError(problem("--guidance", f"{job.guidance_scale:g}", expected, "Leave it out."))
+        raise user_error("--guidance", f"{job.guidance_scale:g}", expected, "Leave it out.")
     if num_classes is not None and job.classes and max(job.classes) >= num_classes:
-        raise UserError(problem("--class", max(job.classes), f"0 to {num_classes - 1}", "Change it."))
+        raise user_error("--class", max(job.classes), f"0 to {num_classes - 1}", "Change it.")
 
 
 def _draw(

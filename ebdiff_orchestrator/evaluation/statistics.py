@@ -24,7 +24,7 @@ from region_workers.data.store import ImageStore
 from region_workers.storage.durable import write_file
 from region_workers.storage.integrity import file_digest
 from schemas.digest import digest
-from schemas.errors import RunFailed, UserError, problem
+from schemas.errors import RunFailed, user_error
 from schemas.evaluation import FolderImages, StoredImages
 from schemas.limits import MAX_PIXELS
 from schemas.plan import Plan
@@ -159,7 +159,7 @@ def own_reference(plan: Plan, store: ImageStore, cache_dir: Path, limit: int | N
     total = len(store)
     if limit is not None and not 2 <= limit <= total:
         expected = f"2 to {total}, the images of the run's data"
-        raise UserError(problem("--reference-images", limit, expected, "Leave it out to use them all."))
+        raise user_error("--reference-images", limit, expected, "Leave it out to use them all.")
     count = limit or total
     which = "the run's data" if count == total else f"only the first {count:,} of the"
     key = digest({"version": _VERSION, "images": store.digest, "count": count, "inception": inception})
@@ -177,7 +177,7 @@ def given_reference(path: Path, cache_dir: Path, inception: str, max_pixels: int
     if path.is_dir():
         files = image_files(path)
         if len(files) < 2:
-            raise UserError(problem("--reference", path, "a folder with at least 2 images", "Check the path."))
+            raise user_error("--reference", path, "a folder with at least 2 images", "Check the path.")
         _check_sizes(files, max_pixels)
         contents = [[file.name, file_digest(file)] for file in files]
         key = digest({"version": _VERSION, "folder": contents, "inception": inception})
@@ -190,7 +190,7 @@ def given_reference(path: Path, cache_dir: Path, inception: str, max_pixels: int
         statistics = read_statistics(path)
     except (OSError, ValueError) as error:
         expected = "a folder of images, or an .npz with mu and sigma, as `python -m pytorch_fid --save-stats` writes"
-        raise UserError(problem("--reference", path, expected, f"Check the file ({error}).")) from None
+        raise user_error("--reference", path, expected, f"Check the file ({error}).") from None
     count = f"{statistics.num_images:,} images" if statistics.num_images else "images not counted"
     return Reference(f"{path.name} ({count})", file_digest(path), statistics.num_images, None, path)
 
@@ -203,12 +203,10 @@ def _check_sizes(files: list[Path], max_pixels: int) -> None:
             with open_image(str(file), max_pixels) as image:
                 sizes.setdefault(image.size, file)
         except UnreadableImageError as error:
-            raise UserError(
-                problem("--reference", file, "an image that can be read", f"Remove it ({error}).")
-            ) from None
+            raise user_error("--reference", file, "an image that can be read", f"Remove it ({error}).") from None
     if len(sizes) > 1:
         found = ", ".join(f"{file.name} of {width}x{height}" for (width, height), file in sizes.items())
-        raise UserError(problem("--reference", files[0].parent, "images of one size", f"Resize them: {found}."))
+        raise user_error("--reference", files[0].parent, "images of one size", f"Resize them: {found}.")
 
 
 def _cached(cache_dir: Path, key: str) -> Path:

@@ -17,7 +17,7 @@ from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.dense_start import adopt_dense
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 from schemas.plan import Plan
 
 _BUSY = 1.2
@@ -182,13 +182,11 @@ def _starts_dense(plan: Plan) -> bool:
 def _interval_steps(plan: Plan, assume: Assumptions) -> int:
     interval = interval_steps(plan, assume.images)
     if interval is None:
-        raise UserError(
-            problem(
-                "--images",
-                None,
-                f"the number of images in {plan.data.path}, since the draw takes a mask each epoch",
-                "Give it, for example --images 50000, or set draw.interval_steps.",
-            )
+        raise user_error(
+            "--images",
+            None,
+            f"the number of images in {plan.data.path}, since the draw takes a mask each epoch",
+            "Give it, for example --images 50000, or set draw.interval_steps.",
         )
     return interval
 

@@ -23,7 +23,7 @@ from ebdiff_orchestrator.reports.estimate import Say, duration, measure_steps
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.measures import method_of
 from region_workers.networks.costs import Costs
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 from schemas.plan import Placement, Plan
 
 _STEPS = 5  # timed of each network
@@ -89,13 +89,11 @@ def placements_of(
     """
     costs = _measured_costs(preview.plan, say) if measure else StepCosts(dense_steps_by_macs(preview))
     if device_memory_gib is not None and costs.memory_bytes is None:
-        raise UserError(
-            problem(
-                "--gpu-memory",
-                device_memory_gib,
-                "--measure on a machine with a GPU, since nothing else tells what a network needs",
-                "Leave it out.",
-            )
+        raise user_error(
+            "--gpu-memory",
+            device_memory_gib,
+            "--measure on a machine with a GPU, since nothing else tells what a network needs",
+            "Leave it out.",
         )
     memory = None if device_memory_gib is None else round(device_memory_gib * 2**30)
     return compare_placements(preview.plan, costs, devices, efficiency, memory)
@@ -113,7 +111,7 @@ def compare_placements(
     if not plan.workers.one_device_each:
         given = plan.workers.asked_each
         expected = f"regions of one device each, not {given}: a placement decides how many a region gets"
-        raise UserError(problem("--gpus", devices, expected, "Leave out --gpus, or those two fields."))
+        raise user_error("--gpus", devices, expected, "Leave out --gpus, or those two fields.")
     efficiency = plan.workers.parallel_efficiency if efficiency is None else efficiency
     draw_steps, drawn = (None, "Draws are left out, as in the paper's accounting; --measure counts them.")
     if costs.device is not None:

@@ -19,7 +19,7 @@ from ebdiff_orchestrator.reports.masks import (
     recorded_masks,
 )
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from schemas.errors import UserError, problem
+from schemas.errors import UserError, user_error
 from schemas.plan import DrawPlan
 
 
@@ -189,4 +189,4 @@ def _ticket_as_json(report: TicketReport) -> dict[str, Any]:
 
 def _check(option: str, values: tuple[float, ...], good: bool, expected: str) -> None:
     if not good:
-        raise UserError(problem(option, ",".join(map(str, values)), f"numbers, each {expected}", "Change them."))
+        raise user_error(option, ",".join(map(str, values)), f"numbers, each {expected}", "Change them.")

@@ -17,7 +17,7 @@ from rich.text import Text
 from ebdiff_orchestrator.reports.masks import Distances
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
 from region_workers.storage.durable import write_file, write_text
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 
 _COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
 _DIFFERENCES_EXPLAINED = (
@@ -75,7 +75,7 @@ def draw_pictures(tickets: tuple[TicketReport, ...] | list[TicketReport], file: 
 def check_out(folder: Path) -> None:
     """Raise UserError if `folder` is a file."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(problem("--out", folder, "a folder, new or not", "It is a file; name another."))
+        raise user_error("--out", folder, "a folder, new or not", "It is a file; name another.")
 
 
 def _headline(ticket: TicketReport) -> str:
