@@ -8,9 +8,8 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -157,12 +156,11 @@ def _token_file() -> Path:
     return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Section):
     """One node: what Ray says that it has (CPU, GPU), and what it says of itself, or why it could not."""
 
     name: str
-    resources: Mapping[str, float]
+    resources: dict[str, float]
     facts: NodeFacts | None
     problem: str | None = None
 

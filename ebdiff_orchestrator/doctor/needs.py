@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ebdiff_orchestrator.cluster import Request, request_of, workers_on_node
-from ebdiff_orchestrator.doctor.facts import Node, answering
+from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, nearest_folder
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
-from ebdiff_orchestrator.plans.preview import PlanPreview
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
+from region_workers.data.sources import open_source
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim
+from region_workers.storage.places import cache_dir_of
+from region_workers.storage.run_files import local_folder
 from schemas.model import LatentModelPlan
-from schemas.plan import Plan
+from schemas.plan import DIGITS, Plan
 
 _ROOM = "room"
 _MEMORY = "memory"
@@ -34,6 +39,24 @@ _FLOAT_BYTES, _LATENT_BYTES = 4, 2
 _SLACK = 1.1  # metrics, masks, file systems' own needs
 FIXED_BYTES = 16 << 20
 _MAKE_ROOM = "Make room, or lower checkpointing.keep."
+
+
+def check_plan(nodes: Sequence[Node], plan: Plan) -> list[Finding]:
+    """Whether the plan's workers find room, memory and /dev/shm on the nodes."""
+    request = cluster_request(nodes, plan)
+    memory = check_memory(nodes, plan, request, footprint(plan, request.processes))
+    return [check_room(nodes, plan), *memory, check_shm(nodes, request, plan)]
+
+
+def check_space(nodes: Sequence[Node], plan: Plan, run_dir: str) -> list[Finding]:
+    """Whether the run and the decoded images find space.
+
+    What is in an object store is also in the cache of the driver's machine, as far as it has come.
+    """
+    needed, own = run_size(preview_plan(plan), _images(plan)), local_folder(run_dir)
+    folder = own or cache_dir_of()
+    free, there = shutil.disk_usage(nearest_folder(folder)).free, bytes_below(own) if own else 0
+    return [check_run_space(needed, free, there, str(folder)), check_store_space(needed, nodes)]
 
 
 def check_room(nodes: Sequence[Node], plan: Plan) -> Finding:
@@ -233,3 +256,10 @@ def check_store_space(needed: RunSize, nodes: Sequence[Node]) -> Finding:
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
+
+
+def _images(plan: Plan) -> int | None:
+    """The number of images, where it can be told without reading them or asking a hub."""
+    if plan.data.path != DIGITS and not Path(plan.data.path).expanduser().exists():
+        return None
+    return open_source(plan.data, cache_dir_of()).count()

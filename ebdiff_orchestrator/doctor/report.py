@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console
@@ -24,6 +23,13 @@ class Finding(Section):
     status: Status
     what: str
     remedy: str = ""
+
+
+class Examination(Section):
+    """The findings, and the nodes that they are about."""
+
+    findings: tuple[Finding, ...]
+    nodes: tuple[Node, ...]
 
 
 def fine(check: str, what: str) -> Finding:
@@ -65,19 +71,7 @@ def show(examination: Examination, console: Console) -> None:
 
 def as_json(examination: Examination) -> dict[str, Any]:
     """Findings and facts as plain values."""
-    return {
-        "fine": not any(finding.status == "wrong" for finding in examination.findings),
-        "findings": [finding.model_dump() for finding in examination.findings],
-        "nodes": [
-            {
-                "name": node.name,
-                "resources": dict(node.resources),
-                "facts": node.facts and node.facts.model_dump(mode="json"),
-                "problem": node.problem,
-            }
-            for node in examination.nodes
-        ],
-    }
+    return {"fine": not any_wrong(examination.findings), **examination.model_dump(mode="json")}
 
 
 def _told(finding: Finding) -> str:
@@ -87,11 +81,3 @@ def _told(finding: Finding) -> str:
 def _summed_up(findings: tuple[Finding, ...]) -> str:
     bad = sum(finding.status == "wrong" for finding in findings)
     return f"{bad} of {len(findings)} checks found something wrong." if bad else f"{len(findings)} checks, all fine."
-
-
-@dataclass(frozen=True)
-class Examination:
-    """The nodes and the findings about them."""
-
-    nodes: tuple[Node, ...]
-    findings: tuple[Finding, ...]

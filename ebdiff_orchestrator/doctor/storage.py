@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ebdiff_orchestrator.cluster import Executor
 from ebdiff_orchestrator.doctor.report import Finding, wrong, wrong_or_fine
-from region_workers.storage.durable import write_text
-from region_workers.storage.run_files import RunFiles
+from region_workers.storage.run_files import RunFiles, local_folder
 from schemas.errors import UserError
 from schemas.section import Section
 
 _SHARED, _FILES, _LOCKS = "shared storage", "files", "locks"
-_LOCK_FILE, _DRIVER_NAME = "lock", "driver"
+_LOCK_FILE, _DRIVER_FILE = "lock", "driver"
 _VISIBLE_WITHIN_S = 10.0  # what NFS may keep a folder's old listing for
 Lock = Literal["held", "free", "unsupported"]
 _STORE_REMEDY = (
@@ -30,79 +30,130 @@ _STORE_REMEDY = (
 
 
 class StorageAnswer(Section):
-    """What one node found in the driver's folder.
+    """What one node found.
 
-    `reads`: the driver's file, with its content. `lock`: whether the driver's lock holds here too. `wrote`: the file
-    that it made, or why it could not write, replace or make durable one (`problem`).
+    `reads`: the driver's file, with its content. `lock`: whether the driver's lock holds here too; an object store has
+    none. `wrote`: the file that it made, or why it could not write, replace or make durable one (`problem`). `seen`:
+    whether the driver reads what the node wrote.
     """
 
-    reads: bool
-    lock: Lock = "free"
+    reads: bool = False
+    lock: Lock | None = None
     wrote: str | None = None
     problem: str | None = None
+    seen: bool = False
 
 
 @dataclass(frozen=True)
 class StorageTest:
-    """A folder below the run directory with a file and a lock of the driver's, there while it is being looked at."""
+    """A place below the run's with a file of the driver's, and in a folder a lock, there while nodes look at it."""
 
-    folder: Path
+    location: str
     secret: str
 
-    def sees(self, answer: StorageAnswer) -> bool:
-        """Whether the driver reads what a node wrote."""
-        return answer.wrote is not None and _reads(self.folder / answer.wrote, self.secret)
+    def ask(self, machines: Executor) -> dict[str, StorageAnswer]:
+        """The answers of the nodes that can run a check."""
+        said = machines.on_each_node(look_at_storage, self.location, self.secret)
+        return {node.node: self.judged(node.value) for node in said if node.problem is None}
+
+    def judged(self, values: dict[str, Any]) -> StorageAnswer:
+        """A node's answer, with what the driver sees of it."""
+        answer = StorageAnswer.model_validate(values)
+        seen = answer.wrote is not None and _reads(RunFiles(self.location), answer.wrote, self.secret)
+        return answer.model_copy(update={"seen": seen})
+
+
+def check_storage(machines: Executor, run_dir: str) -> list[Finding]:
+    """Whether all nodes share the place of the run, and can work there."""
+    folder = local_folder(run_dir)
+    try:
+        with storage_test(run_dir) as test:
+            answers = test.ask(machines)
+    except (OSError, UserError) as error:  # of the driver's own side
+        return [cannot_write(run_dir, error) if folder else wrong(_SHARED, str(error), _STORE_REMEDY)]
+    return judge_folder(folder, answers) if folder else [judge_store(RunFiles(run_dir).location, answers)]
 
 
 @contextmanager
-def storage_test(run_dir: Path) -> Iterator[StorageTest]:
-    """The driver's side, or OSError. Leaves nothing behind, not even the run directory if it was not there."""
-    run_dir = run_dir.absolute()
-    missing = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
-    folder = run_dir / f".doctor-{secrets.token_hex(6)}"
-    folder.mkdir(parents=True)
+def storage_test(run_dir: str | Path) -> Iterator[StorageTest]:
+    """The driver's side, or OSError or UserError. Leaves nothing behind, nor a run directory that was not there."""
+    folder = local_folder(run_dir)
+    below = f"{folder or RunFiles(run_dir).location}/.doctor-{secrets.token_hex(6)}"
+    test, files = StorageTest(below, secrets.token_hex(8)), RunFiles(below)
+    with _new_folder(files.folder) if folder else _emptied(files):
+        files.write(_DRIVER_FILE, test.secret.encode())
+        yield test
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[None]:
+    """A folder and a lock in it, for as long as it lasts."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    path.mkdir(parents=True)
     try:
-        secret = secrets.token_hex(8)
-        write_text(folder / _DRIVER_NAME, secret)
-        with (folder / _LOCK_FILE).open("w") as lock:
+        with (path / _LOCK_FILE).open("w") as lock:
             if _lock_state(lock.fileno()) == "unsupported":
                 raise OSError(errno.ENOLCK, "flock is not supported")
-            yield StorageTest(folder, secret)
+            yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
         for made in missing:
             made.rmdir()
 
 
-def look_at_storage(folder: str, secret: str) -> dict[str, Any]:
+@contextmanager
+def _emptied(files: RunFiles) -> Iterator[None]:
+    """Delete all objects at the end."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # what cannot be written cannot be deleted either, and the finding says so
+            for key in files.list_keys():
+                files.delete(key)
+
+
+def look_at_storage(location: str, secret: str) -> dict[str, Any]:
     """The side of one node, run on it; a `StorageAnswer` as plain values."""
-    path = Path(folder)
-    if not _reads(path / _DRIVER_NAME, secret):
-        return StorageAnswer(reads=False).model_dump(mode="json")
-    name = f"node-{secrets.token_hex(6)}"
-    problem = _write(path / name, secret)
-    wrote = None if problem else name
-    answer = StorageAnswer(reads=True, lock=_lock_of(path / _LOCK_FILE), wrote=wrote, problem=problem)
-    return answer.model_dump(mode="json")
+    found: dict[str, Any] = {}
+    name, in_folder = f"node-{secrets.token_hex(6)}", local_folder(location)
+    try:
+        files = RunFiles(location)
+        found["reads"] = _reads(files, _DRIVER_FILE, secret)
+        if found["reads"]:
+            found["lock"] = _lock_of(in_folder / _LOCK_FILE) if in_folder else None
+            for text in ("an older content", secret):  # replaced, as the run does all the time
+                files.write(name, text.encode())
+            found["wrote"] = name
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) if in_folder else None
+        found["problem"] = f"{type(error).__name__}: {reason or error}"
+    return StorageAnswer(**found).model_dump()
 
 
-def judge_storage(run_dir: Path, answers: Mapping[str, StorageAnswer], seen: Mapping[str, bool]) -> list[Finding]:
-    """`answers`: of the nodes; `seen`: whether the driver read what each of them wrote."""
-    apart = [name for name, answer in answers.items() if not answer.reads or (answer.wrote and not seen[name])]
+def judge_folder(run_dir: Path, answers: Mapping[str, StorageAnswer]) -> list[Finding]:
+    """What the nodes' answers about a folder come to."""
+    apart = [name for name, answer in answers.items() if not answer.reads or (answer.wrote and not answer.seen)]
     told = [f"{', '.join(apart)}: {run_dir} is another folder there than here"] if apart else []
     mount = "Mount the same filesystem there, at the same path, and give --run-dir on it."
     cannot = [f"{name}: {answer.problem}" for name, answer in answers.items() if answer.problem is not None]
-    findings = [
-        wrong_or_fine(_SHARED, told, mount, f"{run_dir} is the same folder on {len(answers)} node(s)"),
-        wrong_or_fine(
-            _FILES,
-            cannot,
-            "Let the user that Ray runs as write there, on a filesystem with POSIX renames.",
-            "written, replaced and made durable on every node",
-        ),
-    ]
+    permit = "Let the user that Ray runs as write there, on a filesystem with POSIX renames."
     shared = {name: answer for name, answer in answers.items() if name not in apart}
-    return [*findings, _judge_locks(shared)] if shared else findings
+    return [
+        wrong_or_fine(_SHARED, told, mount, f"{run_dir} is the same folder on {len(answers)} node(s)"),
+        wrong_or_fine(_FILES, cannot, permit, "written, replaced and made durable on every node"),
+        *([_judge_locks(shared)] if shared else []),
+    ]
+
+
+def judge_store(url: str, answers: Mapping[str, StorageAnswer]) -> Finding:
+    """What the nodes' answers about an object store come to."""
+    problems = [
+        f"{name}: {answer.problem or 'what the driver wrote is not there'}"
+        for name, answer in answers.items()
+        if answer.wrote is None
+    ]
+    problems += [f"{name}: wrote elsewhere" for name, answer in answers.items() if answer.wrote and not answer.seen]
+    return wrong_or_fine(_SHARED, problems, _STORE_REMEDY, f"{url} is read and written by {len(answers)} node(s)")
 
 
 def cannot_write(run_dir: str, error: Exception) -> Finding:
@@ -118,30 +169,23 @@ def _judge_locks(answers: Mapping[str, StorageAnswer]) -> Finding:
     return wrong_or_fine(_LOCKS, told, remedy, "a lock taken here holds on every node")
 
 
-def _write(path: Path, secret: str) -> str | None:
-    """Write durably, then replace by a rename, as the run does all the time; why that failed, if it did."""
-    try:
-        for text in ("an older content", secret):
-            write_text(path, text)
-    except OSError as error:
-        return f"{type(error).__name__}: {error.strerror or error}"
-    return None
-
-
-def _reads(path: Path, secret: str) -> bool:
-    """Whether the file is there with this content, now or as soon as a cache of the filesystem lets us see it."""
+def _reads(files: RunFiles, name: str, content: str) -> bool:
+    """Whether the file is there with this content, in a folder as soon as a cache of the filesystem lets us see it."""
+    if files.is_copy:
+        with suppress(FileNotFoundError):
+            return files.read(name).decode() == content
+        return False
     deadline = time.monotonic() + _VISIBLE_WITHIN_S
-    while True:
+    while time.monotonic() < deadline:
         try:
-            os.listdir(path.parent)  # noqa: PTH208 - has NFS ask its server anew
-            if path.read_text() == secret:
+            os.listdir(files.folder)  # noqa: PTH208 - has NFS ask its server anew
+            if files.read(name).decode() == content:
                 return True
         except OSError:
-            if not path.parent.parent.is_dir():
+            if not files.folder.parent.is_dir():
                 return False
-        if time.monotonic() > deadline:
-            return False
         time.sleep(0.2)
+    return False
 
 
 def _lock_of(path: Path) -> Lock:
@@ -158,68 +202,3 @@ def _lock_state(descriptor: int) -> Lock:
     except OSError:
         return "unsupported"
     return "free"
-
-
-class StoreAnswer(Section):
-    """What one node found at the URL: the object that it wrote there, or why it could not."""
-
-    wrote: str | None = None
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class StoreTest:
-    """An object of the driver's below the run's URL, there while it is being looked at."""
-
-    url: str
-    secret: str
-
-    def sees(self, answer: StoreAnswer) -> bool:
-        """Whether the driver reads what a node wrote."""
-        return answer.wrote is not None and _read_object(RunFiles(self.url), answer.wrote) == self.secret
-
-
-@contextmanager
-def store_test(url: str) -> Iterator[StoreTest]:
-    """The driver's side; leaves nothing behind. OSError or UserError if it cannot."""
-    test = StoreTest(f"{url}/.doctor-{secrets.token_hex(6)}", secrets.token_hex(8))
-    store = RunFiles(test.url)
-    try:
-        store.write(_DRIVER_NAME, test.secret.encode())
-        yield test
-    finally:
-        with suppress(OSError):  # what cannot be written cannot be deleted either, and the finding says so
-            for key in store.list_keys():
-                store.delete(key)
-
-
-def look_at_store(url: str, secret: str) -> dict[str, Any]:
-    """The side of one node, run on it; a `StoreAnswer` as plain values."""
-    key = f"node-{secrets.token_hex(6)}"
-    try:
-        store = RunFiles(url)
-        if _read_object(store, _DRIVER_NAME) != secret:
-            return StoreAnswer(problem="what the driver wrote is not there").model_dump()
-        store.write(key, secret.encode())
-    except (OSError, UserError) as error:
-        return StoreAnswer(problem=f"{type(error).__name__}: {error}").model_dump()
-    return StoreAnswer(wrote=key).model_dump()
-
-
-def judge_store(url: str, answers: Mapping[str, StoreAnswer], seen: Mapping[str, bool]) -> Finding:
-    """`answers`: of the nodes; `seen`: whether the driver read what each of them wrote."""
-    problems = [f"{name}: {answer.problem}" for name, answer in answers.items() if answer.problem is not None]
-    problems += [f"{name}: wrote elsewhere" for name, answer in answers.items() if answer.wrote and not seen[name]]
-    return wrong_or_fine(_SHARED, problems, _STORE_REMEDY, f"{url} is read and written by {len(answers)} node(s)")
-
-
-def cannot_reach(error: Exception) -> Finding:
-    """The driver's own side failed."""
-    return wrong(_SHARED, str(error), _STORE_REMEDY)
-
-
-def _read_object(store: RunFiles, key: str) -> str | None:
-    try:
-        return store.read(key).decode()
-    except FileNotFoundError:
-        return None

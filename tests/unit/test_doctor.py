@@ -59,7 +59,7 @@ ONE_GPU = Request(processes=1, cpus=1.0, gpus=1.0)
 
 def node(name: str = "a", cpus: float = 8, gpus: float = 1, **facts: Any) -> Node:
     """A node in order, but for what is given."""
-    return Node(name, {"CPU": cpus, "GPU": gpus}, FACTS.model_copy(update=facts))
+    return Node(name=name, resources={"CPU": cpus, "GPU": gpus}, facts=FACTS.model_copy(update=facts))
 
 
 def worst(findings: list[Finding] | Finding) -> tuple[str, str]:
@@ -89,7 +89,8 @@ def test_nodes_that_are_in_order_have_nothing_wrong(tiny_plan: MakePlan) -> None
 
 
 def test_nodes_that_are_missing_or_cannot_answer_are_wrong() -> None:
-    mute = Node("b", {"CPU": 8.0}, None, "ModuleNotFoundError: No module named 'ebdiff_orchestrator'")
+    told = "ModuleNotFoundError: No module named 'ebdiff_orchestrator'"
+    mute = Node(name="b", resources={"CPU": 8.0}, facts=None, problem=told)
     status, told = worst(check_nodes([node("a"), mute], expected=3))
     assert status == "wrong"
     assert "2 of 3 nodes" in told
@@ -123,7 +124,10 @@ def test_gpus_that_torch_cannot_use_are_wrong() -> None:
 
 def test_gpus_that_ray_does_not_hand_out_are_worth_knowing() -> None:
     assert worst(check_gpus([node(gpus=0)]))[0] == "note"
-    assert worst(check_gpus([Node("a", {"CPU": 2.0}, FACTS.model_copy(update={"gpus": ()}))]))[0] == "fine"
+    assert (
+        worst(check_gpus([Node(name="a", resources={"CPU": 2.0}, facts=FACTS.model_copy(update={"gpus": ()}))]))[0]
+        == "fine"
+    )
 
 
 def test_a_region_that_finds_no_room_is_wrong_and_waiting_regions_are_worth_knowing(tiny_plan: MakePlan) -> None:

@@ -52,7 +52,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[[TwoNodes], None]:
 
     def use(nodes: TwoNodes) -> None:
         @contextmanager
-        def connect(*_: Any) -> Iterator[TwoNodes]:
+        def connect(*_: Any, **__: Any) -> Iterator[TwoNodes]:
             yield nodes
 
         monkeypatch.setattr(examine, "connect", connect)

@@ -8,13 +8,7 @@ import pytest
 from s3_server import BUCKET, s3_server
 
 from ebdiff_orchestrator.doctor.examine import Question, examine
-from ebdiff_orchestrator.doctor.storage import (
-    StoreAnswer,
-    StoreTest,
-    judge_store,
-    look_at_store,
-    store_test,
-)
+from ebdiff_orchestrator.doctor.storage import StorageAnswer, StorageTest, judge_store, look_at_storage, storage_test
 from region_workers.storage.object_store import ObjectStore
 
 URL = f"s3://{BUCKET}/runs/a"
@@ -26,30 +20,30 @@ def store() -> Iterator[ObjectStore]:
         yield ObjectStore(URL)
 
 
-def _look(test: StoreTest) -> StoreAnswer:
-    return StoreAnswer.model_validate(look_at_store(test.url, test.secret))
+def _look(test: StorageTest) -> StorageAnswer:
+    return test.judged(look_at_storage(test.location, test.secret))
 
 
 def test_a_node_that_reaches_the_store_reads_and_writes_there_and_nothing_stays(store: ObjectStore) -> None:
-    with store_test(URL) as test:
+    with storage_test(URL) as test:
         answer = _look(test)
-        assert test.sees(answer)
-        assert judge_store(URL, {"a": answer}, {"a": True}).status == "fine"
+    assert answer.seen
+    assert judge_store(URL, {"a": answer}).status == "fine"
     assert store.list_keys() == []
 
 
 def test_a_node_with_another_store_is_wrong(store: ObjectStore) -> None:
-    with store_test(URL) as test:
-        answer = _look(StoreTest(f"s3://{BUCKET}/elsewhere", test.secret))
-    finding = judge_store(URL, {"a": StoreAnswer(wrote="node-1"), "b": answer}, {"a": True, "b": False})
+    with storage_test(URL) as test:
+        answer = _look(StorageTest(f"s3://{BUCKET}/elsewhere", test.secret))
+    finding = judge_store(URL, {"a": StorageAnswer(reads=True, wrote="node-1", seen=True), "b": answer})
     assert finding.status == "wrong"
     assert "b: what the driver wrote is not there" in finding.what
 
 
 def test_a_node_that_may_not_write_is_wrong(store: ObjectStore) -> None:
-    answer = StoreAnswer.model_validate(look_at_store("s3://no-such-bucket/run", "secret"))
-    assert answer.problem is not None
-    assert judge_store(URL, {"a": answer}, {"a": False}).status == "wrong"
+    answer = StorageAnswer.model_validate(look_at_storage("s3://no-such-bucket/run", "secret"))
+    assert not answer.reads
+    assert judge_store(URL, {"a": answer}).status == "wrong"
 
 
 @pytest.mark.parametrize(("url", "status"), [(URL, "fine"), ("s3://no-such-bucket/run", "wrong")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,13 @@ from ebdiff_orchestrator.doctor.storage import (
     StorageAnswer,
     StorageTest,
     cannot_write,
-    judge_storage,
+    judge_folder,
     look_at_storage,
     storage_test,
 )
+from region_workers.storage.run_files import RunFiles
 
-GOOD = StorageAnswer(reads=True, lock="held", wrote="node-1")
+GOOD = StorageAnswer(reads=True, lock="held", wrote="node-1", seen=True)
 
 
 def _statuses(findings: list[Finding]) -> dict[str, str]:
@@ -30,18 +32,17 @@ def _statuses(findings: list[Finding]) -> dict[str, str]:
 
 
 def _look(test: StorageTest) -> StorageAnswer:
-    return StorageAnswer.model_validate(look_at_storage(str(test.folder), test.secret))
+    return test.judged(look_at_storage(test.location, test.secret))
 
 
 def test_a_node_that_shares_the_folder_reads_writes_and_is_kept_out_by_the_lock(tmp_path: Path) -> None:
     with storage_test(tmp_path / "runs" / "a") as test:
         code = f"import sys, json; sys.path[:0] = {sys.path!r}\nfrom ebdiff_orchestrator.doctor.storage import *\n"
-        code += f"print(json.dumps(look_at_storage({str(test.folder)!r}, {test.secret!r})))"
+        code += f"print(json.dumps(look_at_storage({test.location!r}, {test.secret!r})))"
         process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-        answer = StorageAnswer.model_validate_json(process.stdout)
-        assert answer.lock == "held"
-        assert test.sees(answer)
-        assert set(_statuses(judge_storage(tmp_path, {"a": answer}, {"a": True})).values()) == {"fine"}
+        answer = test.judged(json.loads(process.stdout))
+        assert (answer.lock, answer.seen) == ("held", True)
+        assert set(_statuses(judge_folder(tmp_path, {"a": answer})).values()) == {"fine"}
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -59,20 +60,22 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 def test_a_node_with_a_folder_of_its_own_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_VISIBLE_WITHIN_S", 0.3)
     with storage_test(tmp_path / "shared") as test:
-        (tmp_path / "local" / test.folder.name).mkdir(parents=True)
-        elsewhere = StorageTest(tmp_path / "local" / test.folder.name, test.secret)
+        own = tmp_path / "local" / Path(test.location).name
+        own.mkdir(parents=True)
+        elsewhere = StorageTest(str(own), test.secret)
         answer = _look(elsewhere)
-        (elsewhere.folder / "driver").write_text("of another run")
+        (own / "driver").write_text("of another run")
         assert not _look(elsewhere).reads
     assert answer == StorageAnswer(reads=False)
-    findings = judge_storage(tmp_path, {"a": GOOD, "b": answer}, {"a": True, "b": False})
+    findings = judge_folder(tmp_path, {"a": GOOD, "b": answer})
     assert _statuses(findings)["shared storage"] == "wrong"
     assert "b: " in findings[0].what
     assert "a" not in findings[0].what.split(":")[0]
 
 
 def test_a_node_whose_files_the_driver_does_not_see_is_wrong() -> None:
-    findings = judge_storage(Path("/runs"), {"a": GOOD, "b": GOOD}, {"a": True, "b": False})
+    unseen = GOOD.model_copy(update={"seen": False})
+    findings = judge_folder(Path("/runs"), {"a": GOOD, "b": unseen})
     assert _statuses(findings) == {"shared storage": "wrong", "files": "fine", "locks": "fine"}
 
 
@@ -81,10 +84,9 @@ def test_a_node_that_cannot_write_is_wrong(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.EROFS, "Read-only file system")
 
     with storage_test(tmp_path) as test:
-        monkeypatch.setattr(storage, "write_text", full)
+        monkeypatch.setattr(RunFiles, "write", full)
         answer = _look(test)
-        assert not test.sees(answer)
-    findings = judge_storage(tmp_path, {"a": answer}, {"a": False})
+    findings = judge_folder(tmp_path, {"a": answer})
     assert _statuses(findings) == {"shared storage": "fine", "files": "wrong", "locks": "fine"}
     assert "Read-only file system" in findings[1].what
 
@@ -92,7 +94,7 @@ def test_a_node_that_cannot_write_is_wrong(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("lock", ["free", "unsupported"])
 def test_a_lock_that_does_not_hold_on_another_node_is_wrong(lock: str) -> None:
     loose = GOOD.model_copy(update={"lock": lock})
-    findings = judge_storage(Path("/runs"), {"a": GOOD, "b": loose}, {"a": True, "b": True})
+    findings = judge_folder(Path("/runs"), {"a": GOOD, "b": loose})
     assert _statuses(findings) == {"shared storage": "fine", "files": "fine", "locks": "wrong"}
     assert f"b ({lock})" in findings[2].what
 
