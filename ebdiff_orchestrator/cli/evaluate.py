@@ -70,10 +70,12 @@ def evaluate(
 
     Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's.
     """
-    from ebdiff_orchestrator.evaluation.evaluate import Options, evaluate_run
+    from ebdiff_orchestrator.evaluation.evaluate import evaluate
+    from ebdiff_orchestrator.evaluation.records import recorded_report
 
-    options = Options(
-        num_images=count,
+    evaluation = evaluate(
+        run_dir,
+        count,
         seed=seed,
         steps=steps,
         guidance_scale=guidance,
@@ -83,8 +85,10 @@ def evaluate(
         reference_images=reference_images,
         keep_images=keep_images,
         in_process=here,
+        address=address,
+        view=Silent() if as_json else terminal_view(),
     )
-    report = evaluate_run(run_dir, options, address, Silent() if as_json else terminal_view())
+    report = recorded_report(run_dir, evaluation)
     if as_json:
         print(report.model_dump_json(indent=2))
     else:

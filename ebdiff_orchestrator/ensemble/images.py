@@ -149,8 +149,8 @@ def write_images(images_NHWC: np.ndarray, out: Path) -> None:
 
     def write(folder: Path) -> None:
         for index, image_HWC in enumerate(images_NHWC):
-            _to_pil(image_HWC).save(folder / f"{index:05d}.png")
-        _to_pil(image_grid(images_NHWC[:GRID_IMAGES])).save(folder / GRID)
+            to_pil(image_HWC).save(folder / f"{index:05d}.png")
+        to_pil(image_grid(images_NHWC[:GRID_IMAGES])).save(folder / GRID)
 
     write_own_folder(out, write, _holds_images_only, _KIND)
 
@@ -173,7 +173,8 @@ def image_grid(images_NHWC: np.ndarray) -> np.ndarray:
     return grid
 
 
-def _to_pil(image_HWC: np.ndarray) -> Image.Image:
+def to_pil(image_HWC: np.ndarray) -> Image.Image:
+    """A uint8 image [H, W, C] (C of 1 or 3) as a greyscale or RGB picture."""
     return Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
 
 

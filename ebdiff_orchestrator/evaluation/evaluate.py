@@ -20,9 +20,7 @@ from ebdiff_orchestrator.evaluation.records import (
     ensemble_digest,
     evaluation_folder,
     evaluation_key,
-    fid_label,
-    step_shares,
-    weighted_by_steps,
+    report_of,
     whole_report,
 )
 from ebdiff_orchestrator.evaluation.statistics import (
@@ -34,7 +32,6 @@ from ebdiff_orchestrator.evaluation.statistics import (
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.work import finished_record, image_file, remove_shards, shards_of
-from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
@@ -44,7 +41,7 @@ from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import UserError, user_error
-from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages, StoredImages
+from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -56,16 +53,15 @@ _SHARED = "to be evaluated by a cluster. Copy the run to one, or evaluate on one
 class Options:
     """What is to be measured; None stands for the plan's or the usual."""
 
-    num_images: int = 50_000
-    seed: int = 0
-    steps: int | None = None
-    guidance_scale: float | None = None
-    batch_size: int | None = None
-    inception_weights: Path | None = None
-    reference: Path | None = None
-    reference_images: int | None = None
-    keep_images: bool = False
-    in_process: bool = False
+    num_images: int
+    seed: int
+    steps: int | None
+    guidance_scale: float | None
+    batch_size: int | None
+    inception_weights: Path | None
+    reference: Path | None
+    reference_images: int | None
+    keep_images: bool
 
 
 def evaluate(
@@ -102,55 +98,50 @@ def evaluate(
         reference=Path(reference) if reference is not None else None,
         reference_images=reference_images,
         keep_images=keep_images,
-        in_process=in_process,
     )
-    return evaluate_run(run_dir, options, address, view, executor).evaluation
-
-
-def evaluate_run(
-    run_dir: str | Path,
-    options: Options,
-    address: str | None = None,
-    view: View | None = None,
-    executor: Executor | None = None,
-) -> EvaluationReport:
-    """`evaluate`, with everything that its table shows."""
-    if not options.in_process and executor is None:
-        check_surroundings(address)
-    directory, view = RunDirectory(run_dir), view or Silent()
+    directory = RunDirectory(run_dir)
     plan = _finished(directory).plan
-    if cluster_address(address) and not options.in_process:
-        directory.check_in_folder(_SHARED)
+    if in_process and executor is None:
+        executor = ThisProcess(1.0 if torch.cuda.is_available() and plan.workers.gpus != 0 else 0.0)
+    if executor is None:
+        check_surroundings(address)
+        if cluster_address(address):
+            directory.check_in_folder(_SHARED)
+    with directory.held(), view or Silent() as shown, ExitStack() as stack:
+        return _evaluate(directory, options, Workers(plan.workers, address, executor, shown, stack))
+
+
+def _evaluate(directory: RunDirectory, options: Options, workers: Workers) -> Evaluation:
+    """The recorded number if there is one and it is whole, else a new one, recorded."""
     directory.ensemble()
     directory.fetch_folder(EVALUATION_FOLDER)
+    manifest = _finished(directory)
+    plan, view = manifest.plan, workers.view
     images = _sampled_images(directory, plan, options)
-    with directory.held(), view, ExitStack() as stack:
-        inception = weights_file(options.inception_weights)
-        inception_sha256 = file_digest(inception)
-        reference = _reference(plan, options, inception_sha256, view)
-        manifest = _finished(directory)
-        key = evaluation_key(manifest, options.num_images, images, inception_sha256, reference.digest)
-        folder = evaluation_folder(directory.path, key)
-        recorded = whole_report(folder) if key in manifest.evaluations else None
-        if recorded is not None and not _images_wanted(folder, options):
-            view.line("This was evaluated before; nothing to do.")
-            remove_shards(folder)  # which are there if it was killed at its very end
-            return recorded
-        load_inception(inception, torch.device("cpu"))  # a wrong file is refused here, not by every worker
-        job = FeatureJob(
-            folder=str(folder),
-            num_images=options.num_images,
-            images=images,
-            inception_file=str(inception) if options.inception_weights is not None else None,
-            inception_sha256=inception_sha256,
-            training=plan.training,
-        )
-        executor = executor or (_this_process(plan) if options.in_process else None)
-        workers = Workers(plan.workers, address, executor, view, stack)
-        ledger = Ledger(directory)
-        with _usage_recorded(ledger, workers):
-            evaluation = _measure(key, ensemble_digest(manifest), job, reference, workers)
-        return _record(ledger, evaluation, reference.description)
+    inception = weights_file(options.inception_weights)
+    job = FeatureJob(
+        folder="",
+        num_images=options.num_images,
+        images=images,
+        inception_file=str(inception) if options.inception_weights is not None else None,
+        inception_sha256=file_digest(inception),
+        training=plan.training,
+    )
+    reference = _reference(plan, options, job.inception_sha256, view)
+    key = evaluation_key(manifest, job, reference.digest)
+    folder = evaluation_folder(directory.path, key)
+    recorded = whole_report(folder) if key in manifest.evaluations else None
+    if recorded is not None and not _images_wanted(folder, options):
+        view.line("This was evaluated before; nothing to do.")
+        remove_shards(folder)  # which are there if it was killed at its very end
+        return recorded.evaluation
+    load_inception(inception, torch.device("cpu"))  # a wrong file is refused here, not by every worker
+    ledger = Ledger(directory)
+    with _usage_recorded(ledger, workers):
+        job = job.model_copy(update={"folder": str(folder)})
+        evaluation = _measure(key, ensemble_digest(manifest), job, reference, workers)
+    _record(ledger, evaluation, reference.description)
+    return evaluation
 
 
 def _finished(directory: RunDirectory) -> Manifest:
@@ -172,10 +163,10 @@ def _finished(directory: RunDirectory) -> Manifest:
 
 def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> SampledImages:
     """The options with the plan's defaults filled in. UserError for what cannot be."""
-    total = plan.diffusion.num_train_timesteps
-    steps = options.steps if options.steps is not None else plan.sampling.steps
-    guidance = options.guidance_scale if options.guidance_scale is not None else plan.sampling.guidance_scale
-    batch_size = options.batch_size if options.batch_size is not None else plan.sampling.batch_size
+    total, how = plan.diffusion.num_train_timesteps, plan.sampling
+    steps = how.steps if options.steps is None else options.steps
+    guidance = how.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    batch_size = how.batch_size if options.batch_size is None else options.batch_size
     if options.num_images < 2:
         raise user_error("--num-images", options.num_images, "at least 2", "A covariance needs two images.")
     if not 1 <= steps <= total:
@@ -243,16 +234,15 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, wor
     )
 
 
-def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> EvaluationReport:
+def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> None:
     """Write the report, then the manifest; only then may the shards go."""
     directory, folder = ledger.directory, evaluation_folder(ledger.directory.path, evaluation.key)
-    report = _report(ledger.manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
+    report = report_of(ledger.manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
     with directory.fenced():
         write_model(folder / REPORT_FILE, report)
         directory.publish((folder / REPORT_FILE).relative_to(directory.path).as_posix())
         ledger.record_evaluation(evaluation)
         remove_shards(folder)
-    return report
 
 
 @contextmanager
@@ -267,28 +257,3 @@ def _usage_recorded(ledger: Ledger, workers: Workers) -> Iterator[None]:
             attempt = 1 + sum(held.job == EVALUATE_JOB for held in ledger.manifest.usage)
             at_once = max(1, used.workers_at_once())
             ledger.record_usage(EVALUATE_JOB, attempt, began, at_once, min(used.request.gpus, 1.0))
-
-
-def _this_process(plan: Plan) -> ThisProcess:
-    """One worker, with a GPU if there is one and the plan does not do without."""
-    return ThisProcess(1.0 if torch.cuda.is_available() and plan.workers.gpus != 0 else 0.0)
-
-
-def _report(manifest: Manifest, evaluation: Evaluation, reference: str, statistics_sha256: str) -> EvaluationReport:
-    preview = preview_plan(manifest.plan, manifest.dense)
-    shares = step_shares(preview, evaluation.steps)
-    params, macs = weighted_by_steps(shares)
-    passes = 1 if evaluation.guidance_scale in (0, 1) else 2  # with and without the class
-    return EvaluationReport(
-        evaluation=evaluation,
-        label=fid_label(evaluation),
-        reference=reference,
-        statistics_sha256=statistics_sha256,
-        stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),
-        shares=shares,
-        params_by_timesteps=preview.weighted.params,
-        macs_by_timesteps=preview.weighted.macs,
-        params_by_steps=params,
-        macs_by_steps=macs,
-        macs_per_image=passes * sum(share.steps * share.macs for share in shares),
-    )

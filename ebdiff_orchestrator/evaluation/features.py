@@ -8,11 +8,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.cluster import Executor, connect
+from ebdiff_orchestrator.evaluation.sampling import results_of_workers
 from ebdiff_orchestrator.evaluation.work import (
     IMAGES_FOLDER,
     Shard,
@@ -24,13 +24,14 @@ from ebdiff_orchestrator.evaluation.work import (
 )
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.durable import remove_leftovers
-from schemas.errors import RunFailed, UserError
+from schemas.errors import RunFailed
 from schemas.evaluation import FeatureJob, SampledImages
 from schemas.job import Progress
 from schemas.plan import WorkersPlan
 
 _CALLS_A_WORKER = 4  # a few calls each, so that a slow or late worker holds up little
 _POLL_S = 1.0
+_GO_ON = " What is finished is kept: the same command goes on."
 
 
 @dataclass
@@ -75,7 +76,9 @@ def make_features(workers: Workers, job: FeatureJob, what: str) -> None:
     text = job.model_copy(update={"use_gpu": executor.request.gpus > 0}).model_dump_json()
     calls = [(text, part) for part in shared_out(missing, max(1, executor.workers_at_once()) * _CALLS_A_WORKER)]
     with _shown(workers.view, what, folder, shards):
-        _run(executor, calls)
+        for _, failure in results_of_workers(executor, make_shards, calls, _GO_ON):
+            if failure is not None:
+                raise RunFailed(failure + _GO_ON)
     lost = [shard.name for shard in missing if finished_record(folder, shard, keep) is None]
     if lost:
         raise RunFailed(f"{what}: {lost[0]} was made but is not in {folder}. Workers must share the run directory.")
@@ -85,19 +88,6 @@ def shared_out(shards: Sequence[Shard], parts: int) -> list[tuple[int, ...]]:
     """The shards' indices in at most `parts` calls of about equally many."""
     indices = [shard.index for shard in shards]
     return [tuple(indices[part::parts]) for part in range(min(parts, len(indices)))]
-
-
-def _run(executor: Executor, calls: Sequence[tuple[Any, ...]]) -> None:
-    try:
-        for _, failure in executor.run_many(make_shards, calls):
-            if failure is not None:
-                raise RunFailed(f"{failure} What is finished is kept: the same command goes on.")
-    except (RunFailed, UserError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        what_next = "What is finished is kept: the same command goes on."
-        raise RunFailed(f"A worker failed ({reason[0]}). {what_next}") from error
 
 
 @contextmanager

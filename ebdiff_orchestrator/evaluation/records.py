@@ -6,12 +6,12 @@ from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.scheduler import spaced_timesteps
-from ebdiff_orchestrator.plans.preview import PlanPreview
+from ebdiff_orchestrator.plans.preview import preview_plan
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.integrity import holds
 from schemas.digest import digest
-from schemas.errors import UserError
-from schemas.evaluation import EvaluationReport, SampledImages, StepShare
+from schemas.evaluation import EvaluationReport, FeatureJob, StepShare
 from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
 
@@ -28,61 +28,40 @@ def ensemble_digest(manifest: Manifest) -> str:
     return digest([[item.path, item.sha256] for item in manifest.stage(ASSEMBLE).artifacts])
 
 
-def evaluation_key(
-    manifest: Manifest, num_images: int, images: SampledImages, inception_sha256: str, reference_digest: str
-) -> str:
+def evaluation_key(manifest: Manifest, job: FeatureJob, reference_digest: str) -> str:
     """SHA-256 of what determines the number: the ensemble, which images of it, which network, which reference."""
-    drawn = images.model_dump(mode="json", include={"seed", "steps", "guidance_scale", "batch_size"})
+    drawn = {"seed", "steps", "guidance_scale", "batch_size"}  # the batch size shows in the last bits
     return digest(
         {
             "version": _VERSION,
             "ensemble": ensemble_digest(manifest),
-            "num_images": num_images,
-            "drawn": drawn,  # the batch size shows in the last bits
-            "inception": inception_sha256,
+            "num_images": job.num_images,
+            "drawn": job.images.model_dump(mode="json", include=drawn),
+            "inception": job.inception_sha256,
             "reference": reference_digest,
         }
     )
 
 
-def work_folder(run_dir: Path) -> Path:
-    """Where the evaluations of a run lie."""
-    return run_dir / EVALUATION_FOLDER
-
-
 def evaluation_folder(run_dir: Path, key: str) -> Path:
     """Where one evaluation lies: its report, its statistics, the images if they are kept, shards while it goes on."""
-    return work_folder(run_dir) / key[:16]
-
-
-def current_reports(run_dir: Path, manifest: Manifest) -> tuple[EvaluationReport, ...]:
-    """The reports of the recorded evaluations of the ensemble that the run has now, the newest last.
-
-    Those of an earlier one, from before the run was extended, are left out. UserError for a damaged one.
-    """
-    ensemble = ensemble_digest(manifest)
-    files = [evaluation_folder(run_dir, key) / REPORT_FILE for key in manifest.evaluations]
-    reports = [_read(file) for file in files if file.is_file()]
-    current = [report for report in reports if report.evaluation.ensemble_digest == ensemble]
-    return tuple(sorted(current, key=lambda report: report.evaluation.at))
+    return run_dir / EVALUATION_FOLDER / key[:16]
 
 
 def whole_report(folder: Path) -> EvaluationReport | None:
     """The report in an evaluation's folder; None if it or the statistics beside it are missing or damaged."""
     try:
-        report = _read(folder / REPORT_FILE)
-        whole = holds(folder / STATISTICS_FILE, report.statistics_sha256)
-    except (OSError, UserError):
+        report = EvaluationReport.model_validate_json((folder / REPORT_FILE).read_bytes())
+        return report if holds(folder / STATISTICS_FILE, report.statistics_sha256) else None
+    except (OSError, ValueError):
         return None
-    return report if whole else None
 
 
-def _read(file: Path) -> EvaluationReport:
-    try:
-        return EvaluationReport.model_validate_json(file.read_bytes())
-    except ValueError:
-        remedy = "The same `ebdiff evaluate` makes it again; or delete it."
-        raise UserError(f"{file} is damaged: expected the report as it was written. {remedy}") from None
+def recorded_report(run_dir: str | Path, evaluation: Evaluation) -> EvaluationReport:
+    """What lies beside a number that `evaluate` has returned."""
+    report = whole_report(evaluation_folder(RunDirectory(run_dir).path, evaluation.key))
+    assert report is not None, "it is recorded with its report"
+    return report
 
 
 def fid_label(evaluation: Evaluation) -> str:
@@ -111,10 +90,11 @@ def steps_by_region(plan: Plan, steps: int) -> dict[str, int]:
     return counts
 
 
-def step_shares(preview: PlanPreview, steps: int) -> tuple[StepShare, ...]:
-    """Each region's part in the sampling, in the plan's order."""
-    counts = steps_by_region(preview.plan, steps)
-    return tuple(
+def report_of(manifest: Manifest, evaluation: Evaluation, reference: str, statistics_sha256: str) -> EvaluationReport:
+    """The number with what it needs to be read rightly; `reference` says what it is measured against."""
+    preview, steps = preview_plan(manifest.plan, manifest.dense), evaluation.steps
+    counts = steps_by_region(manifest.plan, steps)
+    shares = tuple(
         StepShare(
             region=each.region.name,
             timesteps=each.route[1] - each.route[0],
@@ -124,11 +104,18 @@ def step_shares(preview: PlanPreview, steps: int) -> tuple[StepShare, ...]:
         )
         for each in preview.regions
     )
-
-
-def weighted_by_steps(shares: tuple[StepShare, ...]) -> tuple[int, int]:
-    """Parameters and multiply-accumulates (of one network evaluation of one image), averaged over the steps."""
-    steps = sum(share.steps for share in shares)
-    params = sum(share.steps * share.params for share in shares)
-    macs = sum(share.steps * share.macs for share in shares)
-    return round(params / steps), round(macs / steps)
+    all_macs = sum(share.steps * share.macs for share in shares)
+    passes = 1 if evaluation.guidance_scale in (0, 1) else 2  # with and without the class
+    return EvaluationReport(
+        evaluation=evaluation,
+        label=fid_label(evaluation),
+        reference=reference,
+        statistics_sha256=statistics_sha256,
+        stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),
+        shares=shares,
+        params_by_timesteps=preview.weighted.params,
+        macs_by_timesteps=preview.weighted.macs,
+        params_by_steps=round(sum(share.steps * share.params for share in shares) / steps),
+        macs_by_steps=round(all_macs / steps),
+        macs_per_image=passes * all_macs,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,10 @@ def sample_on_workers(
         shares = [batches[worker::workers] for worker in range(workers)]
         indices: list[int] = []
         parts: list[Images] = []
-        for worker, part in _run(found, job, shares, plan.training.cpu_threads):
+        calls = [(job, share, plan.training.cpu_threads, found.request.gpus > 0) for share in shares]
+        for worker, part in results_of_workers(found, _share, calls):
+            if isinstance(part, Exception):
+                raise part
             indices += [index for batch in shares[worker] for index in batch]
             parts.append(part)
             state = "done" if len(indices) == job.count else "running"
@@ -132,21 +136,17 @@ def _draw(
     )
 
 
-def _run(
-    executor: Executor, job: ImageJob, shares: list[tuple[range, ...]], threads: int
-) -> Iterator[tuple[int, Images]]:
-    """The images of each share of the batches, as its worker ends; with the share's index."""
-    calls = [(job, share, threads, executor.request.gpus > 0) for share in shares]
+def results_of_workers(
+    executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], go_on: str = ""
+) -> Iterator[tuple[int, Any]]:
+    """`executor.run_many`; what breaks a worker is a RunFailed of one line, ended by `go_on`."""
     try:
-        for index, result in executor.run_many(_share, calls):
-            if isinstance(result, Exception):
-                raise result
-            yield index, result
+        yield from executor.run_many(function, calls)
     except (RunFailed, UserError):
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise RunFailed(f"A worker failed ({reason[0]}).") from error
+        raise RunFailed(f"A worker failed ({reason[0]}).{go_on}") from error
 
 
 def _share(job: ImageJob, batches: tuple[range, ...], threads: int, use_gpu: bool) -> Images | RunFailed | UserError:

@@ -21,7 +21,7 @@ from ebdiff_orchestrator.evaluation.inception import FEATURES
 from ebdiff_orchestrator.evaluation.work import image_files, read_features, remove_shards, shards_of
 from region_workers.data.decode import UnreadableImageError, open_image
 from region_workers.data.store import ImageStore
-from region_workers.storage.durable import write_file
+from region_workers.storage.durable import write_bytes
 from region_workers.storage.integrity import file_digest
 from schemas.digest import digest
 from schemas.errors import RunFailed, user_error
@@ -30,8 +30,6 @@ from schemas.limits import MAX_PIXELS
 from schemas.plan import Plan
 
 _NOT_SUCH_ARRAYS = (KeyError, AttributeError, TypeError, EOFError, RuntimeError, OverflowError)
-
-
 _MOST_BYTES = 4 * 8 * FEATURES**2
 _VERSION = 1  # of how features and statistics are computed
 
@@ -66,12 +64,9 @@ def shard_statistics(folder: Path, num_images: int) -> Statistics:
 
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Write them durably as an .npz that pytorch-fid reads too (`mu`, `sigma`), with `images` beside."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:
-            np.savez(file, mu=statistics.mean, sigma=statistics.covariance, images=np.int64(statistics.num_images))
-
-    write_file(path, write)
+    encoded = io.BytesIO()
+    np.savez(encoded, mu=statistics.mean, sigma=statistics.covariance, images=np.int64(statistics.num_images))
+    write_bytes(path, encoded.getvalue())
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -140,18 +135,18 @@ class Reference:
 
         Features are made under `work_dir`, where all workers can write, and deleted once the statistics are kept.
         """
-        if self.images is None:
-            return read_statistics(self.file)
         try:
             return read_statistics(self.file)
         except (OSError, ValueError):  # not computed yet, or damaged
-            folder = work_dir / f"reference-{self.digest[:16]}"
-            make_features(folder, self.images, self.num_images)
-            statistics = shard_statistics(folder, self.num_images)
-            write_statistics(self.file, statistics)
-            remove_shards(folder)
-            folder.rmdir()
-            return statistics
+            if self.images is None:
+                raise
+        folder = work_dir / f"reference-{self.digest[:16]}"
+        make_features(folder, self.images, self.num_images)
+        statistics = shard_statistics(folder, self.num_images)
+        write_statistics(self.file, statistics)
+        remove_shards(folder)
+        folder.rmdir()
+        return statistics
 
 
 def own_reference(plan: Plan, store: ImageStore, cache_dir: Path, limit: int | None, inception: str) -> Reference:

@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import ValidationError
 from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 
-from ebdiff_orchestrator.ensemble.images import sample_images
+from ebdiff_orchestrator.ensemble.images import sample_images, to_pil
 from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
 from ebdiff_orchestrator.evaluation.inception import (
     BATCH_IMAGES,
@@ -26,7 +25,7 @@ from ebdiff_orchestrator.evaluation.inception import (
 )
 from region_workers.data.decode import open_image
 from region_workers.data.store import ensure_store
-from region_workers.storage.durable import replace_model, write_bytes, write_file, write_model
+from region_workers.storage.durable import replace_model, write_bytes, write_model
 from region_workers.storage.integrity import file_digest, holds
 from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import current_world, prepare_process
@@ -41,7 +40,7 @@ IMAGES_FOLDER = "images"
 _PROGRESS_EVERY_S = 1.0
 
 Images = np.ndarray[Any, Any]
-Report = Callable[[int, int], None]
+Report = Callable[[int, int], None]  # of parts of the work: how many are done, of how many
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,9 @@ class Shard:
     def name(self) -> str:
         """What its files are called."""
         return f"features-{self.index:05d}"
+
+
+ImageSource = Callable[[Shard, Report], Images]  # a shard's images, uint8 [count, H, W, 1 or 3]
 
 
 def shards_of(num_images: int) -> tuple[Shard, ...]:
@@ -89,11 +91,9 @@ def write_shard(folder: Path, shard: Shard, features: np.ndarray[Any, Any], maki
     assert features.shape == (shard.count, FEATURES)
     assert features.dtype == np.float32
 
-    def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.save(file, features, allow_pickle=False)
-
-    write_file(features_file(folder, shard), write)
+    encoded = io.BytesIO()
+    np.save(encoded, features, allow_pickle=False)
+    write_bytes(features_file(folder, shard), encoded.getvalue())
     sha256 = file_digest(features_file(folder, shard))
     record = ShardRecord(sha256=sha256, num_images=shard.count, making_s=making_s, device=device)
     write_model(record_file(folder, shard), record)
@@ -123,13 +123,6 @@ def remove_shards(folder: Path) -> None:
     for pattern in ("features-*", "progress-*"):
         for path in folder.glob(pattern):
             path.unlink()
-
-
-class ImageSource(Protocol):
-    """Where a shard's images come from."""
-
-    def images(self, shard: Shard, report: Report) -> Images:
-        """Uint8 [count, H, W, 1 or 3]; `report(done, total)` counts parts of the work."""
 
 
 def make_shards(job_json: str, indices: tuple[int, ...]) -> str | None:
@@ -164,7 +157,7 @@ def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
             continue
         began = time.monotonic()
         note = _Note(folder, shard)
-        images_NHWC = source.images(shard, note.making)
+        images_NHWC = source(shard, note.making)
         making_s = time.monotonic() - began
         if keep:
             _write_pngs(folder, shard, images_NHWC)
@@ -185,52 +178,41 @@ def _same_weights(job: FeatureJob) -> Path:
 
 def _source(job: FeatureJob, device: torch.device) -> ImageSource:
     if isinstance(job.images, SampledImages):
-        return _Sampled(job.images, device)
-    return _Stored(job.images) if isinstance(job.images, StoredImages) else _Folder(job.images)
+        return _sampled(job.images, device)
+    return _stored(job.images) if isinstance(job.images, StoredImages) else _of_folder(job.images)
 
 
-class _Sampled:
-    def __init__(self, images: SampledImages, device: torch.device) -> None:
-        self._images = images
-        self._pipeline = load_ensemble(images.ensemble, device=device)
+def _sampled(how: SampledImages, device: torch.device) -> ImageSource:
+    pipeline = load_ensemble(how.ensemble, device=device)
+    guidance = None if pipeline.num_classes is None else how.guidance_scale
 
-    def images(self, shard: Shard, report: Report) -> Images:
-        how = self._images
-        return sample_images(
-            self._pipeline,
-            shard.count,
-            how.seed,
-            how.steps,
-            how.batch_size,
-            report,
-            first=shard.first,
-            guidance_scale=None if self._pipeline.num_classes is None else how.guidance_scale,
+    def images(shard: Shard, report: Report) -> Images:
+        size, seed, first = how.batch_size, how.seed, shard.first
+        return sample_images(pipeline, shard.count, seed, how.steps, size, report, first, guidance_scale=guidance)
+
+    return images
+
+
+def _stored(images: StoredImages) -> ImageSource:
+    store = ensure_store(images.data, cache_dir_of(images.cache_dir))
+    if store.digest != images.store_digest:
+        raise RunFailed(
+            f"data.path = {images.data.path}: the images on this node are not the driver's "
+            f"(digest {store.digest[:12]}, expected {images.store_digest[:12]}). Make them the same."
         )
+    return lambda shard, report: store.piece(shard.first, shard.first + shard.count)
 
 
-class _Stored:
-    def __init__(self, images: StoredImages) -> None:
-        self._store = ensure_store(images.data, cache_dir_of(images.cache_dir))
-        if self._store.digest != images.store_digest:
-            raise RunFailed(
-                f"data.path = {images.data.path}: the images on this node are not the driver's "
-                f"(digest {self._store.digest[:12]}, expected {images.store_digest[:12]}). Make them the same."
-            )
+def _of_folder(references: FolderImages) -> ImageSource:
+    files = image_files(Path(references.folder))
 
-    def images(self, shard: Shard, report: Report) -> Images:
-        return self._store.piece(shard.first, shard.first + shard.count)
+    def images(shard: Shard, report: Report) -> Images:
+        chosen = files[shard.first : shard.first + shard.count]
+        if len(chosen) != shard.count:
+            raise RunFailed(f"A folder of reference images lost files ({len(files)} left), or is not shared.")
+        return np.stack([_read_image(file, references.max_pixels) for file in chosen])
 
-
-class _Folder:
-    def __init__(self, images: FolderImages) -> None:
-        self._files = image_files(Path(images.folder))
-        self._max_pixels = images.max_pixels
-
-    def images(self, shard: Shard, report: Report) -> Images:
-        files = self._files[shard.first : shard.first + shard.count]
-        if len(files) != shard.count:
-            raise RunFailed(f"A folder of reference images lost files ({len(self._files)} left), or is not shared.")
-        return np.stack([_read_image(file, self._max_pixels) for file in files])
+    return images
 
 
 def _read_image(file: Path, max_pixels: int) -> Images:
@@ -244,9 +226,8 @@ def _read_image(file: Path, max_pixels: int) -> Images:
 
 def _write_pngs(folder: Path, shard: Shard, images_NHWC: Images) -> None:
     for offset, image_HWC in enumerate(images_NHWC):
-        picture = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
         encoded = io.BytesIO()
-        picture.save(encoded, "PNG")
+        to_pil(image_HWC).save(encoded, "PNG")
         write_bytes(image_file(folder, shard.first + offset), encoded.getvalue())
 
 
