@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,10 +15,8 @@ from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, neare
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from region_workers.data.sources import open_source
-from region_workers.networks.dense import build_dense, example_inputs
-from region_workers.pruning.groups import find_groups
-from region_workers.pruning.mask import compute_mask, kept_channels
-from region_workers.pruning.slim import slim
+from region_workers.networks.costs import cost_counter
+from region_workers.networks.dense import example_inputs
 from region_workers.storage.places import cache_dir_of
 from region_workers.storage.run_files import local_folder
 from schemas.model import LatentModelPlan
@@ -179,16 +176,10 @@ def kept_for_backward_bytes(network: nn.Module, inputs: dict[str, torch.Tensor])
 
 def _largest_network(plan: Plan) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """On the meta device: the dense network if a draw trains it, else the region's that is pruned least."""
-    with torch.device("meta"):
-        network = build_dense(plan.model, plan.data)
-    inputs = {name: tensor.to("meta") for name, tensor in example_inputs(plan.model, plan.data).items()}
-    ratio = min(region.pruning_ratio for region in plan.regions)
-    if plan.draw.method == "one-shot" and ratio:
-        groups = find_groups(network, inputs)
-        mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
-        network = copy.deepcopy(network)
-        slim(network, kept_channels(groups, mask))
-    return network, inputs
+    ratio = min(region.pruning_ratio for region in plan.regions) if plan.draw.method == "one-shot" else 0.0
+    inputs = example_inputs(plan.model, plan.data)
+    network = cost_counter(plan.model, plan.data).network_at(ratio)
+    return network, {name: tensor.to("meta") for name, tensor in inputs.items()}
 
 
 @dataclass(frozen=True)

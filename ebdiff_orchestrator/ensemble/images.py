@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +78,7 @@ def iter_images(
     if count < 1 or batch_size < 1:
         raise user_error("count, batch_size", (count, batch_size), "at least 1 each", "Raise them.")
     cycle = _classes(classes, pipeline.num_classes)
-    counter = _StepCounter(math.ceil(count / batch_size), report)
+    on_step = _step_counter(pipeline, math.ceil(count / batch_size), report)
 
     def batch_of(indices: range) -> np.ndarray:
         (images_NHWC,) = pipeline(
@@ -87,7 +88,7 @@ def iter_images(
             output_type="np",
             return_dict=False,
             show_progress=False,
-            on_step=lambda: counter.count(len(pipeline.scheduler.timesteps)),
+            on_step=on_step,
             class_labels=None if cycle is None else [cycle[index % len(cycle)] for index in indices],
             guidance_scale=guidance_scale,
         )
@@ -124,16 +125,12 @@ def _levels(images_NHWC: np.ndarray, indices: range, seed: int) -> np.ndarray:
     return (images_NHWC * 255).round().astype(np.uint8)
 
 
-class _StepCounter:
-    """Counts denoising steps over batches of equally many."""
-
-    def __init__(self, batches: int, report: Callable[[int, int], None] | None) -> None:
-        self._batches, self._report, self._done = batches, report, 0
-
-    def count(self, steps_a_batch: int) -> None:
-        self._done += 1
-        if self._report is not None:
-            self._report(self._done, self._batches * steps_a_batch)
+def _step_counter(
+    pipeline: EnsemblePipeline, batches: int, report: Callable[[int, int], None] | None
+) -> Callable[[], None]:
+    """To be called at each denoising step: reports them over `batches` batches of equally many."""
+    done = itertools.count(1)
+    return lambda: report(next(done), batches * len(pipeline.scheduler.timesteps)) if report else None
 
 
 def check_images_folder(out: Path) -> None:

@@ -22,8 +22,6 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 _TRUSTED = ("diffusers", "region_workers")  # packages whose modules a config file may name
-
-
 # Modules as saved files name them, whose names stay when our files move, and where their classes are found.
 _STABLE_NAMES = {
     "region_workers.pruned_unet": "region_workers.networks.pruned_unet",
@@ -149,11 +147,6 @@ def check_dtype(dtype: torch.dtype | None, device: str | torch.device | None) ->
             "fp32 or bf16 on a CPU, which takes 20 to 40 times as long in float16",
             "Use bf16 (bfloat16), or a GPU.",
         )
-
-
-def read_vae(folder: Path, path: str, dtype: torch.dtype | None) -> Any:
-    """The VAE in `folder`, whose `class_path` is `path`, on the CPU; in `dtype` if one is given."""
-    return cast_to(read_network(folder, path), dtype)
 
 
 def check_vae(vae: Any, channels: int) -> None:

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ebdiff_orchestrator.ensemble.folders import check_whole, has_sums, read_sealed, write_own_folder, write_sums
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
-from ebdiff_orchestrator.ensemble.network_files import check_dtype, check_vae, read_vae, write_network
+from ebdiff_orchestrator.ensemble.network_files import cast_to, check_dtype, check_vae, read_network, write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
 from region_workers.data.latents.vae import decode
@@ -78,19 +78,16 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         labels_B = labels_of_batch(class_labels, batch_size, self.num_classes, self._execution_device)
         scale = scale_of(guidance_scale, self.scheduler.config.get("guidance_scale"), self.num_classes)
         self._set_timesteps(num_inference_steps, timesteps)
-        step_options = self._step_options(eta, generator)
+        options = self._step_options(eta, generator)
         shape_BCHW = (batch_size, self.unet.config.in_channels, *_height_width(self.unet.config.sample_size))
         image = randn_tensor(shape_BCHW, generator=generator, device=self._execution_device, dtype=torch.float32)
         image = image * self.scheduler.init_noise_sigma
 
-        values = self.scheduler.timesteps.tolist()
-        # Ours takes plain numbers; diffusers' own insist on their tensors.
-        timesteps = values if isinstance(self.scheduler, ListDDIMScheduler) else self.scheduler.timesteps
-        steps = list(zip(timesteps, values, strict=True))
+        steps = self._steps()
         for timestep, value in self.progress_bar(steps) if show_progress else steps:
             model_input = self.scheduler.scale_model_input(image, timestep)
             noise = predicted_noise(self.unet, model_input, value, labels_B, scale)
-            image = self.scheduler.step(noise, timestep, image, **step_options).prev_sample
+            image = self.scheduler.step(noise, timestep, image, **options).prev_sample
             if on_step is not None:
                 on_step()
 
@@ -151,6 +148,12 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
             )
         self.scheduler.set_timesteps(count)
 
+    def _steps(self) -> list[tuple[Any, int | float]]:
+        """Each timestep as the scheduler takes it, ours a plain number, diffusers' own its tensor; and as a number."""
+        tensors = self.scheduler.timesteps
+        values = tensors.tolist()
+        return list(zip(values if isinstance(self.scheduler, ListDDIMScheduler) else tensors, values, strict=True))
+
     def _step_options(self, eta: float | None, generator: Generators) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters
         options: dict[str, Any] = {"generator": generator} if "generator" in accepted else {}
@@ -200,17 +203,7 @@ def load_ensemble(
     Raises `UserError` if there is no ensemble there, a file of it is missing or not what was saved, or the options do
     not go together.
     """
-    candidates = (Path(path), Path(path) / "ensemble")
-    for each in candidates:
-        check_whole(each, has_sums)  # plain diffusers seals no pipeline, only our router in it
-    folder = next((each for each in candidates if is_ensemble(each)), None)
-    if folder is None:
-        raise user_error(
-            "path",
-            path,
-            f"an ensemble (a folder with {MODEL_INDEX} and unet/) or a run directory with one in ensemble/",
-            "Check the path; an unfinished run has no ensemble yet: `ebdiff launch` goes on with it.",
-        )
+    folder = _folder_of_ensemble(Path(path))
     check_dtype(torch_dtype, device)
     home = torch.device(device or "cpu")
     router = TimestepRouter.from_pretrained(
@@ -219,11 +212,24 @@ def load_ensemble(
     if compile:
         router.compile()
     library, name = _component(folder, "vae")
-    vae = None if name is None else read_vae(folder / "vae", f"{library}.{name}", torch_dtype)
+    vae = None if name is None else cast_to(read_network(folder / "vae", f"{library}.{name}"), torch_dtype)
     for network in (vae,) if offload else (router, vae):
         if network is not None:
             network.to(home)
     return EnsemblePipeline(router, _read_scheduler(folder), vae)
+
+
+def _folder_of_ensemble(path: Path) -> Path:
+    """`path` or the ensemble's folder below it, checked to be whole where we sealed it."""
+    candidates = (path, path / "ensemble")
+    for each in candidates:
+        check_whole(each, has_sums)  # plain diffusers seals no pipeline, only our router in it
+    folder = next((each for each in candidates if is_ensemble(each)), None)
+    if folder is None:
+        expected = f"an ensemble (a folder with {MODEL_INDEX} and unet/) or a run directory with one in ensemble/"
+        remedy = "Check the path; an unfinished run has no ensemble yet: `ebdiff launch` goes on with it."
+        raise user_error("path", path, expected, remedy)
+    return folder
 
 
 def is_ensemble(folder: Path) -> bool:

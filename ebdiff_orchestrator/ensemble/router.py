@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeGuard, cast
@@ -28,7 +29,6 @@ from ebdiff_orchestrator.ensemble.routes import (
     Routes,
     Timestep,
     host_values,
-    in_order,
     take_rows,
     timesteps_of_batch,
     to_device,
@@ -101,10 +101,6 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
         if self.config.get("num_class_embeds") is not None:
             return int(self.config.num_class_embeds) - 1
         return None
-
-    def expert_of(self, timestep: int | float) -> str:
-        """The name of the expert that owns `timestep`."""
-        return self._routes.names[self._routes.owner(timestep)]
 
     @property
     def device(self) -> torch.device:
@@ -182,15 +178,14 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def _run_split(
         self, owners: list[int], sample: torch.Tensor, timesteps: torch.Tensor, positional: Any, conditioning: Any
     ) -> torch.Tensor:
-        batch = len(owners)
-        rows_of_parts, parts = [], []
-        for owner in sorted(set(owners)):
-            rows = [row for row in range(batch) if owners[row] == owner]
-            index = to_device(torch.tensor(rows), sample.device)
-            inputs = take_rows((sample, timesteps, positional, conditioning), index, batch)
-            parts.append(self._run(owner, *inputs))
-            rows_of_parts.append(rows)
-        return in_order(parts, rows_of_parts)
+        device, batch = sample.device, len(owners)
+        rows_of = {owner: [row for row in range(batch) if owners[row] == owner] for owner in sorted(set(owners))}
+        parts = []
+        for owner, rows in rows_of.items():
+            index = to_device(torch.tensor(rows), device)
+            parts.append(self._run(owner, *take_rows((sample, timesteps, positional, conditioning), index, batch)))
+        back = torch.argsort(torch.tensor(list(itertools.chain(*rows_of.values()))))
+        return torch.cat(parts).index_select(0, to_device(back, device))
 
     def _write(self, folder: Path) -> None:
         for index, name in enumerate(self._routes.names):

@@ -105,14 +105,6 @@ def take_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
     return value
 
 
-def in_order(parts: Sequence[torch.Tensor], rows_of_parts: Sequence[Sequence[int]]) -> torch.Tensor:
-    """One tensor whose row r is the row that came from r: undoes a split into `rows_of_parts`."""
-    rows = torch.tensor([row for rows in rows_of_parts for row in rows])
-    place = torch.argsort(rows)
-    stacked = torch.cat(list(parts))
-    return stacked.index_select(0, to_device(place, stacked.device))
-
-
 def host_values(timestep: Timestep) -> list[int | float]:
     """The timesteps as plain numbers; waits for the device if they are a tensor there."""
     if isinstance(timestep, torch.Tensor):

@@ -13,6 +13,8 @@ from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from schemas.errors import user_error
 from schemas.plan import DiffusionPlan, SamplingPlan
 
+_OF_SAMPLING = ("spacing", "eta", "clip_sample", "guidance_scale", "steps_offset", "set_alpha_to_one")
+
 
 def save_ensemble(
     path: Path,
@@ -41,17 +43,8 @@ def save_ensemble(
 
 def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:
     """The scheduler that samples as the plan says."""
+    how = sampling.model_dump(include=set(_OF_SAMPLING))
     scheduler: ListDDIMScheduler = ListDDIMScheduler(
-        num_train_timesteps=diffusion.num_train_timesteps,
-        beta_start=diffusion.beta_start,
-        beta_end=diffusion.beta_end,
-        beta_schedule=diffusion.beta_schedule,
-        spacing=sampling.spacing,
-        eta=sampling.eta,
-        clip_sample=sampling.clip_sample,
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance_scale,
-        steps_offset=sampling.steps_offset,
-        set_alpha_to_one=sampling.set_alpha_to_one,
+        **diffusion.model_dump(), **how, num_inference_steps=sampling.steps
     )
     return scheduler

@@ -74,12 +74,15 @@ class CostCounter:
 
     def at(self, ratio: float) -> Costs:
         """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
-        if ratio == 0:
-            return self._count(self._network)
-        mask = compute_mask(self.groups, [torch.zeros(group.size) for group in self.groups], ratio)
-        narrow = copy.deepcopy(self._network)
-        slim(narrow, kept_channels(self.groups, mask))
-        return self._count(narrow)
+        return self._count(self.network_at(ratio) if ratio else self._network)
+
+    def network_at(self, ratio: float) -> nn.Module:
+        """A network of its own of that size, on the meta device."""
+        network = copy.deepcopy(self._network)
+        if ratio:
+            mask = compute_mask(self.groups, [torch.zeros(group.size) for group in self.groups], ratio)
+            slim(network, kept_channels(self.groups, mask))
+        return network
 
     def _count(self, network: nn.Module) -> Costs:
         shapes = tuple(side for weight in network.parameters() for side in weight.shape)
@@ -94,16 +97,6 @@ def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     with torch.device("meta"):
         network = build_dense(model, data)
     return CostCounter(network, example_inputs(model, data))
-
-
-def dense_costs(model: ModelPlan, data: DataPlan) -> Costs:
-    """The dense network's costs for one sample."""
-    return cost_counter(model, data).dense()
-
-
-def region_costs(model: ModelPlan, data: DataPlan, ratio: float) -> Costs:
-    """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
-    return cost_counter(model, data).at(ratio)
 
 
 def _macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:

@@ -88,8 +88,10 @@ class Sampler:
         self.draw(on_step=clock.tick)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
+        config = self.pipeline.unet.config
+        owners = Routes(config.routes, config.names)
         for timestep, seconds in zip(self.pipeline.scheduler.timesteps.tolist()[1:], clock.seconds(), strict=True):
-            self.step_s.setdefault(self.pipeline.unet.expert_of(timestep), []).append(seconds)
+            self.step_s.setdefault(config.names[owners.owner(timestep)], []).append(seconds)
 
     def profiled(self, timesteps: Sequence[int]) -> profile:
         """What happened in all steps but the first."""

@@ -33,7 +33,7 @@ from bench import Report, arguments, in_turn, ratio, settings_of
 from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise, this_device
 from plain_loop import PlainLoop, default_workers
 
-from region_workers.networks.costs import region_costs
+from region_workers.networks.costs import cost_counter
 from region_workers.networks.dense import dense_config
 from schemas.plan import Plan
 
@@ -178,7 +178,7 @@ def report_peak(
     report: Report, seconds: Seconds, way: Variant, plan: Plan, products: MatrixProducts, steps: int
 ) -> None:
     """The dense network's operations a second over those of the matrix products."""
-    macs = region_costs(plan.model, plan.data, DENSE).macs_with_attention
+    macs = cost_counter(plan.model, plan.data).at(DENSE).macs_with_attention
     operations = 3 * 2 * macs * plan.training.batch_size * steps
     share = ratio(seconds[str(way.dtype)], seconds[way.label()]) * operations / products.operations
     report.add(f"{way.name}: share of the peak", 100 * share, "%")
@@ -186,10 +186,10 @@ def report_peak(
 
 def report_experts(report: Report, seconds: Seconds, way: Variant, plan: Plan) -> None:
     """How much faster than the dense network's an expert's step is, beside the ratio of their MACs."""
-    dense_macs = region_costs(plan.model, plan.data, DENSE).macs_with_attention
+    dense_macs = cost_counter(plan.model, plan.data).at(DENSE).macs_with_attention
     for pruning_ratio in way.pruning_ratios[1:]:
         times = ratio(seconds[way.label()], seconds[way.label(pruning_ratio)])
-        macs = region_costs(plan.model, plan.data, pruning_ratio).macs_with_attention
+        macs = cost_counter(plan.model, plan.data).at(pruning_ratio).macs_with_attention
         report.add(f"{way.label(pruning_ratio)}: speed over dense", times, f"x, MACs {dense_macs / macs:.2f}x")
 
 

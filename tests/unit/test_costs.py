@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, groups_of, random_latent_unet, random_unet
 
 import region_workers.networks.costs
-from region_workers.networks.costs import CostCounter, count_costs, dense_costs, region_costs
+from region_workers.networks.costs import CostCounter, cost_counter, count_costs
 from region_workers.networks.dense import example_inputs
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
@@ -39,18 +39,18 @@ def test_the_costs_of_a_region_are_those_of_its_expert_whichever_channels_stay()
     for seed in (0, 1):
         scores = channel_scores(groups, {}, "random", generator=torch.Generator().manual_seed(seed))
         expert = extract_expert(dense, kept_channels(groups, compute_mask(groups, scores, 0.6)))
-        assert count_costs(expert, example_inputs(MODEL, DATA, "cpu")) == region_costs(MODEL, DATA, 0.6)
-        assert sum(parameter.numel() for parameter in expert.parameters()) == region_costs(MODEL, DATA, 0.6).params
+        assert count_costs(expert, example_inputs(MODEL, DATA, "cpu")) == cost_counter(MODEL, DATA).at(0.6)
+        assert sum(parameter.numel() for parameter in expert.parameters()) == cost_counter(MODEL, DATA).at(0.6).params
 
 
 def test_a_ratio_of_0_costs_what_the_dense_network_does() -> None:
-    assert region_costs(MODEL, DATA, 0.0) == dense_costs(MODEL, DATA)
+    assert cost_counter(MODEL, DATA).at(0.0) == cost_counter(MODEL, DATA).dense()
 
 
 def test_the_table_of_class_vectors_is_no_part_of_the_unet() -> None:
     network = random_latent_unet()
     everything = sum(parameter.numel() for parameter in network.parameters())
-    assert dense_costs(LATENT_MODEL, LATENT_DATA).params == everything - 11 * 24
+    assert cost_counter(LATENT_MODEL, LATENT_DATA).dense().params == everything - 11 * 24
 
 
 def test_a_counter_finds_the_groups_once_for_all_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,13 +64,13 @@ def test_a_counter_finds_the_groups_once_for_all_ratios(monkeypatch: pytest.Monk
     counter = CostCounter(random_latent_unet(), example_inputs(LATENT_MODEL, LATENT_DATA))
     costs = [counter.at(ratio) for ratio in (0.0, 0.3, 0.6)]
     assert found == [1]
-    assert costs[0] == counter.dense() == dense_costs(LATENT_MODEL, LATENT_DATA)
-    assert costs[2] == region_costs(LATENT_MODEL, LATENT_DATA, 0.6)
+    assert costs[0] == counter.dense() == cost_counter(LATENT_MODEL, LATENT_DATA).dense()
+    assert costs[2] == cost_counter(LATENT_MODEL, LATENT_DATA).at(0.6)
     assert costs[0].params > costs[1].params > costs[2].params
 
 
 def test_counting_says_nothing_and_counts_one_image(capsys: pytest.CaptureFixture[str]) -> None:
-    one = dense_costs(MODEL, DATA)
+    one = cost_counter(MODEL, DATA).dense()
     batch = {"sample": torch.zeros(4, 3, 8, 8), "timestep": torch.ones(4, dtype=torch.long)}
     four = count_costs(random_unet(), batch)
     assert four.macs == pytest.approx(one.macs, rel=0.01)
