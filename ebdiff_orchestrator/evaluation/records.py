@@ -66,14 +66,18 @@ def recorded_report(run_dir: str | Path, evaluation: Evaluation) -> EvaluationRe
 
 def fid_label(evaluation: Evaluation) -> str:
     """The name to print beside the number: `FID-50k`, or `FID-1k (1,000 images; not comparable with FID-50k)`."""
-    count = evaluation.num_images
-    name = f"FID-{count / 1000:g}k" if count >= 1000 else f"FID-{count}"
+    count, name = evaluation.num_images, f"FID-{thousands(evaluation.num_images)}"
     notes = []
     if count < FULL_IMAGES:
         notes.append(f"{count:,} images; not comparable with FID-50k")
     if evaluation.inception_sha256 != OFFICIAL_SHA256:
         notes.append(f"Inception weights {evaluation.inception_sha256[:8]} are not pytorch-fid's: not a published FID")
     return f"{name} ({'; '.join(notes)})" if notes else name
+
+
+def thousands(count: int) -> str:
+    """As in 50k, 2.5k, 64."""
+    return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
 def steps_by_region(plan: Plan, steps: int) -> dict[str, int]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ebdiff_orchestrator.evaluation.records import thousands
 from ebdiff_orchestrator.plans.preview import preview_plan
-from ebdiff_orchestrator.reports.formats import MISSING, TextTable
+from ebdiff_orchestrator.reports.formats import MISSING, TextTable, duration, gib, number
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.costs import Costs
@@ -108,7 +109,7 @@ def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
         measures=own,
         speed_up=_ratio(_train_s(reference), _train_s(own)),
         wall_speed_up=_ratio(_wall_s(dense), _wall_s(manifest)),
-        hours_saved=_saved(reference, own) if reference else None,
+        hours_saved=_saved(reference.all_hours, own.all_hours) if reference else None,
     )
 
 
@@ -135,31 +136,18 @@ def _ratio(dense: float | None, own: float | None) -> float | None:
     return dense / own if dense is not None and own else None
 
 
-def _saved(dense: Measures, own: Measures) -> float | None:
-    theirs, ours = _all_hours(dense), _all_hours(own)
-    if theirs is None or ours is None or theirs.on_gpus != ours.on_gpus or not theirs.hours:
+def _saved(dense: Hours | None, own: Hours | None) -> float | None:
+    if dense is None or own is None or dense.on_gpus != own.on_gpus or not dense.hours:
         return None
-    return 1 - ours.hours / theirs.hours
-
-
-def _all_hours(found: Measures) -> Hours | None:
-    """The run's own hours and those of its dense start, if both are known and of one kind."""
-    own, charged = found.hours, found.charged_hours
-    if own is None or charged is None or own.on_gpus != charged.on_gpus:
-        return None
-    return Hours(own.hours + charged.hours, own.on_gpus)
+    return 1 - own.hours / dense.hours
 
 
 def comparison_table(comparison: Comparison) -> TextTable:
     """The table for people: a dash where nothing was measured, footnotes for what a label means."""
     hours = _hours_heading(comparison)
-    headings = (
-        "method", "params M", "MACs G", "+ attention G", "FID", "steps", "speed-up", "wall-clock", "wall speed-up",
-        hours, "saved", "draw", "memory GiB",
-    )  # fmt: skip
     names = _names(comparison.rows)
-    cells = tuple((name, *_cells(row)) for name, row in zip(names, comparison.rows, strict=True))
-    return TextTable(headings, cells, _footnotes(comparison))
+    rows = [{"method": name, **_cells(row, hours)} for name, row in zip(names, comparison.rows, strict=True)]
+    return TextTable(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), _footnotes(comparison))
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
@@ -168,22 +156,23 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return [row.method if methods.count(row.method) == 1 else f"{row.method} [{Path(row.run).name}]" for row in rows]
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    found = row.measures
-    return (
-        f"{row.costs.params / 1e6:.2f}",
-        f"{row.costs.macs / 1e9:.3f}",
-        f"{row.costs.macs_with_attention / 1e9:.3f}",
-        _fid(found.evaluation),
-        _steps_cell(row),
-        _number(row.speed_up, "{:.2f}x"),
-        _duration_or_dash(found.wall_s),
-        _number(row.wall_speed_up, "{:.2f}x"),
-        _hours_cell(row),
-        _number(row.hours_saved, "{:.0%}"),
-        _number(found.draw_share, "{:.1%}"),
-        _number(None if found.peak_memory_bytes is None else found.peak_memory_bytes / 2**30, "{:.2f}"),
-    )
+def _cells(row: Row, hours: str) -> dict[str, str]:
+    """By heading; `hours` is that of the hours, which says of what."""
+    found, costs = row.measures, row.costs
+    return {
+        "params M": f"{costs.params / 1e6:.2f}",
+        "MACs G": f"{costs.macs / 1e9:.3f}",
+        "+ attention G": f"{costs.macs_with_attention / 1e9:.3f}",
+        "FID": _fid(found.evaluation),
+        "steps": _steps_cell(row),
+        "speed-up": number(row.speed_up, "{:.2f}x"),
+        "wall-clock": MISSING if found.wall_s is None else duration(int(found.wall_s)),
+        "wall speed-up": number(row.wall_speed_up, "{:.2f}x"),
+        hours: number(found.hours.hours if found.hours else None, "{:.3g}"),
+        "saved": number(row.hours_saved, "{:.0%}"),
+        "draw": number(found.draw_share, "{:.1%}"),
+        "memory GiB": gib(found.peak_memory_bytes),
+    }
 
 
 def _footnotes(comparison: Comparison) -> tuple[str, ...]:
@@ -232,18 +221,10 @@ def _hours_heading(comparison: Comparison) -> str:
     return {frozenset({True}): "GPU-hours", frozenset({False}): "worker-hours"}.get(frozenset(kinds), "hours")
 
 
-def _hours_cell(row: Row) -> str:
-    return MISSING if row.measures.hours is None else f"{row.measures.hours.hours:.3g}"
-
-
 def _fid(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return MISSING
-    return f"{evaluation.fid:.2f}" + ("" if evaluation.is_full else f" ({_thousands(evaluation.num_images)})")
-
-
-def _thousands(count: int) -> str:
-    return f"{count / 1000:g}k" if count >= 1000 else str(count)
+    return f"{evaluation.fid:.2f}" + ("" if evaluation.is_full else f" ({thousands(evaluation.num_images)})")
 
 
 def _steps_cell(row: Row) -> str:
@@ -253,13 +234,3 @@ def _steps_cell(row: Row) -> str:
     own = str(found.steps[0]) if len(set(found.steps)) == 1 else "/".join(map(str, found.steps))
     charged = "?" if found.charged_steps is None else str(found.charged_steps)
     return own if charged == "0" else f"{own} (+{charged})"
-
-
-def _duration_or_dash(seconds: float | None) -> str:
-    if seconds is None:
-        return MISSING
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
-
-
-def _number(value: float | None, text: str) -> str:
-    return MISSING if value is None else text.format(value)

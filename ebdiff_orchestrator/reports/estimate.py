@@ -12,7 +12,7 @@ from rich.console import Console
 from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, drawn_after, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
-from ebdiff_orchestrator.reports.formats import MISSING, TextTable, print_table
+from ebdiff_orchestrator.reports.formats import TextTable, duration, gib, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.dense_start import adopt_dense
 from region_workers.training.device import current_world, prepare_process
@@ -93,7 +93,7 @@ class Estimate:
         }
 
 
-def estimate(plan: Plan, steps: int, assume: Assumptions, say: Say) -> Estimate:
+def estimate(plan: Plan, steps: int, assume: Assumptions, tell: Say) -> Estimate:
     """Time `steps` updates of every network of the plan on the device at hand, and predict the run.
 
     Raises PlanError as `preview_plan` does, UserError where an epoch's length is needed and unknown.
@@ -102,21 +102,23 @@ def estimate(plan: Plan, steps: int, assume: Assumptions, say: Say) -> Estimate:
         plan, _ = adopt_dense(plan)
     interval = _interval_steps(plan, assume)
     preview = preview_plan(plan)
-    times, device = measure_steps(plan, steps, say)
+    times, device = measure_steps(plan, steps, tell)
     return predict(plan, preview, times, interval, assume, device)
 
 
-def measure_steps(plan: Plan, steps: int, say: Say) -> tuple[dict[float, StepTime], str]:
+def measure_steps(plan: Plan, steps: int, tell: Say) -> tuple[dict[float, StepTime], str]:
     """The time of an update of every network of the plan, by pruning ratio, and the device that it was taken on."""
     prepare_process(plan.training)
     world = current_world(use_gpu=True)
     if world.device.type == "cpu":
-        say("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
+        tell("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
     timer = StepTimer(plan, world)
     ratios = ratios_of(plan)
     times = {}
     for index, ratio in enumerate(ratios):
-        say(f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})")
+        tell(
+            f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})"
+        )
         times[ratio] = timer.measure(ratio, steps)
     return times, world.describe(plan.training).device
 
@@ -138,7 +140,14 @@ def predict(
     works, first = works_of(plan, seconds, draw_steps)
     devices = assume.devices or len(plan.regions)
     schedule = place(works, devices, plan.placement, plan.workers.parallel_efficiency, first)
-    versus = _Comparer(plan, dense_s, slowest.seconds, schedule.held_s)
+
+    def versus(dense_steps: int) -> Versus:
+        """Who starts from a dense training is charged it, as in the paper."""
+        all_s = dense_steps * dense_s
+        charged_s = all_s if _starts_dense(plan) else 0.0
+        saved = 1 - (charged_s + schedule.held_s) / all_s
+        return Versus(dense_steps, all_s, speed_up=all_s / (charged_s + slowest.seconds), hours_saved=saved)
+
     return Estimate(
         plan=plan,
         device=device,
@@ -149,30 +158,10 @@ def predict(
         makespan_s=schedule.makespan_s,
         device_hours=schedule.held_s / 3600,
         draw_share=draw_s / work_s,
-        equal_steps=versus.at(slowest.steps),
-        given_steps=None if assume.dense_steps is None else versus.at(assume.dense_steps),
+        equal_steps=versus(slowest.steps),
+        given_steps=None if assume.dense_steps is None else versus(assume.dense_steps),
         assumptions=_assumptions(plan, times, interval, assume),
     )
-
-
-@dataclass(frozen=True)
-class _Comparer:
-    """Compares the plan's seconds with a dense training's; who starts from one is charged it, as in the paper."""
-
-    plan: Plan
-    dense_step_s: float
-    slowest_train_s: float
-    work_s: float
-
-    def at(self, dense_steps: int) -> Versus:
-        dense_s = dense_steps * self.dense_step_s
-        charged_s = dense_s if _starts_dense(self.plan) else 0.0
-        return Versus(
-            dense_steps=dense_steps,
-            dense_s=dense_s,
-            speed_up=dense_s / (charged_s + self.slowest_train_s),
-            hours_saved=1 - (charged_s + self.work_s) / dense_s,
-        )
 
 
 def _starts_dense(plan: Plan) -> bool:
@@ -223,12 +212,10 @@ def _placed(plan: Plan) -> str:
 
 def show_estimate(found: Estimate, console: Console) -> None:
     """Print the measured steps, the predicted stages, and what the whole comes to."""
-    console.print(f"{found.plan.name}: {method_of(found.plan)}, on {found.device}", markup=False, highlight=False)
-    console.print()
+    say(console, f"{found.plan.name}: {method_of(found.plan)}, on {found.device}", "")
     print_table(_networks(found), console)
     print_table(_stages(found), console)
-    for line in (*_summary(found), *(f"Assumed: {line}" for line in found.assumptions)):
-        console.print(line, markup=False, highlight=False)
+    say(console, *_summary(found), *(f"Assumed: {line}" for line in found.assumptions))
 
 
 def _networks(found: Estimate) -> TextTable:
@@ -237,10 +224,11 @@ def _networks(found: Estimate) -> TextTable:
     macs |= {region.region.pruning_ratio: region.costs.macs for region in found.preview.regions}
     rows = []
     for ratio, step in found.times.items():
-        memory = MISSING if step.peak_memory_bytes is None else f"{step.peak_memory_bytes / 2**30:.2f}"
         name = "dense" if ratio == 0 else f"{ratio:.0%} expert"
         faster, by_macs = dense_s / step.seconds, macs[0.0] / macs[ratio]
-        rows.append((name, f"{step.seconds * 1000:.1f}", f"{faster:.2f}x", f"{by_macs:.2f}x", memory))
+        rows.append(
+            (name, f"{step.seconds * 1000:.1f}", f"{faster:.2f}x", f"{by_macs:.2f}x", gib(step.peak_memory_bytes))
+        )
     return TextTable(("network", "step ms", "faster", "by MACs alone", "memory GiB"), tuple(rows))
 
 
@@ -271,9 +259,3 @@ def _versus(title: str, versus: Versus, kind: str) -> str:
         f"definition (slowest region's training, draws left out); {versus.hours_saved:.0%} of the {kind} saved, draws "
         "and all regions included."
     )
-
-
-def duration(seconds: float) -> str:
-    """hours:minutes:seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

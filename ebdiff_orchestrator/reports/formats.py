@@ -1,14 +1,15 @@
-"""One table of texts with footnotes, as a terminal, Markdown or CSV shows it."""
+"""How reports show texts, numbers and tables: in a terminal, as Markdown, as CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
 MISSING = "-"
@@ -24,18 +25,47 @@ class TextTable:
     footnotes: tuple[str, ...] = ()
 
 
+def duration(seconds: float) -> str:
+    """hours:minutes:seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def number(value: float | None, form: str) -> str:
+    """The value in a format such as `{:.2f}x`; a dash for None."""
+    return MISSING if value is None else form.format(value)
+
+
+def gib(size_bytes: int | None) -> str:
+    """Bytes in GiB, of which the heading speaks."""
+    return number(None if size_bytes is None else size_bytes / 2**30, "{:.2f}")
+
+
+def say(console: Console, *lines: str, **options: Any) -> None:
+    """Print lines as they are: what rich takes for markup, as in a path's brackets, is none."""
+    for line in lines:
+        console.print(line, markup=False, highlight=False, **options)
+
+
+def plain_table(headings: Sequence[str], left: Container[str], title: str | None = None, **column: Any) -> Table:
+    """A table without a frame, to be filled; columns are right-aligned but for those in `left`."""
+    table = Table(title=title, show_edge=False, pad_edge=False, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in left else "right", **column)
+    return table
+
+
 def print_table(table: TextTable, console: Console) -> None:
     """For people, at the terminal; columns that do not fit beside each other come in a table of their own below."""
     for columns in _columns_that_fit(table, console.width):
-        drawn = RichTable(show_edge=False, pad_edge=False)
+        drawn = Table(show_edge=False, pad_edge=False)
         for index in columns:
             drawn.add_column(Text(table.headings[index]), justify="right" if index else "left", overflow="fold")
         for row in table.rows:
             drawn.add_row(*(Text(row[index]) for index in columns))
         console.print(drawn)
         console.print()
-    for footnote in table.footnotes:
-        console.print(footnote, markup=False, highlight=False)
+    say(console, *table.footnotes)
 
 
 def as_markdown(table: TextTable) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ebdiff_orchestrator.evaluation.records import ensemble_digest
-from schemas.manifest import DeviceUsage, Evaluation, Manifest, StageRecord
+from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Manifest, StageRecord
 from schemas.plan import Plan
 
 _IMPORTANCES = {"magnitude": "magnitude", "taylor": "Taylor", "diff-pruning": "Diff-Pruning", "random": "random"}
@@ -19,13 +20,19 @@ class Hours:
     hours: float
     on_gpus: bool
 
+    @classmethod
+    def of(cls, held: Sequence[DeviceUsage | DenseCost]) -> Hours | None:
+        """All together; None for nothing."""
+        gpus, workers = sum(each.gpu_hours for each in held), sum(each.worker_hours for each in held)
+        return cls(gpus or workers, gpus > 0) if gpus or workers else None
+
 
 @dataclass(frozen=True)
 class Measures:
     """The measures of one run. Seconds are of work (`train_s`, `draw_s`) or of the clock (`wall_s`).
 
     `train_s`: the slowest region's training. `draw_share`: draws' part of all work. `charged_s`: the dense training
-    that the run starts from, 0 where it starts fresh, None where that is unknown; `charged_hours` likewise.
+    that the run starts from, 0 where it starts fresh, None where that is unknown. `all_hours`: with those of the start.
     """
 
     steps: tuple[int, ...] | None
@@ -33,8 +40,8 @@ class Measures:
     draw_share: float | None
     wall_s: float | None
     hours: Hours | None
+    all_hours: Hours | None
     charged_s: float | None
-    charged_hours: Hours | None
     charged_steps: int | None
     peak_memory_bytes: int | None
     evaluation: Evaluation | None
@@ -51,15 +58,15 @@ def measures_of(manifest: Manifest) -> Measures:
     drawn = all(record.status == "done" for record in draws)
     start = manifest.dense
     cost = start.cost if start else None
-    hours = _hours(manifest.training_usage())
+    hours = Hours.of(manifest.training_usage())
     return Measures(
         steps=tuple(record.steps for record in trainings) if trained else None,
         train_s=max(record.active_s for record in trainings) if trained else None,
         draw_share=_share(draws, worked) if trained and drawn else None,
         wall_s=_wall_s(manifest),
         hours=hours,
+        all_hours=_with_start(hours, manifest.dense),
         charged_s=0.0 if start is None else cost.active_s if cost else None,
-        charged_hours=_charged_hours(manifest, hours),
         charged_steps=0 if start is None else cost.steps if cost else None,
         peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
         evaluation=best_evaluation(manifest),
@@ -86,21 +93,12 @@ def _wall_s(manifest: Manifest) -> float | None:
     return sum(lasted) if manifest.finished() and lasted else None
 
 
-def _hours(usage: tuple[DeviceUsage, ...]) -> Hours | None:
-    if not usage:
-        return None
-    gpu_hours = sum(held.gpu_hours for held in usage)
-    return Hours(gpu_hours, True) if gpu_hours else Hours(sum(held.worker_hours for held in usage), False)
-
-
-def _charged_hours(manifest: Manifest, own: Hours | None) -> Hours | None:
-    on_gpus = own is not None and own.on_gpus
-    if manifest.dense is None:
-        return Hours(0.0, on_gpus)
-    cost = manifest.dense.cost
-    if cost is None or not (cost.gpu_hours or cost.worker_hours):
-        return None
-    return Hours(cost.gpu_hours, True) if cost.gpu_hours else Hours(cost.worker_hours, False)
+def _with_start(own: Hours | None, start: DenseSource | None) -> Hours | None:
+    """The run's own hours and those of its dense start, if both are known and of one kind."""
+    if own is None or start is None:
+        return own
+    before = Hours.of([start.cost]) if start.cost else None
+    return Hours(own.hours + before.hours, own.on_gpus) if before and before.on_gpus == own.on_gpus else None
 
 
 def method_of(plan: Plan) -> str:
@@ -109,7 +107,7 @@ def method_of(plan: Plan) -> str:
     A plan of one region is a dense, scratch, finetune or EB row; several regions are timestep-aware (TA).
     """
     name = _dense(plan) or (_one_region(plan) if len(plan.regions) == 1 else _several_regions(plan))
-    return " + ".join([name, *_timestep_law(plan)])
+    return " + ".join([name, *_timesteps(plan)])
 
 
 def is_dense(plan: Plan) -> bool:
@@ -153,12 +151,9 @@ def _start(plan: Plan) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _timestep_law(plan: Plan) -> list[str]:
-    law = plan.training.timesteps
-    sampling, weighting = law.sampling == "speed", law.weighting == "speed"
-    speed = {
-        (True, True): ["SpeeD"],
-        (True, False): ["SpeeD sampling"],
-        (False, True): ["SpeeD weighting"],
-    }.get((sampling, weighting), [])
-    return speed + ([_WEIGHTINGS[law.weighting]] if law.weighting in _WEIGHTINGS else [])
+def _timesteps(plan: Plan) -> list[str]:
+    """How timesteps are drawn and weighted, if not evenly."""
+    given = plan.training.timesteps
+    speed = [kind for kind in ("sampling", "weighting") if getattr(given, kind) == "speed"]
+    names = ["SpeeD"] if len(speed) == 2 else [f"SpeeD {kind}" for kind in speed]
+    return names + ([_WEIGHTINGS[given.weighting]] if given.weighting in _WEIGHTINGS else [])

@@ -19,8 +19,8 @@ from ebdiff_orchestrator.placement.works import (
     works_of,
 )
 from ebdiff_orchestrator.plans.preview import PlanPreview
-from ebdiff_orchestrator.reports.estimate import Say, duration, measure_steps
-from ebdiff_orchestrator.reports.formats import TextTable, print_table
+from ebdiff_orchestrator.reports.estimate import Say, measure_steps
+from ebdiff_orchestrator.reports.formats import TextTable, duration, plain_table, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from region_workers.networks.costs import Costs
 from schemas.errors import user_error
@@ -81,13 +81,13 @@ def placements_of(
     measure: bool,
     efficiency: float | None,
     device_memory_gib: float | None,
-    say: Say,
+    tell: Say,
 ) -> Placements:
     """Every placement of the plan, by the networks' MACs or, if so wanted, by steps timed on the device at hand.
 
     Raises UserError for a network that does not fit: on that device, or in the memory given.
     """
-    costs = _measured_costs(preview.plan, say) if measure else StepCosts(dense_steps_by_macs(preview))
+    costs = _measured_costs(preview.plan, tell) if measure else StepCosts(dense_steps_by_macs(preview))
     if device_memory_gib is not None and costs.memory_bytes is None:
         raise user_error(
             "--gpu-memory",
@@ -128,8 +128,8 @@ def compare_placements(
     return Placements(plan, devices, efficiency, costs.device, on(devices), by_devices, (kept, drawn))
 
 
-def _measured_costs(plan: Plan, say: Say) -> StepCosts:
-    times, device = measure_steps(plan, _STEPS, say)
+def _measured_costs(plan: Plan, tell: Say) -> StepCosts:
+    times, device = measure_steps(plan, _STEPS, tell)
     peaks = [step.peak_memory_bytes for step in times.values() if step.peak_memory_bytes is not None]
     return StepCosts({ratio: step.seconds for ratio, step in times.items()}, device, max(peaks, default=None))
 
@@ -146,9 +146,8 @@ def _draws(plan: Plan) -> tuple[dict[str, int] | None, str]:
 def preview_table(preview: PlanPreview) -> Table:
     """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
     title = f"plan {preview.plan.name}: {method_of(preview.plan)}"
-    table = Table(title=title, show_edge=False, pad_edge=False, title_justify="left")
-    for heading in ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps"):
-        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps")
+    table = plain_table(headings, left=("network",), title=title, no_wrap=True)
     table.add_row("dense", "", "", "", "", *_sizes(preview.dense), "")
     for region in preview.regions:
         table.add_row(
@@ -189,9 +188,8 @@ def show_placements(found: Placements, console: Console) -> None:
     """Print the timelines on one time scale, the table, and what is assumed."""
     longest_s = max(schedule.makespan_s for schedule in found.here.values())
     for choice, schedule in found.here.items():
-        lines = [f"{_marked(choice, found)}: {_sums(schedule, found)}", *timeline(schedule, longest_s), ""]
-        for line in lines:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        head = f"{_marked(choice, found)}: {_sums(schedule, found)}"
+        say(console, head, *timeline(schedule, longest_s), "", soft_wrap=True)
     print_table(_by_devices(found), console)
 
 

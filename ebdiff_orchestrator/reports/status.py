@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 
+from ebdiff_orchestrator.reports.formats import plain_table
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import progress_table
 from schemas.job import PROGRESS_FILE, Progress
@@ -37,9 +37,8 @@ class RunStatus:
 
     def as_table(self) -> Group:
         """One row a stage, and one a worker that is heard of."""
-        table = Table(title=f"run {self.manifest.plan.name}", show_edge=False, pad_edge=False, title_justify="left")
-        for heading in ("stage", "status", "attempts", "began", "seconds", "steps", "note"):
-            table.add_column(heading)
+        headings = ("stage", "status", "attempts", "began", "seconds", "steps", "note")
+        table = plain_table(headings, left=headings, title=f"run {self.manifest.plan.name}")
         for record in self.manifest.stages.values():
             table.add_row(*_cells(record))
         heard = {n: p for n, p in self.progress.items() if unix_time() - p.updated_at < _FRESH_S}

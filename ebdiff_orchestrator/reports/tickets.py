@@ -68,6 +68,11 @@ class TicketReport:
     distances: Distances
     would_be_drawn: tuple[WouldBeDrawn, ...]
 
+    def newest(self, last: int | None) -> tuple[list[int], Distances]:
+        """The intervals of the last so many masks, of all for None, and the distances between them."""
+        first = max(0, len(self.masks) - last) if last else 0
+        return self.masks.intervals[first:].tolist(), self.distances[first:, first:]
+
 
 @dataclass(frozen=True)
 class Difference:

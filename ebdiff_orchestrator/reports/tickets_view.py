@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ebdiff_orchestrator.reports.formats import as_csv, plain_table, say
 from ebdiff_orchestrator.reports.masks import Distances
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
 from region_workers.storage.durable import write_file, write_text
@@ -36,16 +35,16 @@ def show(report: TicketsReport, console: Console, last: int | None) -> None:
     """Print the report: for each ticket its distances and when it would have been drawn, then the differences."""
     columns = max(4, min((console.width - _LABEL_WIDTH) // _COLUMN_WIDTH, _MOST_COLUMNS))
     for ticket in report.tickets:
-        _say(console, _headline(ticket), style="bold")
+        say(console, _headline(ticket), style="bold")
         _show_distances(ticket, console, columns, last)
         _show_would_be_drawn(ticket, console)
         console.print()
     if report.differences:
-        _say(console, "How the tickets differ:")
+        say(console, "How the tickets differ:")
         console.print(_differences(report.differences))
-        _say(console, _DIFFERENCES_EXPLAINED)
+        say(console, _DIFFERENCES_EXPLAINED)
     for note in report.notes:
-        _say(console, note)
+        say(console, note)
 
 
 def write_report(report: TicketsReport, folder: Path, last: int | None) -> list[Path]:
@@ -63,10 +62,9 @@ def draw_pictures(tickets: tuple[TicketReport, ...] | list[TicketReport], file: 
     """Write the tickets' heat maps, side by side, as one PNG."""
     pictures = []
     for ticket in tickets:
-        shown = slice(-last if last else None, None)
+        intervals, distances = ticket.newest(last)
         title = f"{ticket.masks.region} at {ticket.masks.pruning_ratio:.0%}"
-        intervals = ticket.masks.intervals[shown].tolist()
-        pictures.append(heat_picture(ticket.distances[shown, shown], intervals, title))
+        pictures.append(heat_picture(distances, intervals, title))
     picture = side_by_side(pictures)
     write_file(file, lambda temporary: picture.save(temporary, format="PNG"))
     return file
@@ -89,20 +87,19 @@ def _headline(ticket: TicketReport) -> str:
 
 
 def _show_distances(ticket: TicketReport, console: Console, columns: int, last: int | None) -> None:
-    count = len(ticket.masks)
-    first = max(0, count - last) if last else 0
-    chosen = [first + position for position in evenly_chosen(count - first, columns)]
-    sampled = "" if len(chosen) == count - first else f" ({len(chosen)} of {count - first} intervals, evenly chosen)"
-    _say(console, f"Distance between the masks of two intervals{sampled}:")
-    console.print(heat_table(ticket.distances[chosen][:, chosen], ticket.masks.intervals[chosen].tolist()))
+    intervals, distances = ticket.newest(last)
+    chosen = evenly_chosen(len(intervals), columns)
+    sampled = "" if len(chosen) == len(intervals) else f" ({len(chosen)} of {len(intervals)} intervals, evenly chosen)"
+    say(console, f"Distance between the masks of two intervals{sampled}:")
+    console.print(heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen]))
 
 
 def _show_would_be_drawn(ticket: TicketReport, console: Console) -> None:
     count = len(ticket.masks)
     thresholds = sorted({item.threshold for item in ticket.would_be_drawn})
-    table = Table(show_edge=False, pad_edge=False)
-    for heading in ("queue", "stride", *(f"threshold {threshold:g}" for threshold in thresholds)):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = plain_table(
+        ("queue", "stride", *(f"threshold {threshold:g}" for threshold in thresholds)), left=(), no_wrap=True
+    )
     too_long = []
     for length, stride in dict.fromkeys((item.queue_length, item.queue_stride) for item in ticket.would_be_drawn):
         needed = (length - 1) * stride + 1
@@ -112,34 +109,26 @@ def _show_would_be_drawn(ticket: TicketReport, console: Console) -> None:
         items = [i for i in ticket.would_be_drawn if (i.queue_length, i.queue_stride) == (length, stride)]
         cells = ["-" if item.interval is None else f"{item.interval} ({item.step})" for item in items]
         table.add_row(str(length), str(stride), *cells)
-    _say(console, f"Would be drawn at interval (step); -: not within the {count} recorded masks:")
+    say(console, f"Would be drawn at interval (step); -: not within the {count} recorded masks:")
     console.print(table)
     if too_long:
-        _say(console, f"Queues that need more masks than that: {', '.join(too_long)}.")
+        say(console, f"Queues that need more masks than that: {', '.join(too_long)}.")
 
 
 def _differences(differences: tuple[Difference, ...]) -> Table:
-    table = Table(show_edge=False, pad_edge=False)
-    for heading in ("ticket", "and", "distance", "shared", "by chance"):
-        table.add_column(heading, justify="left" if heading in ("ticket", "and") else "right")
+    table = plain_table(("ticket", "and", "distance", "shared", "by chance"), left=("ticket", "and"))
     for item in differences:
         table.add_row(item.a, item.b, f"{item.distance:.3f}", f"{item.overlap:.1%}", f"{item.larger_keeps:.1%}")
     return table
 
 
-def _say(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, markup=False, highlight=False)
-
-
 def _as_csv(ticket: TicketReport, last: int | None) -> str:
-    shown = slice(-last if last else None, None)
-    intervals = ticket.masks.intervals[shown].tolist()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["interval", *intervals])
-    for interval, row in zip(intervals, ticket.distances[shown, shown], strict=True):
-        writer.writerow([interval, *(f"{value:.6f}" for value in row)])
-    return text.getvalue()
+    intervals, distances = ticket.newest(last)
+    texts = [[f"{value:.6f}" for value in row] for row in distances]
+    rows = zip(intervals, texts, strict=True)
+    return as_csv(
+        [{"interval": interval, **dict(zip(map(str, intervals), row, strict=True))} for interval, row in rows]
+    )
 
 
 def evenly_chosen(count: int, limit: int) -> list[int]:
