@@ -10,13 +10,14 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import nn
 
-from ebdiff_orchestrator.ensemble import TimestepRouter, save_ensemble
+from ebdiff_orchestrator.ensemble import EnsemblePipeline, ListDDIMScheduler, TimestepRouter, save_ensemble
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 ROUTES = [(0, 260), (260, 440), (440, 1000)]
 NAMES = ["0-260", "240-460", "440-1000"]
 CLASSES = 4
+KINDS = ("pixels", "classes", "AutoencoderKL", "VQModel")  # the last two are latents of four classes
 
 
 def tiny_unet(width: int = 8, seed: int = 0, **options: Any) -> UNet2DModel:
@@ -122,8 +123,36 @@ def markers() -> tuple[list[Marker], TimestepRouter]:
     return experts, TimestepRouter(experts, ROUTES, NAMES)
 
 
-def saved_ensemble(path: Path, sampling: SamplingPlan | None = None, **options: Any) -> list[UNet2DModel]:
-    """Save an ensemble of tiny experts at `path`; returns the experts."""
-    experts = tiny_experts(**options)
-    save_ensemble(path, experts, ROUTES, NAMES, DiffusionPlan(), sampling or SamplingPlan(steps=6))
+def parts_of(kind: str) -> tuple[list[Any], AutoencoderKL | VQModel | None]:
+    """The experts of one of the `KINDS`, and the VAE of those on latents."""
+    if kind in ("pixels", "classes"):
+        return (class_experts() if kind == "classes" else tiny_experts()), None
+    return attending_experts(), tiny_vae(kind)
+
+
+def ensemble(kind: str = "pixels", experts: list[Any] | None = None, **scheduler: Any) -> EnsemblePipeline:
+    """An ensemble of this kind, or of these experts, without a progress bar; the options are its scheduler's."""
+    own, vae = parts_of(kind)
+    router = TimestepRouter(experts or own, ROUTES, NAMES).eval()
+    made = EnsemblePipeline(router, ListDDIMScheduler(**{"num_inference_steps": 6, **scheduler}), vae)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    """One generator a seed."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw(pipe: Any, *seeds: int, **options: Any) -> torch.Tensor:
+    """An image a seed, [B, C, H, W]; with classes, each of a class that follows from its seed."""
+    labels = {"class_labels": [seed % CLASSES for seed in seeds]} if getattr(pipe, "num_classes", None) else {}
+    options = {"generator": seeded(*seeds), "output_type": "pt", "show_progress": False, **labels, **options}
+    return pipe(len(seeds), **options).images
+
+
+def saved_ensemble(path: Path, sampling: SamplingPlan | None = None, kind: str = "pixels") -> list[Any]:
+    """Save an ensemble of this kind at `path`; returns the experts."""
+    experts, vae = parts_of(kind)
+    save_ensemble(path, experts, ROUTES, NAMES, DiffusionPlan(), sampling or SamplingPlan(steps=6), vae)
     return experts

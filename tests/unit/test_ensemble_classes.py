@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
-from ensemble_fixtures import CLASSES, NAMES, ROUTES, attending_experts, attending_unet, class_experts, tiny_experts
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from ensemble_fixtures import CLASSES, NAMES, ROUTES, attending_experts, attending_unet, class_experts, draw, ensemble
 
 from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
     ListDDIMScheduler,
     TimestepRouter,
     iter_images,
-    load_ensemble,
     sample_images,
-    save_ensemble,
 )
 from schemas.errors import UserError
-from schemas.plan import DiffusionPlan, SamplingPlan
 
 
-def pipeline(guidance_scale: float = 1.0, eta: float = 0.0, experts: list | None = None) -> EnsemblePipeline:
-    router = TimestepRouter(experts or class_experts(), ROUTES, NAMES).eval()
-    scheduler = ListDDIMScheduler(num_inference_steps=6, guidance_scale=guidance_scale, eta=eta)
-    return EnsemblePipeline(router, scheduler)
+def pipeline(guidance_scale: float = 1.0, eta: float = 0.0) -> EnsemblePipeline:
+    return ensemble("classes", guidance_scale=guidance_scale, eta=eta)
 
 
-def draw(pipe: EnsemblePipeline, labels: object, scale: float | None = None, seeds: tuple = (3, 4)) -> torch.Tensor:
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    options = {"class_labels": labels, "guidance_scale": scale}
-    return pipe(len(seeds), generator=generators, output_type="pt", show_progress=False, **options).images
+def labelled(pipe: EnsemblePipeline, labels: object, scale: float | None = None) -> torch.Tensor:
+    return draw(pipe, 3, 4, class_labels=labels, guidance_scale=scale)
 
 
 def by_hand(pipe: EnsemblePipeline, labels: list[int], scale: float) -> torch.Tensor:
@@ -55,10 +43,10 @@ def by_hand(pipe: EnsemblePipeline, labels: list[int], scale: float) -> torch.Te
 @pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
 def test_guidance_is_the_formula(scale: float) -> None:
     pipe = pipeline()
-    images = draw(pipe, [1, 3], scale)
+    images = labelled(pipe, [1, 3], scale)
     assert torch.allclose(images, by_hand(pipe, [1, 3], scale), atol=1e-4)
     if scale:
-        assert not torch.allclose(images, draw(pipe, [2, 0], scale), atol=1e-2)
+        assert not torch.allclose(images, labelled(pipe, [2, 0], scale), atol=1e-2)
 
 
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 2), (1.0, 2), (3.0, 4)])
@@ -66,33 +54,25 @@ def test_a_step_is_one_pass_and_doubled_only_where_guidance_needs_it(scale: floa
     pipe = pipeline()
     seen: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    draw(pipe, [1, 3], scale)
+    labelled(pipe, [1, 3], scale)
     assert seen == [rows] * 6
 
 
 def test_the_ensembles_guidance_is_what_a_call_that_names_none_uses() -> None:
     pipe = pipeline(guidance_scale=3.0)
-    assert torch.equal(draw(pipe, [1, 3]), draw(pipe, [1, 3], 3.0))
-    assert not torch.allclose(draw(pipe, [1, 3]), draw(pipe, [1, 3], 1.0), atol=1e-3)
+    assert torch.equal(labelled(pipe, [1, 3]), labelled(pipe, [1, 3], 3.0))
+    assert not torch.allclose(labelled(pipe, [1, 3]), labelled(pipe, [1, 3], 1.0), atol=1e-3)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    assert torch.equal(draw(pipe, [1, 3]), draw(pipe, [1, 3], 3.0))
+    assert torch.equal(labelled(pipe, [1, 3]), labelled(pipe, [1, 3], 3.0))
 
 
 def test_labels_may_be_a_number_a_list_or_a_tensor() -> None:
     pipe = pipeline()
-    expected = draw(pipe, [2, 2])
-    assert torch.equal(draw(pipe, 2), expected)
-    assert torch.equal(draw(pipe, torch.tensor([2, 2])), expected)
-    assert torch.equal(draw(pipe, np.int64(2)), expected)
-    assert torch.allclose(draw(pipe, CLASSES, 3.0), draw(pipe, 0, 0.0), atol=1e-5)
-
-
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_an_image_depends_on_its_own_generator_and_class_alone(eta: float) -> None:
-    pipe = pipeline(eta=eta, guidance_scale=2.0)
-    together = draw(pipe, [1, 2, 1], seeds=(7, 8, 7))
-    assert torch.allclose(together[1:2], draw(pipe, [2], seeds=(8,)), atol=1e-4)
-    assert torch.allclose(together[0], together[2], atol=1e-4)
+    expected = labelled(pipe, [2, 2])
+    assert torch.equal(labelled(pipe, 2), expected)
+    assert torch.equal(labelled(pipe, torch.tensor([2, 2])), expected)
+    assert torch.equal(labelled(pipe, np.int64(2)), expected)
+    assert torch.allclose(labelled(pipe, CLASSES, 3.0), labelled(pipe, 0, 0.0), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -107,24 +87,24 @@ def test_an_image_depends_on_its_own_generator_and_class_alone(eta: float) -> No
 )
 def test_labels_that_are_no_classes_are_refused(labels: object, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        draw(pipeline(), labels)
+        labelled(pipeline(), labels)
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
 def test_a_scale_that_guides_nowhere_is_refused(scale: float) -> None:
     with pytest.raises(UserError, match="guidance_scale"):
-        draw(pipeline(), [1, 2], scale)
+        labelled(pipeline(), [1, 2], scale)
 
 
 def test_an_ensemble_without_classes_takes_neither_labels_nor_guidance() -> None:
-    plain = pipeline(experts=tiny_experts())
+    plain = ensemble()
     assert plain.num_classes is None
     for labels, scale, field in ((1, None, "class_labels"), (None, 2.0, "guidance_scale")):
         with pytest.raises(UserError, match=field):
-            draw(plain, labels, scale)
+            labelled(plain, labels, scale)
     with pytest.raises(UserError, match="classes"):
         sample_images(plain, 1, 0, None, 1, classes=[0])
-    assert draw(plain, None, 1.0).shape == (2, 1, 8, 8)
+    assert labelled(plain, None, 1.0).shape == (2, 1, 8, 8)
 
 
 def test_the_router_publishes_the_classes_of_either_kind_of_expert() -> None:
@@ -171,38 +151,6 @@ def test_a_network_that_must_be_given_a_context_gets_none() -> None:
     assert torch.equal(router(latents, 7, class_labels=labels).sample, expected)
     assert torch.equal(router(latents, 7, None, labels).sample, expected)
     assert router.num_classes == CLASSES
-
-
-def saved(path: Path) -> EnsemblePipeline:
-    """An ensemble with classes whose folder is at `path`."""
-    sampling = SamplingPlan(steps=6, guidance_scale=2.5)
-    save_ensemble(path, class_experts(), ROUTES, NAMES, DiffusionPlan(), sampling)
-    return pipeline(guidance_scale=2.5)
-
-
-def test_a_saved_ensemble_keeps_its_classes_and_guidance(tmp_path: Path) -> None:
-    expected = draw(saved(tmp_path / "ensemble"), [1, 3])
-    loaded = load_ensemble(tmp_path)
-    assert (loaded.num_classes, loaded.scheduler.config.guidance_scale) == (CLASSES, 2.5)
-    assert torch.equal(draw(loaded, [1, 3]), expected)
-
-
-def test_plain_diffusers_loads_it_as_our_pipeline_once_we_are_imported(tmp_path: Path) -> None:
-    expected = draw(saved(tmp_path / "ours"), [1, 3])
-    pipe = DiffusionPipeline.from_pretrained(tmp_path / "ours")
-    assert type(pipe) is EnsemblePipeline
-    assert torch.equal(draw(pipe, [1, 3]), expected)
-    pipe.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "model_index.json").read_text())["_class_name"] == "EnsemblePipeline"
-    assert torch.equal(draw(load_ensemble(tmp_path / "again"), [1, 3]), expected)
-
-
-def test_without_our_import_diffusers_names_the_missing_pipeline(tmp_path: Path) -> None:
-    saved(tmp_path)
-    program = f"from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained({str(tmp_path)!r})"
-    loader = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert loader.returncode == 1
-    assert "EnsemblePipeline" in loader.stderr.splitlines()[-1]
 
 
 def test_images_take_the_classes_in_turn_wherever_a_range_begins() -> None:

@@ -7,59 +7,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ensemble_fixtures import NAMES, ROUTES, tiny_experts
+from ensemble_fixtures import ensemble
 from PIL import Image
 
 from ebdiff_orchestrator.ensemble import (
-    EnsemblePipeline,
-    ListDDIMScheduler,
-    TimestepRouter,
     sample_images,
     write_images,
 )
 from ebdiff_orchestrator.ensemble.images import image_grid
-from schemas.errors import RunFailed, UserError
-
-
-@pytest.fixture(scope="module")
-def pipeline() -> EnsemblePipeline:
-    router = TimestepRouter(tiny_experts(), ROUTES, NAMES).eval()
-    return EnsemblePipeline(router, ListDDIMScheduler(num_inference_steps=4, eta=1.0))
+from schemas.errors import UserError
 
 
 def noise_images(count: int, side: int = 8, channels: int = 1) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
 
 
-def test_batch_size_and_where_a_range_begins_change_nothing_but_rounding(pipeline: EnsemblePipeline) -> None:
-    images = sample_images(pipeline, 5, seed=3, steps=None, batch_size=5)
-    assert (images.shape, images.dtype) == ((5, 8, 8, 1), np.uint8)
-    by_two = sample_images(pipeline, 5, seed=3, steps=None, batch_size=2)
-    later = sample_images(pipeline, 2, seed=3, steps=None, batch_size=2, first=3)
-    assert np.abs(images.astype(int) - by_two).max() <= 1
-    assert np.abs(images[3:].astype(int) - later).max() <= 1
-    other_seed = sample_images(pipeline, 5, seed=4, steps=None, batch_size=5)
-    assert np.abs(images.astype(int) - other_seed).max() > 10
-
-
-def test_the_global_generator_is_neither_read_nor_moved(pipeline: EnsemblePipeline) -> None:
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    pipeline = ensemble(eta=1.0)
     state = torch.get_rng_state()
     sample_images(pipeline, 2, seed=3, steps=2, batch_size=2)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_progress_counts_the_steps_of_all_batches(pipeline: EnsemblePipeline) -> None:
+def test_progress_counts_the_steps_of_all_batches() -> None:
     reports: list[tuple[int, int]] = []
-    sample_images(pipeline, 5, 0, 2, batch_size=2, report=lambda done, total: reports.append((done, total)))
+    sample_images(ensemble(), 5, 0, 2, batch_size=2, report=lambda done, total: reports.append((done, total)))
     assert reports == [(done, 6) for done in range(1, 7)]
-
-
-def test_an_expert_that_diverged_is_reported_and_not_drawn() -> None:
-    experts = tiny_experts()
-    torch.nn.init.constant_(experts[2].conv_out.weight, float("nan"))
-    broken = EnsemblePipeline(TimestepRouter(experts, ROUTES, NAMES), ListDDIMScheduler(num_inference_steps=3))
-    with pytest.raises(RunFailed, match="not finite"):
-        sample_images(broken, 2, 0, None, 2)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from ensemble_fixtures import CLASSES, NAMES, ROUTES, attending_experts, attending_unet, tiny_experts, tiny_vae
+from ensemble_fixtures import (
+    CLASSES,
+    NAMES,
+    ROUTES,
+    attending_experts,
+    attending_unet,
+    draw,
+    ensemble,
+    tiny_experts,
+    tiny_vae,
+)
 from finished_run import expert_files
 
 from ebdiff_orchestrator.ensemble import (
@@ -17,7 +25,6 @@ from ebdiff_orchestrator.ensemble import (
     ListDDIMScheduler,
     TimestepRouter,
     load_ensemble,
-    sample_images,
     save_ensemble,
 )
 from ebdiff_orchestrator.run.finishing import assemble
@@ -30,20 +37,13 @@ VAES = ["AutoencoderKL", "VQModel"]
 
 
 def pipeline(kind: str = "VQModel") -> EnsemblePipeline:
-    router = TimestepRouter(attending_experts(), ROUTES, NAMES).eval()
-    return EnsemblePipeline(router, ListDDIMScheduler(num_inference_steps=4, guidance_scale=2.0), tiny_vae(kind))
-
-
-def draw(pipe: EnsemblePipeline, output_type: str = "pt") -> torch.Tensor:
-    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
-    options = {"class_labels": [1, 2], "show_progress": False}
-    return pipe(2, generator=generators, output_type=output_type, **options).images
+    return ensemble(kind, num_inference_steps=4, guidance_scale=2.0)
 
 
 @pytest.mark.parametrize("kind", VAES)
 def test_images_are_the_decoded_latents(kind: str) -> None:
     pipe = pipeline(kind)
-    latents, images = draw(pipe, "latent"), draw(pipe)
+    latents, images = draw(pipe, 3, 4, output_type="latent"), draw(pipe, 3, 4)
     assert (latents.shape, images.shape, images.dtype) == ((2, 3, 4, 4), (2, 1, 8, 8), torch.float32)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / 0.5).sample
@@ -53,34 +53,17 @@ def test_images_are_the_decoded_latents(kind: str) -> None:
 
 def test_a_vaes_shift_is_undone() -> None:
     pipe = pipeline("AutoencoderKL")
-    latents = draw(pipe, "latent")
+    latents = draw(pipe, 3, 4, output_type="latent")
     pipe.vae.register_to_config(shift_factor=0.3)
     with torch.no_grad():
         decoded = pipe.vae.decode(latents / 0.5 + 0.3).sample
-    assert torch.equal(draw(pipe), (decoded / 2 + 0.5).clamp(0, 1))
+    assert torch.equal(draw(pipe, 3, 4), (decoded / 2 + 0.5).clamp(0, 1))
 
 
-def test_pixels_have_no_latents_to_give() -> None:
-    pipe = EnsemblePipeline(TimestepRouter(tiny_experts(), ROUTES, NAMES), ListDDIMScheduler())
-    with pytest.raises(UserError, match="output_type = latent: expected one of pil, np, pt"):
-        pipe(output_type="latent")
-
-
-@pytest.mark.parametrize("kind", VAES)
-def test_a_saved_ensemble_draws_the_same_bits_from_its_folder(tmp_path: Path, kind: str) -> None:
-    sampling = SamplingPlan(steps=4, guidance_scale=2.0)
-    save_ensemble(
-        tmp_path / "ensemble", attending_experts(), ROUTES, NAMES, DiffusionPlan(), sampling, vae=tiny_vae(kind)
-    )
-    expected = draw(pipeline(kind))
-    assert torch.equal(draw(load_ensemble(tmp_path)), expected)
-    index = json.loads((tmp_path / "ensemble" / "model_index.json").read_text())
-    assert (index["_class_name"], index["vae"]) == ("EnsemblePipeline", ["diffusers", kind])
-    files = sorted(file.name for file in (tmp_path / "ensemble" / "vae").iterdir())
+def test_a_saved_vae_is_two_files(tmp_path: Path) -> None:
+    pipeline().save_pretrained(tmp_path)
+    files = sorted(file.name for file in (tmp_path / "vae").iterdir())
     assert files == ["config.json", "diffusion_pytorch_model.safetensors"]
-    plain = DiffusionPipeline.from_pretrained(tmp_path / "ensemble")
-    assert type(plain) is EnsemblePipeline
-    assert torch.equal(draw(plain), expected)
 
 
 def test_without_classes_latents_are_drawn_too(tmp_path: Path) -> None:
@@ -105,33 +88,6 @@ def test_a_missing_vae_is_named(tmp_path: Path) -> None:
     (tmp_path / "ensemble" / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"vae/diffusion_pytorch_model\.safetensors: expected the file as it was saved"):
         load_ensemble(tmp_path)
-
-
-def test_half_precision_draws_nearly_the_same_image(tmp_path: Path) -> None:
-    pipeline("AutoencoderKL").save_pretrained(tmp_path / "ensemble")
-    rough = load_ensemble(tmp_path, torch_dtype=torch.bfloat16)
-    assert (rough.unet.dtype, rough.vae.dtype) == (torch.bfloat16, torch.bfloat16)
-    images = draw(rough)
-    assert images.dtype == torch.float32
-    assert (images - draw(load_ensemble(tmp_path))).abs().mean() < 0.05
-
-
-def test_batch_size_changes_nothing_but_rounding() -> None:
-    pipe = pipeline("AutoencoderKL")
-    images = sample_images(pipe, 5, seed=3, steps=None, batch_size=5)
-    assert (images.shape, images.dtype) == ((5, 8, 8, 1), np.uint8)
-    by_two = sample_images(pipe, 5, seed=3, steps=None, batch_size=2)
-    assert np.abs(images.astype(int) - by_two).max() <= 1
-    later = sample_images(pipe, 2, seed=3, steps=None, batch_size=1, first=3)
-    assert np.abs(images[3:].astype(int) - later).max() <= 1
-
-
-@pytest.mark.parametrize("kind", VAES)
-def test_a_diverged_expert_is_not_hidden_by_the_vae(kind: str) -> None:
-    pipe = pipeline(kind)
-    torch.nn.init.constant_(pipe.unet.experts[2].conv_out.weight, float("inf"))
-    with pytest.raises(RunFailed, match="not finite"):
-        sample_images(pipe, 1, 0, None, 1)
 
 
 def latent_plan(vae: Path, scaling_factor: float | None) -> Plan:
@@ -166,6 +122,6 @@ def test_a_run_on_latents_is_assembled_with_its_vae(tmp_path: Path, override: fl
     assert (pipe.vae.config.scaling_factor, pipe.scheduler.config.guidance_scale) == (written, 3.0)
     assert str(tmp_path) not in (tmp_path / "ensemble" / "vae" / "config.json").read_text()
     assert pipe.num_classes == CLASSES
-    assert draw(pipe).shape == (2, 1, 8, 8)
+    assert draw(pipe, 3, 4).shape == (2, 1, 8, 8)
     with pytest.raises(RunFailed, match="not the VAE that the latents are of"):
         assemble(plan, str(tmp_path), experts, "another")

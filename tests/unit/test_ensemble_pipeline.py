@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,31 +15,48 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from ensemble_fixtures import NAMES, ROUTES, saved_ensemble, tiny_experts
+from ensemble_fixtures import CLASSES, KINDS, NAMES, ROUTES, draw, ensemble, saved_ensemble, seeded, tiny_experts
 
-from ebdiff_orchestrator.ensemble import EnsemblePipeline, ListDDIMScheduler, TimestepRouter, load_ensemble
-from schemas.errors import UserError
-from schemas.plan import SamplingPlan
+from ebdiff_orchestrator.ensemble import (
+    EnsemblePipeline,
+    ListDDIMScheduler,
+    TimestepRouter,
+    load_ensemble,
+    sample_images,
+    save_ensemble,
+)
+from schemas.errors import RunFailed, UserError
+from schemas.plan import DiffusionPlan, SamplingPlan
+
+SAMPLING = SamplingPlan(steps=4, spacing="uniform", eta=0.5, clip_sample=True, guidance_scale=2.0)
+SCHEDULER = {"num_inference_steps": 4, "spacing": "uniform", "eta": 0.5, "clip_sample": True, "guidance_scale": 2.0}
 
 
-def pipeline(scheduler: object | None = None, **options: object) -> EnsemblePipeline:
-    router = TimestepRouter(tiny_experts(**options), ROUTES, NAMES).eval()
-    made = EnsemblePipeline(router, scheduler or ListDDIMScheduler(num_inference_steps=6))
-    made.set_progress_bar_config(disable=True)
-    return made
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+@pytest.fixture(scope="module")
+def run_dir(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an ensemble of the kind, which stays as it is."""
+    folder = tmp_path_factory.mktemp(kind)
+    saved_ensemble(folder / "ensemble", SAMPLING.model_copy(update=guidance(kind)), kind)
+    return folder
+
+
+def guidance(kind: str) -> dict[str, float]:
+    return {"guidance_scale": 1.0} if kind == "pixels" else {"guidance_scale": 2.0}
 
 
 def test_the_pipeline_is_ddim_by_hand_over_the_experts() -> None:
-    made = pipeline()
-    images = made(2, generator=seeded(3, 4), output_type="pt").images
+    made = ensemble()
+    images = draw(made, 3, 4)
     scheduler = ListDDIMScheduler()
     scheduler.set_timesteps(6)
     x = torch.cat([torch.randn(1, 1, 8, 8, generator=generator) for generator in seeded(3, 4)])
@@ -49,17 +67,70 @@ def test_the_pipeline_is_ddim_by_hand_over_the_experts() -> None:
     assert torch.equal(images, (x / 2 + 0.5).clamp(0, 1))
 
 
+@pytest.mark.parametrize("kind", ["pixels", "classes"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_an_image_depends_on_its_own_generator_alone(eta: float) -> None:
-    made = pipeline()
-    together = made(3, generator=seeded(7, 8, 9), eta=eta, output_type="pt").images
-    alone = made(1, generator=seeded(8), eta=eta, output_type="pt").images
-    assert torch.allclose(together[1:2], alone, atol=1e-5)
+def test_an_image_depends_on_its_own_generator_and_class_alone(kind: str, eta: float) -> None:
+    made = ensemble(kind, **guidance(kind))
+    together = draw(made, 7, 8, 9, 7, eta=eta)
+    assert torch.allclose(together[1:2], draw(made, 8, eta=eta), atol=1e-4)
+    assert torch.allclose(together[0], together[3], atol=1e-4)
     assert not torch.allclose(together[0], together[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL"])
+def test_batch_size_and_where_a_range_begins_change_nothing_but_rounding(kind: str) -> None:
+    made = ensemble(kind, num_inference_steps=4, **guidance(kind))
+    images = sample_images(made, 5, seed=3, steps=None, batch_size=5)
+    assert (images.shape, images.dtype) == ((5, 8, 8, 1), np.uint8)
+    for batch_size, first in ((2, 0), (2, 3), (1, 3)):
+        part = sample_images(made, 5 - first, seed=3, steps=None, batch_size=batch_size, first=first)
+        assert np.abs(images[first:].astype(int) - part).max() <= 1
+    other_seed = sample_images(made, 5, seed=4, steps=None, batch_size=5)
+    assert np.abs(images.astype(int) - other_seed).max() > 10
+
+
+@pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL", "VQModel"])
+def test_an_expert_that_diverged_is_reported_and_not_drawn(kind: str) -> None:
+    broken = ensemble(kind, num_inference_steps=3)
+    torch.nn.init.constant_(broken.unet.experts[2].conv_out.weight, float("inf"))
+    with pytest.raises(RunFailed, match="not finite"):
+        sample_images(broken, 2, 0, None, 2)
+
+
+def test_a_saved_ensemble_draws_the_same_bits_from_its_folder_and_its_run_directory(run_dir: Path, kind: str) -> None:
+    expected = draw(ensemble(kind, **{**SCHEDULER, **guidance(kind)}), 1, 2)
+    for path in (run_dir, run_dir / "ensemble"):
+        loaded = load_ensemble(path, device="cpu")
+        assert torch.equal(draw(loaded, 1, 2), expected)
+    assert loaded.num_classes == (None if kind == "pixels" else CLASSES)
+    index = json.loads((run_dir / "ensemble" / "model_index.json").read_text())
+    assert index["_class_name"] == ("DDPMPipeline" if kind == "pixels" else "EnsemblePipeline")
+    assert index.get("vae") == (["diffusers", kind] if kind in KINDS[2:] else None)
+
+
+def test_plain_diffusers_draws_the_same_bits_once_we_are_imported(run_dir: Path, kind: str, tmp_path: Path) -> None:
+    expected = draw(ensemble(kind, **{**SCHEDULER, **guidance(kind)}), 1, 2)
+    pipe = EnsemblePipeline.from_pretrained(run_dir / "ensemble")
+    assert torch.equal(draw(pipe, 1, 2), expected)
+    if kind != "pixels":  # for which it has a pipeline of its own
+        pipe = DiffusionPipeline.from_pretrained(run_dir / "ensemble")
+        assert type(pipe) is EnsemblePipeline
+        assert torch.equal(draw(pipe, 1, 2), expected)
+    pipe.save_pretrained(tmp_path / "again")
+    assert torch.equal(draw(load_ensemble(tmp_path / "again"), 1, 2), expected)
+
+
+def test_half_precision_draws_nearly_the_same_image(run_dir: Path, kind: str) -> None:
+    rough = load_ensemble(run_dir, torch_dtype=torch.bfloat16)
+    assert {each.dtype for each in (rough.unet, rough.vae) if each is not None} == {torch.bfloat16}
+    exact, images = draw(load_ensemble(run_dir), 1, 2), draw(rough, 1, 2)
+    assert images.dtype == torch.float32
+    assert 0 < (images - exact).abs().mean() < 0.05
+    assert torch.equal(draw(load_ensemble(run_dir).to(torch.bfloat16), 1, 2), images)
+
+
 def test_the_router_gets_whole_numbers_from_the_host() -> None:
-    made = pipeline()
+    made = ensemble()
     seen = []
     made.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     made(1)
@@ -68,12 +139,12 @@ def test_the_router_gets_whole_numbers_from_the_host() -> None:
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
 def test_pil_images_are_greyscale_or_rgb(channels: int, mode: str) -> None:
-    images = pipeline(in_channels=channels, out_channels=channels)(2).images
+    images = ensemble(experts=tiny_experts(in_channels=channels, out_channels=channels))(2).images
     assert [(image.mode, image.size) for image in images] == [(mode, (8, 8))] * 2
 
 
 def test_steps_timesteps_and_eta_given_by_hand_win_over_the_ensembles() -> None:
-    made = pipeline()
+    made = ensemble()
     seen: list[int] = []
     made.unet.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
     made(1, num_inference_steps=2)
@@ -81,73 +152,56 @@ def test_steps_timesteps_and_eta_given_by_hand_win_over_the_ensembles() -> None:
     seen.clear()
     made(1, timesteps=[900, 30, 2])
     assert seen == [900, 30, 2]
-    plain = made(1, generator=seeded(1), output_type="np").images
-    assert not np.allclose(plain, made(1, generator=seeded(1), eta=1.0, output_type="np").images, atol=1e-3)
+    assert not torch.allclose(draw(made, 1), draw(made, 1, eta=1.0), atol=1e-3)
 
 
 @pytest.mark.parametrize(
-    "kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler]
+    "kind_of_scheduler",
+    [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler],
 )
-def test_diffusers_schedulers_can_be_swapped_in(kind: type) -> None:
-    made = pipeline()
-    made.scheduler = kind.from_config(made.scheduler.config)
-    images = made(2, generator=seeded(1, 2), num_inference_steps=5, output_type="np").images
-    assert np.isfinite(images).all()
-    again = made(2, generator=seeded(1, 2), num_inference_steps=5, output_type="np").images
-    assert np.array_equal(images, again)
+def test_diffusers_schedulers_can_be_swapped_in(kind_of_scheduler: type) -> None:
+    made = ensemble()
+    made.scheduler = kind_of_scheduler.from_config(made.scheduler.config)
+    images = draw(made, 1, 2, num_inference_steps=5)
+    assert torch.isfinite(images).all()
+    assert torch.equal(images, draw(made, 1, 2, num_inference_steps=5))
     assert images.std() > 0.01
 
 
 def test_a_swapped_in_ddim_scheduler_draws_what_ours_draws_uniformly() -> None:
-    made = pipeline(ListDDIMScheduler(spacing="uniform", num_inference_steps=5))
-    ours = made(1, generator=seeded(1), output_type="np").images
+    made = ensemble(spacing="uniform", num_inference_steps=5)
+    ours = draw(made, 1)
     made.scheduler = DDIMScheduler.from_config(made.scheduler.config)
-    assert np.allclose(ours, made(1, generator=seeded(1), output_type="np").images, atol=1e-4)
+    assert torch.allclose(ours, draw(made, 1), atol=1e-4)
 
 
 def test_karras_timesteps_with_fractions_reach_their_owners() -> None:
-    made = pipeline()
+    made = ensemble()
     made.scheduler = HeunDiscreteScheduler.from_config(made.scheduler.config, use_karras_sigmas=True)
-    assert np.isfinite(made(1, num_inference_steps=5, output_type="np").images).all()
+    assert torch.isfinite(draw(made, 1, num_inference_steps=5)).all()
 
 
-def test_options_that_a_scheduler_does_not_take_are_refused() -> None:
-    made = pipeline(DPMSolverMultistepScheduler())
-    with pytest.raises(UserError, match="eta"):
-        made(1, num_inference_steps=2, eta=0.5)
-    with pytest.raises(UserError, match="num_inference_steps"):
-        made(1)
-    made.scheduler = DDIMScheduler()
-    with pytest.raises(UserError, match="timesteps"):
-        made(1, timesteps=[3, 2])
-    with pytest.raises(UserError, match="a list of 2: expected 3"):
-        made(3, generator=seeded(1, 2))
-    with pytest.raises(UserError, match="output_type"):
-        made(1, num_inference_steps=2, output_type="latent")
-
-
-def test_half_precision_experts_draw_nearly_the_same_image() -> None:
-    made = pipeline()
-    exact = made(1, generator=seeded(1), output_type="np").images
-    made.to(torch.bfloat16)
-    rough = made(1, generator=seeded(1), output_type="np").images
-    assert 0 < np.abs(exact - rough).max() < 0.05
-
-
-def test_a_saved_ensemble_draws_the_same_bits_from_its_folder_and_its_run_directory(tmp_path: Path) -> None:
-    experts = saved_ensemble(tmp_path / "ensemble", SamplingPlan(steps=4, spacing="uniform", eta=0.5, clip_sample=True))
-    scheduler = ListDDIMScheduler(spacing="uniform", eta=0.5, clip_sample=True, num_inference_steps=4)
-    expected = EnsemblePipeline(TimestepRouter(experts, ROUTES, NAMES), scheduler)(
-        2, generator=seeded(1, 2), output_type="pt"
-    ).images
-    for path in (tmp_path, tmp_path / "ensemble"):
-        loaded = load_ensemble(path, device="cpu")
-        assert torch.equal(loaded(2, generator=seeded(1, 2), output_type="pt").images, expected)
-    assert load_ensemble(tmp_path, torch_dtype=torch.bfloat16).unet.dtype == torch.bfloat16
+@pytest.mark.parametrize(
+    ("scheduler", "count", "options", "message"),
+    [
+        (DPMSolverMultistepScheduler, 1, {"num_inference_steps": 2, "eta": 0.5}, "eta"),
+        (DPMSolverMultistepScheduler, 1, {}, "num_inference_steps"),
+        (DDIMScheduler, 1, {"timesteps": [3, 2]}, "timesteps"),
+        (DDIMScheduler, 3, {"generator": [torch.Generator()] * 2}, "a list of 2: expected 3"),
+        (DDIMScheduler, 1, {"output_type": "latent"}, "output_type = latent: expected one of pil, np, pt"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    scheduler: type, count: int, options: dict[str, object], message: str
+) -> None:
+    made = ensemble()
+    made.scheduler = scheduler()
+    with pytest.raises(UserError, match=message):
+        made(count, **options)
 
 
 def test_a_pipeline_with_a_swapped_scheduler_keeps_it_when_saved(tmp_path: Path) -> None:
-    made = pipeline(DPMSolverMultistepScheduler(solver_order=3))
+    made = EnsemblePipeline(TimestepRouter(tiny_experts(), ROUTES, NAMES), DPMSolverMultistepScheduler(solver_order=3))
     made.save_pretrained(tmp_path / "ensemble")
     scheduler = load_ensemble(tmp_path).scheduler
     assert (type(scheduler), scheduler.config.solver_order) == (DPMSolverMultistepScheduler, 3)
@@ -194,32 +248,6 @@ def test_an_ensemble_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> N
 
 
 def test_routes_that_do_not_end_with_the_timesteps_are_not_saved(tmp_path: Path) -> None:
-    from ebdiff_orchestrator.ensemble import save_ensemble
-    from schemas.plan import DiffusionPlan
-
+    half = DiffusionPlan(num_train_timesteps=500)
     with pytest.raises(UserError, match="T = 500"):
-        save_ensemble(
-            tmp_path / "ensemble",
-            tiny_experts(),
-            ROUTES,
-            NAMES,
-            DiffusionPlan(num_train_timesteps=500),
-            SamplingPlan(),
-        )
-
-
-def test_loading_needs_no_cluster_no_pruning_library_and_no_socket(tmp_path: Path) -> None:
-    saved_ensemble(tmp_path / "ensemble")
-    program = f"""
-import sys
-def refuse_sockets(event, arguments): assert not event.startswith("socket."), (event, arguments)
-sys.addaudithook(refuse_sockets)
-from ebdiff_orchestrator.ensemble import load_ensemble
-load_ensemble({str(tmp_path)!r})(1)
-loaded = {{name.split(".")[0] for name in sys.modules}}
-assert not loaded & {{"ray", "torch_pruning"}}, loaded
-ours = {{name for name in sys.modules if name.startswith("ebdiff_orchestrator.")}}
-others = {{name for name in ours if not name.startswith("ebdiff_orchestrator.ensemble")}}
-assert others == {{"ebdiff_orchestrator.own_packages"}}, others
-"""
-    subprocess.run([sys.executable, "-c", program], timeout=120, check=True)
+        save_ensemble(tmp_path / "ensemble", tiny_experts(), ROUTES, NAMES, half, SamplingPlan())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from region_workers.storage.integrity import seal_folder
 from schemas.errors import UserError
 
 X = torch.zeros(1, 1, 2, 2)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -143,52 +145,54 @@ def test_the_config_has_what_pipelines_read() -> None:
     assert router.device.type == "cpu"
 
 
-def test_a_saved_router_loads_to_the_same_bits_as_plain_files(tmp_path: Path) -> None:
-    router = TimestepRouter(tiny_experts(), ROUTES, NAMES).eval()
-    router.save_pretrained(tmp_path / "unet")
-    files = sorted(
-        str(file.relative_to(tmp_path / "unet")) for file in (tmp_path / "unet").rglob("*") if file.is_file()
-    )
-    assert files == sorted(
-        ["config.json", "seal.json"]
-        + [f"{name}/{file}" for name in NAMES for file in ("config.json", "diffusion_pytorch_model.safetensors")]
-    )
-    loaded = TimestepRouter.from_pretrained(tmp_path / "unet")
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
+    return tmp_path / "unet"
+
+
+def test_a_saved_router_loads_to_the_same_bits_as_plain_files(saved: Path) -> None:
+    files = sorted(str(file.relative_to(saved)) for file in saved.rglob("*") if file.is_file())
+    of_experts = [f"{name}/{file}" for name in NAMES for file in ("config.json", WEIGHTS)]
+    assert files == sorted(["config.json", "seal.json", *of_experts])
+    router, loaded = TimestepRouter(tiny_experts(), ROUTES, NAMES), TimestepRouter.from_pretrained(saved)
     images, timesteps = torch.randn(3, 1, 8, 8), torch.tensor([5, 300, 900])
     assert torch.equal(loaded(images, timesteps).sample, router(images, timesteps).sample)
     assert loaded.config.routes == [list(route) for route in ROUTES]
     assert not loaded.training
 
 
-def test_a_router_loads_in_the_asked_precision_and_from_a_subfolder(tmp_path: Path) -> None:
-    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
-    loaded = TimestepRouter.from_pretrained(tmp_path, subfolder="unet", torch_dtype=torch.float16)
+def test_a_router_loads_in_the_asked_precision_and_from_a_subfolder(saved: Path) -> None:
+    loaded = TimestepRouter.from_pretrained(saved.parent, subfolder="unet", torch_dtype=torch.float16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float16}
 
 
-def test_weights_that_do_not_fit_their_config_are_refused(tmp_path: Path) -> None:
-    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
-    shutil.copy(*[tmp_path / "unet" / name / "diffusion_pytorch_model.safetensors" for name in NAMES[:2]])
-    with pytest.raises(UserError, match="240-460"):
-        TimestepRouter.from_pretrained(tmp_path / "unet")
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        (f"240-460/{WEIGHTS}", "of another expert"),
+        (f"440-1000/{WEIGHTS}", "cut"),
+        (f"440-1000/{WEIGHTS}", None),
+        ("seal.json", None),
+    ],
+)
+def test_a_file_that_is_not_what_was_saved_is_named(saved: Path, name: str, data: str | None) -> None:
+    file = saved / name
+    if data == "of another expert":
+        shutil.copy(saved / "0-260" / WEIGHTS, file)
+    elif data == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        file.unlink()
+    with pytest.raises(UserError, match=rf"unet/{re.escape(name)}: expected the file as it was saved"):
+        TimestepRouter.from_pretrained(saved)
 
 
-def test_a_missing_weights_file_is_named(tmp_path: Path) -> None:
-    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
-    (tmp_path / "unet" / "440-1000" / "diffusion_pytorch_model.safetensors").unlink()
-    with pytest.raises(UserError, match=r"440-1000/diffusion_pytorch_model\.safetensors: expected the file as it was"):
-        TimestepRouter.from_pretrained(tmp_path / "unet")
-    (tmp_path / "unet" / "seal.json").unlink()
-    with pytest.raises(UserError, match=r"unet/seal\.json: expected the file as it was"):
-        TimestepRouter.from_pretrained(tmp_path / "unet")
-
-
-def test_a_truncated_weights_file_is_named(tmp_path: Path) -> None:
-    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
-    weights = tmp_path / "unet" / "440-1000" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="440-1000"):
-        TimestepRouter.from_pretrained(tmp_path / "unet")
+def test_weights_that_do_not_fit_their_config_are_refused(saved: Path) -> None:
+    shutil.copy(*[saved / name / WEIGHTS for name in NAMES[:2]])
+    seal_folder(saved)
+    with pytest.raises(UserError, match=r"240-460: expected weights that fit"):
+        TimestepRouter.from_pretrained(saved)
 
 
 def test_saving_over_somebody_elses_folder_is_refused(tmp_path: Path) -> None:
@@ -210,11 +214,10 @@ def test_where_an_expert_was_loaded_from_is_not_saved_with_it(tmp_path: Path) ->
     assert str(tmp_path) not in (tmp_path / "unet" / "all" / "config.json").read_text()
 
 
-def test_a_config_cannot_name_code_to_run(tmp_path: Path) -> None:
-    TimestepRouter(tiny_experts(), ROUTES, NAMES).save_pretrained(tmp_path / "unet")
-    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+def test_a_config_cannot_name_code_to_run(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
     config["expert_classes"] = ["antigravity.Expert"] * 3
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
-    seal_folder(tmp_path / "unet")
+    (saved / "config.json").write_text(json.dumps(config))
+    seal_folder(saved)
     with pytest.raises(UserError, match="import antigravity before loading"):
-        TimestepRouter.from_pretrained(tmp_path / "unet")
+        TimestepRouter.from_pretrained(saved)

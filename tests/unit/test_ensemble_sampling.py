@@ -20,10 +20,11 @@ from ebdiff_orchestrator.run.view import Silent
 from schemas.errors import RunFailed, UserError
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    saved_ensemble(tmp_path / "ensemble")
-    return tmp_path / "ensemble"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "ensemble"
+    saved_ensemble(path)
+    return path
 
 
 @pytest.fixture
