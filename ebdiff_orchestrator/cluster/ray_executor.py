@@ -80,10 +80,7 @@ class RayExecutor:
         return future
 
     def cancel(self, job_name: str) -> None:
-        """See Executor. What a trainer's controller has started ends with it.
-
-        What it waits for stays in Ray's queue until the driver ends; nothing is run there.
-        """
+        """See Executor. What a trainer's controller has started, or waits for, ends with it."""
         with self._lock:
             self._cancelled.add(job_name)
             self._end_if_cancelled(job_name)

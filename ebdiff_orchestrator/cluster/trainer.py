@@ -62,10 +62,27 @@ def _trainer_class(tell_controller: Callable[[Any], None]) -> Any:
             )
             controller = controller_class.remote(**arguments)
             tell_controller(controller)
-            ray.get(controller.run.remote())
+            try:
+                ray.get(controller.run.remote())
+            except ray.exceptions.ActorDiedError:
+                _remove_placement_groups_of(controller)
+                raise
             return ray.get(controller.get_result.remote())
 
     return Trainer
+
+
+def _remove_placement_groups_of(controller: Any) -> None:
+    """What a controller waited for when it was killed: Ray would keep it in its queue until the driver ends."""
+    from ray import PlacementGroupID
+    from ray._private.state import state  # Ray's public table of groups does not say whose each is
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for entry in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(entry)
+        if group.creator_actor_id == controller._actor_id.binary() and group.state != group.REMOVED:
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 def _ray_folder(run_dir: str) -> str:
