@@ -7,9 +7,9 @@ needs. Importing this package, and loading an ensemble, imports neither ray nor 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from ebdiff_orchestrator.own_packages import shadowing
 
 if TYPE_CHECKING:
     from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "evaluate", "extend", "launch", "load_ensemble", "load_plan", "resume"]
 __version__ = "0.1.0"
 
-
 _PLACES = {
     "Plan": "schemas.plan",
     "evaluate": "ebdiff_orchestrator.evaluation.evaluate",
@@ -31,6 +30,8 @@ _PLACES = {
     "load_plan": "ebdiff_orchestrator.plans.load",
     "resume": "ebdiff_orchestrator.run.launch",
 }
+_BESIDE_US = ("region_workers", "schemas")
+_HOME = Path(__file__).resolve().parents[1]
 
 
 def __getattr__(name: str) -> Any:
@@ -40,3 +41,30 @@ def __getattr__(name: str) -> Any:
     if (told := shadowing()) is not None:
         raise ImportError(told)
     return getattr(import_module(_PLACES[name]), name)
+
+
+def shadowing() -> str | None:
+    """For people: what stands in the place of a package of ours, and what to do; None: nothing does.
+
+    `ray job submit --working-dir` and `python -m` put the current folder first on Python's path, where a folder
+    `schemas` of a user's own may be. Asked before any of them is imported, so that this is said, and not that something
+    is missing in it.
+    """
+    for name in _BESIDE_US:
+        found = _place_of(name)
+        if found is not None and found != _HOME / name:
+            return (
+                f"{found}: expected that no folder or file on Python's path has the name of our package {name}, "
+                f"which is {_HOME / name}, but Python finds this one first. Rename it, or start from another folder "
+                "(with another --working-dir)."
+            )
+    return None
+
+
+def _place_of(package: str) -> Path | None:
+    """The folder of a package, or the file of a module, that an import would take."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    origin = Path(spec.origin).resolve()
+    return origin.parent if origin.name == "__init__.py" else origin

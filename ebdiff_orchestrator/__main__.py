@@ -2,7 +2,7 @@
 
 import sys
 
-from ebdiff_orchestrator.own_packages import shadowing
+from ebdiff_orchestrator import shadowing
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_plan() -> Callable[..., Plan]:
     """The tiny plan, with `key=value` changes."""
 
@@ -104,7 +104,7 @@ def tiny_plan() -> Callable[..., Plan]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
     """The worker jobs of a plan in a run directory."""
 

@@ -1,27 +1,24 @@
-"""Arguments that several commands of the command line share."""
+"""Arguments that several commands of the command line share; an option without a name has that of its parameter."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-PlanArgument = Annotated[
-    str, typer.Argument(metavar="PLAN", help="A preset's name (see `ebdiff presets`) or a YAML file.")
-]
+PlanArgument = Annotated[str, Argument(metavar="PLAN", help="A preset's name (see `ebdiff presets`) or a YAML file.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="KEY=VALUE",
         help="Change a field of the plan, as in training.steps=2000 or regions.0.pruning_ratio=0.5; repeatable.",
     ),
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The run directory.")]
+RunArgument = Annotated[Path, Argument(metavar="DIR", help="The run directory.")]
+SeedOption = Annotated[int, Option(help="Image i depends on (seed, i) alone.")]
 AddressOption = Annotated[
     str | None,
-    typer.Option(
-        "--address", help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray."
-    ),
+    Option(help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray."),
 ]

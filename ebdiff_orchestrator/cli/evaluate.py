@@ -5,66 +5,61 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
-from ebdiff_orchestrator.cli.arguments import RunArgument
-from ebdiff_orchestrator.run.view import Silent, terminal_view
+from ebdiff_orchestrator.cli.arguments import RunArgument, SeedOption
+from ebdiff_orchestrator.run.view import View, terminal_view
 from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
 
 if TYPE_CHECKING:
     from schemas.evaluation import EvaluationReport
 
 
+CountOption = Annotated[
+    int,
+    Option("-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."),
+]
+StepsOption = Annotated[int | None, Option(min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the plan's.")]
+GuidanceOption = Annotated[
+    float | None, Option(min=0, max=MOST_GUIDANCE, help="Classifier-free guidance; default: the plan's.")
+]
+BatchOption = Annotated[
+    int | None, Option(min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's.")
+]
+WeightsOption = Annotated[
+    Path | None,
+    Option(
+        metavar="FILE",
+        help="pytorch-fid's Inception weights, where every worker can read them; default: torch hub's download.",
+    ),
+]
+ReferenceOption = Annotated[
+    Path | None,
+    Option(metavar="FOLDER|FILE.npz", help="Images, or pytorch-fid's statistics; default: the run's data."),
+]
+ReferenceImagesOption = Annotated[int | None, Option(metavar="N", help="Only the first N of the run's images.")]
+KeepOption = Annotated[bool, Option("--keep-images", help="Keep the images as PNGs in the run.")]
+HereOption = Annotated[bool, Option("--here", help="In this process, on one device, without Ray.")]
+AddressOption = Annotated[str | None, Option(help="The Ray cluster; default: RAY_ADDRESS, else an embedded Ray.")]
+JsonOption = Annotated[bool, Option("--json", help="The report as JSON; no progress.")]
+
+
 def evaluate(
     run_dir: RunArgument,
-    count: Annotated[
-        int,
-        typer.Option(
-            "-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."
-        ),
-    ] = 50_000,
-    seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the plan's.")
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option("--guidance", min=0, max=MOST_GUIDANCE, help="Classifier-free guidance; default: the plan's."),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size", min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's."
-        ),
-    ] = None,
-    inception_weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--inception-weights",
-            metavar="FILE",
-            help="pytorch-fid's Inception weights, where every worker can read them; default: torch hub's download.",
-        ),
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference",
-            metavar="FOLDER|FILE.npz",
-            help="Images, or pytorch-fid's statistics; default: the run's data.",
-        ),
-    ] = None,
-    reference_images: Annotated[
-        int | None, typer.Option("--reference-images", metavar="N", help="Only the first N of the run's images.")
-    ] = None,
-    keep_images: Annotated[bool, typer.Option("--keep-images", help="Keep the images as PNGs in the run.")] = False,
-    here: Annotated[bool, typer.Option("--here", help="In this process, on one device, without Ray.")] = False,
-    address: Annotated[
-        str | None,
-        typer.Option("--address", help="The Ray cluster; default: RAY_ADDRESS, else an embedded Ray."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON; no progress.")] = False,
+    num_images: CountOption = 50_000,
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
+    guidance: GuidanceOption = None,
+    batch_size: BatchOption = None,
+    inception_weights: WeightsOption = None,
+    reference: ReferenceOption = None,
+    reference_images: ReferenceImagesOption = None,
+    keep_images: KeepOption = False,
+    here: HereOption = False,
+    address: AddressOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a finished run's images: FID against its own data, and what sampling costs.
 
@@ -75,7 +70,7 @@ def evaluate(
 
     evaluation = evaluate(
         run_dir,
-        count,
+        num_images,
         seed=seed,
         steps=steps,
         guidance_scale=guidance,
@@ -86,7 +81,7 @@ def evaluate(
         keep_images=keep_images,
         in_process=here,
         address=address,
-        view=Silent() if as_json else terminal_view(),
+        view=View() if as_json else terminal_view(),
     )
     report = recorded_report(run_dir, evaluation)
     if as_json:

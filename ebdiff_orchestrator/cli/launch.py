@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from ebdiff_orchestrator.cli.arguments import AddressOption, PlanArgument, RunArgument, SetOption
 from ebdiff_orchestrator.run.view import terminal_view
@@ -16,23 +16,17 @@ if TYPE_CHECKING:
 
 ReuseOption = Annotated[
     list[Path] | None,
-    typer.Option("--reuse", metavar="RUN", help="Take equal tickets and experts over from this run; repeatable."),
+    Option(metavar="RUN", help="Take equal tickets and experts over from this run; repeatable."),
 ]
-
-
 TakeOverOption = Annotated[
     bool,
-    typer.Option(
-        "--take-over", help="Take the run from another launch or resume that works on it; that one then stops."
-    ),
+    Option("--take-over", help="Take the run from another launch or resume that works on it; that one then stops."),
 ]
 
 
 def launch(
     plan: PlanArgument,
-    run_dir: Annotated[
-        Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives; default: runs/NAME.")
-    ] = None,
+    run_dir: Annotated[Path | None, Option(metavar="DIR", help="Where the run lives; default: runs/NAME.")] = None,
     changes: SetOption = None,
     reuse: ReuseOption = None,
     address: AddressOption = None,

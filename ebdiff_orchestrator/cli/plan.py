@@ -7,9 +7,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, SetOption
 from schemas.errors import UserError
@@ -19,33 +19,34 @@ if TYPE_CHECKING:
     from schemas.plan import Plan
 
 
+JsonOption = Annotated[bool, Option("--json", help="Parameters and multiply-accumulates as plain integers.")]
+YamlOption = Annotated[bool, Option("--yaml", help="The whole plan, defaults included, ready to edit.")]
+GpusOption = Annotated[
+    int | None, Option(min=1, max=MOST_WORKERS, help="Show when and on which of N GPUs the regions run.")
+]
+MeasureOption = Annotated[bool, Option("--measure", help="With --gpus: time the steps on this machine's device.")]
+EfficiencyOption = Annotated[
+    float | None,
+    Option(
+        min=0.01,
+        max=1,
+        help="With --gpus: share of the speed that each doubling of a region's GPUs keeps; default: the plan's.",
+    ),
+]
+MemoryOption = Annotated[
+    float | None, Option(min=0.01, max=MANY, metavar="GIB", help="With --measure: what a GPU holds.")
+]
+
+
 def plan(
     plan: PlanArgument,
     changes: SetOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Parameters and multiply-accumulates as plain integers.")
-    ] = False,
-    as_yaml: Annotated[bool, typer.Option("--yaml", help="The whole plan, defaults included, ready to edit.")] = False,
-    gpus: Annotated[
-        int | None,
-        typer.Option("--gpus", min=1, max=MOST_WORKERS, help="Show when and on which of N GPUs the regions run."),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="With --gpus: time the steps on this machine's device.")
-    ] = False,
-    efficiency: Annotated[
-        float | None,
-        typer.Option(
-            "--efficiency",
-            min=0.01,
-            max=1,
-            help="With --gpus: share of the speed that each doubling of a region's GPUs keeps; default: the plan's.",
-        ),
-    ] = None,
-    gpu_memory: Annotated[
-        float | None,
-        typer.Option("--gpu-memory", min=0.01, max=MANY, metavar="GIB", help="With --measure: what a GPU holds."),
-    ] = None,
+    as_json: JsonOption = False,
+    as_yaml: YamlOption = False,
+    gpus: GpusOption = None,
+    measure: MeasureOption = False,
+    efficiency: EfficiencyOption = None,
+    gpu_memory: MemoryOption = None,
 ) -> None:
     """Show what would run, and check it; nothing is trained."""
     from ebdiff_orchestrator.plans.data_checks import check_resolution, data_notes
@@ -57,7 +58,7 @@ def plan(
         raise UserError("--measure, --efficiency, --gpu-memory: expected with --gpus. Add it, as in --gpus 3.")
     loaded = load_plan(plan, changes or ())
     if loaded.model.pretrained is not None:
-        from ebdiff_orchestrator.run.dense_start import adopt_dense
+        from ebdiff_orchestrator.run.resolve import adopt_dense
 
         loaded, _ = adopt_dense(loaded)
     if as_yaml:

@@ -7,8 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
 from schemas.errors import UserError, problem
@@ -26,30 +26,39 @@ class Form(StrEnum):
     json = "json"
 
 
-AgainstOption = Annotated[
-    list[Path] | None,
-    typer.Option("--against", metavar="RUN", help="Another run whose tickets to compare with; repeatable."),
+RunsArgument = Annotated[list[Path], Argument(metavar="RUN...", help="Run directories, a row each, in this order.")]
+DenseRunOption = Annotated[
+    Path | None,
+    Option("--against", metavar="RUN", help="The dense run to measure against; default: the only dense one of RUN..."),
 ]
+DenseOption = Annotated[
+    Path | None, Option(metavar="RUN|FOLDER", help="A trained dense model whose masks to compare with.")
+]
+AgainstOption = Annotated[
+    list[Path] | None, Option(metavar="RUN", help="Another run whose tickets to compare with; repeatable.")
+]
+OutOption = Annotated[Path | None, Option(metavar="FOLDER", help="Write each ticket's distances as CSV and PNG.")]
+PlotOption = Annotated[Path | None, Option(metavar="FILE.png", help="Write all heat maps as one picture.")]
+StepsOption = Annotated[int, Option(min=2, max=MOST_TIMESTEPS, help="Steps to time of each network; 2 on a slow CPU.")]
+DenseStepsOption = Annotated[
+    int | None, Option(min=1, max=MOST_STEPS, help="Steps of the dense training to compare with.")
+]
+IntervalsOption = Annotated[int, Option(min=1, max=MOST_STEPS, help="Assume that draws converge at this mask.")]
+ImagesOption = Annotated[int | None, Option(min=1, max=MOST_STEPS, help="Images of the data set, which is not opened.")]
+GpusOption = Annotated[int | None, Option(min=1, max=MOST_WORKERS, help="Devices; default: one a region.")]
 
 
 def tickets(
     run_dir: RunArgument,
-    dense: Annotated[
-        Path | None,
-        typer.Option("--dense", metavar="RUN|FOLDER", help="A trained dense model whose masks to compare with."),
-    ] = None,
+    dense: DenseOption = None,
     against: AgainstOption = None,
-    thresholds: Annotated[str, typer.Option("--thresholds", help="Largest distances to try.")] = "0.05,0.1,0.2",
-    queue_lengths: Annotated[str, typer.Option("--queue-lengths", help="Queue lengths to try.")] = "3,5,10",
-    strides: Annotated[str, typer.Option("--strides", help="Try queues of every n-th mask.")] = "1,10,100",
-    last: Annotated[int | None, typer.Option("--last", min=2, max=MANY, help="Show only the last N masks.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, with the full matrices.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="Write each ticket's distances as CSV and PNG.")
-    ] = None,
-    plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="Write all heat maps as one picture.")
-    ] = None,
+    thresholds: Annotated[str, Option(help="Largest distances to try.")] = "0.05,0.1,0.2",
+    queue_lengths: Annotated[str, Option(help="Queue lengths to try.")] = "3,5,10",
+    strides: Annotated[str, Option(help="Try queues of every n-th mask.")] = "1,10,100",
+    last: Annotated[int | None, Option(min=2, max=MANY, help="Show only the last N masks.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Everything, with the full matrices.")] = False,
+    out: OutOption = None,
+    plot: PlotOption = None,
 ) -> None:
     """Show when tickets were drawn, when they would have been by other rules, and how masks and tickets differ."""
     from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
@@ -76,14 +85,9 @@ def tickets(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, a row each, in this order.")],
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against", metavar="RUN", help="The dense run to measure against; default: the only dense one of RUN..."
-        ),
-    ] = None,
-    form: Annotated[Form, typer.Option("--format", help="How to print.")] = Form.table,
+    runs: RunsArgument,
+    against: DenseRunOption = None,
+    form: Annotated[Form, Option("--format", help="How to print.")] = Form.table,
 ) -> None:
     """Compare runs as the paper's tables do: size, FID, steps, speed-up, time; a dash for what was not measured."""
     from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
@@ -105,23 +109,12 @@ def compare(
 def estimate(
     plan: PlanArgument,
     changes: SetOption = None,
-    steps: Annotated[
-        int, typer.Option("--steps", min=2, max=MOST_TIMESTEPS, help="Steps to time of each network; 2 on a slow CPU.")
-    ] = 5,
-    dense_steps: Annotated[
-        int | None,
-        typer.Option("--dense-steps", min=1, max=MOST_STEPS, help="Steps of the dense training to compare with."),
-    ] = None,
-    draw_intervals: Annotated[
-        int, typer.Option("--draw-intervals", min=1, max=MOST_STEPS, help="Assume that draws converge at this mask.")
-    ] = 7,
-    images: Annotated[
-        int | None, typer.Option("--images", min=1, max=MOST_STEPS, help="Images of the data set, which is not opened.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", min=1, max=MOST_WORKERS, help="Devices; default: one a region.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The numbers as JSON.")] = False,
+    steps: StepsOption = 5,
+    dense_steps: DenseStepsOption = None,
+    draw_intervals: IntervalsOption = 7,
+    images: ImagesOption = None,
+    gpus: GpusOption = None,
+    as_json: Annotated[bool, Option("--json", help="The numbers as JSON.")] = False,
 ) -> None:
     """Predict a run's time, hours and speed-up from a few steps on this machine's device; needs no data."""
     from ebdiff_orchestrator.plans.load import load_plan

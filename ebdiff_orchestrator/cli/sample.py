@@ -5,82 +5,74 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-from ebdiff_orchestrator.cli.arguments import AddressOption
+from ebdiff_orchestrator.cli.arguments import AddressOption, SeedOption
 from ebdiff_orchestrator.run.view import sampling_report, terminal_view
 from region_workers.storage.places import check_writable_folder
 from schemas.errors import UserError
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
 
+EnsembleArgument = Annotated[Path, Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")]
+OutOption = Annotated[Path, Option(metavar="DIR", help="Folder for the PNGs and grid.png.")]
+CountOption = Annotated[int, Option("-n", "--num-images", min=1, max=MOST_IMAGES, help="How many images.")]
+StepsOption = Annotated[int | None, Option(min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the ensemble's.")]
+BatchOption = Annotated[int, Option(min=1, max=MOST_IMAGES, help="Images at a time; changes only speed and memory.")]
+ClassOption = Annotated[
+    list[int] | None,
+    Option("--class", min=0, max=MANY, help="A class to draw, for a class-conditional ensemble; repeatable, in turn."),
+]
+GuidanceOption = Annotated[
+    float | None, Option(min=0, max=MOST_GUIDANCE, help="Guidance scale; default: the ensemble's; 1: none.")
+]
+DtypeOption = Annotated[Literal["fp32", "bf16", "fp16"], Option(help="Precision of the networks; fp16: GPU only.")]
+CompileOption = Annotated[
+    bool,
+    Option(
+        "--compile", help="torch.compile each expert at its first step: a minute each on a CPU, so for many images."
+    ),
+]
+OffloadOption = Annotated[
+    bool, Option("--offload", help="Read an expert's weights at its first step; one at a time is on the device.")
+]
+WorkersOption = Annotated[
+    int | None,
+    Option(
+        min=1, max=MOST_WORKERS, help="Share the batches out over N workers of a Ray cluster; default: this process."
+    ),
+]
+
 
 def sample(
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the PNGs and grid.png.")],
-    count: Annotated[int, typer.Option("-n", "--num-images", min=1, max=MOST_IMAGES, help="How many images.")] = 64,
-    steps: Annotated[
-        int | None, typer.Option("--steps", min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the ensemble's.")
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Image i depends on (seed, i) alone.")] = 0,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", min=1, max=MOST_IMAGES, help="Images at a time; changes only speed and memory."),
-    ] = 64,
-    classes: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--class", min=0, max=MANY, help="A class to draw, for a class-conditional ensemble; repeatable, in turn."
-        ),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option("--guidance", min=0, max=MOST_GUIDANCE, help="Guidance scale; default: the ensemble's; 1: none."),
-    ] = None,
-    dtype: Annotated[
-        Literal["fp32", "bf16", "fp16"], typer.Option("--dtype", help="Precision of the networks; fp16: GPU only.")
-    ] = "fp32",
-    compile_experts: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="torch.compile each expert at its first step: a minute each on a CPU, so for many images."
-        ),
-    ] = False,
-    offload: Annotated[
-        bool,
-        typer.Option("--offload", help="Read an expert's weights at its first step; one at a time is on the device."),
-    ] = False,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            "--workers",
-            min=1,
-            max=MOST_WORKERS,
-            help="Share the batches out over N workers of a Ray cluster; default: this process.",
-        ),
-    ] = None,
+    run_dir: EnsembleArgument,
+    out: OutOption,
+    num_images: CountOption = 64,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    batch_size: BatchOption = 64,
+    classes: ClassOption = None,
+    guidance: GuidanceOption = None,
+    dtype: DtypeOption = "fp32",
+    compile: CompileOption = False,  # noqa: A002 - the option's name
+    offload: OffloadOption = False,
+    workers: WorkersOption = None,
     address: AddressOption = None,
 ) -> None:
     """Draw images from a finished ensemble."""
-    from ebdiff_orchestrator.cluster.surroundings import check_surroundings
-    from ebdiff_orchestrator.ensemble.images import check_images_folder, write_images
+    from ebdiff_orchestrator.ensemble.images import write_images
     from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
 
-    if address is not None and workers is None:
-        raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
-    if workers is not None:
-        check_surroundings(address)
-    check_images_folder(out)
-    check_writable_folder(out, "--out")
+    _check_places(out, workers, address)
     job = ImageJob(
         ensemble=str(run_dir),
-        count=count,
+        count=num_images,
         batch_size=batch_size,
         seed=seed,
         steps=steps,
         classes=tuple(classes) if classes else None,
         guidance_scale=guidance,
         dtype=dtype,
-        compile=compile_experts,
+        compile=compile,
         offload=offload,
     )
     with terminal_view() as view:
@@ -89,4 +81,16 @@ def sample(
         else:
             drawn = sample_on_workers(job, workers, address, view)
     write_images(drawn.pixels, out)
-    print(f"{count} images and grid.png in {out}; peak memory {drawn.peak_memory_bytes / 2**20:,.0f} MiB")
+    print(f"{num_images} images and grid.png in {out}; peak memory {drawn.peak_memory_bytes / 2**20:,.0f} MiB")
+
+
+def _check_places(out: Path, workers: int | None, address: str | None) -> None:
+    from ebdiff_orchestrator.cluster import check_surroundings
+    from ebdiff_orchestrator.ensemble.images import check_images_folder
+
+    if workers is not None:
+        check_surroundings(address)
+    elif address is not None:
+        raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
+    check_images_folder(out)
+    check_writable_folder(out, "--out")

@@ -7,17 +7,17 @@ import time
 from contextlib import nullcontext
 from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.live import Live
+from typer import Option
 
 from ebdiff_orchestrator.cli.arguments import RunArgument
 
 
 def status(
     run_dir: RunArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="The manifest and the workers' progress as JSON.")] = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Keep showing until the run is finished or Ctrl-C.")] = False,
+    as_json: Annotated[bool, Option("--json", help="The manifest and the workers' progress as JSON.")] = False,
+    watch: Annotated[bool, Option("--watch", help="Keep showing until the run is finished or Ctrl-C.")] = False,
 ) -> None:
     """Show what a run has done and what it is doing."""
     from ebdiff_orchestrator.reports.status import read_status

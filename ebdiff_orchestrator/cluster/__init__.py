@@ -1,12 +1,21 @@
 """Where work is done, and the only place that imports ray: an Executor in this process, or on Ray."""
 
-from ebdiff_orchestrator.cluster.connecting import connect, start_early
-from ebdiff_orchestrator.cluster.executor import Executor, Loss, NodeAnswer, run_one, too_late, waiting_for
+from ebdiff_orchestrator.cluster.connecting import check_surroundings, cluster_address, connect, start_early
+from ebdiff_orchestrator.cluster.executor import (
+    THIS_MACHINE,
+    Executor,
+    Loss,
+    NodeAnswer,
+    Request,
+    ThisProcess,
+    request_of,
+    run_one,
+    too_late,
+    waiting_for,
+    workers_on_node,
+)
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
-from ebdiff_orchestrator.cluster.request import Request, request_of, workers_on_node
-from ebdiff_orchestrator.cluster.surroundings import check_surroundings, cluster_address
-from ebdiff_orchestrator.cluster.this_process import THIS_MACHINE, ThisProcess
-from ebdiff_orchestrator.cluster.trainer import RAY_FOLDER
+from ebdiff_orchestrator.cluster.workers import RAY_FOLDER
 
 __all__ = [
     "RAY_FOLDER",

@@ -1,8 +1,9 @@
-"""Joining a Ray cluster, or starting an embedded Ray."""
+"""Joining a Ray cluster, or starting an embedded Ray; what a user tells Ray outside the plan is looked at first."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,13 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ebdiff_orchestrator.cluster.embedded import WORKER_ENVIRONMENT, EmbeddedRay, Say
-from ebdiff_orchestrator.cluster.executor import Executor
+from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.cluster.noise import keep_noise, write_noise
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
-from ebdiff_orchestrator.cluster.request import request_of
-from ebdiff_orchestrator.cluster.surroundings import check_surroundings, cluster_address
-from schemas.errors import RunFailed, UserError, plan_error
+from region_workers.storage.places import check_writable_folder
+from schemas.errors import RunFailed, UserError, plan_error, problem
 from schemas.plan import WorkersPlan
+from schemas.section import check_place
+
+_ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}")
+_FOLDERS = ("RAY_TMPDIR", "TMPDIR")  # Ray takes the first that is set
+_SOCKET = "/eb-00000000/r/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what stands below it
+_LONGEST_SOCKET = 107  # bytes; Linux' limit
 
 
 def say_nothing(text: str) -> None:
@@ -62,10 +68,7 @@ def connect(
     try:
         yield _cluster(workers, embedded=not address)
     finally:
-        if embedded is not None:
-            embedded.stop()
-        else:
-            _shut_down()
+        _shut_down() if embedded is None else embedded.stop()
 
 
 def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> None:
@@ -73,6 +76,27 @@ def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> 
     check_surroundings(address)
     if cluster_address(address) is None:
         EmbeddedRay.begin(workers, jobs)
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to join: the one named, else RAY_ADDRESS; None for an embedded Ray. UserError if it is no address."""
+    name, found = ("--address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
+    if found and not _ADDRESS.fullmatch(found):
+        raise UserError(problem(name, found, "HOST:PORT, ray://HOST:PORT or auto", "Correct it, or leave it out."))
+    return found or None
+
+
+def check_surroundings(address: str | None) -> None:
+    """Raise UserError for an address that is none, and for folders in which no embedded Ray can work."""
+    if cluster_address(address) is not None:
+        return
+    given = [name for name in _FOLDERS if os.environ.get(name)]
+    for name in given:
+        check_place(name, os.environ[name])
+        check_writable_folder(Path(os.environ[name]), name)
+    if given and len(os.fsencode(os.environ[given[0]] + _SOCKET)) > _LONGEST_SOCKET:
+        expected = f"a path of at most {_LONGEST_SOCKET - len(_SOCKET)} bytes, since Ray puts sockets below it"
+        raise UserError(problem(given[0], os.environ[given[0]], expected, "Set it to a shorter one, as /tmp."))
 
 
 def _is_connected() -> bool:
@@ -116,7 +140,7 @@ def _cluster(workers: WorkersPlan, embedded: bool) -> RayExecutor:
     cluster = RayExecutor(embedded, request, workers.retries, workers.wait_limit_s)
     if cluster.has_ended():
         raise RunFailed("The Ray of this run ended before anything could start. The same command goes on.")
-    if embedded and not cluster.capacity():
+    if embedded and cluster.workers_at_once() < request.processes:
         free = cluster.describe_free()
         raise plan_error("workers.gpus", workers.gpus, f"what this machine has ({free})", "Lower it, or use auto.")
     return cluster

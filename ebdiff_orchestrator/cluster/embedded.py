@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ebdiff_orchestrator.cluster.executor import request_of
 from ebdiff_orchestrator.cluster.noise import keep_noise
-from ebdiff_orchestrator.cluster.request import request_of
 from region_workers.storage.own_folder import OwnFolder
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan

@@ -1,4 +1,4 @@
-"""Where the work of a run is done: in this process, or by the workers of a Ray cluster."""
+"""Where the work of a run is done: in this process, or by the workers of a Ray cluster; and what a job asks for."""
 
 from __future__ import annotations
 
@@ -7,10 +7,25 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from ebdiff_orchestrator.cluster.request import Request
 from schemas.job import WorkerJob
+from schemas.plan import WorkersPlan
+
+THIS_MACHINE = "this machine"
 
 Loss = Literal["died", "preempted"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one job asks for: `processes` workers of `cpus` CPUs and `gpus` GPUs each."""
+
+    processes: int
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        each = f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return each if self.processes == 1 else f"{self.processes} workers of {each}"
 
 
 @dataclass(frozen=True)
@@ -59,9 +74,72 @@ class Executor(Protocol):
 
     def has_ended(self) -> bool:
         """Whether no work can be done any more."""
+        return False
 
     def loss(self, error: BaseException | None) -> Loss | None:
         """What of the machine ended a job with this error; None where its program did."""
+        return None
+
+
+class ThisProcess(Executor):
+    """One worker: this process. What it is given has ended when the call returns."""
+
+    on_this_machine = True
+    poll_s = 0.0
+
+    def __init__(self, gpus: float = 0.0) -> None:
+        self.request = Request(processes=1, cpus=1.0, gpus=gpus)
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        from region_workers.worker.run import run_job  # torch, which doctor and status have no use for
+
+        future: Future[None] = Future()
+        try:
+            run_job(job)
+        except Exception as error:  # noqa: BLE001 - as a worker's, handed to whoever reads the future
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        return future
+
+    def cancel(self, job_name: str) -> None:
+        """Nothing is left to be ended."""
+
+    def has_started(self, job_name: str) -> None:
+        """Nothing is counted."""
+
+    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        for index, call in enumerate(calls):
+            yield index, function(*call)
+
+    def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
+        return [NodeAnswer(THIS_MACHINE, {}, function(*arguments), None)]
+
+    def workers_at_once(self) -> int:
+        return 1
+
+    def free_workers(self) -> int:
+        return 1
+
+    def describe_free(self) -> str:
+        return "1 of 1 process"
+
+
+def workers_on_node(request: Request, resources: Mapping[str, float]) -> int:
+    """How many workers of the request one node holds; a fraction of a GPU cannot be put together from two."""
+    fit = int(resources.get("CPU", 0.0) / request.cpus + 1e-6)
+    if request.gpus:
+        a_gpu = int(1 / request.gpus + 1e-6)
+        fit = min(fit, int(resources.get("GPU", 0.0)) * a_gpu)
+    return fit
+
+
+def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
+    """What a job asks for under this plan: `gpus: auto` is one GPU if the cluster has any."""
+    gpus = (1.0 if gpus_in_cluster else 0.0) if workers.gpus == "auto" else float(workers.gpus)
+    if gpus > 1:
+        return Request(processes=int(gpus), cpus=workers.cpus, gpus=1.0)
+    return Request(processes=1 if gpus else workers.processes, cpus=workers.cpus, gpus=gpus)
 
 
 def run_one(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Any:

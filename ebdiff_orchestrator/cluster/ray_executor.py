@@ -10,10 +10,8 @@ from dataclasses import replace
 from threading import Lock, Thread
 from typing import Any
 
-from ebdiff_orchestrator.cluster.executor import Loss, NodeAnswer, too_late
-from ebdiff_orchestrator.cluster.region_actor import start_actor
-from ebdiff_orchestrator.cluster.request import Request, workers_on_node
-from ebdiff_orchestrator.cluster.trainer import trainer_of
+from ebdiff_orchestrator.cluster.executor import Executor, Loss, NodeAnswer, Request, too_late, workers_on_node
+from ebdiff_orchestrator.cluster.workers import start_actor, trainer_of
 from schemas.errors import RunFailed, UserError
 from schemas.job import WorkerJob
 
@@ -21,7 +19,7 @@ _LOOK_S = 1.0
 _ASK_LIMIT_S = 180.0  # for a function on each node: a process starts there, torch may ask CUDA
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """A connection to Ray, made by `connect`."""
 
     poll_s = 0.5
@@ -35,10 +33,6 @@ class RayExecutor:
         self._cancelled: set[str] = set()
         self._lock = Lock()
 
-    def capacity(self) -> int:
-        """How many jobs the cluster holds at once, by what its nodes have."""
-        return self.workers_at_once() // self.request.processes
-
     def has_ended(self) -> bool:
         """Whether this program's own Ray has lost its only node, which never comes back; another cluster's may."""
         import ray
@@ -46,7 +40,6 @@ class RayExecutor:
         return self.on_this_machine and not any(node["Alive"] for node in ray.nodes())
 
     def workers_at_once(self) -> int:
-        """See Executor: each must fit on one node."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -64,7 +57,6 @@ class RayExecutor:
         return max(0, min(int(workers + 1e-6) - promised, self.workers_at_once() - held))
 
     def describe_free(self) -> str:
-        """See Executor: of the requested kinds."""
         import ray
 
         free, total = ray.available_resources(), ray.cluster_resources()
@@ -80,13 +72,11 @@ class RayExecutor:
         return future
 
     def cancel(self, job_name: str) -> None:
-        """See Executor. What a trainer's controller has started, or waits for, ends with it."""
         with self._lock:
             self._cancelled.add(job_name)
             self._end_if_cancelled(job_name)
 
     def has_started(self, job_name: str) -> None:
-        """See Executor: what it holds shows in Ray's own count now."""
         self._starting.pop(job_name, None)
 
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
@@ -134,7 +124,6 @@ class RayExecutor:
             time.sleep(_LOOK_S)
 
     def loss(self, error: BaseException | None) -> Loss | None:
-        """See Executor."""
         from ray.exceptions import RayActorError, RayTaskError
 
         if isinstance(error, RayActorError):
@@ -154,7 +143,7 @@ class RayExecutor:
         return "died" if died else None
 
     def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
-        """See Executor: at the same time, for at most `_ASK_LIMIT_S`."""
+        """See Executor: on all at the same time, for at most `_ASK_LIMIT_S`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

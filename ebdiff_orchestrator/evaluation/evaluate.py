@@ -35,7 +35,7 @@ from ebdiff_orchestrator.evaluation.work import finished_record, image_file, rem
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
-from ebdiff_orchestrator.run.view import Silent, View
+from ebdiff_orchestrator.run.view import View
 from region_workers.data.store import ensure_store
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
@@ -107,7 +107,7 @@ def evaluate(
         check_surroundings(address)
         if cluster_address(address):
             directory.check_in_folder(_SHARED)
-    with directory.held(), view or Silent() as shown, ExitStack() as stack:
+    with directory.held(), view or View() as shown, ExitStack() as stack:
         return _evaluate(directory, options, Workers(plan.workers, address, executor, shown, stack))
 
 

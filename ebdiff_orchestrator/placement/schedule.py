@@ -51,7 +51,6 @@ class Slot:
 
     @property
     def device_s(self) -> float:
-        """The device-seconds that it holds."""
         return len(self.devices) * (self.end_s - self.start_s)
 
 
@@ -61,6 +60,11 @@ class Schedule:
 
     slots: tuple[Slot, ...]
     devices: int
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many devices each job holds. Jobs run as here if they start in this order, each as soon as it can."""
+        return {slot.name: len(slot.devices) for slot in self.slots}
 
     @property
     def makespan_s(self) -> float:
@@ -83,7 +87,6 @@ class Schedule:
         return self.held_s / self.rented_s
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         slots = [
             {"name": slot.name, "devices": list(slot.devices), "start": slot.start_s, "end": slot.end_s}
             for slot in self.slots
@@ -133,15 +136,6 @@ def place(
             order, devices = _packed(order, devices, _AS_LONG * makespan_s - begin_s)
     slots = (*_slots(before, widest, 0.0), *_slots(order, devices, begin_s))
     return Schedule(slots, len({device for slot in slots for device in slot.devices}))
-
-
-def assignment(schedule: Schedule) -> tuple[tuple[str, int], ...]:
-    """(job, number of devices) in the order of their starts.
-
-    Jobs started in this order, each as soon as so many devices are free and none before its turn, run as in the
-    schedule.
-    """
-    return tuple((slot.name, len(slot.devices)) for slot in schedule.slots)
 
 
 def _check_memory(work: Work, device_memory_bytes: int) -> None:

@@ -22,7 +22,6 @@ class Piece(NamedTuple):
 
     @property
     def device_s(self) -> float:
-        """The device-seconds that it holds."""
         return self.width * self.seconds
 
 

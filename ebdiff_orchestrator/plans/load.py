@@ -69,6 +69,7 @@ def _preset(name: str) -> dict[str, Any]:
             f"PLAN = {name}: expected a file, or a preset ({', '.join(presets())}), also with a method, as in "
             f"cifar10-eb ({', '.join(methods())}). Check the name or the path.{similar_word(name, known)}"
         )
+    values.pop("methods", None)
     return values
 
 

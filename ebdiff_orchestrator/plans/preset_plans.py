@@ -19,38 +19,26 @@ def methods() -> dict[str, str]:
     return _described(_folder() / "methods")
 
 
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`values` with `changes` over them: sections are merged, lists and single values replaced."""
+    sections = [key for key in changes if isinstance(values.get(key), dict) and isinstance(changes[key], dict)]
+    return {**values, **changes, **{key: merged(values[key], changes[key]) for key in sections}}
+
+
 def preset_values(name: str) -> dict[str, Any] | None:
-    """The values of the plan called `name`: a preset, or a preset with methods (`cifar10-eb-speed`); None if none is.
+    """Of a preset, its `methods` with them, or of one with methods (`cifar10-eb-speed`); None if there is none.
 
     A method's own file comes first, then what the preset says of that method under `methods`.
     """
-    values = _values(name)
-    if values is not None:
-        values.pop("methods", None)
-    return values
-
-
-def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """`values` with `changes` over them: sections are merged, lists and single values replaced."""
-    both = {key: merged(values[key], changes[key]) for key in changes if _are_sections(values.get(key), changes[key])}
-    return {**values, **changes, **both}
-
-
-def _values(name: str) -> dict[str, Any] | None:
-    """With the `methods` of the preset."""
     if name in presets():
         return _read(_folder() / f"{name}.yaml")
     for method in sorted(methods(), key=len, reverse=True):
-        values = _values(name.removesuffix(f"-{method}")) if name.endswith(f"-{method}") else None
+        values = preset_values(name.removesuffix(f"-{method}")) if name.endswith(f"-{method}") else None
         if values is not None:
             own = values.get("methods", {}).get(method, {})
             changes = merged(_read(_folder() / "methods" / f"{method}.yaml"), own)
             return merged(merged(values, changes), {"name": name})
     return None
-
-
-def _are_sections(old: Any, new: Any) -> bool:
-    return isinstance(old, dict) and isinstance(new, dict)
 
 
 def _read(file: Traversable) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, d
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.reports.formats import TextTable, duration, gib, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
-from ebdiff_orchestrator.run.dense_start import adopt_dense
+from ebdiff_orchestrator.run.resolve import adopt_dense
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of
 from schemas.errors import user_error

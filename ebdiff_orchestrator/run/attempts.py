@@ -53,7 +53,6 @@ class Attempt:
         return self._stage_index(), self.progress.step if stopped else self.progress.first_step
 
     def has_stopped(self) -> bool:
-        """Whether it saved its state to stop."""
         return self.progress is not None and self.progress.state == "stopped"
 
     def left_early(self, loss: Loss | None) -> bool:
@@ -93,12 +92,7 @@ def what_follows(attempt: Attempt, budget: Budget, loss: Loss | None, failure: F
     """What to do about an attempt that has ended too soon: one budget a job, and none if trying again cannot help."""
     if attempt.left_early(loss) and budget.leaves_for_free(attempt.saved_at()):
         return Next.GO_ON
-    return Next.RETRY if may_retry(budget.attempts, retries, failure.retryable) else Next.GIVE_UP
-
-
-def may_retry(attempts: int, retries: int, retryable: bool) -> bool:
-    """Whether a failed job gets another attempt."""
-    return retryable and attempts <= retries
+    return Next.RETRY if failure.retryable and budget.attempts <= retries else Next.GIVE_UP
 
 
 def raise_if_failed(budgets: Mapping[str, Budget], how_to_go_on: str) -> None:

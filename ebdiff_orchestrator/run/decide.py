@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ebdiff_orchestrator.run.stages import JobOutline
@@ -33,15 +33,6 @@ class Decision:
     finished: bool = False
 
 
-@dataclass(frozen=True)
-class Growable:
-    """A job that could go on with more workers: how many it has, and how long it would still take with them."""
-
-    name: str
-    workers: int
-    remaining_s: float
-
-
 def next_jobs(
     jobs: tuple[JobOutline, ...], workers: Mapping[str, int], situation: Situation, wait_limit_s: float
 ) -> Decision:
@@ -62,29 +53,6 @@ def next_jobs(
     if waiting and not start and not situation.running and situation.waited_s > wait_limit_s:
         return Decision(late=waiting, give_up=dead)
     return Decision(start, waiting, give_up=dead, finished=not open_jobs)
-
-
-def next_growth(
-    jobs: Sequence[Growable],
-    free_workers: int,
-    allowed: Sequence[int],
-    speed_up: Callable[[int], float],
-    restart_s: float,
-) -> tuple[str, int] | None:
-    """The job to give free workers to, and how many it then has in all; None where that would end nothing sooner.
-
-    It is the job that would end last. `allowed` are the numbers of workers that can share a batch; going on with more
-    costs a restart.
-    """
-    if not jobs:
-        return None
-    last = max(jobs, key=lambda job: (job.remaining_s, job.name))
-    wider = [count for count in allowed if last.workers < count <= last.workers + free_workers]
-    if not wider:
-        return None
-    best = max(wider, key=speed_up)
-    after_s = last.remaining_s * speed_up(last.workers) / speed_up(best)
-    return (last.name, best) if after_s + restart_s < last.remaining_s else None
 
 
 def _how_many_fit(workers: Sequence[int], free: int) -> int:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ebdiff_orchestrator.placement.schedule import allowed_widths, speed_up
 from ebdiff_orchestrator.run.attempts import Attempt
-from ebdiff_orchestrator.run.decide import Growable, next_growth
 from schemas.plan import Plan
 from schemas.process import unix_time
 
 _FREED_WITHIN_S = 15.0  # Ray counts what a job gave back a little later
+
+
+@dataclass(frozen=True)
+class Growable:
+    """A job that could go on with more workers: how many it has, and how long it would still take with them."""
+
+    name: str
+    workers: int
+    remaining_s: float
 
 
 class Growth:
@@ -63,6 +72,29 @@ class Growth:
         name, count = growth
         attempts[name].grow_to = count
         return attempts[name]
+
+
+def next_growth(
+    jobs: Sequence[Growable],
+    free_workers: int,
+    allowed: Sequence[int],
+    speed_up: Callable[[int], float],
+    restart_s: float,
+) -> tuple[str, int] | None:
+    """The job to give free workers to, and how many it then has in all; None where that would end nothing sooner.
+
+    It is the job that would end last. `allowed` are the numbers of workers that can share a batch; going on with more
+    costs a restart.
+    """
+    if not jobs:
+        return None
+    last = max(jobs, key=lambda job: (job.remaining_s, job.name))
+    wider = [count for count in allowed if last.workers < count <= last.workers + free_workers]
+    if not wider:
+        return None
+    best = max(wider, key=speed_up)
+    after_s = last.remaining_s * speed_up(last.workers) / speed_up(best)
+    return (last.name, best) if after_s + restart_s < last.remaining_s else None
 
 
 def _remaining_s(attempt: Attempt) -> float | None:

@@ -24,12 +24,10 @@ class Interrupts:
 
     @property
     def requested(self) -> bool:
-        """Whether the user asked to stop."""
         return self._count > 0
 
     @property
     def insisted(self) -> bool:
-        """Whether the user asked again."""
         return self._count > 1
 
     def wait_for(self, futures: Sequence[Future[None]], limit_s: float, poll_s: float) -> bool:

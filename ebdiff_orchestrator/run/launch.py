@@ -19,7 +19,7 @@ from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.samples import decode_images, encode_images, samples_at_hand
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, outline_jobs
-from ebdiff_orchestrator.run.view import Silent, View
+from ebdiff_orchestrator.run.view import View
 from region_workers.data.latents.store import LatentStore
 from region_workers.data.samples import SampleStore
 from region_workers.data.store import ImageStore
@@ -48,7 +48,7 @@ def launch(
     """
     if executor is None:
         check_surroundings(address)
-    directory, view = RunDirectory(run_dir if run_dir is not None else Path("runs", plan.name)), view or Silent()
+    directory, view = RunDirectory(run_dir if run_dir is not None else Path("runs", plan.name)), view or View()
     with _opened(plan, directory, take_over, view) as (resolved, ledger):
         if ledger.manifest.finished():
             return RunHandle(directory.location)
@@ -58,6 +58,7 @@ def launch(
             with _workers(ledger, address, executor, view) as workers:
                 check_data_fits(resolved.plan, len(images), workers.request.processes)
                 jobs = jobs or _known_jobs(ledger, encode_images(resolved, images, ledger, workers, view), reuse, view)
+                view.line(f"{len(jobs)} jobs, {workers.request} each; free: {workers.describe_free()}.")
                 for finish_run in (finish_or_reopen, finish):
                     placement = place_jobs(jobs, resolved.preview, len(images), ledger, workers, view)
                     JobLoop(jobs, placement, ledger, workers, view).run()
@@ -98,7 +99,7 @@ def extend(
     """
     directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
-    with directory.held(say=(view or Silent()).line):
+    with directory.held(say=(view or View()).line):
         Ledger(directory).extend(plan)
     return resume(directory.location, address=address, view=view, executor=executor)
 
@@ -129,7 +130,6 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
 def _workers(
     ledger: Ledger, address: str | None, executor: Executor | None, view: View
 ) -> AbstractContextManager[Executor]:
-    """Where the run's jobs are done."""
     plan, log = ledger.plan, ledger.directory.path / RAY_LOG
     if executor is None:
         view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")

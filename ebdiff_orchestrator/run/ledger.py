@@ -8,7 +8,7 @@ from pathlib import Path
 from ebdiff_orchestrator.run.manifests import continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, JobOutline, made_from, with_what_follows
-from ebdiff_orchestrator.run.view import Silent
+from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import finished_result
 from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
@@ -23,7 +23,7 @@ class Ledger:
     """What is known of a run. Only the driver holds one."""
 
     def __init__(self, directory: RunDirectory, say: Say | None = None) -> None:
-        self.directory, self.manifest, self._say = directory, directory.read(), say or Silent().line
+        self.directory, self.manifest, self._say = directory, directory.read(), say or View().line
         self._launch: Launch | None = None
 
     @classmethod
@@ -43,7 +43,6 @@ class Ledger:
 
     @property
     def plan(self) -> Plan:
-        """The run's plan."""
         return self.manifest.plan
 
     def begin_launch(self) -> None:
@@ -51,19 +50,15 @@ class Ledger:
         self._launch = Launch(started_at=unix_time(), ended_at=unix_time())
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage is finished."""
         return self.manifest.stage(stage).status == "done"
 
     def all_done(self, jobs: tuple[JobOutline, ...]) -> bool:
-        """Whether every stage of every job is finished."""
         return all(self.is_done(stage) for job in jobs for stage in job.stages)
 
     def done_stages(self) -> frozenset[str]:
-        """The names of the finished stages."""
         return frozenset(name for name in self.manifest.stages if self.is_done(name))
 
     def first_open(self, job: JobOutline) -> str:
-        """The first stage of a job that is not finished."""
         return next(stage for stage in job.stages if not self.is_done(stage))
 
     def artifacts(self, stage: str, folder: str) -> tuple[Artifact, ...]:
@@ -134,7 +129,6 @@ class Ledger:
         self._save(self.manifest.model_copy(update={"usage": (*others, usage)}))
 
     def record_evaluation(self, evaluation: Evaluation) -> None:
-        """Record a measurement of the run's images."""
         evaluations = {**self.manifest.evaluations, evaluation.key: evaluation}
         self._save(self.manifest.model_copy(update={"evaluations": evaluations}))
 

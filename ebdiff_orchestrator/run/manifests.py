@@ -1,13 +1,14 @@
-"""The manifest of a new run, of one that goes on, and of one that gets more steps; nothing is written here."""
+"""The manifest of a new run, of one that goes on, and of one that gets more steps, where the plan may be so changed."""
 
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-from ebdiff_orchestrator.run.differences import STEPS, differences, refusal
 from ebdiff_orchestrator.run.stages import stage_names, train_stage_name
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.manifest import Manifest, StageRecord
@@ -15,6 +16,7 @@ from schemas.plan import Plan
 from schemas.process import unix_time
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
+_STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")
 
 
 def new_manifest(plan: Plan) -> Manifest:
@@ -36,7 +38,7 @@ def continued(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
     UserError, showing what differs, if the plan is of another experiment.
     """
     if manifest.plan.experiment_digest() != plan.experiment_digest():
-        raise UserError(refusal(run_dir, manifest.plan, plan))
+        raise UserError(_refusal(run_dir, manifest.plan, plan))
     return manifest.model_copy(update={"plan": plan, "software": _software()})
 
 
@@ -46,7 +48,7 @@ def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) 
     PlanError if the plan differs in anything else, or asks for fewer steps than a training has made: `saved_steps` says
     how many of a stage are in its checkpoints.
     """
-    changed = [line for line in differences(manifest.plan.experiment(), plan.experiment()) if not STEPS.match(line)]
+    changed = [line for line in differences(manifest.plan.experiment(), plan.experiment()) if not _STEPS.match(line)]
     if changed:
         lines = "\n".join(f"  - {line}" for line in changed)
         raise PlanError(
@@ -64,6 +66,43 @@ def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) 
             stages[record.name] = record.model_copy(update={"status": "pending"})
     update = {"plan": plan, "experiment_digest": plan.experiment_digest(), "stages": stages}
     return manifest.model_copy(update=update)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """The fields in which two experiments differ, a line each: `field: old -> new`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            line
+            for key in keys
+            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}.{index}")]
+    return [] if old == new else [f"{path}: {old} -> {new}"]
+
+
+def _refusal(path: Path, old: Plan, new: Plan) -> str:
+    """For people: the run in `path` is of another experiment, and in what."""
+    changed = differences(old.experiment(), new.experiment())
+    lines = "\n".join(f"  - {line}" for line in changed)
+    lines += _extend_hint(path, changed)
+    return (
+        f"DIR = {path}: holds a run of a different experiment; expected one of this plan. "
+        f"What differs (there -> asked for):\n{lines}\n"
+        f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"
+    )
+
+
+def _extend_hint(path: Path, changed: list[str]) -> str:
+    """How to train further, where that is all that differs."""
+    steps = [re.fullmatch(r"(\S+): (\d+|None) -> (\d+)", line) for line in changed]
+    known = [found for found in steps if found and _STEPS.match(found[0])]
+    if len(known) < len(changed) or any(int(found[3]) <= int(found[2].replace("None", "0")) for found in known):
+        return ""
+    sets = " ".join(f"--set {found[1]}={found[3]}" for found in known)
+    return f"\nTo train its experts further: ebdiff extend {path} {sets}"
 
 
 def _software() -> dict[str, str]:

@@ -13,19 +13,66 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 
-from ebdiff_orchestrator.run.claims import Claims
+from region_workers.storage.durable import remove_leftovers
+from region_workers.storage.run_files import RunFiles
 from schemas.errors import RunFailed, UserError
-from schemas.owner import Claim
+from schemas.owner import OWNERS_FOLDER, Claim
 
 LEASE_S = 30.0
+_LOCK = f"{OWNERS_FOLDER}/.lock"
 _LOOK_S = 0.5
 _KEPT_CLAIMS = 5  # older ones say nothing that the newest does not
 
 Say = Callable[[str], None]
+
+
+class Claims:
+    """The claims that lie among a run's files, one a file."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self._files, self.where = files, files.location
+
+    def names(self) -> list[str]:
+        return self._files.claims()
+
+    def newest(self) -> str | None:
+        """The owner's; None without any."""
+        return max(self.names(), default=None)
+
+    def read(self, name: str) -> Claim | None:
+        """A claim; None if it is gone or being written."""
+        try:
+            return Claim.model_validate_json(self._files.read(f"{OWNERS_FOLDER}/{name}"))
+        except (FileNotFoundError, PermissionError, ValueError):
+            return None
+
+    def write(self, claim: Claim) -> None:
+        """Put a claim in one move."""
+        self._files.write(f"{OWNERS_FOLDER}/{claim.name}", claim.model_dump_json().encode())
+
+    def delete(self, name: str) -> None:
+        self._files.delete(f"{OWNERS_FOLDER}/{name}")
+
+    def forget(self) -> None:
+        """Delete all claims, and the folder that they are in."""
+        with suppress(FileNotFoundError):
+            self._files.discard(OWNERS_FOLDER)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Within it nobody else claims the run or changes it, as far as its place can promise that."""
+        return self._files.locked(_LOCK)
+
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """`locked`, with the place made for a claim and cleared of what a killed writer left there."""
+        with self._files.locked(_LOCK, make=True):
+            remove_leftovers(self._files.folder / OWNERS_FOLDER)
+            yield
 
 
 class RunTakenOverError(RunFailed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.cluster import Executor, run_one
-from ebdiff_orchestrator.placement.schedule import assignment, place
+from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -40,7 +40,7 @@ def place_jobs(
         return dict.fromkeys(still, 1), None
     efficiency = plan.workers.parallel_efficiency
     schedule = place(works, max(1, executor.workers_at_once()), plan.placement, efficiency, first)
-    workers = dict(assignment(schedule))
+    workers = schedule.widths
     shares = ", ".join(f"{name} {count}" for name, count in workers.items())
     at_once = f"{schedule.devices} workers at once, about {schedule.makespan_s:.0f} s"
     view.line(f"Placement {plan.placement}, {at_once}: {shares}.")

@@ -1,17 +1,23 @@
-"""A plan with all that is looked up about it, once: it is handed on, and nobody looks again."""
+"""A plan with all that is looked up about it, its dense start too, once: it is handed on, and nobody looks again."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
-from ebdiff_orchestrator.run.dense_start import adopt_dense
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
-from schemas.manifest import DenseSource
+from schemas.errors import plan_error
+from schemas.manifest import DenseCost, DenseSource
 from schemas.plan import Plan
+
+_NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,32 @@ def resolve(plan: Plan, directory: RunDirectory) -> ResolvedPlan:
     return ResolvedPlan(plan, known.dense)
 
 
+def adopt_dense(plan: Plan) -> tuple[Plan, DenseSource | None]:
+    """The plan with the arguments of its dense start in place of its own, and that start.
+
+    Raises PlanError where there is none though the plan prunes a trained network, where it cannot be read, or where
+    the plan states another value for one of its arguments.
+    """
+    if plan.model.pretrained is None:
+        if plan.draw.method == "one-shot":
+            raise plan_error(
+                "model.pretrained",
+                None,
+                "a trained dense network, since draw.method=one-shot prunes one",
+                "Give a dense run's directory or a diffusers folder: --set model.pretrained=runs/cifar10-dense.",
+            )
+        return plan, None
+    dense = find_dense(plan.model.pretrained)
+    source = DenseSource(
+        path=str(dense.run or dense.folder),
+        digest=dense.digest(),
+        class_name=dense.class_name,
+        arguments=dense.arguments,
+        cost=_cost(dense),
+    )
+    return _with_arguments(plan, dense), source
+
+
 def _with_absolute_paths(plan: Plan) -> Plan:
     """Local paths of the plan made absolute, since workers have another current directory."""
     data = plan.data.model_copy(update={"path": _absolute(plan.data.path)})
@@ -63,3 +95,73 @@ def _absolute(path: str | None) -> str | None:
     if path is None or not Path(path).expanduser().exists():
         return path
     return str(Path(path).expanduser().resolve())
+
+
+def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
+    """Values that the plan's author wrote must be the network's; defaults give way to it.
+
+    What a plan has no form for (a list of head counts, say) stays in the network's own config alone.
+    """
+    update: dict[str, Any] = {}
+    for name, field in type(plan.model).model_fields.items():
+        if name in _NOT_OF_THE_NETWORK or name not in dense.arguments:
+            continue
+        try:
+            form: Any = Annotated[field.annotation, field, *field.metadata]
+            theirs = TypeAdapter(form).validate_python(dense.arguments[name])
+        except ValidationError:
+            continue
+        own = getattr(plan.model, name)
+        if own != theirs and name in plan.model.model_fields_set:
+            raise _disagreement(plan, f"model.{name}", own, theirs)
+        update[name] = theirs
+    _check_images(plan, dense)
+    _check_classes(plan, dense)
+    return plan.model_copy(update={"model": plan.model.model_copy(update=update)})
+
+
+def _check_classes(plan: Plan, dense: DenseFolder) -> None:
+    """The network's table of classes ends with a row for `no class`; without one it would lose its last class."""
+    rows = dense.arguments.get("num_context_classes") or dense.arguments.get("num_class_embeds")
+    classes = None if rows is None else int(rows) - 1
+    if plan.model.num_classes != classes:
+        expected = f"{classes} and a last row for `no class`, by the {rows} rows of" if rows else "null, as in"
+        remedy = "Set it so; a network without that row cannot be a dense start."
+        raise plan_error("model.num_classes", plan.model.num_classes, f"{expected} model.pretrained", remedy)
+
+
+def _check_images(plan: Plan, dense: DenseFolder) -> None:
+    latent = plan.model.family == "latent"
+    channels = plan.model.latent_channels if plan.model.family == "latent" else plan.data.channels
+    side = plan.data.resolution // (plan.model.latent_downscale if plan.model.family == "latent" else 1)
+    for argument in ("in_channels", "out_channels"):
+        theirs = dense.arguments.get(argument, channels)
+        if theirs != channels:
+            raise _disagreement(plan, "model.latent_channels" if latent else "data.channels", channels, theirs)
+    size = dense.arguments.get("sample_size")
+    if size not in (None, side, [side, side]):
+        raise _disagreement(plan, "data.resolution", plan.data.resolution, f"a side of {size} for the network")
+
+
+def _disagreement(plan: Plan, field: str, value: object, theirs: object) -> Exception:
+    remedy = "Leave it out, or set it so." if field.startswith("model.") else "Set it so."
+    return plan_error(field, value, f"{theirs}, as in model.pretrained = {plan.model.pretrained}", remedy)
+
+
+def _cost(dense: DenseFolder) -> DenseCost | None:
+    """What the run that trained it took; None for a network of unknown history."""
+    if dense.run is None:
+        return None
+    manifest = RunDirectory(dense.run).read()
+    region = manifest.plan.regions[0]
+    record = manifest.stage(f"train/{region.name}")
+    earlier = manifest.dense.cost if manifest.dense else None
+    if manifest.dense and earlier is None:
+        return None
+    training = manifest.training_usage()
+    return DenseCost(
+        steps=record.steps + (earlier.steps if earlier else 0),
+        active_s=record.active_s + (earlier.active_s if earlier else 0.0),
+        worker_hours=sum(held.worker_hours for held in training) + (earlier.worker_hours if earlier else 0.0),
+        gpu_hours=sum(held.gpu_hours for held in training) + (earlier.gpu_hours if earlier else 0.0),
+    )

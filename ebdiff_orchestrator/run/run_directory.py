@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ebdiff_orchestrator.run.claims import Claims
-from ebdiff_orchestrator.run.foreign_files import check_nothing_foreign
-from ebdiff_orchestrator.run.ownership import Say, check_newest, claim_run
+from ebdiff_orchestrator.run.ownership import Claims, Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.checkpoint_folders import newest_step
-from region_workers.storage.durable import remove_leftovers, write_model
+from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
+from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.process import unix_time
+
+_SHOWN = 5
 
 
 class RunDirectory:
@@ -39,7 +40,6 @@ class RunDirectory:
 
     @property
     def manifest_file(self) -> Path:
-        """Where the manifest is, or will be."""
         return self.path / MANIFEST_FILE
 
     @property
@@ -140,7 +140,6 @@ class RunDirectory:
             self._files.publish(folder)
 
     def discard(self, key: str) -> None:
-        """Delete a file of the run, or a folder."""
         with self.fenced():
             self._files.discard(key)
 
@@ -157,7 +156,7 @@ class RunDirectory:
         """
         check_no_links(self.path)
         if not self.exists():
-            check_nothing_foreign(self.location, self._files.outline())
+            _check_nothing_foreign(self.location, self._files.outline())
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             ownership = claim_run(self._claims, take_over=take_over, say=say)
@@ -191,3 +190,32 @@ class RunDirectory:
     def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
         """The artifacts that are missing or whose bytes are not those recorded."""
         return self._files.damaged(artifacts)
+
+
+def _check_nothing_foreign(where: str, names: Iterable[str]) -> None:
+    """UserError for a place that is no run yet and holds somebody's files, which a run might write over or delete.
+
+    `names`: down to the second level. What a launch that was killed at its start has left is no obstacle; where a claim
+    is among them there was a run, which has lost its manifest, and the rest is its own.
+    """
+    names = list(names)
+    if any(is_claim(name.removeprefix(f"{OWNERS_FOLDER}/")) for name in names if name.startswith(OWNERS_FOLDER)):
+        return
+    foreign = sorted({_top(name) for name in names if not _is_ours(name)})
+    if foreign:
+        more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+        raise UserError(
+            f"DIR = {where}: expected a run, or an empty folder for a new one, but it holds "
+            f"{', '.join(foreign[:_SHOWN])}{more}, and no run. Give another --run-dir, or move these away."
+        )
+
+
+def _top(name: str) -> str:
+    return name if name.startswith(f"{OWNERS_FOLDER}/") else name.split("/")[0]
+
+
+def _is_ours(name: str) -> bool:
+    top, _, below = name.partition("/")
+    if top == OWNERS_FOLDER:
+        return below in ("", ".lock") or is_claim(below) or is_temporary(below)
+    return name == RAY_LOG or is_temporary(top)

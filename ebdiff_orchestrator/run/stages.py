@@ -28,7 +28,6 @@ class JobOutline:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The stages this job completes."""
         return tuple(stage.name for stage in (self.draw, self.train) if stage is not None)
 
 

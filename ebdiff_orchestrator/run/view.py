@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -16,12 +16,14 @@ if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help 
 _LINE_EVERY_S = 15.0
 
 
-class View(Protocol):
-    """What the driver tells while it works."""
+class View:
+    """What the driver tells while it works. This one says nothing: for the Python API."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        return
 
     def line(self, text: str) -> None:
         """Something happened."""
@@ -36,29 +38,7 @@ class View(Protocol):
         """Where a job stands; may be said often."""
 
 
-class Silent:
-    """Says nothing; for the Python API."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
-    def line(self, text: str) -> None:
-        return
-
-    def waiting(self, text: str) -> None:
-        return
-
-    def images(self, done: int, total: int) -> None:
-        return
-
-    def job(self, name: str, progress: Progress) -> None:
-        return
-
-
-class Lines(Silent):
+class Lines(View):
     """A line for what happens, and at most one every 15 seconds for each thing that goes on."""
 
     def __init__(self, console: Console) -> None:
@@ -87,7 +67,7 @@ class Lines(Silent):
             self.line(text)
 
 
-class LiveTable(Silent):
+class LiveTable(View):
     """A table that follows every job, under the lines of what happened."""
 
     def __init__(self, console: Console) -> None:

@@ -28,7 +28,7 @@ from ebdiff_orchestrator.cluster import connect
 from ebdiff_orchestrator.ensemble import save_ensemble
 from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.plans.load import load_plan
-from ebdiff_orchestrator.run.view import Silent
+from ebdiff_orchestrator.run.view import View
 from schemas.plan import Plan, WorkersPlan
 
 TARGET = 0.9
@@ -46,7 +46,7 @@ def measure(job: ImageJob, workers: int, rounds: int, report: Report) -> None:
     drawn: dict[int, np.ndarray] = {}
 
     def draw(count: int) -> None:
-        drawn[count] = sample_on_workers(job, count, None, Silent()).pixels
+        drawn[count] = sample_on_workers(job, count, None, View()).pixels
 
     alone = replace(job, count=job.count // workers)
     context = multiprocessing.get_context("spawn")

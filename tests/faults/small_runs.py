@@ -14,7 +14,7 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
-from ebdiff_orchestrator.run.view import Silent
+from ebdiff_orchestrator.run.view import View
 from region_workers.data.store import ensure_store
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
@@ -53,7 +53,7 @@ def other_region(name: str) -> str:
     return name.replace("low", "high") if "low" in name else name.replace("high", "low")
 
 
-class Listener(Silent):
+class Listener(View):
     """A view that remembers what it was told."""
 
     def __init__(self) -> None:

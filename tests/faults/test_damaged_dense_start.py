@@ -11,7 +11,7 @@ from serial_cluster import SerialCluster
 from small_runs import UnwillingCluster, WouldStartError, small_plan
 
 from ebdiff_orchestrator.run import launch as driver
-from ebdiff_orchestrator.run.dense_start import adopt_dense
+from ebdiff_orchestrator.run.resolve import adopt_dense
 from region_workers.networks.pretrained import DenseFolder, dense_network
 from schemas.errors import PlanError, RunFailed, UserError
 

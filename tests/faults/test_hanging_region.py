@@ -66,7 +66,7 @@ def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
     plan = tiny_plan(REGIONS, "training.steps=200", "workers.processes=2", "workers.hang_limit_s=4")
     said: list[str] = []
 
-    class Noting(driver.Silent):
+    class Noting(driver.View):
         def line(self, text: str) -> None:
             said.append(text)
 

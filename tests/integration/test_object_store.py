@@ -27,7 +27,7 @@ from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, outline_jobs
-from ebdiff_orchestrator.run.view import Silent
+from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import artifact
 from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
@@ -226,7 +226,7 @@ def test_the_driver_knows_how_far_a_training_is_wherever_its_checkpoints_are(
     for step, first in ((10, "region a"), (60, "region b")):
         RunFiles(run.location).write(f"train/a/checkpoints/step-{step:09d}/checkpoint.json", b"{}")
         RunFiles(run.location).write(f"train/b/checkpoints/step-{40:09d}/checkpoint.json", b"{}")
-        workers_of, _ = place_jobs(jobs, preview, 1797, ledger, ProcessCluster(2), Silent())
+        workers_of, _ = place_jobs(jobs, preview, 1797, ledger, ProcessCluster(2), View())
         assert next(iter(workers_of)) == first, "the one with more steps to go comes first"
     with pytest.raises(PlanError, match="expected at least the 60 that are made"):
         driver.extend(run.location, ["training.steps=50"], executor=ProcessCluster(1))

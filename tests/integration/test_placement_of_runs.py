@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from ebdiff_orchestrator.run import growth
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run import placing as jobs
-from ebdiff_orchestrator.run.decide import next_growth
+from ebdiff_orchestrator.run.growth import next_growth
 from schemas.errors import PlanError
 from schemas.job import WorkerJob
 from schemas.plan import Plan

@@ -16,7 +16,7 @@ from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.evaluation import sampling
 from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
-from ebdiff_orchestrator.run.view import Silent
+from ebdiff_orchestrator.run.view import View
 from schemas.errors import RunFailed, UserError
 
 
@@ -58,7 +58,7 @@ def test_any_number_of_workers_draws_the_same_bits_in_order(folder: Path, backwa
     job = ImageJob(str(folder), count=8, batch_size=3, seed=5)
     torch.set_num_threads(1)  # as a plan's workers have
     expected = sample_here(job, lambda done, total: None)
-    drawn = sample_on_workers(job, workers, None, Silent(), backwards)
+    drawn = sample_on_workers(job, workers, None, View(), backwards)
     assert np.array_equal(drawn.pixels, expected.pixels)
     assert drawn.peak_memory_bytes > 0
     assert len(backwards.asked) == workers
@@ -67,7 +67,7 @@ def test_any_number_of_workers_draws_the_same_bits_in_order(folder: Path, backwa
 
 def test_workers_without_a_batch_are_refused(folder: Path) -> None:
     with pytest.raises(UserError, match=r"--workers = 3: expected at most 2: 8 images are 2 batches of 4"):
-        sample_on_workers(ImageJob(str(folder), count=8, batch_size=4), 3, None, Silent())
+        sample_on_workers(ImageJob(str(folder), count=8, batch_size=4), 3, None, View())
 
 
 def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, backwards: Backwards) -> None:
@@ -77,7 +77,7 @@ def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, backwar
         (ImageJob(str(folder), 4, 2, classes=(1,)), "--class = 1"),
     ):
         with pytest.raises(UserError, match=message):
-            sample_on_workers(wrong, 2, None, Silent(), backwards)
+            sample_on_workers(wrong, 2, None, View(), backwards)
 
 
 def test_a_worker_that_breaks_is_a_failed_run(
@@ -85,7 +85,7 @@ def test_a_worker_that_breaks_is_a_failed_run(
 ) -> None:
     monkeypatch.setattr(sampling, "_draw", lambda *_: 1 / 0)
     with pytest.raises(RunFailed, match=r"A worker failed \(division by zero\)"):
-        sample_on_workers(ImageJob(str(folder), 4, 2), 2, None, Silent(), backwards)
+        sample_on_workers(ImageJob(str(folder), 4, 2), 2, None, View(), backwards)
 
 
 def test_the_command_s_options_change_what_is_drawn_by_no_more_than_they_say(folder: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.plans.preview import preview_plan
-from ebdiff_orchestrator.run.dense_start import adopt_dense
+from ebdiff_orchestrator.run.resolve import adopt_dense
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.tables import read_masks
@@ -27,12 +27,13 @@ MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
 
 
-@pytest.fixture
-def dense_folder(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def dense_folder(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained expert of a dense run."""
-    (job,) = make_jobs(tiny_plan(DENSE, "training.steps=4"), tmp_path / "dense")
+    folder = tmp_path_factory.mktemp("dense")
+    (job,) = make_jobs(tiny_plan(DENSE, "training.steps=4"), folder)
     run_job(job)
-    return tmp_path / "dense" / "train/all/expert"
+    return folder / "train/all/expert"
 
 
 def _run(plan: Plan, make_jobs: MakeJobs, folder: Path) -> tuple[Ticket, PrunedUNet2DModel]:
@@ -131,10 +132,11 @@ def test_a_pruned_or_missing_or_pickled_network_is_refused(
 def test_a_dense_start_that_has_changed_stops_the_worker(
     tiny_plan: MakePlan, make_jobs: MakeJobs, dense_folder: Path, tmp_path: Path
 ) -> None:
-    plan, _ = adopt_dense(tiny_plan(DENSE, f"model.pretrained={dense_folder}"))
+    changing = shutil.copytree(dense_folder, tmp_path / "dense")
+    plan, _ = adopt_dense(tiny_plan(DENSE, f"model.pretrained={changing}"))
     (job,) = make_jobs(plan, tmp_path / "run")
-    whole = (dense_folder / WEIGHTS_FILE).read_bytes()
-    (dense_folder / WEIGHTS_FILE).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = (changing / WEIGHTS_FILE).read_bytes()
+    (changing / WEIGHTS_FILE).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(RunFailed, match="is not the one the run began with"):
         run_job(job)
 

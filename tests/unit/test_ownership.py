@@ -14,9 +14,8 @@ from threading import Thread
 import pytest
 
 from ebdiff_orchestrator.run import run_directory
-from ebdiff_orchestrator.run.claims import Claims
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.ownership import RunTakenOverError, check_newest, claim_run, process_identity
+from ebdiff_orchestrator.run.ownership import Claims, RunTakenOverError, check_newest, claim_run, process_identity
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
@@ -76,20 +75,17 @@ def test_a_holder_of_another_machine_that_is_seen_to_live_is_left_alone(claims: 
     assert claims.names() == [holder.name]
 
 
-def test_a_holder_of_another_machine_that_is_silent_for_its_lease_gives_way(claims: Claims) -> None:
-    claims.write(_elsewhere(4))
-    said: list[str] = []
+@pytest.mark.parametrize("released", [True, False])
+def test_a_holder_of_another_machine_gives_way_once_released_or_silent_for_its_lease(
+    claims: Claims, released: bool
+) -> None:
+    claims.write(_elsewhere(4, released=released))
+    began, said = time.monotonic(), list[str]()
     owner = claim_run(claims, say=said.append)
+    assert (time.monotonic() - began < LEASE_S) is released, "only a silent one is watched"
+    assert ["elsewhere" in line for line in said] == ([] if released else [True])
     assert owner.name.startswith("00000005-")
-    assert "elsewhere" in said[0]
     owner.release()
-
-
-def test_a_holder_that_released_the_run_costs_no_waiting(claims: Claims) -> None:
-    claims.write(_elsewhere(4, released=True))
-    began = time.monotonic()
-    claim_run(claims, say=_say).release()
-    assert time.monotonic() - began < LEASE_S
 
 
 def test_a_holder_of_this_machine_that_was_killed_costs_no_waiting(claims: Claims) -> None:

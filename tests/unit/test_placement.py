@@ -16,7 +16,6 @@ from ebdiff_orchestrator.placement.schedule import (
     Schedule,
     Work,
     allowed_widths,
-    assignment,
     place,
     speed_up,
 )
@@ -34,10 +33,6 @@ def _placed(case: Case, choice: Placement) -> Schedule:
     return place(case.works, case.devices, choice, case.efficiency)
 
 
-def _widths(schedule: Schedule) -> dict[str, int]:
-    return dict(assignment(schedule))
-
-
 def test_the_papers_way_leaves_three_gpus_busy_half_of_the_time() -> None:
     paper = place(PAPER, 3, "one-per-region", 1.0)
     assert paper.busy == pytest.approx(0.52, abs=0.005)
@@ -46,7 +41,7 @@ def test_the_papers_way_leaves_three_gpus_busy_half_of_the_time() -> None:
     assert (packed.devices, packed.makespan_s) == (2, paper.makespan_s)
     balanced = place(PAPER, 3, "balanced", 1.0)
     assert paper.makespan_s / balanced.makespan_s == pytest.approx(1.82, abs=0.005)
-    assert _widths(balanced) == {"30%": 2, "60%": 1, "80%": 1}
+    assert balanced.widths == {"30%": 2, "60%": 1, "80%": 1}
     assert balanced.held_s == pytest.approx(3.39 + 1.49 + 0.375)
 
 
@@ -80,7 +75,7 @@ def test_jobs_started_in_turn_as_devices_fall_free_run_as_planned() -> None:
         seconds = {work.name: work.seconds for work in case.works}
         running: list[tuple[float, int]] = []
         now = 0.0
-        for name, width in assignment(schedule):
+        for name, width in schedule.widths.items():
             while case.devices - sum(held for _, held in running) < width:
                 now = min(running)[0]
                 running.remove(min(running))
@@ -138,8 +133,8 @@ def test_the_order_in_which_jobs_are_given_does_not_matter(choice: Placement) ->
 
 def test_a_job_gets_no_device_that_does_not_end_the_run_sooner() -> None:
     long, short = Work("long", 10.0, (1, 2)), Work("short", 1.0, (1, 2))
-    assert _widths(place([long, short], 4, "balanced", 0.9)) == {"long": 2, "short": 1}
-    assert _widths(place([long, short], 4, "balanced", 0.5)) == {"long": 1, "short": 1}  # half of double is nothing
+    assert place([long, short], 4, "balanced", 0.9).widths == {"long": 2, "short": 1}
+    assert place([long, short], 4, "balanced", 0.5).widths == {"long": 1, "short": 1}  # half of double is nothing
 
 
 def test_a_shared_draw_runs_before_all_others() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -27,85 +28,83 @@ from schemas.plan import Plan
 MakePlan = Callable[..., Plan]
 
 
-class Losing(SerialCluster):
-    """Loses the worker of the first attempts, which had gone on from these steps; then works."""
+Does = Callable[[WorkerJob], None]
 
-    def __init__(self, *first_steps: int) -> None:
+
+class Scripted(SerialCluster):
+    """Its first attempts do these things in the worker's place; then it works."""
+
+    def __init__(self, *attempts: Does) -> None:
         super().__init__()
-        self._first_steps = first_steps
+        self._attempts = attempts
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
-        if len(self.jobs) >= len(self._first_steps):
+        if len(self.jobs) >= len(self._attempts):
             return super().run_job(job, workers)
-        step = self._first_steps[len(self.jobs)]
         self.jobs.append(job.name)
-        said = Progress(stage="draw/all", attempt=job.attempt, step=step + 5, first_step=step)
-        write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
         future: Future[None] = Future()
-        future.set_exception(RuntimeError("the worker is gone"))
+        try:
+            self._attempts[len(self.jobs) - 1](job)
+        except RuntimeError as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
         return future
 
 
-class Leaving(SerialCluster):
-    """Takes the machine away from the first attempts, with notice."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self._times = times
-
-    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
-        if len(self.jobs) >= self._times:
-            return super().run_job(job, workers)
-        self.jobs.append(job.name)
-        with pytest.raises(StopRequestedError):
-            run_job(job, preemption_notice=lambda: True)
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+def _says(job: WorkerJob, step: int, first_step: int, state: ProgressState) -> None:
+    said = Progress(stage="draw/all", attempt=job.attempt, step=step, first_step=first_step, state=state)
+    write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
 
 
-def test_attempts_that_get_no_further_use_up_the_retries(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    cluster = Losing(0, 0, 0, 0)
-    with pytest.raises(RunFailed, match="The worker was lost"):
-        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run", executor=cluster)
-    assert len(cluster.jobs) == 2
+def _lost_after(first_step: int) -> Does:
+    """The worker is lost five steps after it went on from there."""
+
+    def does(job: WorkerJob) -> None:
+        _says(job, first_step + 5, first_step, "running")
+        raise RuntimeError("the worker is gone")
+
+    return does
 
 
-def test_every_attempt_that_got_further_has_the_retries_anew(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    cluster = Losing(0, 5, 10, 15)
+def _leaves(job: WorkerJob) -> None:
+    """The machine is taken away, with notice."""
+    with pytest.raises(StopRequestedError):
+        run_job(job, preemption_notice=lambda: True)
+
+
+def _leaves_no_further(job: WorkerJob) -> None:
+    """The machine is taken away, and no more is saved than by the attempt before."""
+    _says(job, 3, 3, "stopped")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "jobs", "failure"),
+    [
+        ([_lost_after(0)] * 4, 2, "The worker was lost"),
+        ([_lost_after(step) for step in (0, 5, 10, 15)], 5, None),  # every one that got further has the retries anew
+        ([_leaves_no_further] * 9, 3, "ended early"),  # the first for free, then one and its retry
+    ],
+)
+def test_attempts_that_get_no_further_use_up_the_one_retry(
+    attempts: list[Does], jobs: int, failure: str | None, tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    cluster = Scripted(*attempts)
     plan = tiny_plan(ONE_REGION, "workers.retries=1", "training.steps=2")
-    assert driver.launch(plan, tmp_path / "run", executor=cluster).manifest.finished()
-    assert len(cluster.jobs) == 5
+    with pytest.raises(RunFailed, match=failure) if failure else nullcontext():
+        assert driver.launch(plan, tmp_path / "run", executor=cluster).manifest.finished()
+    assert len(cluster.jobs) == jobs
 
 
 def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(tiny_plan: MakePlan, tmp_path: Path) -> None:
     plan = tiny_plan(ONE_REGION, "workers.retries=0", "training.steps=2")
     whole = driver.launch(plan, tmp_path / "whole", executor=SerialCluster()).manifest
-    cluster = Leaving(3)
+    cluster = Scripted(_leaves, _leaves, _leaves)
     manifest = driver.launch(plan, tmp_path / "run", executor=cluster).manifest
     assert len(cluster.jobs) == 4
     assert manifest.stage("draw/all").steps == whole.stage("draw/all").steps
     expert = "train/all/expert/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "run" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
-
-
-class Stuck(SerialCluster):
-    """Takes the machine away from every attempt, saved no further than the one before."""
-
-    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
-        self.jobs.append(job.name)
-        said = Progress(stage="draw/all", attempt=job.attempt, step=3, first_step=3, state="stopped")
-        write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
-
-
-def test_leaving_again_without_a_step_further_costs_retries(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    cluster = Stuck()
-    with pytest.raises(RunFailed, match="ended early"):
-        driver.launch(tiny_plan(ONE_REGION, "workers.retries=1"), tmp_path / "run", executor=cluster)
-    assert len(cluster.jobs) == 3, "the first for free, then one and its retry"
 
 
 class Unplaced(SerialCluster):

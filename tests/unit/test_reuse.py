@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,169 +11,163 @@ import pytest
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.handle import RunHandle
+from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE
 from schemas.plan import Plan
 
-MakePlan = Callable[..., Plan]
-REGIONS = "regions=[{train: [0, 520], pruning_ratio: 0.5}, {train: [500, 1000], pruning_ratio: %s}]"
+REGIONS = "regions=[{train: [0, 520], pruning_ratio: %s}, {train: [500, 1000], pruning_ratio: %s}]"
 QUICK = ("draw.threshold=1.0", "training.steps=4", "sampling.num_images=2", "sampling.steps=2")
+CHANGES = (REGIONS % (0.5, 0.6), *QUICK)
+
+MakePlan = Callable[..., Plan]
+Launch = Callable[..., RunHandle]
 
 
-def _weights(run_dir: Path, region: str) -> str:
+def _weights(run_dir: Path, region: str = "0-520") -> str:
     return file_digest(run_dir / "train" / region / "expert" / WEIGHTS_FILE)
 
 
+@pytest.fixture(scope="module")
+def finished(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    driver.launch(tiny_plan(*CHANGES), folder, executor=SerialCluster())
+    return folder
+
+
+@pytest.fixture
+def first(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of the plan."""
+    return shutil.copytree(finished, tmp_path / "first")
+
+
+@pytest.fixture
+def launch(tiny_plan: MakePlan, tmp_path: Path, serial_cluster: SerialCluster) -> Launch:
+    """Launches the plan, with changes, in the folder of that name; the cluster's jobs are counted anew."""
+
+    def run(name: str, *changes: str, reuse: tuple[Path, ...] = ()) -> RunHandle:
+        serial_cluster.jobs.clear()
+        return driver.launch(tiny_plan(*CHANGES, *changes), tmp_path / name, reuse=reuse, executor=serial_cluster)
+
+    return run
+
+
+OTHER_RATIO = REGIONS % (0.5, 0.8)
+
+
 def test_equal_stages_are_taken_over_and_only_the_rest_is_computed(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+    first: Path, launch: Launch, serial_cluster: SerialCluster, tmp_path: Path
 ) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "first", executor=serial_cluster)
-    serial_cluster.jobs.clear()
-    handle = driver.launch(
-        tiny_plan(REGIONS % 0.8, *QUICK), tmp_path / "second", reuse=[tmp_path / "first"], executor=serial_cluster
-    )
+    manifest = launch("second", OTHER_RATIO, reuse=(first,)).manifest
     assert serial_cluster.jobs == ["region 500-1000"]
-    manifest = handle.manifest
     assert manifest.finished()
-    assert manifest.stage("draw/0-520").reused_from == str(tmp_path / "first")
-    assert manifest.stage("train/0-520").reused_from == str(tmp_path / "first")
-    assert manifest.stage("train/500-1000").reused_from is None
-    assert _weights(tmp_path / "second", "0-520") == _weights(tmp_path / "first", "0-520")
+    sources = {name: manifest.stage(name).reused_from for name in ("draw/0-520", "train/0-520", "train/500-1000")}
+    assert sources == {"draw/0-520": str(first), "train/0-520": str(first), "train/500-1000": None}
+    assert _weights(tmp_path / "second") == _weights(first)
     assert [held.job for held in manifest.usage if held.job.startswith("region")] == ["region 500-1000"]
 
 
 def test_a_damaged_file_of_the_other_run_is_not_taken_over(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+    first: Path, launch: Launch, serial_cluster: SerialCluster, tmp_path: Path
 ) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "first", executor=serial_cluster)
-    weights = tmp_path / "first/train/0-520/expert" / WEIGHTS_FILE
-    whole = file_digest(weights)
+    weights, whole = first / "train/0-520/expert" / WEIGHTS_FILE, _weights(first)
     weights.write_bytes(weights.read_bytes()[:-1])
-    serial_cluster.jobs.clear()
-    handle = driver.launch(
-        tiny_plan(REGIONS % 0.8, *QUICK), tmp_path / "second", reuse=[tmp_path / "first"], executor=serial_cluster
-    )
+    handle = launch("second", OTHER_RATIO, reuse=(first,))
     assert sorted(serial_cluster.jobs) == ["region 0-520", "region 500-1000"]
     assert handle.manifest.stage("draw/0-520").reused_from is not None
-    assert _weights(tmp_path / "second", "0-520") == whole  # from the last checkpoint, which is whole
+    assert _weights(tmp_path / "second") == whole  # from the last checkpoint, which is whole
 
 
-def test_an_extended_run_ends_in_the_bits_of_one_long_run(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+def test_an_extended_run_and_one_that_begins_with_a_shorter_training_end_in_the_bits_of_one_long_run(
+    first: Path, launch: Launch, serial_cluster: SerialCluster, tmp_path: Path
 ) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run", executor=serial_cluster)
-    short = _weights(tmp_path / "run", "0-520")
-    handle = driver.extend(tmp_path / "run", ["training.steps=7"], executor=serial_cluster)
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=7"), tmp_path / "long", executor=serial_cluster)
-    assert handle.manifest.finished()
-    assert handle.manifest.stage("train/0-520").steps == 7
-    for region in ("0-520", "500-1000"):
-        assert _weights(tmp_path / "run", region) == _weights(tmp_path / "long", region)
-    assert _weights(tmp_path / "run", "0-520") != short
+    short = _weights(first)
+    launch("longer", "training.steps=7", reuse=(first,))
+    manifest = launch("longer", "training.steps=7").manifest
+    for stage in ("draw/0-520", "train/0-520"):
+        assert manifest.stage(stage).reused_from == str(first)
+    extended = driver.extend(first, ["training.steps=7"], executor=serial_cluster).manifest
+    launch("alone", "training.steps=7")
+    assert extended.finished()
+    for run, record in ((first, extended), (tmp_path / "longer", manifest)):
+        assert record.stage("train/0-520").steps == 7
+        for region in ("0-520", "500-1000"):
+            assert _weights(run, region) == _weights(tmp_path / "alone", region)
+    assert _weights(first) != short
 
 
-def test_one_region_can_be_extended_alone_and_the_other_is_left_alone(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+class Said(View):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_one_region_can_be_extended_alone_and_the_other_is_left_alone_and_what_happens_is_said(
+    first: Path, serial_cluster: SerialCluster
 ) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run", executor=serial_cluster)
-    serial_cluster.jobs.clear()
-    driver.extend(tmp_path / "run", ["regions.0.steps=6"], executor=serial_cluster)
+    view = Said()
+    driver.extend(first, ["regions.0.steps=6"], executor=serial_cluster, view=view)
     assert serial_cluster.jobs == ["region 0-520"]
+    expected = [
+        re.escape("2 jobs, 1 CPU each; free: 1 of 1 process."),
+        re.escape("region 0-520: started (attempt 1)."),
+        r"train/0-520: done in \d+ s \(6 steps\)\.",
+        re.escape("Sampling 2 images in 2 steps ..."),
+        re.escape(f"Done: {first}/ensemble (grid: {first}/samples/grid.png)"),
+    ]
+    assert len(view.lines) == len(expected)
+    assert all(map(re.fullmatch, expected, view.lines)), view.lines
 
 
-def test_a_shorter_training_of_another_run_is_where_ours_begins(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
-) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "short", executor=serial_cluster)
-    longer = tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=7")
-    driver.launch(longer, tmp_path / "long", reuse=[tmp_path / "short"], executor=serial_cluster)
-    driver.launch(longer, tmp_path / "alone", executor=serial_cluster)
-    rows = driver.launch(longer, tmp_path / "long", executor=serial_cluster).manifest
-    assert rows.stage("draw/0-520").reused_from == str(tmp_path / "short")
-    assert rows.stage("train/0-520").reused_from == str(tmp_path / "short")
-    assert rows.stage("train/0-520").steps == 7
-    assert _weights(tmp_path / "long", "0-520") == _weights(tmp_path / "alone", "0-520")
-
-
-def test_only_more_steps_extend_a_run(tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run", executor=serial_cluster)
-    with pytest.raises(PlanError, match=r"training.learning_rate: 0.001 -> 0.5"):
-        driver.extend(tmp_path / "run", ["training.steps=9", "training.learning_rate=0.5"], executor=serial_cluster)
-    with pytest.raises(PlanError, match="expected at least the 4 that are made"):
-        driver.extend(tmp_path / "run", ["training.steps=3"], executor=serial_cluster)
+def test_only_more_steps_extend_a_run(first: Path, launch: Launch, serial_cluster: SerialCluster) -> None:
+    for changes, refusal in (
+        (["training.steps=9", "training.learning_rate=0.5"], r"training.learning_rate: 0.001 -> 0.5"),
+        (["training.steps=3"], "expected at least the 4 that are made"),
+    ):
+        with pytest.raises(PlanError, match=refusal):
+            driver.extend(first, changes, executor=serial_cluster)
     with pytest.raises(UserError, match="ebdiff extend"):
-        driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=9"), tmp_path / "run", executor=serial_cluster)
+        launch("first", "training.steps=9")
 
 
-def test_what_is_reused_must_be_a_run(tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run here"):
-        driver.launch(tiny_plan(*QUICK), tmp_path / "run", reuse=[tmp_path], executor=serial_cluster)
-
-
-def test_a_shared_draw_is_taken_over_only_for_the_same_regions(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
-) -> None:
-    shared = "draw.scope=shared"
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, shared), tmp_path / "first", executor=serial_cluster)
-    swapped = "regions=[{train: [0, 520], pruning_ratio: 0.6}, {train: [500, 1000], pruning_ratio: 0.5}]"
-    handle = driver.launch(
-        tiny_plan(swapped, *QUICK, shared), tmp_path / "second", reuse=[tmp_path / "first"], executor=serial_cluster
-    )
+def test_a_shared_draw_is_taken_over_only_for_the_same_regions(launch: Launch, tmp_path: Path) -> None:
+    launch("shared", "draw.scope=shared")
+    handle = launch("swapped", REGIONS % (0.6, 0.5), "draw.scope=shared", reuse=(tmp_path / "shared",))
     assert handle.manifest.stage("draw/shared").reused_from is None
     assert {name: ticket.pruning_ratio for name, ticket in handle.tickets.items()} == {"0-520": 0.6, "500-1000": 0.5}
 
 
 def test_a_run_that_took_everything_over_is_a_run_like_any_other(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+    first: Path, launch: Launch, serial_cluster: SerialCluster, tmp_path: Path
 ) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "first", executor=serial_cluster)
-    other = tiny_plan(REGIONS % 0.6, *QUICK, "sampling.num_images=3")
-    serial_cluster.jobs.clear()
-    before = driver.launch(other, tmp_path / "second", reuse=[tmp_path / "first"], executor=serial_cluster).manifest
+    second = tmp_path / "second"
+    before = launch("second", "sampling.num_images=3", reuse=(first,)).manifest
     assert serial_cluster.jobs == []
-    assert driver.resume(tmp_path / "second", executor=serial_cluster).manifest.usage == before.usage
+    assert driver.resume(second, executor=serial_cluster).manifest.usage == before.usage
     with pytest.raises(UserError, match="different experiment"):
-        driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "seed=5"), tmp_path / "second", executor=serial_cluster)
-    driver.extend(tmp_path / "second", ["training.steps=6"], executor=serial_cluster)
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=6"), tmp_path / "alone", executor=serial_cluster)
-    assert _weights(tmp_path / "second", "0-520") == _weights(tmp_path / "alone", "0-520")
-    metrics = tmp_path / "second/train/0-520/metrics.parquet"
-    assert metrics.is_file()
+        launch("second", "seed=5")
+    driver.extend(second, ["training.steps=6"], executor=serial_cluster)
+    launch("alone", "training.steps=6")
+    assert _weights(second) == _weights(tmp_path / "alone")
+    assert (second / "train/0-520/metrics.parquet").is_file()
 
 
-def test_an_extension_may_not_end_before_the_newest_checkpoint(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
-) -> None:
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run", executor=serial_cluster)
-    (tmp_path / "run/train/0-520/checkpoints/step-000000006").mkdir()
-    with pytest.raises(PlanError, match="expected at least the 6 that are made"):
-        driver.extend(tmp_path / "run", ["training.steps=5"], executor=serial_cluster)
+def test_a_launch_that_is_refused_leaves_no_run_behind(first: Path, launch: Launch, tmp_path: Path) -> None:
+    for name, changes in (("nothing", QUICK), ("other", ("seed=1",))):
+        with pytest.raises(UserError, match="no run here"):
+            launch(name, *changes, reuse=(tmp_path,))
+        assert not (tmp_path / name).exists()
+    assert (first / "manifest.json").is_file()
 
 
-def test_a_launch_that_is_refused_leaves_no_run_behind(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
-) -> None:
-    with pytest.raises(UserError, match="no run here"):
-        driver.launch(tiny_plan(*QUICK), tmp_path / "run", reuse=[tmp_path], executor=serial_cluster)
-    assert not (tmp_path / "run").exists()
-    driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run", executor=serial_cluster)
-    with pytest.raises(UserError, match="no run here"):
-        driver.launch(
-            tiny_plan(REGIONS % 0.6, *QUICK, "training.steps=4"),
-            tmp_path / "other",
-            reuse=[tmp_path],
-            executor=serial_cluster,
-        )
-    assert (tmp_path / "run/manifest.json").is_file()
-
-
-def test_the_clock_of_a_run_is_that_of_its_launches(
-    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
-) -> None:
-    first = driver.launch(tiny_plan(REGIONS % 0.6, *QUICK), tmp_path / "run", executor=serial_cluster).manifest
-    second = driver.extend(tmp_path / "run", ["training.steps=6"], executor=serial_cluster).manifest
-    assert second.launches[0] == first.launches[0]
-    assert len(second.launches) == 2
-    assert second.launches[1].started_at >= first.launches[0].ended_at
-    assert driver.resume(tmp_path / "run", executor=serial_cluster).manifest.launches == second.launches
+def test_the_clock_of_a_run_is_that_of_its_launches(first: Path, serial_cluster: SerialCluster) -> None:
+    (launch,) = driver.resume(first, executor=serial_cluster).manifest.launches
+    extended = driver.extend(first, ["training.steps=6"], executor=serial_cluster).manifest
+    assert extended.launches[0] == launch
+    assert len(extended.launches) == 2
+    assert extended.launches[1].started_at >= launch.ended_at
+    assert driver.resume(first, executor=serial_cluster).manifest.launches == extended.launches

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator.run.differences import differences
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.manifests import differences
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.integrity import artifact
 from schemas.errors import UserError

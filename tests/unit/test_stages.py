@@ -29,11 +29,8 @@ def test_what_changes_the_result_changes_every_key(tiny_plan: MakePlan, change: 
     assert not set(_keys(tiny_plan(change))) & set(_keys(tiny_plan()))
 
 
-def test_other_images_change_every_key(tiny_plan: MakePlan) -> None:
+def test_other_images_and_another_dense_start_change_every_key(tiny_plan: MakePlan) -> None:
     assert not set(_keys(tiny_plan(), "a")) & set(_keys(tiny_plan(), "b"))
-
-
-def test_another_dense_start_changes_every_key(tiny_plan: MakePlan) -> None:
     assert not set(_keys(tiny_plan(), dense="a")) & set(_keys(tiny_plan(), dense="b"))
 
 

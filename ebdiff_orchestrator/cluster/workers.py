@@ -1,20 +1,41 @@
-"""One job with several workers: a Ray trainer of its own, which joins them in a process group."""
+"""The workers of one job on Ray: a single one is a plain actor, several are joined by a Ray trainer of their own.
+
+The job itself knows nothing of ray. An actor has no process group, and none of the helpers that a trainer brings.
+"""
 
 from __future__ import annotations
 
 import math
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.cluster.request import Request
+from ebdiff_orchestrator.cluster.executor import Request
 from region_workers.storage.run_files import local_folder
 from schemas.digest import digest
 from schemas.job import WorkerJob
 
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
+_NOTICE_S = 5.0
+
+
+class RegionWorker:
+    """A job's only worker."""
+
+    def run(self, job: str) -> None:
+        """Complete the job, or save it as far as it is where the run is to stop."""
+        _complete(job, _DrainNotice())
+
+
+def start_actor(request: Request) -> Any:
+    """A worker with the request's share of a node; it never comes back by itself: the driver decides on retries."""
+    import ray
+
+    actor = ray.remote(num_cpus=request.cpus, num_gpus=request.gpus, max_restarts=0, max_task_retries=0)(RegionWorker)
+    return actor.remote()
 
 
 def trainer_of(job: WorkerJob, request: Request, tell_controller: Callable[[Any], None]) -> Any:
@@ -94,18 +115,39 @@ def _ray_folder(run_dir: str) -> str:
 
 
 def _work(config: dict[str, str]) -> None:
-    """Runs on the worker; the job itself knows nothing of ray."""
+    """Runs on each of a trainer's workers; they ask for a notice at the log interval."""
+    from ray.train import get_preemption_info
+
+    _complete(config["job"], lambda: get_preemption_info() is not None)
+
+
+def _complete(job: str, preemption_notice: Callable[[], bool]) -> None:
     from region_workers.training.failures import StopRequestedError
     from region_workers.worker.run import run_job
 
     try:
-        run_job(WorkerJob.model_validate_json(config["job"]), _preemption_notice)
+        run_job(WorkerJob.model_validate_json(job), preemption_notice)
     except StopRequestedError:
         return
 
 
-def _preemption_notice() -> bool:
-    """Whether Ray says that a node of this region is about to be taken away; the workers ask at the log interval."""
-    from ray.train import get_preemption_info
+class _DrainNotice:
+    """Whether Ray drains this worker's node, which is about to be taken away; asked for every few seconds at most."""
 
-    return get_preemption_info() is not None
+    def __init__(self) -> None:
+        import ray
+
+        self._node = ray.get_runtime_context().get_node_id()
+        self._asked_at = -math.inf
+
+    def __call__(self) -> bool:
+        from ray._private.state import state  # where Ray Train's own watcher asks
+        from ray.exceptions import RayError
+
+        if time.monotonic() - self._asked_at < _NOTICE_S:
+            return False
+        self._asked_at = time.monotonic()
+        try:
+            return self._node in state.get_draining_nodes()
+        except RayError:  # no answer is no notice
+            return False
