@@ -10,6 +10,7 @@ from pydantic import field_validator
 from schemas.model import ModelPlan
 from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, Plan, TrainingPlan
 from schemas.section import Sealed, Section
+from schemas.sparsity import SparsityPlan
 
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
@@ -67,6 +68,7 @@ class TrainStage(Section):
     timesteps: tuple[int, int]
     steps: int
     draw: str
+    sparsity: SparsityPlan | None = None
 
 
 class WorkerJob(Section):

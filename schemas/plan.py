@@ -21,7 +21,8 @@ from schemas.experiment import (
 )
 from schemas.model import ModelPlan, PixelModelPlan
 from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
-from schemas.section import Section
+from schemas.section import Section, is_none
+from schemas.sparsity import SparsityPlan
 
 __all__ = [
     "DIGITS",
@@ -34,6 +35,7 @@ __all__ = [
     "Placement",
     "Plan",
     "SamplingPlan",
+    "SparsityPlan",
     "TimestepPlan",
     "TrainingPlan",
     "WorkersPlan",
@@ -68,6 +70,9 @@ class Plan(Section):
     )
     draw: DrawPlan = DrawPlan()
     training: TrainingPlan = TrainingPlan()
+    sparsity: SparsityPlan | None = Field(
+        None, exclude_if=is_none, description="Train the experts sparsely; null: all their weights count."
+    )
     sampling: SamplingPlan = SamplingPlan()
     checkpointing: CheckpointPlan = CheckpointPlan()
     logging: LoggingPlan = LoggingPlan()
@@ -97,6 +102,15 @@ class Plan(Section):
             raise cross_field_error(
                 "draw.weights", "ema", "raw, since training.ema_decay is null", "Set training.ema_decay, or rank raw."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sparsity_has_a_method(self) -> Self:
+        for index, region in enumerate(self.regions):
+            if region.sparsity is not None and self.sparsity is None:
+                expected = "none without a section `sparsity`, which says how the mask comes about"
+                remedy = "Set sparsity.method (static, rigl or magran)."
+                raise cross_field_error(f"regions.{index}.sparsity", region.sparsity, expected, remedy)
         return self
 
     @model_validator(mode="after")
@@ -145,6 +159,10 @@ class Plan(Section):
     def steps_of(self, region: RegionPlan) -> int:
         """Training steps of a region: its own, else the plan's."""
         return region.steps or self.training.steps
+
+    def sparsity_of(self, region: RegionPlan) -> SparsityPlan | None:
+        """How a region's expert is sparse, with its own sparsity if it has one; None: it is not."""
+        return None if self.sparsity is None else self.sparsity.of_region(region.sparsity)
 
     def experiment(self) -> dict[str, Any]:
         """What determines the result, as JSON values: all but the name, workers, checkpointing and logging.

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from schemas.errors import cross_field_error
 from schemas.limits import MOST_STEPS, MOST_TIMESTEPS
-from schemas.section import Section
+from schemas.section import Section, is_none
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # names become folders
 LONGEST_NAME = 100
@@ -28,6 +28,9 @@ class RegionPlan(Section):
     name: str = Field("", description="Default: start-stop.", pattern=NAME, max_length=LONGEST_NAME)
     steps: int | None = Field(
         None, ge=1, le=MOST_STEPS, description="Training steps of this region, if not training.steps."
+    )
+    sparsity: float | None = Field(
+        None, ge=0, lt=1, exclude_if=is_none, description="Sparsity of this region's expert, if not sparsity.sparsity."
     )
 
     @model_validator(mode="before")

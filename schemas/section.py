@@ -89,6 +89,11 @@ class Sealed(Section):
         return {name: value for name, value in values.items() if name != _SEAL}
 
 
+def is_none(value: object) -> bool:
+    """Leaves out, by `exclude_if`, a field that is not set: plans without it are written, and hashed, as ever."""
+    return value is None
+
+
 def seal_fits(values: dict[str, Any]) -> bool:
     """Whether values read from JSON are those that a `Sealed` wrote; true also of those without a seal."""
     rest = {name: value for name, value in values.items() if name != _SEAL}

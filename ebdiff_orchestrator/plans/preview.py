@@ -8,6 +8,7 @@ from typing import Any
 from ebdiff_orchestrator.plans.data_checks import check_resolution
 from region_workers.networks.costs import CostCounter, Costs
 from region_workers.networks.pretrained import dense_counter
+from region_workers.networks.sparse_costs import SparseCosts
 from region_workers.pruning.widths import check_ratio, realised_ratio
 from schemas.errors import plan_error
 from schemas.manifest import DenseSource
@@ -24,6 +25,7 @@ class RegionPreview:
     steps: int
     realised_ratio: float
     costs: Costs
+    sparse: SparseCosts | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PlanPreview:
                     "realised_ratio": round(preview.realised_ratio, 6),
                     "steps": preview.steps,
                     **_as_json(preview.costs),
+                    **_sparsity(self.plan, preview),
                 }
                 for preview in self.regions
             ],
@@ -73,6 +76,9 @@ def preview_plan(plan: Plan, dense: DenseSource | None = None) -> PlanPreview:
             steps=plan.steps_of(region),
             realised_ratio=realised_ratio(groups, region.pruning_ratio),
             costs=counter.at(region.pruning_ratio),
+            sparse=counter.sparse_at(region.pruning_ratio, sparsity)
+            if (sparsity := plan.sparsity_of(region))
+            else None,
         )
         for region, route in zip(plan.regions, plan.routes(), strict=True)
     )
@@ -99,6 +105,16 @@ def _weighted(plan: Plan, regions: tuple[RegionPreview, ...]) -> Costs:
         for field in fields(Costs)
     }
     return Costs(**mean)
+
+
+def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:
+    """What a sparse region adds; its MACs say that they are theoretical."""
+    sparsity, costs = plan.sparsity_of(preview.region), preview.sparse
+    if sparsity is None or costs is None:
+        return {}
+    macs = {"theoretical_forward_macs": costs.forward_macs, "theoretical_step_macs": costs.step_macs}
+    kept = {"maskable": costs.maskable, "kept": costs.kept, "kept_params": costs.kept_params}
+    return {"sparse": {"method": sparsity.method, "sparsity": sparsity.sparsity, **kept, **macs}}
 
 
 def _as_json(costs: Costs) -> dict[str, int]:

@@ -10,6 +10,7 @@ from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Ma
 from schemas.plan import Plan
 
 _IMPORTANCES = {"magnitude": "magnitude", "taylor": "Taylor", "diff-pruning": "Diff-Pruning", "random": "random"}
+_SPARSE = {"static": "Static-DM", "rigl": "RigL-DM", "magran": "MagRan-DM"}
 _WEIGHTINGS = {"min-snr": "Min-SNR", "p2": "P2"}
 
 
@@ -107,12 +108,15 @@ def method_of(plan: Plan) -> str:
     A plan of one region is a dense, scratch, finetune or EB row; several regions are timestep-aware (TA).
     """
     name = _dense(plan) or (_one_region(plan) if len(plan.regions) == 1 else _several_regions(plan))
-    return " + ".join([name, *_timesteps(plan)])
+    sparse = _sparsity(plan)
+    if sparse and not any(region.pruning_ratio for region in plan.regions):
+        name, sparse = ("" if len(plan.regions) == 1 else "TA ") + sparse[0], []
+    return " + ".join([name, *sparse, *_timesteps(plan)])
 
 
 def is_dense(plan: Plan) -> bool:
-    """Whether the plan trains one network without pruning: what speed-ups are measured against."""
-    return len(plan.regions) == 1 and plan.regions[0].pruning_ratio == 0
+    """Whether the plan trains one network without pruning or masking: what speed-ups are measured against."""
+    return len(plan.regions) == 1 and plan.regions[0].pruning_ratio == 0 and plan.sparsity is None
 
 
 def _dense(plan: Plan) -> str | None:
@@ -149,6 +153,15 @@ def _start(plan: Plan) -> str:
     parts = [] if plan.draw.inherit_weights else ["fresh weights"]
     parts += [] if plan.model.pretrained is None else ["from a dense start"]
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _sparsity(plan: Plan) -> list[str]:
+    """Such as `RigL-DM 50%`, by region if they differ."""
+    if plan.sparsity is None:
+        return []
+    shares = [f"{sparsity.sparsity * 100:g}" for region in plan.regions if (sparsity := plan.sparsity_of(region))]
+    text = "/".join(shares if len(set(shares)) > 1 else shares[:1])
+    return [f"{_SPARSE[plan.sparsity.method]} {text}%"]
 
 
 def _timesteps(plan: Plan) -> list[str]:

@@ -22,6 +22,7 @@ from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.estimate import Say, measure_steps
 from ebdiff_orchestrator.reports.formats import TextTable, duration, plain_table, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
+from ebdiff_orchestrator.reports.sparse_table import sparse_table
 from region_workers.networks.costs import Costs
 from schemas.errors import user_error
 from schemas.plan import Placement, Plan
@@ -179,6 +180,9 @@ def _sizes(costs: Costs) -> tuple[str, str]:
 def show_plan(preview: PlanPreview, placements: Placements | None, console: Console) -> None:
     """Print the plan's networks, and its placements if there are any."""
     console.print(preview_table(preview))
+    if preview.plan.sparsity is not None:
+        console.print()
+        print_table(sparse_table(preview), console)
     if placements is not None:
         console.print()
         show_placements(placements, console)

@@ -151,19 +151,22 @@ def _ticket_key(plan: Plan, timesteps: tuple[int, int], ratio: float, inputs: In
 
 
 def _train_stage(plan: Plan, region: RegionPlan, draw: DrawStage, inputs: Inputs) -> TrainStage:
-    """Its key leaves the number of steps out, so that more steps extend a finished expert.
+    """Its key leaves the number of steps out, so that more steps extend a finished expert, unless its mask moves.
 
     Which other tickets a shared draw gives does not matter.
     """
     ticket = _ticket_key(plan, draw.timesteps, region.pruning_ratio, inputs)
-    key = digest({"stage": "train", "ticket": ticket, "timesteps": region.train})
+    steps, sparsity = plan.steps_of(region), plan.sparsity_of(region)
+    sparse = {} if sparsity is None else {"sparsity": sparsity.determinants(steps)}
+    key = digest({"stage": "train", "ticket": ticket, "timesteps": region.train, **sparse})
     return TrainStage(
         name=train_stage_name(region),
         key=key,
         region=region.name,
         timesteps=region.train,
-        steps=plan.steps_of(region),
+        steps=steps,
         draw=draw.name,
+        sparsity=sparsity,
     )
 
 

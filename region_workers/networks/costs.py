@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.sparse_costs import SparseCosts, sparse_costs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
+from schemas.sparsity import SparsityPlan
 
 _CONTEXT = "context_embedding."
 
@@ -75,6 +77,11 @@ class CostCounter:
     def at(self, ratio: float) -> Costs:
         """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
         return self._count(self.network_at(ratio) if ratio else self._network)
+
+    def sparse_at(self, ratio: float, plan: SparsityPlan) -> SparseCosts:
+        """In theory, of the network pruned at `ratio` and masked as planned."""
+        dense = self.at(ratio)
+        return sparse_costs(self.network_at(ratio), dense.params, dense.macs_with_attention, self._inputs, plan)
 
     def network_at(self, ratio: float) -> nn.Module:
         """A network of its own of that size, on the meta device."""

@@ -42,7 +42,16 @@ class Train(Stage):
         self.inputs = ticket_artifacts(Path(job.run_dir), plan)
         self._expert = load_verified(ticket / EXPERT_FOLDER)
         sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)
-        trainer = Trainer(self._expert, family, randomness, sampler, job.training, world)
+        trainer = Trainer(
+            self._expert,
+            family,
+            randomness,
+            sampler,
+            job.training,
+            world,
+            sparsity=plan.sparsity,
+            total_steps=plan.steps,
+        )
         super().__init__(job, plan, trainer, plan.steps, world)
         self.checkpoint_key = state_key(plan, self.inputs)
         self.most_steps = self._steps = plan.steps

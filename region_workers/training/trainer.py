@@ -16,15 +16,17 @@ from region_workers.training.family import ModelFamily
 from region_workers.training.micro_batches import MicroBatches
 from region_workers.training.non_finite import NonFiniteGuard
 from region_workers.training.randomness import StepRandomness
+from region_workers.training.sparse import SparseWeights
 from region_workers.training.timesteps import TimestepSampler
-from schemas.plan import TrainingPlan
+from schemas.plan import SparsityPlan, TrainingPlan
 
 
 class Trainer:
-    """Network, optimizer and EMA of one stage on one worker.
+    """Network, optimizer and EMA of one stage on one worker; the network's masks if it is sparse.
 
-    `step` counts finished updates. Nothing in `train_step` waits for the device: a loss that is not finite blocks
-    every later update on the device itself, and `read_metrics`, called at the log interval, raises.
+    `step` counts finished updates, `total_steps` those that the stage will make. Nothing in `train_step` waits for the
+    device: a loss that is not finite blocks every later update on the device itself, and `read_metrics`, called at the
+    log interval, raises.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class Trainer:
         training: TrainingPlan,
         world: World,
         keep_ema: bool = True,
+        sparsity: SparsityPlan | None = None,
+        total_steps: int = 0,
     ) -> None:
         self.network = network.to(world.device).train()
         if training.channels_last:
@@ -44,6 +48,7 @@ class Trainer:
         self._family, self._sampler, self._training, self._world = family, sampler, training, world
         self._micro_batches = MicroBatches(self.network, family, randomness, sampler, training, world)
         self.parameters = dict(self.network.named_parameters())
+        self.sparse = SparseWeights(self.network, sparsity, total_steps, randomness)
         keep_ema = keep_ema and training.ema_decay is not None
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()} if keep_ema else None
         self.optimizer = _optimizer(list(self.parameters.values()), training)
@@ -56,14 +61,17 @@ class Trainer:
         self._losses = 0
 
     def train_step(self) -> None:
-        """One update: the gradient of the step's loss, clipped, then Adam and the EMA."""
+        """One update: the gradient of the step's loss, clipped, then Adam and the EMA; masked if sparse."""
         loss = self._accumulate_gradients()
+        self.sparse.update(self.step, self.optimizer, self.ema)
+        self.sparse.mask_gradients()
         if self._training.gradient_clip is not None:
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self._training.gradient_clip)
             self._gradient_norm = norm.detach()
         self._guard.watch(loss + self._gradient_norm, self.step)
         self.optimizer.found_inf = self._guard.blocked  # type: ignore[attr-defined]  # fused: no update if it is set
         self.optimizer.step()
+        self.sparse.mask_weights()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             weight = 1.0 - ema_decay(self.step, self._training)
@@ -107,9 +115,9 @@ class Trainer:
         self._guard.check()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """All that a checkpoint must hold: weights, EMA, Adam's moments, by prefixed names; the losses of this row."""
+        """All that a checkpoint must hold: weights, EMA, moments, masks, by prefixed names; the losses of this row."""
         tensors = {f"weights.{name}": p.detach() for name, p in self.parameters.items()}
-        tensors |= {"loss_sum": self._loss_sum, "losses": torch.tensor(self._losses)}
+        tensors |= {"loss_sum": self._loss_sum, "losses": torch.tensor(self._losses), **self.sparse.state_tensors()}
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for name, parameter in self.parameters.items():
@@ -123,6 +131,7 @@ class Trainer:
         """Go on from `state_tensors` saved after `step` updates; every tensor must be there."""
         self.step, self._losses = step, int(tensors["losses"])
         self._loss_sum.copy_(tensors["loss_sum"])
+        self.sparse.load_state_tensors(tensors)
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"weights.{name}"])
             if self.ema is not None:

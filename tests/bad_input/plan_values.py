@@ -259,6 +259,25 @@ SAMPLING_AND_WORKERS = (
     _set("workers.cache_dir=7", "workers.cache_dir = 7: expected", "text"),
 )
 
+_RIGL = ("sparsity.method=rigl",)
+SPARSITY = (
+    _set("sparsity=0.5", "sparsity = 0.5: expected", "section"),
+    _set("sparsity={sparsity: 0.5}", "sparsity.method", "missing"),
+    _set("sparsity.method=prune", "sparsity.method = prune: expected", "'static', 'rigl' or 'magran'"),
+    _set("sparsity.sparsity=1", "sparsity.sparsity = 1: expected", "less than 1", also=_RIGL),
+    _set("sparsity.sparsity=-0.1", "sparsity.sparsity = -0.1: expected", f"{_MORE} 0", also=_RIGL),
+    _set("sparsity.sparsity=50%", "sparsity.sparsity = 50%: expected", "number", also=_RIGL),
+    _set("sparsity.distribution=even", "sparsity.distribution = even: expected", "'erk', 'er' or", also=_RIGL),
+    _set("sparsity.prune_ratio=1.5", "sparsity.prune_ratio = 1.5: expected", "less than or equal to 1", also=_RIGL),
+    _set("sparsity.prune_ratio=.nan", "sparsity.prune_ratio = nan: expected", "finite", also=_RIGL),
+    _set("sparsity.decay=linear", "sparsity.decay = linear: expected", "'constant' or 'cosine'", also=_RIGL),
+    _set("sparsity.interval_steps=0", "sparsity.interval_steps = 0: expected", f"{_MORE} 1", also=_RIGL),
+    _set("sparsity.stop_share=2", "sparsity.stop_share = 2: expected", "less than or equal to 1", also=_RIGL),
+    _set("sparsity.sparsty=0.5", "Did you mean sparsity.sparsity?", also=_RIGL, at="sparsity.sparsty"),
+    _set("regions.0.sparsity=1", "regions.0.sparsity = 1: expected", "less than 1", also=_RIGL),
+    _set("regions.0.sparsity=0.3", "regions.0.sparsity = 0.3: expected", "none without a section", "sparsity.method"),
+)
+
 REGIONS = (
     _set("regions=[]", "regions", "at least one region"),
     _set("regions=3", "regions = 3: expected", "a list"),
@@ -425,7 +444,7 @@ def _bounded(section: type[BaseModel], above: str) -> Iterator[str]:
 HUGE = tuple(
     _set(f"{field}=1{'0' * 100}", field, "less than")
     for field in _bounded(Plan, "")
-    if not field.startswith("data.crop.")
+    if not field.startswith(("data.crop.", "sparsity."))
 )
 HUGE_WORKERS = (
     _set("workers.cpus=1e300", "workers.cpus = 1e+300: expected", "less than or equal to 4096"),
@@ -447,6 +466,7 @@ CASES = (
     *DRAW,
     *TRAINING,
     *SAMPLING_AND_WORKERS,
+    *SPARSITY,
     *REGIONS,
     *MISSPELT,
 )

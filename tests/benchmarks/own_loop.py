@@ -49,13 +49,14 @@ def this_device() -> torch.device:
 
 
 class OwnLoop:
-    """The trainer of a job's draw, or of an expert in its region if `ratio` is given; `step` is one turn of its loop.
+    """The trainer of a job's draw, or of an expert in its region if `ratio` or a sparsity is given.
 
-    `log` turned off, no step is at a log interval.
+    `step` is one turn of its loop. `log` turned off, no step is at a log interval.
     """
 
     def __init__(self, job: WorkerJob, store: ImageStore, ratio: float = 0.0, log: bool = True) -> None:
         assert job.draw is not None
+        assert job.train is not None
         prepare_process(job.training)
         world = World(this_device(), 0, 1)
         randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
@@ -63,7 +64,8 @@ class OwnLoop:
         sampler = TimestepSampler(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
         torch.manual_seed(job.seed)
         network = network_at(family, ratio)
-        self.trainer = Trainer(network, family, randomness, sampler, job.training, world)
+        sparse = {"sparsity": job.train.sparsity, "total_steps": job.train.steps}
+        self.trainer = Trainer(network, family, randomness, sampler, job.training, world, **sparse)
         logging = job.logging if log else job.logging.model_copy(update={"interval_steps": 1 << 40})
         job = job.model_copy(update={"logging": logging})
         self.reporter = StageReporter(job, job.draw.name, None, world)

@@ -102,6 +102,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
         "pixels": Kind(_pixels(images)),
         "latents": Kind(_latents(images, vae)),
         "alone": Kind(_tiny()),
+        "sparse": Kind(_tiny(sparsity={"method": "rigl", "sparsity": 0.6, "interval_steps": 2})),
         "two workers": Kind(_tiny(placement="balanced"), workers=2),
         "bucket": Kind(_tiny(), in_bucket=True),
         "killed": Kind(_tiny(), killed=True),

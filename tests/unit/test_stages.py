@@ -29,6 +29,37 @@ def test_what_changes_the_result_changes_every_key(tiny_plan: MakePlan, change: 
     assert not set(_keys(tiny_plan(change))) & set(_keys(tiny_plan()))
 
 
+_STATIC, _RIGL = "sparsity={method: static, sparsity: 0.5}", "sparsity={method: rigl, sparsity: 0.5}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same_training"),
+    [
+        ((), (_STATIC,), False),
+        ((_STATIC,), (_RIGL,), False),
+        ((_STATIC,), (_STATIC, "sparsity.distribution=er"), False),
+        ((_STATIC,), (_STATIC, "regions.0.sparsity=0.4"), False),
+        ((_STATIC,), (_STATIC, "regions.0.sparsity=0.5"), True),
+        ((_STATIC,), (_STATIC, "sparsity.prune_ratio=0.1", "sparsity.interval_steps=7"), True),
+        ((_STATIC,), (_STATIC, "training.steps=99"), True),
+        ((_RIGL,), (_RIGL, "sparsity.prune_ratio=0.1"), False),
+        ((_RIGL,), (_RIGL, "training.steps=99"), False),
+    ],
+)
+def test_a_mask_changes_the_trainings_key_by_what_it_depends_on_and_never_the_draws(
+    tiny_plan: MakePlan, before: tuple[str, ...], after: tuple[str, ...], same_training: bool
+) -> None:
+    old, new = _keys(tiny_plan(*before)), _keys(tiny_plan(*after))
+    assert old[0] == new[0]
+    assert (old[1] == new[1]) == same_training
+
+
+def test_a_plan_without_sparsity_is_written_and_hashed_without_it(tiny_plan: MakePlan) -> None:
+    assert "sparsity" not in tiny_plan().model_dump_json()
+    assert "sparsity" not in str(tiny_plan().experiment())
+    assert "sparsity" in str(tiny_plan(_STATIC).experiment())
+
+
 def test_other_images_and_another_dense_start_change_every_key(tiny_plan: MakePlan) -> None:
     assert not set(_keys(tiny_plan(), "a")) & set(_keys(tiny_plan(), "b"))
     assert not set(_keys(tiny_plan(), dense="a")) & set(_keys(tiny_plan(), dense="b"))

@@ -67,7 +67,16 @@ def make_trainer(make_parts: MakeParts) -> MakeTrainer:
 
     def make(*changes: str) -> Trainer:
         parts = make_parts(*changes)
-        return Trainer(parts.network, parts.family, parts.randomness, parts.sampler, parts.plan.training, parts.world)
+        return Trainer(
+            parts.network,
+            parts.family,
+            parts.randomness,
+            parts.sampler,
+            parts.plan.training,
+            parts.world,
+            sparsity=parts.plan.sparsity,
+            total_steps=parts.plan.training.steps,
+        )
 
     return make
 
@@ -82,4 +91,4 @@ def state_after(trainer: Trainer, steps: int) -> dict[str, torch.Tensor]:
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """Over all numbers of two states."""
     assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
+    return max(float((a[name].float() - b[name].float()).abs().max()) for name in a)

@@ -1,0 +1,51 @@
+"""The second table of `ebdiff plan` for a sparse plan: kept weights, and what they would cost in theory."""
+
+from __future__ import annotations
+
+from ebdiff_orchestrator.plans.preview import PlanPreview
+from ebdiff_orchestrator.reports.formats import TextTable
+
+_HEADINGS = (
+    "network",
+    "sparsity",
+    "kept M",
+    "of maskable M",
+    "kept total M",
+    "theoretical MACs G: forward",
+    "theoretical MACs G: step",
+)
+
+
+def sparse_table(preview: PlanPreview) -> TextTable:
+    """One row a region beside the dense network; each column of multiply-accumulates says that it is theoretical."""
+    dense = preview.dense
+    rows = [
+        ("dense", "", "", "", _millions(dense.params), *_macs(dense.macs_with_attention, 3 * dense.macs_with_attention))
+    ]
+    forward = step = 0.0
+    for region in preview.regions:
+        sparsity, costs = preview.plan.sparsity_of(region.region), region.sparse
+        assert sparsity is not None
+        assert costs is not None
+        kept = (_millions(costs.kept), _millions(costs.maskable), _millions(costs.kept_params))
+        macs = _macs(costs.forward_macs, costs.step_macs)
+        rows.append((region.region.name, f"{sparsity.method} {sparsity.sparsity:.0%}", *kept, *macs))
+        share = (region.route[1] - region.route[0]) / preview.plan.diffusion.num_train_timesteps
+        forward, step = forward + share * costs.forward_macs, step + share * costs.step_macs
+    rows.append(("weighted", "", "", "", "", *_macs(forward, step)))
+    return TextTable(
+        _HEADINGS,
+        tuple(rows),
+        (
+            "Theoretical: of one image, with the attention's products, if masked weights",
+            "cost nothing. No device at hand skips them: a step takes as long as a dense one.",
+        ),
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f}"
+
+
+def _macs(forward: float, step: float) -> tuple[str, str]:
+    return f"{forward / 1e9:.3f}", f"{step / 1e9:.3f}"

@@ -1,0 +1,73 @@
+"""What a sparse network would cost if nothing were computed for a masked weight: theoretical, for no device does so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from region_workers.networks.supported import network_inputs
+from region_workers.pruning.densities import kept_counts, maskable_shapes
+from region_workers.pruning.groups import meta_copy
+from schemas.sparsity import SparsityPlan
+
+
+@dataclass(frozen=True)
+class SparseCosts:
+    """Kept of the `maskable` weights and of all parameters; multiply-accumulates of one sample, in theory.
+
+    `forward_macs` and `step_macs` count convolutions, linear layers and the attention's products: of a forward pass,
+    and of a training step by the method's average.
+    """
+
+    maskable: int
+    kept: int
+    kept_params: int
+    forward_macs: int
+    step_macs: int
+
+
+def sparse_costs(
+    network: nn.Module, params: int, dense_macs: int, inputs: Mapping[str, Tensor], plan: SparsityPlan
+) -> SparseCosts:
+    """Of a network that has `params` parameters and `dense_macs`, the attention's products included, if it is dense."""
+    shapes = maskable_shapes(network)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    counts = kept_counts(shapes, plan.sparsity, plan.distribution)
+    maskable, kept = sum(sizes.values()), sum(counts.values())
+    saved = sum((1 - counts[name] / sizes[name]) * macs for name, macs in weight_macs(network, inputs).items())
+    forward = dense_macs - saved
+    return SparseCosts(
+        maskable, kept, params - maskable + kept, round(forward), round(_step(forward, dense_macs, plan))
+    )
+
+
+def weight_macs(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+    """Multiply-accumulates that each maskable weight takes part in, for one sample, by parameter name.
+
+    `inputs`: forward's keyword arguments, batch of one; those of a diffusers UNet by default.
+    """
+    twin, found = meta_copy(network), dict[str, int]()
+
+    def count(weight: str, module: nn.Module, output: Tensor) -> None:
+        values = module.get_parameter("weight")
+        positions = output.numel() // values.shape[0]
+        found[weight] = found.get(weight, 0) + positions * values.numel()
+
+    for name, module in twin.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            weight = f"{name}.weight"
+            module.register_forward_hook(lambda layer, _, output, weight=weight: count(weight, layer, output))
+    with torch.no_grad():
+        twin(**{name: tensor.to("meta") for name, tensor in (inputs or network_inputs(twin)).items()})
+    return found
+
+
+def _step(forward: float, dense: float, plan: SparsityPlan) -> float:
+    """A forward and two backward passes; RigL's updates need the dense gradient (arXiv 1911.11134, appendix)."""
+    if plan.method != "rigl":
+        return 3 * forward
+    return (3 * forward * plan.interval_steps + 2 * forward + dense) / (plan.interval_steps + 1)

@@ -1,0 +1,74 @@
+"""What masks cost: a sparse step beside the dense step of the same network, and an update of every mask.
+
+    python tests/benchmarks/sparse_step.py [--preset cifar10] [--batch-size 128] [--rounds 3] [--threads 2] [--short]
+                                           [--json FILE]
+
+A dense and a static trainer make their steps in turn. An update is `SparseWeights.update`, by the gradient at hand, and
+at random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from bench import Report, arguments, in_turn, ratio, settings_of
+from own_loop import OwnLoop, first_job, plan_on_noise, this_device
+
+from region_workers.training.trainer import Trainer
+
+
+def main() -> None:
+    """Measure and report."""
+    options = parse_arguments()
+    report = Report("sparse training", {**settings_of(options), "device": this_device().type})
+    with tempfile.TemporaryDirectory() as folder:
+        dense, static, rigl, magran = (
+            trainer_of(f"{options.preset}-{method}", Path(folder) / method, options)
+            for method in ("dense", "static", "rigl", "magran")
+        )
+        steps = in_turn({"dense": dense.train_step, "static": static.train_step}, options.rounds)
+        updates = {name: update_s(trainer, options.rounds) for name, trainer in (("rigl", rigl), ("magran", magran))}
+    weights = sum(parameter.numel() for parameter in static.parameters.values())
+    report.add("parameters", weights / 1e6, "M")
+    for name, seconds in steps.items():
+        report.add(f"a {name} step", statistics.median(seconds), "s")
+    report.add("a static step over a dense one", ratio(steps["static"], steps["dense"]), "x", at_most=1.02)
+    for name, seconds_of_update in updates.items():
+        report.add(f"an update: {name}", seconds_of_update, "s", at_most=0.3)
+    mask_bytes = sum(mask.numel() * mask.element_size() for mask in static.sparse.masks.values())
+    report.add("masks, for each parameter", mask_bytes / weights, "bytes", at_most=1)
+    report.show(options.json)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = arguments(__doc__)
+    parser.add_argument("--preset", default="cifar10")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if options.short:
+        options.preset, options.batch_size, options.rounds, options.threads = "digits", 4, 1, 1
+    return options
+
+
+def trainer_of(plan: str, folder: Path, options: argparse.Namespace) -> Trainer:
+    """The trainer of the plan's only region, on images of noise."""
+    changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
+    return OwnLoop(*first_job(plan_on_noise(plan, folder, changes), folder), log=False).trainer
+
+
+def update_s(trainer: Trainer, rounds: int) -> float:
+    """Median seconds of an update, which changes the masks each time."""
+    trainer.train_step()  # Adam's moments
+    trainer._accumulate_gradients()
+    steps = iter(range(100, 100 * (rounds + 2), 100))
+    seconds = in_turn({"": lambda: trainer.sparse.update(next(steps), trainer.optimizer, trainer.ema)}, rounds)
+    return statistics.median(seconds[""])
+
+
+if __name__ == "__main__":
+    main()

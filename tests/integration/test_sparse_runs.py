@@ -1,0 +1,81 @@
+"""Sparse training in processes of its own: killed at an update, or shared by two workers, it ends as one whole run."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from process_cluster import run_worker, start_worker, torchrun
+from safetensors.torch import load_file
+
+from schemas.job import WEIGHTS_FILE, WorkerJob
+from schemas.plan import Plan
+
+MakeJob = Callable[[str, Path], WorkerJob]
+_STEPS = 8
+
+
+@pytest.fixture
+def make_job(tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]]) -> MakeJob:
+    """A job whose masks move at steps 2 and 4, where checkpoints are made too."""
+
+    def make(method: str, folder: Path) -> WorkerJob:
+        plan = tiny_plan(
+            "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]",
+            f"sparsity={{method: {method}, sparsity: 0.6, prune_ratio: 0.3, interval_steps: 2}}",
+            f"training.steps={_STEPS}",
+            "checkpointing={interval_steps: 2, keep: 9}",
+            "workers.gpus=0",
+        )
+        (job,) = make_jobs(plan, folder)
+        return job
+
+    return make
+
+
+def _state(folder: Path, step: int = _STEPS) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"train/all/checkpoints/step-{step:09}/state.safetensors")
+
+
+@pytest.mark.parametrize("method", ["rigl", "magran"])
+def test_a_run_killed_around_an_update_and_one_of_two_workers_end_as_a_whole_one(
+    make_job: MakeJob, tmp_path: Path, method: str
+) -> None:
+    run_worker(make_job(method, tmp_path / "whole"))
+    whole = _state(tmp_path / "whole")
+    killed = make_job(method, tmp_path / "killed")
+    _kill_in_training(killed)
+    run_worker(killed)
+    _check_equal(_state(tmp_path / "killed"), whole)
+    expert = f"train/all/expert/{WEIGHTS_FILE}"
+    assert (tmp_path / "killed" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
+    first = _state(tmp_path / "killed", 2)
+    run_worker(make_job(method, tmp_path / "shared"), *torchrun(2))
+    shared = _state(tmp_path / "shared")
+    masks = [name for name in whole if name.startswith("mask.")]
+    assert [int(shared[name].sum()) for name in masks] == [int(whole[name].sum()) for name in masks]
+    differing = sum(int((shared[name] ^ whole[name]).sum()) for name in masks)
+    moved = sum(int((first[name] ^ whole[name]).sum()) for name in masks)
+    assert moved > 20 * differing, "two workers sum in another order, which may change what is nearly equal"
+
+
+def _kill_in_training(job: WorkerJob) -> None:
+    """By SIGKILL, once the first checkpoint of the training is there."""
+    process = start_worker(job)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not any(Path(job.run_dir).glob("train/*/checkpoints/step-*")):
+        assert time.monotonic() < deadline, "no checkpoint within 120 s"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert not (Path(job.run_dir) / "train/all/result.json").exists()
+
+
+def _check_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
