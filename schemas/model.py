@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from schemas.errors import cross_field_error
 from schemas.limits import LARGE, MANY, MOST_CHANNELS
-from schemas.section import Place, Section, Text
+from schemas.section import Place, Section, Text, is_none
 
 Width = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
 PixelDownBlock = Literal["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
@@ -81,12 +81,19 @@ class PixelModelPlan(_NetworkPlan):
 
 
 class LatentModelPlan(_NetworkPlan):
-    """The dense network on a VAE's latents (LDM, arXiv 2112.10752): diffusers' UNet2DConditionModel.
+    """The dense network on a VAE's latents (LDM, arXiv 2112.10752), one of two by `network`.
 
-    A class is one learned vector of `cross_attention_dim`, to which every transformer block attends.
+    In a UNet2DConditionModel a class is one learned vector of `cross_attention_dim`, to which every transformer block
+    attends.
     """
 
     family: Literal["latent"]
+    network: Literal["UNet2DModel"] | None = Field(
+        None,
+        exclude_if=is_none,
+        description="UNet2DModel: LDM's unconditional network, of Attn blocks whose heads have attention_head_dim "
+        "channels; null: a UNet2DConditionModel, of CrossAttn blocks.",
+    )
     vae: Place = Field(description="A diffusers AutoencoderKL or VQModel: a folder or a hub name.")
     vae_subfolder: Place | None = Field(None, description="Where in it the VAE is; found by itself in a pipeline.")
     scaling_factor: float | None = Field(
@@ -114,7 +121,10 @@ class LatentModelPlan(_NetworkPlan):
     )
     norm_num_groups: int = Field(32, ge=1, le=MOST_CHANNELS)
     attention_head_dim: int | None = Field(
-        1, ge=1, le=MOST_CHANNELS, description="The number of heads, by diffusers' misnomer."
+        1,
+        ge=1,
+        le=MOST_CHANNELS,
+        description="The number of heads, by diffusers' misnomer; a UNet2DModel's: as it says.",
     )
     norm_eps: float = Field(1e-5, gt=0, le=1)
     downsample_padding: int = Field(1, ge=0, le=1)
@@ -126,6 +136,12 @@ class LatentModelPlan(_NetworkPlan):
     @model_validator(mode="after")
     def _context_exists(self) -> Self:
         attends = any("CrossAttn" in name for name in (*self.down_block_types, *self.up_block_types))
+        if attends and self.network is not None:
+            types = [name for name in self.down_block_types if "CrossAttn" in name]
+            expected = f"blocks of a {self.network}, which have no context to attend to"
+            raise cross_field_error(
+                "model.down_block_types", types, expected, "Use Attn blocks, or leave model.network out."
+            )
         if attends and self.num_classes is None:
             raise cross_field_error(
                 "model.num_classes",

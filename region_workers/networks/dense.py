@@ -24,6 +24,7 @@ from schemas.plan import DataPlan
 
 _NOT_ARGUMENTS = {
     "family",
+    "network",
     "pretrained",
     "num_classes",
     "label_dropout",
@@ -34,6 +35,7 @@ _NOT_ARGUMENTS = {
     "latent_channels",
     "latent_downscale",
 }
+_OF_A_CONTEXT = {"cross_attention_dim", "transformer_layers_per_block"}
 _NETWORKS: dict[str, type[Any]] = {
     "UNet2DModel": PrunedUNet2DModel,
     "UNet2DConditionModel": PrunedUNet2DConditionModel,
@@ -85,8 +87,9 @@ def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.M
 def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
     """The arguments of the network that the plan's sections `model` and `data` stand for.
 
-    They are UNet2DModel's for pixels and PrunedUNet2DConditionModel's for latents. A class-conditional network has one
-    class more than the data: the last one stands for `no class`. Raises PlanError for blocks that do not go together.
+    They are UNet2DModel's for pixels, and PrunedUNet2DConditionModel's for latents unless the plan says otherwise. A
+    class-conditional network has one class more than the data: the last one stands for `no class`. Raises PlanError for
+    blocks that do not go together.
     """
     classes = None if model.num_classes is None else model.num_classes + 1
     channels, height, _ = sample_shape(model, data)
@@ -96,19 +99,21 @@ def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
         "in_channels": channels,
         "out_channels": channels,
     }
-    if isinstance(model, LatentModelPlan):
+    if isinstance(model, LatentModelPlan) and model.network is None:
         return {**config, **_attention_config(model, classes)}
-    return {**config, "num_class_embeds": classes}
+    return {**{name: config[name] for name in config.keys() - _OF_A_CONTEXT}, "num_class_embeds": classes}
 
 
 def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DConditionModel:
     """The dense UNet with fresh weights, on torch's default device (under `torch.device("meta")`: without weights).
 
-    Pixels: a UNet2DModel. Latents: a PrunedUNet2DConditionModel with nothing pruned, whose CrossAttn blocks attend to
-    the class; without such blocks classes are added to the time embedding. PlanError as for `dense_config`.
+    Pixels, and latents if the plan says so: a UNet2DModel. Else a PrunedUNet2DConditionModel with nothing pruned, whose
+    CrossAttn blocks attend to the class; without such blocks classes are added to the time embedding. PlanError as for
+    `dense_config`.
     """
     config = dense_config(model, data)
-    return PrunedUNet2DConditionModel(**config) if isinstance(model, LatentModelPlan) else UNet2DModel(**config)
+    has_context = isinstance(model, LatentModelPlan) and model.network is None
+    return PrunedUNet2DConditionModel(**config) if has_context else UNet2DModel(**config)
 
 
 def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:

@@ -72,12 +72,25 @@ def _imagenet256_ldm(folder: Path) -> Sequence[str]:
     )
 
 
+def _unconditional_ldm(folder: Path) -> Sequence[str]:
+    return (
+        *_lsun(folder)[:2],
+        f"model.vae={tiny_vae(folder / 'vae')}",
+        "model.vae_subfolder=null",
+        "model.latent_downscale=2",
+        "model.block_out_channels=[16,16,32,32]",
+        "model.attention_head_dim=4",
+        "data.image_column=null",
+    )
+
+
 LAYOUTS: dict[str, Callable[[Path], Sequence[str]]] = {
     "cifar10": _cifar10,
     "celeba64": _celeba64,
     "lsun-church256": _lsun,
     "lsun-bedroom256": _lsun,
     "imagenet256-ldm": _imagenet256_ldm,
+    "celebahq256-ldm": _unconditional_ldm,  # and so the two others of its network
 }
 
 
@@ -95,7 +108,7 @@ def test_the_whole_path_of_a_preset(
     assert first.size == (manifest.plan.data.resolution,) * 2
     assert len(list((tmp_path / "run/samples").glob("0*.png"))) == 3
     assert {held.job for held in manifest.usage} >= {"region 0-260", "ensemble", "samples"}
-    assert ("encode" in {held.job for held in manifest.usage}) == (preset == "imagenet256-ldm")
+    assert ("encode" in {held.job for held in manifest.usage}) == preset.endswith("-ldm")
     assert all(record.peak_memory_bytes for name, record in manifest.stages.items() if name.startswith("train/"))
 
 
@@ -163,7 +176,7 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed"])
+@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed", "rigl", "ta-sparse"])
 def test_the_methods_that_need_no_dense_run(
     method: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
 ) -> None:
