@@ -55,7 +55,7 @@ def test_a_stride_puts_every_nth_mask_in_the_queue() -> None:
 
 def test_importance_timesteps_are_spread_over_the_region() -> None:
     assert importance_timesteps((240, 460), 4) == [240, 295, 350, 405]
-    assert importance_timesteps((0, 3), None) == [0, 1, 2]
+    assert importance_timesteps((5, 8), None) == [5, 6, 7]
     assert importance_timesteps((0, 3), 9) == [0, 1, 2]
 
 
@@ -80,6 +80,41 @@ def test_importance_gradients_are_a_function_of_weights_and_seed_and_change_noth
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(gradient.any() for gradient in first.values())
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_importance_gradients_are_those_of_the_summed_loss_diff_pruning_s_up_to_its_threshold(
+    make_parts: MakeParts, passes: int
+) -> None:
+    parts = make_parts("draw.importance_timesteps=5", f"training.gradient_accumulation={passes}")
+    network, family = parts.network.eval(), parts.family
+    share = parts.plan.training.batch_size // passes
+    losses, by_timestep = [], []
+    for timestep in (100, 130, 160, 190, 220):
+        network.zero_grad()
+        for first_row in range(0, share * passes, share):
+            batch = family.batch(0, slice(first_row, first_row + share))
+            generator = parts.randomness.generator(first_row, "importance-noise")
+            noise = torch.randn(batch.clean.shape, generator=generator)
+            alpha = family.alphas_cumprod[timestep]
+            noisy = alpha.sqrt() * batch.clean + (1 - alpha).sqrt() * noise
+            predicted = family.predict(network, batch, noisy, torch.full((share,), timestep))
+            loss = (predicted - noise).square().sum() / share / passes
+            loss.backward()  # type: ignore[no-untyped-call]
+            if first_row == 0:
+                losses.append(loss.item())
+        by_timestep.append({name: parameter.grad.clone() for name, parameter in network.named_parameters()})
+    ratios = [loss / max(losses[: place + 1]) for place, loss in enumerate(losses)]
+    end = min(range(5), key=ratios.__getitem__)  # the first below a threshold between it and all before it
+    threshold = (ratios[end] + min(ratios[:end])) / 2
+
+    for importance, summed in (("taylor", 5), ("diff-pruning", end)):
+        draw = parts.plan.draw.model_copy(update={"importance": importance, "diff_pruning_threshold": threshold})
+        found = accumulate_importance_gradients(
+            network, family, parts.randomness, (100, 250), draw, parts.plan.training, lambda: None
+        )
+        for name, gradient in found.items():
+            torch.testing.assert_close(gradient, sum(part[name] for part in by_timestep[:summed]))
 
 
 @pytest.mark.parametrize("scoring", ["at-once", "sequential"])
