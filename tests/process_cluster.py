@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 
-from worker_process import ForkedWorker, WorkerProcess
+from forked import ForkedGroup, ForkedProcess, RunningProcess
 
 from ebdiff_orchestrator.cluster import ThisProcess
 from region_workers.storage.run_files import local_folder
 from schemas.job import WorkerJob
 
-Sabotage = Callable[[WorkerJob, int, WorkerProcess], None]
+Sabotage = Callable[[WorkerJob, int, RunningProcess], None]
 
 
-def torchrun(workers: int) -> tuple[str, ...]:
-    """The launcher of several workers of one region."""
-    return (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={workers}")
-
-
-def start_worker(job: WorkerJob, *launcher: str) -> WorkerProcess:
-    """One worker in a process of its own, as `python -m region_workers`, or several under `launcher`."""
+def start_worker(job: WorkerJob, workers: int = 1) -> RunningProcess:
+    """The job's worker in a process of its own, or as many as it is to have."""
     folder = job.run_dir if local_folder(job.run_dir) else tempfile.mkdtemp()
     job_file = Path(folder) / f"{job.name.replace(' ', '-')}.json"
     job_file.write_text(job.model_dump_json())
-    if not launcher:
-        return ForkedWorker(job_file)
-    command = [*launcher, "-m", "region_workers", str(job_file)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    command = ("region_workers", job_file)
+    return ForkedGroup(workers, *command) if workers > 1 else ForkedProcess(*command)
 
 
-def run_worker(job: WorkerJob, *launcher: str) -> None:
+def run_worker(job: WorkerJob, workers: int = 1) -> None:
     """`start_worker`, and wait until it has done its work."""
-    process = start_worker(job, *launcher)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    process = start_worker(job, workers)
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
 
 
-def do_nothing(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+def do_nothing(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
     """No sabotage."""
 
 
@@ -77,11 +68,16 @@ class ProcessCluster(ThisProcess):
         return future
 
     def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
-        process = start_worker(job, *(torchrun(workers) if workers > 1 else ()))
-        self.sabotage(job, self.attempts[job.name], process)
-        output, _ = process.communicate()
-        self.running -= workers
+        try:
+            process = start_worker(job, workers)
+            self.sabotage(job, self.attempts[job.name], process)
+            said = process.communicate()
+        except Exception as error:  # noqa: BLE001 - the test fails by it
+            future.set_exception(error)
+            return
+        finally:
+            self.running -= workers
         if process.returncode in (0, 130):  # done, or saved and stopped as asked
             future.set_result(None)
         else:
-            future.set_exception(RuntimeError(f"exit code {process.returncode}: {output}"))
+            future.set_exception(RuntimeError(f"exit code {process.returncode}: {said}"))

@@ -11,16 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pyarrow import fs
+from ray_processes import free_port
 
 BUCKET = "bucket"
-
-
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @contextmanager

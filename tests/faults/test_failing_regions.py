@@ -15,12 +15,12 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import ONE_REGION
+from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from run_products import products
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster
 from small_runs import counted_steps, small_plan
-from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -41,7 +41,7 @@ def _manifest(run_dir: Path) -> Manifest:
 
 
 def test_a_lost_worker_is_started_again_and_the_run_finishes(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    def kill_once(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    def kill_once(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         if job.name == "region 240-460" and attempt == 1:
             process.send_signal(signal.SIGKILL)
 
@@ -57,7 +57,7 @@ def test_a_lost_worker_is_started_again_and_the_run_finishes(tiny_plan: MakePlan
 def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
-    def always_kill(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    def always_kill(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         if job.name == "region 0-260":
             process.send_signal(signal.SIGKILL)
 
@@ -91,7 +91,7 @@ def test_a_run_whose_ray_has_ended_does_not_wait_for_it(tiny_plan: MakePlan, tmp
         def workers_at_once(self) -> int:
             return 0 if self.has_ended() else super().workers_at_once()
 
-    def kill(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    def kill(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         process.send_signal(signal.SIGKILL)
 
     cluster = Ended(1, kill)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from forked import ForkedGroup, RunningProcess
 from process_cluster import ProcessCluster, Sabotage, start_worker
-from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.cluster import Request
 from ebdiff_orchestrator.run import launch as driver
@@ -30,30 +29,20 @@ class TwoEach(ProcessCluster):
         self.request = Request(processes=2, cpus=1.0, gpus=0.0)
 
 
-def _worker(launcher: WorkerProcess, rank: int) -> int | None:
-    """The process of that rank under torchrun; None before it is there."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    for child in children:
-        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes():
-            return int(child)
-    return None
-
-
-def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, WorkerProcess], None]:
+def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, RunningProcess], None]:
     """Halts the second worker of the region at its first attempt, in its training: the first waits for its sums."""
 
-    def sabotage(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    def sabotage(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         if job.name != HANGING or attempt > 1:
             return
         while not any((run_dir / "train/0-500/checkpoints").glob("step-*")):
             assert process.poll() is None
             time.sleep(0.02)
-        worker = _worker(process, rank=1)
-        assert worker is not None
-        os.kill(worker, signal.SIGSTOP)
+        assert isinstance(process, ForkedGroup)
+        process.workers[1].send_signal(signal.SIGSTOP)
         while not (run_dir / "train/0-500/failure.json").exists():
             time.sleep(0.1)
-        os.kill(worker, signal.SIGKILL)  # torchrun would do so after half a minute
+        process.workers[1].send_signal(signal.SIGKILL)  # torchrun would do so after half a minute
 
     return sabotage
 
@@ -63,7 +52,7 @@ def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
 ) -> None:
     run_dir = tmp_path / "run"
     cluster = TwoEach(4, _halt_one_worker(run_dir))
-    plan = tiny_plan(REGIONS, "training.steps=200", "workers.processes=2", "workers.hang_limit_s=4")
+    plan = tiny_plan(REGIONS, "training.steps=200", "workers.processes=2", "workers.hang_limit_s=10")
     said: list[str] = []
 
     class Noting(driver.View):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from finished_run import finished_run
+from forked import ForkedProcess
 from local_inception import write_local_inception
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -29,22 +28,20 @@ with patch("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", lambda ou
 """
 
 
-def _start(run_dir: Path, weights: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _SCRIPT, str(run_dir), str(weights)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def _start(run_dir: Path, weights: Path) -> ForkedProcess:
+    return ForkedProcess("-c", _SCRIPT, run_dir, weights)
 
 
-def _finish(run_dir: Path, weights: Path) -> None:
-    process = _start(run_dir, weights)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+def _finish(process: ForkedProcess) -> None:
+    said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
 
 
 def _kill_when(run_dir: Path, weights: Path, ready: Callable[[], bool]) -> None:
     process = _start(run_dir, weights)
     deadline = time.monotonic() + 180
     while not ready():
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the evaluation never came to the point where it should be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -63,7 +60,7 @@ def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for run_dir in (whole, broken):
         finished_run(run_dir, tiny_plan(f"workers.cache_dir={run_dir}-cache"))
-    _finish(whole, weights)
+    _finish(_start(whole, weights))
 
     _kill_when(broken, weights, lambda: any(broken.glob("evaluation/reference-*/features-00000.json")))
     assert not any(Path(f"{broken}-cache").glob("fid/*.npz")), "killed too late"
@@ -78,7 +75,7 @@ def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what
         if process.poll() is not None:
             break
         time.sleep(0.01)
-    assert process.wait(timeout=300) == 0, process.communicate()[0]
+    _finish(process)
 
     assert _statistics(broken) == _statistics(whole)
     (one,), (other,) = (RunDirectory(run_dir).read().evaluations.values() for run_dir in (whole, broken))

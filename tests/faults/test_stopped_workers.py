@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from process_cluster import run_worker, start_worker, torchrun
+from forked import RunningProcess
+from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
-from worker_process import WorkerProcess
 
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
@@ -108,7 +110,7 @@ def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_
     assert process.returncode == 0
 
 
-def _until_it_trains(process: WorkerProcess, run_dir: Path) -> None:
+def _until_it_trains(process: RunningProcess, run_dir: Path) -> None:
     while not (run_dir / "train/0-260/progress.json").exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
@@ -121,7 +123,10 @@ def test_two_workers_of_one_region_share_the_batch_and_agree_with_one_worker(
     even = plan.model_copy(update={"model": plan.model.model_copy(update={"dropout": 0.2})})
     one, two = tmp_path / "one", tmp_path / "two"
     run_worker(make_jobs(even, one)[0])
-    run_worker(make_jobs(even, two)[0], *torchrun(2))
+    job_file = tmp_path / "job.json"
+    job_file.write_text(make_jobs(even, two)[0].model_dump_json())
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([*torchrun, "-m", "region_workers", str(job_file)], check=True, timeout=300)
 
     single, double = load_file(one / _DRAWN), load_file(two / _DRAWN)
     assert single.keys() == double.keys()

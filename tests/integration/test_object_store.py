@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ONE_REGION
-from process_cluster import ProcessCluster, run_worker, torchrun
+from forked import RunningProcess
+from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
-from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
@@ -52,10 +52,10 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return {item.path: item.sha256 for item in artifacts if not item.path.endswith("metrics.parquet")}
 
 
-def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, WorkerProcess], None]:
+def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, RunningProcess], None]:
     """Kills a worker by SIGKILL once the store holds a checkpoint of its training."""
 
-    def sabotage(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    def sabotage(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         store = ObjectStore(url)
         while attempt == 1 and process.poll() is None:
             if any("train/" in key and key.endswith("checkpoint.json") for key in store.list_keys()):
@@ -110,7 +110,7 @@ def test_two_workers_of_a_region_share_a_run_in_a_bucket(
     tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
 ) -> None:
     job = make_jobs(tiny_plan(ONE_REGION), tmp_path)[0]
-    run_worker(job.model_copy(update={"run_dir": f"s3://{BUCKET}/runs/two"}), *torchrun(2))
+    run_worker(job.model_copy(update={"run_dir": f"s3://{BUCKET}/runs/two"}), workers=2)
     run_worker(job)
     ticket = "draw/all/tickets/all/ticket.json"
     assert ObjectStore(f"s3://{BUCKET}/runs/two").read(ticket) == (tmp_path / ticket).read_bytes()

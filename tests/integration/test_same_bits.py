@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_vae
+from forked import RunningProcess
 from PIL import Image
 from process_cluster import ProcessCluster, do_nothing
 from run_products import products
 from s3_server import BUCKET, s3_server
-from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.plans.load import load_plan, plan_from_values
 from ebdiff_orchestrator.run import launch as driver
@@ -184,7 +184,7 @@ def _write_images(folder: Path) -> Path:
     return folder
 
 
-def _kill_in_training(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+def _kill_in_training(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
     """By SIGKILL, once a checkpoint of the training is there."""
     while attempt == 1 and process.poll() is None:
         if any(Path(job.run_dir).glob("train/*/checkpoints/step-*")):

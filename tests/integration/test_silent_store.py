@@ -12,10 +12,10 @@ from threading import Timer
 
 import pytest
 from conftest import ONE_REGION
+from forked import RunningProcess
 from process_cluster import ProcessCluster
 from s3_server import BUCKET, s3_server
 from store_gate import Gate
-from worker_process import WorkerProcess
 
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.storage.object_store import SHORT_LIMIT_S, ObjectStore, StoreSilentError
@@ -83,7 +83,7 @@ def test_the_status_of_a_run_in_a_dead_store_is_an_error_for_people_within_secon
 def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(gate: Gate, tiny_plan: Callable[..., Plan]) -> None:
     url = f"s3://{BUCKET}/outage"
 
-    def cut(job: WorkerJob, attempt: int, process: WorkerProcess) -> None:
+    def cut(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         store = ObjectStore(url)
         while not store.list_keys("train/all/checkpoints") and process.poll() is None:
             time.sleep(0.1)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import ONE_REGION
+from forked import RunningProcess
 from process_cluster import start_worker
 from s3_server import BUCKET, s3_server
-from worker_process import WorkerProcess
 
 from region_workers.storage.object_store import ObjectStore
 from region_workers.training.checkpoints import CheckpointInfo
@@ -22,7 +22,7 @@ from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progr
 from schemas.owner import OWNERS_FOLDER, Claim
 from schemas.plan import Plan
 
-Start = Callable[[WorkerJob], WorkerProcess]
+Start = Callable[[WorkerJob], RunningProcess]
 
 _LONG = ("training.steps=1000000", "checkpointing.interval_steps=40")
 _SAVED = "train/all/checkpoints/"
@@ -49,11 +49,11 @@ def job(
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[WorkerJob], WorkerProcess]]:
+def start() -> Iterator[Callable[[WorkerJob], RunningProcess]]:
     """Starts a worker; none outlives the test."""
-    started: list[WorkerProcess] = []
+    started: list[RunningProcess] = []
 
-    def start_one(job: WorkerJob) -> WorkerProcess:
+    def start_one(job: WorkerJob) -> RunningProcess:
         started.append(start_worker(job))
         return started[-1]
 
@@ -63,7 +63,7 @@ def start() -> Iterator[Callable[[WorkerJob], WorkerProcess]]:
         worker.communicate(timeout=60)
 
 
-def _once_saved(store: ObjectStore, worker: WorkerProcess) -> set[str]:
+def _once_saved(store: ObjectStore, worker: RunningProcess) -> set[str]:
     """The keys in the store that stay, once it holds two checkpoints of the training."""
     while True:
         keys = set(store.list_keys())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked import ForkedProcess
 from PIL import Image
 
 import region_workers.data.content as content
@@ -64,9 +63,8 @@ def make_images(folder: Path, count: int, broken: int = 0) -> DataPlan:
     return DataPlan(path=str(folder))
 
 
-def start_builder(plan: DataPlan, cache: Path, stop_after: int = 1000) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILDER, plan.model_dump_json(), str(cache), str(stop_after)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start_builder(plan: DataPlan, cache: Path, stop_after: int = 1000) -> ForkedProcess:
+    return ForkedProcess("-c", BUILDER, plan.model_dump_json(), cache, str(stop_after))
 
 
 def kill_a_build(plan: DataPlan, cache: Path, images: int, part: str) -> Path:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from diffusers import (
     HeunDiscreteScheduler,
 )
 from ensemble_fixtures import CLASSES, KINDS, NAMES, ROUTES, draw, ensemble, saved_ensemble, seeded, tiny_experts
+from forked import run_forked
 
 from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
@@ -228,8 +226,7 @@ router.write_network = write_network
 from pathlib import Path
 saved_ensemble(Path({str(tmp_path / "ensemble")!r}))
 """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    saver = subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, check=False)
+    saver = run_forked("-c", program)
     assert saver.returncode == -signal.SIGKILL
     assert not (tmp_path / "ensemble").exists()
     with pytest.raises(UserError):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,8 +13,10 @@ import pytest
 import torch
 from conftest import TINY
 from finished_run import finished_run
+from forked import run_forked
 from local_inception import write_local_inception
 from PIL import Image
+from pytorch_fid import fid_score
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator import evaluate
@@ -56,7 +56,24 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluation(run_dir: Path, weights: Path) -> Evaluation:
+def quick_root() -> Iterator[None]:
+    """The root of the product of two covariances in a moment: that of a few images has few values beside zeros.
+
+    scipy's takes half a minute for 2048 numbers an image; the distance needs only the trace of it.
+    """
+
+    def root(product: np.ndarray, disp: bool = True) -> tuple[np.ndarray, float]:
+        sketch = np.random.default_rng(0).standard_normal((len(product), 2 * IMAGES))
+        basis, _ = np.linalg.qr(product @ sketch)
+        values = np.linalg.eigvals(basis.T @ product @ basis).real
+        return np.diag(np.sqrt(np.where(values > 1e-12 * values.max(), values, 0.0))), 0.0
+
+    with patch("scipy.linalg.sqrtm", root):
+        yield
+
+
+@pytest.fixture(scope="module")
+def evaluation(run_dir: Path, weights: Path, quick_root: None) -> Evaluation:
     return evaluate(
         run_dir, IMAGES, reference_images=IMAGES, inception_weights=weights, keep_images=True, in_process=True
     )
@@ -68,20 +85,22 @@ def folder_of(run_dir: Path, evaluation: Evaluation) -> Path:
 
 @pytest.mark.slow
 def test_fid_is_that_of_pytorch_fid_s_own_command_on_the_same_images(
-    run_dir: Path, evaluation: Evaluation, weights: Path, cache_dir: Path, tmp_path: Path
+    run_dir: Path,
+    evaluation: Evaluation,
+    weights: Path,
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = ensure_store(RunDirectory(run_dir).read().plan.data, cache_dir)
     for index, image_HWC in enumerate(store.images[:IMAGES]):
         Image.fromarray(np.asarray(image_HWC).squeeze()).save(tmp_path / f"{index:05d}.png")
-    command = [sys.executable, "-m", "pytorch_fid", "--num-workers", "0", "--device", "cpu"]
-    result = subprocess.run(
-        [*command, str(folder_of(run_dir, evaluation) / "images"), str(tmp_path)],
-        env={**os.environ, "TORCH_HOME": str(weights.parents[2])},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    theirs = float(result.stdout.split("FID:")[1])
+    command = ["pytorch_fid", "--num-workers", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", [*command, str(folder_of(run_dir, evaluation) / "images"), str(tmp_path)])
+    monkeypatch.setenv("TORCH_HOME", str(weights.parents[2]))
+    fid_score.main()
+    theirs = float(capsys.readouterr().out.split("FID:")[1])
     assert theirs > 0
     assert evaluation.fid == pytest.approx(theirs, rel=1e-6, abs=1e-9)
 
@@ -113,14 +132,11 @@ def test_a_recorded_evaluation_is_shown_not_repeated(run_dir: Path, evaluation: 
     with patch("ebdiff_orchestrator.evaluation.features.make_shards", side_effect=AssertionError("made again")):
         again = evaluate(run_dir, IMAGES, reference_images=IMAGES, inception_weights=weights, in_process=True)
     assert again == evaluation
-    ebdiff = str(Path(sys.executable).parent / "ebdiff")
     options = ["-n", str(IMAGES), "--reference-images", str(IMAGES), "--inception-weights", str(weights)]
-    shown = subprocess.run([ebdiff, "evaluate", str(run_dir), *options], capture_output=True, text=True, check=True)
+    shown = run_forked("ebdiff", "evaluate", run_dir, *options)
     assert "evaluated before" in shown.stdout
     assert "not comparable with FID-50k" in shown.stdout.replace("\n", " ")
-    listed = subprocess.run(
-        [ebdiff, "evaluate", str(run_dir), *options, "--json"], capture_output=True, text=True, check=True
-    )
+    listed = run_forked("ebdiff", "evaluate", run_dir, *options, "--json")
     assert json.loads(listed.stdout)["evaluation"]["fid"] == evaluation.fid
 
 

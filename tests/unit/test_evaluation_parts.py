@@ -122,6 +122,11 @@ def test_statistics_on_disk_are_pytorch_fid_s_too_and_never_pickles(tmp_path: Pa
             read_statistics(tmp_path / f"{name}.npz")
 
 
+def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
+    one, other = Statistics(np.zeros(2), np.diag([4.0, 9.0]), 3), Statistics(np.ones(2), np.diag([1.0, 1.0]), 3)
+    assert frechet_distance(one, other) == pytest.approx(2 + 1 + 4)
+
+
 def test_a_distance_that_is_no_number_is_a_failure_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def imaginary(*_: object) -> float:
         raise ValueError("Imaginary component 0.5")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import ForkedProcess
 from latent_fixtures import latent_model, save_images, save_kl, save_vq
 
 import region_workers.data.latents.build as build
@@ -86,9 +86,8 @@ class Workers:
             yield number, function(*calls[number])
 
 
-def start_encoder(model: LatentModelPlan, data: DataPlan, cache: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", ENCODER, model.model_dump_json(), data.model_dump_json(), str(cache)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def start_encoder(model: LatentModelPlan, data: DataPlan, cache: Path) -> ForkedProcess:
+    return ForkedProcess("-c", ENCODER, model.model_dump_json(), data.model_dump_json(), cache)
 
 
 def images_of(store: ImageStore, rows: list[int]) -> torch.Tensor:
@@ -246,10 +245,11 @@ def test_another_vae_or_scaling_is_another_store(model: LatentModelPlan, data: D
 
 def test_a_killed_encoder_is_taken_up_where_it_was(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
     encoder = start_encoder(model, data, tmp_path)
-    assert encoder.stdout is not None
-    assert [encoder.stdout.readline() for _ in range(3)] == ["encoding 0\n", "encoding 32\n", "encoding 64\n"]
+    while "encoding 64\n" not in encoder.said():
+        assert encoder.poll() is None
+        time.sleep(0.01)
     encoder.send_signal(signal.SIGKILL)
-    encoder.communicate(timeout=60)
+    assert encoder.communicate(timeout=60)[0].split("\n")[:-1] == ["encoding 0", "encoding 32", "encoding 64"]
     workers = Workers()
     store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path, workers)
     assert workers.starts == [64, 96, 128]
