@@ -8,19 +8,25 @@ from schemas.section import Sealed, Section
 
 
 class StoreInfo(Sealed):
-    """The `store.json` beside a store's pixels."""
+    """The `store.json` beside a store's samples; written last."""
 
-    format: Literal[2] = 2
-    key: str  # digest of the source's identity and of the transform
-    digest: str  # SHA-256 of the uint8 pixels in order, of the shape as text, then of the int64 labels if there are any
-    shape: tuple[int, int, int, int]  # images, height, width, channels
-    pixels_bytes: int  # size of pixels.npy, header included
-    checksums_sha256: str  # of checksums.npy: the CRC-32 of each image's pixels
-    labels_sha256: str | None = None  # of labels.npy
-    unreadable_names: tuple[str, ...]  # what was left out, as file names or row numbers
-    num_classes: int | None = None  # null: no labels; else labels.npy holds an int64 below it for each image
+    format: Literal[3] = 3
+    key: str  # digest of all that determines the samples
+    digest: str  # SHA-256 of the samples, of the shape as text, then of the int64 labels if there are any
+    shape: tuple[int, ...]
+    samples_bytes: int  # size of samples.npy, header included
+    checksums_sha256: str  # of checksums.npy: the CRC-32 of each row of samples.npy
+    labels_sha256: str | None = None  # of labels.npy: an int64 below num_classes for each sample; null: no labels
+    num_classes: int | None = None
     class_names: tuple[str, ...] | None = None  # null: the classes are numbers without names
-    source: dict[str, Any]  # the identity that the key was made of, less the files one by one
+
+
+class ImageInfo(StoreInfo):
+    """Of a store of images, uint8. `digest`: of the pixels in order."""
+
+    shape: tuple[int, int, int, int]  # images, height, width, channels
+    unreadable_names: tuple[str, ...]  # what was left out, as file names or row numbers
+    source: dict[str, Any]  # its identity, of which with the transform the key was made, less the files one by one
 
 
 class VaeInfo(Section):
@@ -33,6 +39,14 @@ class VaeInfo(Section):
     shift_factor: float | None = None
 
 
+class LatentInfo(StoreInfo):
+    """Of a store of latents, float16. `digest`: of the digests of the shards as which they were encoded."""
+
+    shape: tuple[int, int, int, int, int]  # variants (2: also mirrored), images, channels, height, width
+    images_digest: str
+    vae: VaeInfo
+
+
 class ShardRecord(Sealed):
     """One finished shard of latents, the images [start, stop)."""
 
@@ -40,22 +54,3 @@ class ShardRecord(Sealed):
     start: int
     stop: int
     digest: str  # SHA-256 of its float16 values, one variant after the other
-
-
-class LatentInfo(Sealed):
-    """The `latents.json` beside a store's latents; written last."""
-
-    format: Literal[2] = 2
-    key: str  # digest of the images' digest, of the VAE's, and of what is encoded of each image
-    digest: str  # SHA-256 of the shards' digests, of the shape as text, then of the int64 labels if there are any
-    dtype: Literal["float16"] = "float16"
-    shape: tuple[int, int, int, int, int]  # variants (2: also mirrored), images, channels, height, width
-    latents_bytes: int  # size of latents.npy, header included
-    checksums_sha256: str  # of checksums.npy: the CRC-32 of each image's latents, one variant after the other
-    labels_sha256: str | None = None  # of labels.npy
-    shard_digests: tuple[str, ...]
-    shard_images: int
-    images_digest: str
-    vae: VaeInfo
-    num_classes: int | None = None  # null: no labels
-    class_names: tuple[str, ...] | None = None

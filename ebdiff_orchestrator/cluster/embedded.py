@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from ebdiff_orchestrator.cluster.executor import request_of
 from ebdiff_orchestrator.cluster.noise import keep_noise
-from region_workers.storage.own_folder import OwnFolder
+from region_workers.storage.locks import OwnFolder
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
 from schemas.process import PASSIVE_WAIT

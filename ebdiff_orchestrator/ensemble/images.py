@@ -70,10 +70,9 @@ def iter_images(
 
     Image i's noise comes from (seed, i) on the CPU and its class is `classes[i % len(classes)]`, by default each of
     the ensemble's classes in turn. So batch size, device and where a range begins change nothing but rounding: on a
-    CPU about 1e-5 of the range after 20 steps, a level in few pixels. There, batches of one size give the same bits
-    whatever else is in them: pieces of whole batches can be drawn anywhere and in any order. `steps` and
-    `guidance_scale` default to the ensemble's. `report(done, total)` counts denoising steps over all batches. Raises
-    `UserError` at once for options that do not fit, and `RunFailed` if the network gives a non-finite image.
+    CPU about 1e-5 of the range after 20 steps, and no bit between batches of one size, so that pieces of whole batches
+    can be drawn anywhere. `steps` and `guidance_scale` default to the ensemble's. `report(done, total)` counts the
+    steps. Raises `UserError` at once for options that do not fit, `RunFailed` if the network gives a non-finite image.
     """
     if count < 1 or batch_size < 1:
         raise user_error("count, batch_size", (count, batch_size), "at least 1 each", "Raise them.")
@@ -94,8 +93,7 @@ def iter_images(
         )
         return _levels(images_NHWC, indices, seed)
 
-    stop = first + count
-    return (batch_of(range(start, min(start + batch_size, stop))) for start in range(first, stop, batch_size))
+    return (batch_of(range(first, first + count)[start : start + batch_size]) for start in range(0, count, batch_size))
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -17,7 +17,7 @@ from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, 
 from ebdiff_orchestrator.ensemble.network_files import cast_to, check_dtype, check_vae, read_network, write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
-from region_workers.data.latents.vae import decode
+from region_workers.data.vae import decode
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object
 from schemas.errors import UserError, user_error

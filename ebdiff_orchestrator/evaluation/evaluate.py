@@ -14,7 +14,6 @@ from ebdiff_orchestrator.cluster import Executor, ThisProcess, check_surrounding
 from ebdiff_orchestrator.evaluation.features import Workers, make_features
 from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
 from ebdiff_orchestrator.evaluation.records import (
-    EVALUATION_FOLDER,
     REPORT_FILE,
     STATISTICS_FILE,
     ensemble_digest,
@@ -113,8 +112,6 @@ def evaluate(
 
 def _evaluate(directory: RunDirectory, options: Options, workers: Workers) -> Evaluation:
     """The recorded number if there is one and it is whole, else a new one, recorded."""
-    directory.ensemble()
-    directory.fetch_folder(EVALUATION_FOLDER)
     manifest = _finished(directory)
     plan, view = manifest.plan, workers.view
     images = _sampled_images(directory, plan, options)
@@ -129,7 +126,7 @@ def _evaluate(directory: RunDirectory, options: Options, workers: Workers) -> Ev
     )
     reference = _reference(plan, options, job.inception_sha256, view)
     key = evaluation_key(manifest, job, reference.digest)
-    folder = evaluation_folder(directory.path, key)
+    folder = directory.fetch_folder(evaluation_folder(Path(), key).as_posix())
     recorded = whole_report(folder) if key in manifest.evaluations else None
     if recorded is not None and not _images_wanted(folder, options):
         view.line("This was evaluated before; nothing to do.")

@@ -18,8 +18,8 @@ from region_workers.networks.pretrained import find_dense
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, has_converged
-from region_workers.storage.checkpoint_folders import CHECKPOINT_FILE, checkpoint_folders
 from region_workers.storage.integrity import read_verified, sealed_files
+from region_workers.storage.places import CHECKPOINT_FILE, checkpoint_folders
 from region_workers.storage.tables import Row, read_masks
 from region_workers.training.checkpoints import CheckpointInfo
 from schemas.errors import PlanError, UserError

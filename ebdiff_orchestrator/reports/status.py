@@ -50,11 +50,10 @@ def read_status(run_dir: str | Path) -> RunStatus:
     """The status of the run in `run_dir`; UserError if there is none."""
     directory = RunDirectory(run_dir)
     manifest = directory.read()
-    directory.refresh(list(manifest.stages))
-    progress = {}
+    progress, files = {}, {name: directory.fetch(f"{name}/{PROGRESS_FILE}") for name in manifest.stages}
     for name in manifest.stages:
         with suppress(OSError, ValueError):  # not there, or not as written: at work, the next one comes in a second
-            progress[name] = Progress.model_validate_json((directory.path / name / PROGRESS_FILE).read_text())
+            progress[name] = Progress.model_validate_json(files[name].read_text())
     return RunStatus(manifest, progress)
 
 

@@ -20,7 +20,7 @@ from ebdiff_orchestrator.reports.masks import (
 )
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import UserError, user_error
-from schemas.plan import DrawPlan
+from schemas.plan import DrawPlan, Plan
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,7 @@ def report_tickets(
     run_dir: Path, settings: Settings, against: Sequence[Path] = (), dense: Path | None = None
 ) -> TicketsReport:
     """The report of a run, drawing or finished; UserError for a folder without a run or masks of another network."""
-    plan = RunDirectory(run_dir).read().plan
-    recorded = recorded_masks(_at_hand(run_dir), plan)
+    plan, recorded = _recorded(run_dir)
     notes = [
         f"{region.name}: keeps everything, so no mask is taken." for region in plan.regions if not region.pruning_ratio
     ]
@@ -122,7 +121,7 @@ def report_tickets(
     own = [masks for masks in recorded if len(masks)]
     tickets = tuple(_ticket_report(masks, settings, plan.draw) for masks in own)
     chosen = [masks.chosen() for masks in own]
-    others = [masks.chosen(f"{path}: ") for path in against for masks in _masks_of(path)]
+    others = [masks.chosen(f"{path}: ") for path in against for masks in _recorded(path)[1] if len(masks)]
     differences = [_difference(a, b) for index, a in enumerate(chosen) for b in [*chosen[index + 1 :], *others]]
     if dense is not None:
         ratios = [masks.pruning_ratio for masks in own]
@@ -131,16 +130,10 @@ def report_tickets(
     return TicketsReport(str(run_dir), tickets, tuple(differences), tuple(notes))
 
 
-def _masks_of(run_dir: Path) -> list[RecordedMasks]:
-    plan = RunDirectory(run_dir).read().plan
-    return [masks for masks in recorded_masks(_at_hand(run_dir), plan) if len(masks)]
-
-
-def _at_hand(run_dir: Path) -> Path:
-    """A folder with the run's draws."""
+def _recorded(run_dir: Path) -> tuple[Plan, tuple[RecordedMasks, ...]]:
     run = RunDirectory(run_dir)
-    run.fetch_folder("draw")
-    return run.path
+    plan = run.read().plan
+    return plan, recorded_masks(run.fetch_folder("draw").parent, plan)
 
 
 def _ticket_report(masks: RecordedMasks, settings: Settings, own: DrawPlan) -> TicketReport:

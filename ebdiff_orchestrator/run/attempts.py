@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ebdiff_orchestrator.cluster import Loss
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import JobOutline
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress
@@ -106,16 +107,16 @@ def raise_if_failed(budgets: Mapping[str, Budget], how_to_go_on: str) -> None:
         )
 
 
-def progress_of(attempt: Attempt, run_dir: Path) -> Progress | None:
+def progress_of(attempt: Attempt, run: RunDirectory) -> Progress | None:
     """What this attempt last said, of its latest stage."""
-    said = [_read(Progress, run_dir / stage / PROGRESS_FILE) for stage in attempt.outline.stages]
+    said = [_read(Progress, run.fetch(f"{stage}/{PROGRESS_FILE}")) for stage in attempt.outline.stages]
     return next((p for p in reversed(said) if p is not None and p.attempt == attempt.number), None)
 
 
-def failure_of(attempt: Attempt, run_dir: Path, loss: Loss | None, first_open: str) -> Failure:
+def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_open: str) -> Failure:
     """What this attempt wrote of its failure, else what its future says of the worker's end."""
     for stage in attempt.outline.stages:
-        path = run_dir / stage / FAILURE_FILE
+        path = run.fetch(f"{stage}/{FAILURE_FILE}")
         failure = _read(Failure, path)
         if failure is not None and failure.attempt == attempt.number:
             retryable = failure.retryable or loss is not None  # what a dying worker says last is not why it died

@@ -17,7 +17,7 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name
 from ebdiff_orchestrator.run.view import View, sampling_report
-from region_workers.data.latents.vae import load_vae
+from region_workers.data.vae import load_vae
 from region_workers.networks.dense import load_verified
 from region_workers.storage.integrity import DamagedFileError, artifact, files_in
 from schemas.digest import digest
@@ -96,9 +96,8 @@ def sample(
     device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
     run = RunDirectory(location, owner)
-    run.fetch_stages([ASSEMBLE])
     images = sample_images(
-        load_ensemble(run.path / ASSEMBLE, device=device),
+        load_ensemble(run.ensemble() / ASSEMBLE, device=device),
         sampling.num_images,
         plan.seed,
         sampling.steps,

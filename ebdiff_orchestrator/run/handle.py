@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import draw_folder, stage_names
+from ebdiff_orchestrator.run.stages import draw_folder
 from schemas.job import TICKET_FILE, Ticket
 from schemas.manifest import Manifest
 
@@ -28,8 +28,7 @@ class RunHandle:
         """The ticket of each region that has one, by the region's name."""
         run = RunDirectory(self.run_dir)
         plan = run.read().plan
-        run.fetch_stages([name for name in stage_names(plan) if name.startswith("draw/")])
-        files = {region.name: run.path / draw_folder(plan, region) / TICKET_FILE for region in plan.regions}
+        files = {region.name: run.fetch(f"{draw_folder(plan, region)}/{TICKET_FILE}") for region in plan.regions}
         return {n: Ticket.model_validate_json(f.read_text()) for n, f in files.items() if f.is_file()}
 
     @property

@@ -48,7 +48,7 @@ class JobLoop:
         self._jobs = {job.name: job for job in jobs}
         workers_of, self._limit = placement
         self._ledger, self._executor, self._view = ledger, executor, view
-        self._plan, self._run_dir = ledger.plan, ledger.directory.path
+        self._plan = ledger.plan
         self._growth = Growth(ledger.plan, workers_of)
         self._budgets = {job.name: Budget() for job in jobs}
         self._running: dict[str, Attempt] = {}
@@ -140,7 +140,7 @@ class JobLoop:
         for name, attempt in list(self._running.items()):
             if unix_time() - attempt.recorded_at > _RECORD_USAGE_EVERY_S:
                 self._record_usage(attempt)
-            progress = progress_of(attempt, self._run_dir)
+            progress = progress_of(attempt, self._ledger.directory)
             if progress is None:
                 self._give_up_if_late(name, attempt)
                 continue
@@ -173,13 +173,13 @@ class JobLoop:
             self._record_usage(attempt)
             self._ledger.collect_results((attempt.outline,))
             if not self._ledger.all_done((attempt.outline,)):
-                attempt.progress = progress_of(attempt, self._run_dir)
+                attempt.progress = progress_of(attempt, self._ledger.directory)
                 if not self._growth.has_stopped_to_grow(attempt):
                     self._follow_up(name, attempt)
 
     def _follow_up(self, name: str, attempt: Attempt) -> None:
         loss = self._executor.loss(attempt.future.exception())
-        failure = failure_of(attempt, self._run_dir, loss, self._ledger.first_open(attempt.outline))
+        failure = failure_of(attempt, self._ledger.directory, loss, self._ledger.first_open(attempt.outline))
         match what_follows(attempt, self._budgets[name], loss, failure, self._plan.workers.retries):
             case Next.GO_ON:
                 self._view.line(f"{name}: its machine is taken away; it goes on elsewhere from what is saved.")

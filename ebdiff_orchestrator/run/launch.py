@@ -20,9 +20,8 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.samples import decode_images, encode_images, samples_at_hand
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, outline_jobs
 from ebdiff_orchestrator.run.view import View
-from region_workers.data.latents.store import LatentStore
-from region_workers.data.samples import SampleStore
-from region_workers.data.store import ImageStore
+from region_workers.data.latents import LatentStore
+from region_workers.data.store import ImageStore, Store
 from schemas.manifest import RAY_LOG
 from schemas.plan import Plan
 
@@ -144,9 +143,7 @@ def _jobs_at_hand(
     return () if samples is None else _known_jobs(ledger, samples, reuse, view)
 
 
-def _known_jobs(
-    ledger: Ledger, samples: SampleStore, reuse: Sequence[str | Path], view: View
-) -> tuple[JobOutline, ...]:
+def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], view: View) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
     ledger.record_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
     jobs = outline_jobs(ledger.plan, ledger.inputs)

@@ -166,8 +166,8 @@ class Ledger:
     def collect_results(self, jobs: tuple[JobOutline, ...]) -> None:
         """Enter the stages that workers have finished, once their files are verified."""
         stages = [stage for job in jobs for stage in (job.draw, job.train) if stage and not self.is_done(stage.name)]
-        self.directory.refresh([stage.name for stage in stages])
         for stage in stages:
+            self.directory.fetch(f"{stage.name}/{RESULT_FILE}")
             result = finished_result(self.directory.path, stage)
             if result is None or not all(self.is_done(source) for source in made_from(self.plan).get(stage.name, ())):
                 continue

@@ -26,10 +26,10 @@ def reuse_stages(
     checkpoint, from which ours goes on to the same bits: these trainings are returned, with the runs. A stage must
     have the same name there, so the same region. UserError if one of `runs` is no run.
     """
-    others = [RunDirectory(run) for run in runs]
-    for other in others:
-        other.read()
-        other.fetch_folder("")
+    others = []
+    for run in map(RunDirectory, runs):
+        run.read()
+        others.append(run.fetch_folder(""))
     if others:
         directory.fetch_folder("")
     borrowed = {}
@@ -38,10 +38,10 @@ def reuse_stages(
             if stage is None or finished_result(directory.path, stage) is not None:
                 continue
             with directory.fenced():
-                if any(_copy_stage(directory.path, other.path, stage) for other in others):
+                if any(_copy_stage(directory.path, other, stage) for other in others):
                     directory.publish(stage.name)
                 elif isinstance(stage, TrainStage):
-                    source = _borrow_checkpoint(directory.path, [other.path for other in others], stage, say)
+                    source = _borrow_checkpoint(directory.path, others, stage, say)
                     if source is not None:
                         directory.publish(f"{stage.name}/{CHECKPOINTS_FOLDER}")
                         borrowed[stage.name] = source

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from ebdiff_orchestrator.run.ownership import Claims, Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
-from region_workers.storage.checkpoint_folders import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest
-from region_workers.storage.places import check_no_links
+from region_workers.storage.places import check_no_links, newest_step
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
-from schemas.job import CHECKPOINTS_FOLDER, FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, STOP_FILE, Artifact, Note
+from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
 from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.process import unix_time
@@ -100,19 +99,19 @@ class RunDirectory:
             write_model(self.path / key, Note(owner=self.owner, attempts=attempts))
             self._files.publish(key)
 
-    def refresh(self, stages: Sequence[str]) -> None:
-        """See what the workers of these stages say of themselves."""
-        said = (PROGRESS_FILE, FAILURE_FILE, RESULT_FILE)
-        self._files.fetch([f"{stage}/{name}" for stage in stages for name in said])
+    def fetch(self, key: str) -> Path:
+        """The path of a file, which is there as the run has it now, or not at all."""
+        self._files.fetch([key])
+        return self.path / key
+
+    def fetch_folder(self, folder: str) -> Path:
+        """The path of a folder, which holds what the run has there now."""
+        self._files.fetch_folder(folder)
+        return self.path / folder
 
     def saved_steps(self, stage: str) -> int:
         """How many steps of a stage its newest checkpoint has; 0 without one."""
         return newest_step(self._files.list_keys(f"{stage}/{CHECKPOINTS_FOLDER}"))
-
-    def fetch_stages(self, stages: Sequence[str]) -> None:
-        """Have the recorded files of these stages in `path`."""
-        manifest = self.read()
-        self.fetch_recorded([item for name in stages for item in manifest.stage(name).artifacts])
 
     def fetch_recorded(self, artifacts: Sequence[Artifact]) -> None:
         """Have these files in `path`."""
@@ -129,10 +128,6 @@ class RunDirectory:
                 )
             self._files.fetch_recorded(artifacts)
         return self.path
-
-    def fetch_folder(self, folder: str) -> None:
-        """Have the files of a folder in `path`."""
-        self._files.fetch_folder(folder)
 
     def publish(self, folder: str) -> None:
         """The folder's files are whole: let everybody see them."""

@@ -10,9 +10,8 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.resolve import ResolvedPlan
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.labels import check_labels
-from region_workers.data.latents.store import ensure_latents, find_latents
-from region_workers.data.samples import SampleStore
-from region_workers.data.store import ImageStore, ensure_store
+from region_workers.data.latents import ensure_latents, find_latents
+from region_workers.data.store import ImageStore, Store, ensure_store
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.process import unix_time
@@ -28,12 +27,12 @@ def decode_images(resolved: ResolvedPlan, view: View) -> ImageStore:
     if images.unreadable:
         names = ", ".join(images.info.unreadable_names[:5])
         view.line(f"{images.unreadable} unreadable images were left out: {names}.")
-    check_labels(images, plan.model.num_classes)
+    check_labels(images.labels, plan.model.num_classes)
     check_data_fits(plan, len(images), request_of(plan.workers, 0.0).processes)
     return images
 
 
-def samples_at_hand(resolved: ResolvedPlan, images: ImageStore) -> SampleStore | None:
+def samples_at_hand(resolved: ResolvedPlan, images: ImageStore) -> Store | None:
     """What is denoised: the images, or their latents; None if those are still to be encoded."""
     plan = resolved.plan
     if not isinstance(plan.model, LatentModelPlan):
@@ -41,9 +40,7 @@ def samples_at_hand(resolved: ResolvedPlan, images: ImageStore) -> SampleStore |
     return find_latents(plan.model, plan.data, images, resolved.cache_dir)
 
 
-def encode_images(
-    resolved: ResolvedPlan, images: ImageStore, ledger: Ledger, executor: Executor, view: View
-) -> SampleStore:
+def encode_images(resolved: ResolvedPlan, images: ImageStore, ledger: Ledger, executor: Executor, view: View) -> Store:
     """The latents of the images, by as many workers as there are."""
     plan = resolved.plan
     assert isinstance(plan.model, LatentModelPlan)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from region_workers.data.labels import check_labels
-from region_workers.data.samples import SampleStore
+from region_workers.data.samples import Samples
 from schemas.digest import seed_from
 from schemas.errors import plan_error
 
@@ -25,7 +25,7 @@ class BatchSource:
 
     def __init__(
         self,
-        store: SampleStore,
+        samples: Samples,
         device: torch.device,
         batch_size: int,
         random_flip: bool,
@@ -33,19 +33,20 @@ class BatchSource:
         num_classes: int | None = None,
         label_dropout: float = 0.0,
     ) -> None:
-        if batch_size > len(store):
+        if batch_size > len(samples):
             remedy = "Lower training.batch_size or add images."
-            raise plan_error("training.batch_size", batch_size, f"at most the {len(store)} images of the data", remedy)
-        check_labels(store, num_classes)
+            raise plan_error(
+                "training.batch_size", batch_size, f"at most the {len(samples)} images of the data", remedy
+            )
+        check_labels(samples.labels, num_classes)
         self.batch_size = batch_size
-        self.steps_per_epoch = len(store) // batch_size
-        self._count = len(store)
+        self.steps_per_epoch = len(samples) // batch_size
         self._device = device
         self._random_flip = random_flip
         self._seed = seed
         self._num_classes, self._label_dropout = num_classes, label_dropout
-        self._labels = None if num_classes is None else store.labels
-        self._samples = store.samples()
+        self._labels = None if num_classes is None else samples.labels
+        self._samples = samples
         self._resident = self._on_device() if self._fits_on_device() else None
         self._epoch, self._permutation = 0, self._permute(0)
 
@@ -82,7 +83,7 @@ class BatchSource:
 
     def _permute(self, epoch: int) -> npt.NDArray[np.int64]:
         generator = np.random.Generator(np.random.PCG64(seed_from(self._seed, "epoch", index=epoch)))
-        return generator.permutation(self._count).astype(np.int64, copy=False)
+        return generator.permutation(len(self._samples)).astype(np.int64, copy=False)
 
     def _uniform(self, name: str, step: int) -> npt.NDArray[np.float64]:
         return np.random.Generator(np.random.PCG64(seed_from(self._seed, name, index=step))).random(self.batch_size)

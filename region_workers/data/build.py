@@ -1,89 +1,80 @@
-"""Decode a source into the files of a store: pixels.npy, their checksums, labels.npy if asked for, and store.json."""
+"""Decode a source into a store's file of samples, in parts from the last of which a killed build goes on."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
+from pydantic import ValidationError
 
-from region_workers.data.build_lock import Report
-from region_workers.data.checksums import CHECKSUMS, write_array
-from region_workers.data.content import Content, PartLog
 from region_workers.data.decode import Transform
-from region_workers.data.labels import LabelRecorder, Labels, count_classes
-from region_workers.data.parallel import decode_all
+from region_workers.data.labels import LabelRecorder, Labels
+from region_workers.data.parallel import DecodedItems, Pixels, decode_all
+from region_workers.data.samples import Checksums, checksums_of, npy_header
 from region_workers.data.sources import Source
 from region_workers.storage.durable import write_model
-from schemas.errors import PlanError, RunFailed, plan_error
+from region_workers.storage.locks import Report
+from schemas.errors import PlanError, plan_error
 from schemas.plan import DataPlan
-from schemas.store import StoreInfo
+from schemas.section import Sealed
 
-PIXELS = "pixels.npy"
-LABELS = "labels.npy"
-INFO = "store.json"
-
-_PARTS = "parts"
+PARTS = "parts"
+_READ_BYTES = 16 << 20
+_PART_BYTES, _PART_S = 64 << 20, 10.0
+_MOST_BYTES = 512 << 20  # by so much decoding may be ahead of the disk
 _NAMES_SHOWN = 5
 _log = logging.getLogger(__name__)
 
 
-def build_store(
-    folder: Path, source: Source, plan: DataPlan, key: str, identity: dict[str, Any], report: Report
-) -> None:
-    """Fill `folder` with the pixels and labels of every readable image, in order, and with what they are.
+def decode_into(path: Path, source: Source, plan: DataPlan, key: str, report: Report) -> Content:
+    """Fill the .npy file with the pixels of every readable image, in order; what else there is to know of them.
 
-    Goes on from the parts that a killed build left there. Raises PlanError if there are no images, if one has no
-    proper label or if more than the plan's share of them is unreadable, RunFailed if the source changes meanwhile.
+    Goes on from the parts that a killed build of the same store `key` left in the file's folder. Raises PlanError if
+    there are no images, if one has no proper label or if more than the plan's share of them is unreadable.
     """
-    folder.mkdir(exist_ok=True)
+    transform, total = Transform.of(plan), source.count()
     recorder = LabelRecorder(plan.label_column, source.class_names()) if plan.label_column is not None else None
-    with _open(folder / PIXELS) as file, PartLog(folder / _PARTS, key, file) as log:
-        content = Content(file, Transform.of(plan), recorder)
-        total = source.count()
-        _restore(content, log, total, report)
-        _decode_rest(content, log, source, plan, key, total, report)
+    with path.open("r+b" if path.exists() else "w+b") as file, PartLog(path.parent / PARTS, key, file) as log:
+        content = Content(file, transform, recorder)
+        for part in log.read():
+            if not content.restore(part):
+                break
+            report(content.done, total or 0)
+        if content.done:
+            _log.info("%d images are decoded already", content.done)
+        content.cut()
+        with closing(decode_all(source.items(content.done), transform)) as decoded_items:
+            for decoded in decoded_items:
+                content.append(decoded)
+                if total is not None:
+                    check_unreadable(content.unreadable, content.done, total, plan)
+                if log.is_due():
+                    log.write(content.next_part(key))
+                report(content.done, total or 0)
         content.finish()
-    labels, class_names = recorder.finish() if recorder is not None else (None, None)
-    checksums_sha256 = write_array(folder / CHECKSUMS, content.checksums())
-    labels_sha256 = None if labels is None else write_array(folder / LABELS, labels)
-    if source.identity() != identity:
-        raise RunFailed(f"{plan.path} changed while it was read. Start again once its files are at rest.")
-    info = StoreInfo(
-        key=key,
-        digest=content_digest(content.pixels_sha, content.shape(), labels),
-        shape=content.shape(),
-        pixels_bytes=(folder / PIXELS).stat().st_size,
-        checksums_sha256=checksums_sha256,
-        labels_sha256=labels_sha256,
-        unreadable_names=tuple(content.unreadable_names),
-        num_classes=None if labels is None else count_classes(labels, class_names),
-        class_names=class_names,
-        source=identity,
-    )
-    write_model(folder / INFO, info)
-    shutil.rmtree(folder / _PARTS)
+    if not content.done:
+        raise plan_error("data.path", plan.path, "at least one image", "The data set is empty: choose another.")
+    check_unreadable(content.unreadable, content.done, content.done, plan)
+    return content
 
 
-def content_digest(pixels_sha: hashlib._Hash, shape: tuple[int, ...], labels: Labels | None) -> str:
-    """A store's digest, from the running SHA-256 of its pixels."""
-    sha = pixels_sha.copy()
-    sha.update(str(shape).encode())
-    if labels is not None:
-        sha.update(np.ascontiguousarray(labels, dtype="<i8").data)
-    return sha.hexdigest()
+def check_unreadable(unreadable: Sequence[tuple[str, str] | str], done: int, total: int, plan: DataPlan) -> None:
+    """Raise PlanError, naming the first of the unreadable, if they are more than the plan's share of `total`.
 
-
-def check_unreadable(unreadable: Sequence[str], done: int, total: int, plan: DataPlan) -> None:
-    """Raise PlanError, naming the first unreadable images, if they are more than the plan's share of `total`."""
+    They are given as names, or as names with reasons.
+    """
     if len(unreadable) <= plan.max_unreadable * total:
         return
-    names = "; ".join(unreadable[:_NAMES_SHOWN])
+    first = unreadable[:_NAMES_SHOWN]
+    names = "; ".join(image if isinstance(image, str) else f"{image[0]} ({image[1]})" for image in first)
     more = f"; and {len(unreadable) - _NAMES_SHOWN} more" if len(unreadable) > _NAMES_SHOWN else ""
     raise PlanError(
         f"data.max_unreadable = {plan.max_unreadable}: expected at most this share of the {total} images "
@@ -92,31 +83,166 @@ def check_unreadable(unreadable: Sequence[str], done: int, total: int, plan: Dat
     )
 
 
-def _open(path: Path) -> BinaryIO:
-    return path.open("r+b" if path.exists() else "w+b")
+class Content:
+    """What was decoded so far: the pixels in `file`, and the names, with reasons, of the `unreadable`."""
+
+    def __init__(self, file: BinaryIO, transform: Transform, recorder: LabelRecorder | None) -> None:
+        self._file, self._recorder, self._transform = file, recorder, transform
+        self._pixels_start = len(self._header(0))
+        self.images, self.sha = 0, hashlib.sha256()
+        self.unreadable: list[tuple[str, str]] = []
+        self._checksums: list[Checksums] = []
+        self._labels_of_part: list[int | str] = []
+        self._unreadable_in_parts = 0
+
+    @property
+    def done(self) -> int:
+        """Images of the source so far, readable or not."""
+        return self.images + len(self.unreadable)
+
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the pixels: images, height, width, channels."""
+        return (self.images, *self._transform.shape)
+
+    def checksums(self) -> Checksums:
+        """Of each image so far: uint32 [images]."""
+        return np.concatenate([np.empty(0, np.uint32), *self._checksums])
+
+    def labels(self) -> tuple[Labels | None, int | None, tuple[str, ...] | None]:
+        """As of `LabelRecorder.finish`; None if none are asked for."""
+        return (None, None, None) if self._recorder is None else self._recorder.finish()
+
+    def append(self, decoded: DecodedItems) -> None:
+        """Add what was decoded next."""
+        self._file.write(decoded.pixels.data)
+        self.sha.update(decoded.pixels.data)
+        self._checksums.append(checksums_of(decoded.pixels))
+        self.images += len(decoded.pixels)
+        self.unreadable += decoded.unreadable
+        if self._recorder is not None:
+            self._labels_of_part += [self._recorder.add(item.name, item.label) for item in decoded.readable]
+
+    def next_part(self, key: str) -> Part:
+        """What was added since the last part; from here on the next one counts."""
+        unreadable, labels = self.unreadable[self._unreadable_in_parts :], self._labels_of_part
+        self._unreadable_in_parts, self._labels_of_part = len(self.unreadable), []
+        digest = self.sha.hexdigest()
+        return Part(key=key, images=self.images, digest=digest, unreadable=tuple(unreadable), labels=tuple(labels))
+
+    def restore(self, part: Part) -> bool:
+        """Take a part of an earlier build for decoded, if the file holds its pixels; whether it does."""
+        sha, checksums = self.sha.copy(), []
+        for pixels in self._pixels_in_file(part.images):
+            sha.update(pixels.data)
+            checksums.append(checksums_of(pixels))
+        if sha.hexdigest() != part.digest:
+            return False
+        self.sha, self.images = sha, part.images
+        self._checksums += checksums
+        self.unreadable += part.unreadable
+        self._unreadable_in_parts = len(self.unreadable)
+        if self._recorder is not None:
+            for label in part.labels:
+                self._recorder.add("", label)
+        return True
+
+    def cut(self) -> None:
+        """Drop what stands in the file behind the restored parts; from here on it is written."""
+        self._file.truncate(self._position(self.images))
+        self._file.seek(0)
+        self._file.write(self._header(0))
+        self._file.seek(0, os.SEEK_END)
+
+    def finish(self) -> None:
+        """Note the number of images, which only now is known, and make the file safe."""
+        self._file.seek(0)
+        self._file.write(self._header(self.images))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _pixels_in_file(self, stop: int) -> Iterator[Pixels]:
+        """The images in the file from the first that is not restored, as far as they are there, some at a time."""
+        at_once = max(1, _READ_BYTES // self._transform.image_bytes)
+        self._file.seek(self._position(self.images))
+        for first in range(self.images, stop, at_once):
+            data = self._file.read(min(at_once, stop - first) * self._transform.image_bytes)
+            whole = len(data) // self._transform.image_bytes
+            pixels = np.frombuffer(data, np.uint8, whole * self._transform.image_bytes)
+            yield pixels.reshape(whole, *self._transform.shape)
+
+    def _position(self, image: int) -> int:
+        return self._pixels_start + image * self._transform.image_bytes
+
+    def _header(self, images: int) -> bytes:
+        return npy_header("|u1", (images, *self._transform.shape))
 
 
-def _restore(content: Content, log: PartLog, total: int | None, report: Report) -> None:
-    for part in log.read():
-        if not content.restore(part):
-            break
-        report(content.done, total or 0)
-    if content.done:
-        _log.info("%d images are decoded already", content.done)
-    content.cut()
+class Part(Sealed):
+    """Where the pixels stood when they were last made safe; names and labels are those since the part before."""
+
+    key: str
+    images: int  # the readable ones: rows of pixels
+    digest: str  # SHA-256 of those rows
+    unreadable: tuple[tuple[str, str], ...]  # name and reason
+    labels: tuple[int | str, ...]  # as the source gives them; empty if the plan asks for none
 
 
-def _decode_rest(
-    content: Content, log: PartLog, source: Source, plan: DataPlan, key: str, total: int | None, report: Report
-) -> None:
-    with closing(decode_all(source.items(content.done), Transform.of(plan))) as decoded_items:
-        for decoded in decoded_items:
-            content.take(decoded)
-            if total is not None:
-                check_unreadable(content.complaints, content.done, total, plan)
-            if log.is_due():
-                log.write(content.next_part(key))
-            report(content.done, total or 0)
-    if not content.done:
-        raise plan_error("data.path", plan.path, "at least one image", "The data set is empty: choose another.")
-    check_unreadable(content.complaints, content.done, content.done, plan)
+class PartLog:
+    """The parts in `folder` of the store `key`, whose pixels go to `file`.
+
+    The pixels of a part are written to the disk in the background, then its record: decoding does not wait for them.
+    """
+
+    def __init__(self, folder: Path, key: str, file: BinaryIO) -> None:
+        folder.mkdir(exist_ok=True)
+        self._folder, self._key, self._file = folder, key, file
+        self._count = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="parts")
+        self._writing: Future[None] | None = None
+        self._last_s, self._last_byte = time.monotonic(), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown()
+        if kind is None and self._writing is not None:
+            self._writing.result()
+
+    def read(self) -> Iterator[Part]:
+        """The parts in order, up to the first that is missing. The one at which the reader breaks off is replaced."""
+        while True:
+            try:
+                part = Part.model_validate_json(self._path(self._count).read_bytes())
+            except (FileNotFoundError, ValidationError):  # not there, or of another version
+                return
+            if part.key != self._key:
+                return
+            yield part
+            self._count += 1
+
+    def is_due(self) -> bool:
+        """Whether another part is worth its record by now, and the one before it is written; a slow disk is waited for.
+
+        Raises OSError if the disk did not take a part.
+        """
+        new_bytes = self._file.tell() - self._last_byte
+        if self._writing is not None:
+            if not self._writing.done() and new_bytes < _MOST_BYTES:
+                return False
+            self._writing.result()
+        return new_bytes >= _PART_BYTES or time.monotonic() - self._last_s >= _PART_S
+
+    def write(self, part: Part) -> None:
+        """Make what was written to the file so far safe, then note it."""
+        self._file.flush()
+        self._last_s, self._last_byte = time.monotonic(), self._file.tell()
+        self._writing = self._pool.submit(self._make_safe, self._path(self._count), part)
+        self._count += 1
+
+    def _make_safe(self, path: Path, part: Part) -> None:
+        os.fsync(self._file.fileno())
+        write_model(path, part)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:05}.json"

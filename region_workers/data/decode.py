@@ -1,12 +1,22 @@
-"""One image file to the bytes of its pixels, of the plan's size and channels."""
+"""One image file to the bytes of its pixels, of the plan's size and channels; as a program, for another process.
+
+    python -m region_workers.data.decode TRANSFORM_JSON DESCRIPTOR
+
+decodes the files that come on its standard input; pixels leave through memory that both see. A request is a line of
+JSON, the list of what the files are, and then their bytes; a reply is a line, the positions of what is unreadable, with
+the reasons.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import math
+import mmap
 import os
+import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from PIL import Image, ImageOps
 
@@ -122,9 +132,8 @@ def open_image(payload: Payload, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if payload is None:
         raise UnreadableImageError("the row holds no image")
     if isinstance(payload, str) and not os.path.isfile(payload):  # noqa: PTH113 - a Path for each costs more
-        raise UnreadableImageError(
-            "there is no regular file of this name"
-        )  # to open a pipe would wait for its other end
+        # To open a pipe would wait for its other end.
+        raise UnreadableImageError("there is no regular file of this name")
     try:
         image = Image.open(io.BytesIO(payload) if isinstance(payload, bytes) else payload, formats=FORMATS)
         pixels = max(image.width * image.height, _tile_pixels(image))
@@ -194,3 +203,43 @@ def _cut(image: Image.Image, center_x: int, center_y: int, side: int) -> Image.I
             f"columns {left}..{right - 1} and rows {top}..{bottom - 1}"
         )
     return image.crop((left, top, right, bottom))
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    transform = Transform(*json.loads(sys.argv[1]))
+    room = memoryview(mmap.mmap(int(sys.argv[2]), 0))
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed must not fall among the replies
+    try:
+        while True:
+            request = read_line(sys.stdin.buffer)
+            files = [_read(sys.stdin.buffer, entry) if isinstance(entry, int) else entry for entry in request]
+            write_line(replies, list(decode_files(files, transform, room).items()))
+    except (BrokenPipeError, EOFError):  # whoever asked is gone
+        os._exit(0)
+
+
+def write_line(stream: IO[bytes], value: Any, rest: bytes = b"") -> None:
+    """Send a JSON value, and what bytes follow it. Raises BrokenPipeError."""
+    stream.write(json.dumps(value).encode() + b"\n" + rest)
+    stream.flush()
+
+
+def read_line(stream: IO[bytes]) -> Any:
+    """The value of a `write_line`. Raises EOFError."""
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return json.loads(line)
+
+
+def _read(stream: IO[bytes], length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data
+
+
+if __name__ == "__main__":
+    main()

@@ -5,14 +5,15 @@ Names are strings and not paths: of a million files the paths alone would take m
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+from region_workers.storage.integrity import bytes_digest
 from schemas.errors import plan_error
 from schemas.plan import DataPlan
 
@@ -24,7 +25,6 @@ IMAGE_SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}
 )
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HASHED_AT_ONCE = 1000
 # The words by which the datasets library tells the splits of a folder apart.
 _SPLIT_OF_WORD = {
     **dict.fromkeys(["train", "training"], "train"),
@@ -59,17 +59,13 @@ def class_folders(root: Path, names: Sequence[str], label_column: str) -> list[s
     return classes
 
 
-def files_digest(root: Path, names: Sequence[str]) -> str:
-    """SHA-256 (hex) of the files' names, sizes and times of change: `digest` of the list of these, in steps.
+def files_identity(path: Path, folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """What changes when files of a source may have changed; `names` are relative to `folder`.
 
-    They stand for the content: hashing it would read the whole data set on every start.
+    Sizes and times of change stand for the content: hashing it would read the whole data set on every start.
     """
-    sha = hashlib.sha256(b"[")
-    for start in range(0, len(names), _HASHED_AT_ONCE):
-        entries = [_entry(root, name) for name in names[start : start + _HASHED_AT_ONCE]]
-        sha.update((b"," if start else b"") + json.dumps(entries, separators=(",", ":"))[1:-1].encode())
-    sha.update(b"]")
-    return sha.hexdigest()
+    digest = bytes_digest(f"{_entry(folder, name)}\n".encode() for name in names)
+    return {"path": str(path.resolve()), "files": len(names), "files_digest": digest}
 
 
 def _visible(folder: str, prefix: str) -> Iterator[str]:
@@ -83,9 +79,9 @@ def _visible(folder: str, prefix: str) -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def _entry(root: Path, name: str) -> list[str | int]:
+def _entry(root: Path, name: str) -> str:
     status = os.stat(f"{root}/{name}")  # noqa: PTH116 - a Path for each costs more than the call
-    return [name, status.st_size, status.st_mtime_ns]
+    return json.dumps([name, status.st_size, status.st_mtime_ns])
 
 
 def files_of_split(root: Path, names: list[str], plan: DataPlan) -> list[str]:

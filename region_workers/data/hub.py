@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from region_workers.data.columns import check_label_column, class_names, image_column
 from region_workers.data.decode import Item, Label, Payload
+from region_workers.data.parquet import check_label_column, class_names, image_column
 from region_workers.storage.durable import write_text
 from schemas.digest import digest
 from schemas.errors import PlanError, plan_error
@@ -110,25 +110,20 @@ def _payload(value: dict[str, Any] | None) -> Payload:
 
 def _newest_revision(plan: DataPlan, cache_dir: Path) -> str:
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
 
     remembered = cache_dir / "revisions" / digest(_asked_for(plan))[:16]
     try:
         revision = HfApi().dataset_info(plan.path, timeout=_TIMEOUT_S).sha
         assert revision is not None
     except Exception as error:
-        if remembered.is_file() and not _is_missing(error):
+        if remembered.is_file() and not isinstance(error, RepositoryNotFoundError):
             return remembered.read_text().strip()
         raise _unreachable(plan, error) from error
     # A read-only cache that others filled is still of use; a revision not remembered there costs only the hub's answer.
     if os.access(cache_dir, os.W_OK) and not (remembered.is_file() and remembered.read_text().strip() == revision):
         write_text(remembered, revision + "\n")
     return revision
-
-
-def _is_missing(error: Exception) -> bool:
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    return isinstance(error, RepositoryNotFoundError)
 
 
 def _asked_for(plan: DataPlan) -> dict[str, Any]:

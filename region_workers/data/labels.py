@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +13,6 @@ from schemas.errors import plan_error
 Labels = npt.NDArray[np.int64]
 
 _MOST_CLASSES = 2**31
-_REMEDY = "Repair or remove that image, or name another column."
-
-
-class LabelledStore(Protocol):
-    """What has labels, or None for none."""
-
-    @property
-    def labels(self) -> Labels | None:
-        """int64 [N], from 0."""
 
 
 class LabelRecorder:
@@ -36,15 +26,13 @@ class LabelRecorder:
         self._names = class_names
         self._number_of: dict[str, int] = {name: number for number, name in enumerate(class_names or ())}
         self._numbers = array("q")
-        self._strings_seen = False
 
     def add(self, name: str, label: Label) -> int | str:
-        """Take the label of the image called `name`, and return it.
+        """Note the label of the image called `name`, and return it.
 
         Raises PlanError if it is null, negative or no known class.
         """
         if isinstance(label, str):
-            self._strings_seen = True
             if label not in self._number_of and self._names is not None:
                 raise self._error(name, f"the label {label!r}", f"one of its {len(self._names)} classes")
             self._numbers.append(self._number_of.setdefault(label, len(self._number_of)))
@@ -57,34 +45,29 @@ class LabelRecorder:
         self._numbers.append(label)
         return label
 
-    def finish(self) -> tuple[Labels, tuple[str, ...] | None]:
-        """The labels, int64 [N], and the names of the classes; None for numbers that have no names."""
-        numbers = np.array(self._numbers, dtype=np.int64)
-        if self._names is not None or not self._strings_seen:
-            return numbers, self._names
-        names = sorted(self._number_of)
-        rank = np.empty(len(names), dtype=np.int64)  # a string's number as it came to its number in sorted order
-        rank[[self._number_of[name] for name in names]] = np.arange(len(names))
-        return rank[numbers], tuple(names)
+    def finish(self) -> tuple[Labels, int, tuple[str, ...] | None]:
+        """The labels, int64 [N], the number of classes and their names; None for numbers that have no names."""
+        numbers, names = np.array(self._numbers, dtype=np.int64), self._names
+        if names is None and self._number_of:
+            names = tuple(sorted(self._number_of))
+            rank = np.empty(len(names), dtype=np.int64)  # in sorted order, of a string by its number as it came
+            rank[[self._number_of[name] for name in names]] = np.arange(len(names))
+            numbers = rank[numbers]
+        return numbers, len(names) if names is not None else int(numbers.max(initial=-1)) + 1, names
 
     def _error(self, name: str, found: str, expected: str) -> Exception:
-        message = f"{expected} for every image; {name} has {found}"
-        return plan_error("data.label_column", self._column, message, _REMEDY)
+        remedy = "Repair or remove that image, or name another column."
+        return plan_error("data.label_column", self._column, f"{expected} for every image; {name} has {found}", remedy)
 
 
-def count_classes(labels: Labels, class_names: tuple[str, ...] | None) -> int:
-    """The number of classes: of the names, else one more than the largest label."""
-    return len(class_names) if class_names is not None else int(labels.max(initial=-1)) + 1
-
-
-def check_labels(store: LabelledStore, num_classes: int | None) -> None:
-    """Raise PlanError unless every image has a label in [0, num_classes); `num_classes` None asks for none."""
+def check_labels(labels: Labels | None, num_classes: int | None) -> None:
+    """Raise PlanError unless every sample has a label in [0, num_classes); `num_classes` None asks for none."""
     if num_classes is None:
         return
-    if store.labels is None:
+    if labels is None:
         remedy = "Name the column (label for a folder of images), or set model.num_classes to null."
         raise plan_error("data.label_column", None, f"labels, since model.num_classes = {num_classes}", remedy)
-    largest = int(store.labels.max(initial=-1))
+    largest = int(labels.max(initial=-1))
     if largest >= num_classes:
         raise plan_error(
             "model.num_classes",

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple, Self
@@ -21,8 +20,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from region_workers.data.decode import Item, Label, Payload, Transform, decode_files
-from region_workers.data.decode_worker import read_head, write_request
+from region_workers.data.decode import Item, Payload, Transform, decode_files, read_line, write_line
 
 # A task is handed over when it holds this many images or this many bytes, as files or as pixels, so that neither the
 # cost of a hand-over nor the size of the largest images decides the speed or the memory.
@@ -30,18 +28,16 @@ _TASK_IMAGES = 128
 _TASK_BYTES = 4 << 20
 _TASKS_IN_FLIGHT_PER_PROCESS = 3
 _ALONE_S = 0.2  # a small data set is decoded before other processes would have started
+
 Pixels = npt.NDArray[np.uint8]
+Decoded = tuple[Pixels, dict[int, str]]  # [n, H, W, C] of the readable files; the others' positions and why
 
-_WORKER = "region_workers.data.decode_worker"
 
-
-@dataclass(frozen=True)
-class DecodedItems:
-    """Some successive images: pixels [n, H, W, C], names and labels of the readable ones; the others' names and why."""
+class DecodedItems(NamedTuple):
+    """Some successive images: pixels [n, H, W, C] of the readable ones, and these; the others' names and why."""
 
     pixels: Pixels
-    names: list[str]
-    labels: list[Label]
+    readable: list[Item]
     unreadable: list[tuple[str, str]]
 
 
@@ -50,40 +46,36 @@ def decode_all(items: Iterator[Item], transform: Transform) -> Generator[Decoded
 
     Raises ChildProcessError if one of them dies.
     """
-    tasks = _tasks(items, transform)
+    most_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // transform.image_bytes))
+    tasks = _tasks(items, most_images)
     alone_until = time.monotonic() + _ALONE_S
     for task in tasks:
         if time.monotonic() >= alone_until:
-            yield from _decode_in_processes(itertools.chain([task], tasks), transform)
+            yield from _decode_in_processes(itertools.chain([task], tasks), transform, most_images)
         else:
             yield _described(task, decode_here([item.payload for item in task], transform))
 
 
-def _tasks(items: Iterator[Item], transform: Transform) -> Iterator[list[Item]]:
-    most = _most_images(transform)
+def _tasks(items: Iterator[Item], most_images: int) -> Iterator[list[Item]]:
     task: list[Item] = []
     size_bytes = 0
     for item in items:
         task.append(item)
         size_bytes += len(item.payload) if isinstance(item.payload, bytes) else 0
-        if len(task) == most or size_bytes >= _TASK_BYTES:
+        if len(task) == most_images or size_bytes >= _TASK_BYTES:
             yield task
             task, size_bytes = [], 0
     if task:
         yield task
 
 
-def _most_images(transform: Transform) -> int:
-    return max(1, min(_TASK_IMAGES, _TASK_BYTES // transform.image_bytes))
-
-
-def _decode_in_processes(tasks: Iterator[list[Item]], transform: Transform) -> Iterator[DecodedItems]:
+def _decode_in_processes(tasks: Iterator[list[Item]], transform: Transform, most_images: int) -> Iterator[DecodedItems]:
     count = len(os.sched_getaffinity(0))
     idle: SimpleQueue[DecodeProcess] = SimpleQueue()
     in_flight: deque[Future[DecodedItems]] = deque()
     with ExitStack() as stack:
         for _ in range(count):
-            idle.put(stack.enter_context(DecodeProcess(transform, _most_images(transform))))
+            idle.put(stack.enter_context(DecodeProcess(transform, most_images)))
         pool = stack.enter_context(ThreadPoolExecutor(count, thread_name_prefix="decode"))
         try:
             for task in tasks:
@@ -111,27 +103,17 @@ def _decode_task(task: list[Item], idle: SimpleQueue[DecodeProcess]) -> DecodedI
 
 
 def _described(task: list[Item], decoded: Decoded) -> DecodedItems:
-    readable = [item for position, item in enumerate(task) if position not in decoded.unreadable]
-    return DecodedItems(
-        pixels=decoded.pixels,
-        names=[item.name for item in readable],
-        labels=[item.label for item in readable],
-        unreadable=[(task[position].name, reason) for position, reason in decoded.unreadable.items()],
-    )
-
-
-class Decoded(NamedTuple):
-    """`pixels` uint8 [n, H, W, C] of the readable files; the others' positions and why."""
-
-    pixels: Pixels
-    unreadable: dict[int, str]
+    pixels, unreadable = decoded
+    readable = [item for position, item in enumerate(task) if position not in unreadable]
+    reasons = [(task[position].name, reason) for position, reason in unreadable.items()]
+    return DecodedItems(pixels, readable, reasons)
 
 
 def decode_here(payloads: Sequence[Payload], transform: Transform) -> Decoded:
     """Each file decoded, in order."""
     room = np.empty((len(payloads), *transform.shape), dtype=np.uint8)
     unreadable = decode_files(payloads, transform, room.reshape(-1).data)
-    return Decoded(room[: len(payloads) - len(unreadable)], unreadable)
+    return room[: len(payloads) - len(unreadable)], unreadable
 
 
 class DecodeProcess:
@@ -148,7 +130,7 @@ class DecodeProcess:
         room = np.frombuffer(mmap.mmap(descriptor, 0), dtype=np.uint8)
         self._room_NHWC = room.reshape(-1, *transform.shape)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", _WORKER, json.dumps(transform), str(descriptor)],
+            [sys.executable, "-P", "-m", decode_files.__module__, json.dumps(transform), str(descriptor)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[descriptor],
@@ -169,11 +151,13 @@ class DecodeProcess:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            write_request(self._process.stdin, payloads)
-            unreadable = dict(read_head(self._process.stdout))
+            files = [len(payload) if isinstance(payload, bytes) else payload for payload in payloads]
+            contents = b"".join(payload for payload in payloads if isinstance(payload, bytes))
+            write_line(self._process.stdin, files, contents)
+            unreadable = dict(read_line(self._process.stdout))
         except (BrokenPipeError, EOFError) as error:
             raise ChildProcessError(f"exit status {self._process.wait()}") from error
-        return Decoded(self._room_NHWC[: len(payloads) - len(unreadable)].copy(), unreadable)
+        return self._room_NHWC[: len(payloads) - len(unreadable)].copy(), unreadable
 
 
 def _import_path() -> str:

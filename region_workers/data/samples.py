@@ -1,69 +1,64 @@
-"""Clean samples as they lie in a store, and how rows of it become floats: the seam between pixels and latents."""
+"""Samples as they lie in a store, and how rows of it become floats: the seam between pixels and latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+import io
+import os
+import weakref
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from region_workers.data.labels import Labels
-from region_workers.data.rows import ReadRows, row_reader
+from schemas.errors import RunFailed
 
-Check = Callable[[ReadRows], ReadRows]
-
-
-def unchecked(read: ReadRows) -> ReadRows:
-    """Of rows that lie in no file."""
-    return read
+Array = npt.NDArray[Any]
+Checksums = npt.NDArray[np.uint32]
+Numbers = npt.NDArray[np.int64]
 
 
-class Samples(Protocol):
-    """The rows of a store, memory-mapped: one for each sample, or for each way in which it may come."""
+class Samples(ABC):
+    """What batches are served from. `rows`: as they are stored, one for each sample or each way in which it may come.
 
-    @property
-    def rows(self) -> npt.NDArray[Any]:
-        """All rows as they are stored."""
+    `labels`: int64 [N], from 0; None if the plan names no column of them.
+    """
 
-    def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    def __init__(self, rows: Array, labels: Labels | None = None, checksums: Checksums | None = None) -> None:
+        self.rows, self.labels, self._checksums = rows, labels, checksums
+        self._reader = _FileReader(rows) if isinstance(rows, np.memmap) else rows.__getitem__
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, numbers: Numbers) -> Array:
+        """A copy of the rows with these numbers, int64 [B]; RunFailed for one that its checksum is not of."""
+        rows: Array = self._reader(numbers)
+        if self._checksums is not None:
+            wrong = checksums_of(rows) != self._checksums[numbers]
+            if wrong.any():
+                assert isinstance(self.rows, np.memmap)
+                raise RunFailed(
+                    f"{Path(str(self.rows.filename)).parent}: row {numbers[wrong][0]} is not what was written. Delete "
+                    "the folder and launch again: it is built anew, and training goes on from its last checkpoints."
+                )
+        return rows
+
+    def row_numbers(self, indices: Numbers, mirrored: npt.NDArray[np.bool_]) -> Numbers:
         """Where the samples `indices` are, mirrored or not: int64 [B]."""
+        return indices
 
-    def read(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """A copy of the rows with these numbers, int64 [B]."""
-
+    @abstractmethod
     def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         """Rows on the device as float32 [B, C, H, W]; `mirrored` bool [B], None if no row of this stream ever is."""
 
 
-class SampleStore(Protocol):
-    """What a stream of batches is served from: images, or latents made of them."""
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 (hex) of the samples and their labels."""
-
-    @property
-    def labels(self) -> Labels | None:
-        """int64 [N], or None if the plan names no column of labels."""
-
-    def __len__(self) -> int:
-        """The number of samples, N."""
-
-    def samples(self) -> Samples:
-        """The N samples."""
-
-
-class PixelSamples:
+class PixelSamples(Samples):
     """Images uint8 [N, H, W, C], served in [-1, 1]; mirrored on the device."""
-
-    def __init__(self, images_NHWC: npt.NDArray[np.uint8], check: Check = unchecked) -> None:
-        self.rows: npt.NDArray[Any] = images_NHWC
-        self.read = check(row_reader(self.rows))
-
-    def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        return indices
 
     def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         images_BHWC = rows
@@ -73,20 +68,59 @@ class PixelSamples:
         return images_BCHW.to(torch.float32).div_(127.5).sub_(1.0)
 
 
-class LatentSamples:
+class LatentSamples(Samples):
     """Latents float16 [V, N, C, h, w], served as they are; with V = 2 the second half is of the mirrored images.
 
     A mirrored image has other latents than its image's, mirrored.
     """
 
-    def __init__(self, latents_VNCHW: npt.NDArray[np.float16], check: Check = unchecked) -> None:
-        self._variants, self._count = int(latents_VNCHW.shape[0]), int(latents_VNCHW.shape[1])
-        self.rows: npt.NDArray[Any] = latents_VNCHW.reshape(-1, *latents_VNCHW.shape[2:])  # a view of the file
-        self.read = check(row_reader(self.rows))
+    def __init__(self, latents_VNCHW: Array, labels: Labels | None = None, checksums: Checksums | None = None) -> None:
+        self._variants, self._count = latents_VNCHW.shape[:2]
+        super().__init__(latents_VNCHW.reshape(-1, *latents_VNCHW.shape[2:]), labels, checksums)  # a view of the file
 
-    def row_numbers(self, indices: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    def __len__(self) -> int:
+        return int(self._count)
+
+    def row_numbers(self, indices: Numbers, mirrored: npt.NDArray[np.bool_]) -> Numbers:
         assert self._variants == 2 or not mirrored.any()
-        return indices + self._count * mirrored.astype(np.int64)
+        numbers: Numbers = indices + self._count * mirrored.astype(np.int64)
+        return numbers
 
     def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         return rows.to(torch.float32)
+
+
+class _FileReader:
+    """Reads rows from a memory map's file, and not through the map.
+
+    Through the map each row would bring its neighbourhood along, from the disk and into the process, until the whole
+    file counted as the process's memory.
+    """
+
+    def __init__(self, array: np.memmap[Any, Any]) -> None:
+        assert array.flags.c_contiguous
+        self._name = str(array.filename)
+        self._descriptor = os.open(self._name, os.O_RDONLY)
+        closing = weakref.finalize(self, os.close, self._descriptor)
+        closing.atexit = False  # a training may still read while Python ends beneath it
+        self._start, self._row_bytes = array.offset, array[:1].nbytes
+        self._row_shape, self._dtype = array.shape[1:], array.dtype
+
+    def __call__(self, numbers: Numbers) -> Array:
+        rows = np.empty((len(numbers), *self._row_shape), self._dtype)
+        for row, number in zip(rows, numbers.tolist(), strict=True):
+            if os.preadv(self._descriptor, [row], self._start + number * self._row_bytes) < self._row_bytes:
+                raise OSError(f"{self._name} ends before the end of its row {number}: it was cut short while in use")
+        return rows
+
+
+def checksums_of(rows: Array) -> Checksums:
+    """CRC-32 of each row, uint32 [N]; a row lies in one piece."""
+    return np.fromiter((zlib.crc32(row.data) for row in rows), np.uint32, len(rows))
+
+
+def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """How a .npy file of such an array begins; as long for any first dimension."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return header.getvalue()

@@ -18,19 +18,33 @@ _OURS = re.compile(rf"{re.escape(_TEMPORARY)}([0-9a-f]{{12}}|retired)-.+", re.DO
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust puts it
 
 
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, then move it to `path`: a reader sees the old file or the new one, whole."""
+    with _naming(path):
+        make_folder(path.parent)
+        temporary = _temporary_beside(path)
+        try:
+            write(temporary)
+            _fsync(temporary)
+            temporary.replace(path)
+            _fsync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader, now or after a crash, sees the old file or the new one, whole."""
-    with _renamed_into_place(path) as temporary:
-        temporary.write_bytes(data)
+    """`write_file` for bytes."""
+    write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for UTF-8 text."""
+    """`write_file` for UTF-8 text."""
     write_bytes(path, text.encode())
 
 
 def write_model(path: Path, model: BaseModel) -> None:
-    """`write_bytes` for a pydantic model, as indented JSON."""
+    """`write_file` for a pydantic model, as indented JSON."""
     write_text(path, model.model_dump_json(indent=2) + "\n")
 
 
@@ -41,12 +55,6 @@ def replace_model(path: Path, model: BaseModel) -> None:
         make_folder(path.parent)
         temporary.write_text(model.model_dump_json())
         temporary.replace(path)
-
-
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, then move it to `path` durably."""
-    with _renamed_into_place(path) as temporary:
-        write(temporary)
 
 
 def make_folder(path: Path) -> None:
@@ -64,29 +72,25 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     `remove_leftovers` puts it back if that was never reached.
     """
     with _naming(path):
-        _write_folder(path, write)
-
-
-def _write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    make_folder(path.parent)
-    temporary, retired = _temporary_beside(path), path.parent / f"{_RETIRED}{path.name}"
-    _recover(retired)
-    temporary.mkdir()
-    try:
-        write(temporary)
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _fsync(Path(folder) / name)
-            _fsync(Path(folder))
-        if path.exists():
-            path.rename(retired)
-        temporary.rename(path)
-        _fsync(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
+        make_folder(path.parent)
+        temporary, retired = _temporary_beside(path), path.parent / f"{_RETIRED}{path.name}"
         _recover(retired)
+        temporary.mkdir()
+        try:
+            write(temporary)
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _fsync(Path(folder) / name)
+                _fsync(Path(folder))
+            if path.exists():
+                path.rename(retired)
+            temporary.rename(path)
+            _fsync(path.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        finally:
+            _recover(retired)
 
 
 def _recover(retired: Path) -> None:
@@ -125,21 +129,6 @@ def remove_leftovers(folder: Path, below: bool = False) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)  # it may have gone with the folder that it was in
-
-
-@contextmanager
-def _renamed_into_place(path: Path) -> Iterator[Path]:
-    with _naming(path):
-        make_folder(path.parent)
-        temporary = _temporary_beside(path)
-        try:
-            yield temporary
-            _fsync(temporary)
-            temporary.replace(path)
-            _fsync(path.parent)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import write_model
@@ -36,13 +36,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bytes_digest(pieces: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 (hex) of bytes that come in pieces."""
+    sha = hashlib.sha256()
+    for piece in pieces:
+        sha.update(piece)
+    return sha.hexdigest()
+
+
 def read_verified(path: Path, sha256: str | None) -> bytes:
     """The file's bytes. DamagedFileError if they are not those of the digest, or if there is no file or no digest."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise DamagedFileError(path) from None
-    if hashlib.sha256(data).hexdigest() != sha256:
+    if bytes_digest([data]) != sha256:
         raise DamagedFileError(path)
     return data
 

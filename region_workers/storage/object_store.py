@@ -39,12 +39,13 @@ class ObjectStore:
 
     Credentials and endpoint are found as the store's own tools find them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, an
     instance's role, ...). Raises UserError if the URL cannot be opened, OSError for what the store refuses. Where it
-    does not answer, every operation is tried again until `limit_s` have passed without one; then StoreSilentError.
+    does not answer, every operation is tried again until `limit_s` have passed without one (`silent_since`: from when,
+    by the monotonic clock); then StoreSilentError.
     """
 
     def __init__(self, url: str, limit_s: float = SHORT_LIMIT_S) -> None:
         self.url, self.limit_s = url, limit_s
-        self._silent_since: float | None = None
+        self.silent_since: float | None = None
         self._said_at = -_SAID_EVERY_S
         try:
             self._files, self._base = self._patiently(lambda: fs.FileSystem.from_uri(url))
@@ -56,17 +57,11 @@ class ObjectStore:
                 "Check bucket, region and credentials, or give a folder."
             ) from None
 
-    def begin_anew(self) -> None:
-        """Whatever the silence so far: the next operation has the whole limit."""
-        self._silent_since = None
-
-    def names(self, prefix: str) -> list[str]:
-        """The names of the objects directly under `prefix`."""
-        return sorted(info.base_name for info in self._find(prefix, recursive=False))
-
     def list_keys(self, prefix: str = "") -> list[str]:
         """The keys of all objects under `prefix`, at any depth."""
-        return sorted(info.path[len(self._base) + 1 :] for info in self._find(prefix, recursive=True))
+        selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True)
+        found = self._patiently(lambda: self._files.get_file_info(selector))
+        return sorted(info.path[len(self._base) + 1 :] for info in found if info.type == fs.FileType.File)
 
     def stamps(self, keys: list[str]) -> list[tuple[int, int] | None]:
         """Size and time of change of each object, None where there is none: another stamp is another content."""
@@ -111,14 +106,18 @@ class ObjectStore:
 
         self._patiently(upload)
 
-    def download(self, key: str, path: Path) -> None:
-        """Write an object to `path`, whole or not at all. FileNotFoundError if there is none."""
+    def download(self, key: str, path: Path) -> bool:
+        """Write an object to `path`, whole or not at all; whether there is one."""
 
         def copy(temporary: Path) -> None:
             with self._files.open_input_stream(self._path(key)) as stream, temporary.open("wb") as target:
                 shutil.copyfileobj(stream, target, _BUFFER_BYTES)
 
-        self._patiently(lambda: write_file(path, copy))
+        try:
+            self._patiently(lambda: write_file(path, copy))
+        except FileNotFoundError:
+            return False
+        return True
 
     def delete(self, key: str) -> None:
         """Delete an object, if it is there."""
@@ -126,11 +125,6 @@ class ObjectStore:
             self._patiently(lambda: self._files.delete_file(self._path(key)))
         except FileNotFoundError:
             return
-
-    def _find(self, prefix: str, recursive: bool) -> list[fs.FileInfo]:
-        selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=recursive)
-        found = self._patiently(lambda: self._files.get_file_info(selector))
-        return [info for info in found if info.type == fs.FileType.File]
 
     def _patiently(self, act: Callable[[], T]) -> T:
         """Do it, again and again where the store does not answer."""
@@ -141,18 +135,18 @@ class ObjectStore:
                 done = act()
             except OSError as error:
                 if not _may_pass(error):
-                    self._silent_since = None
+                    self.silent_since = None
                     raise
                 self._wait(began, pause_s * random.uniform(0.5, 1), error)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
-                self._silent_since = None
+                self.silent_since = None
                 return done
 
     def _wait(self, began: float, pause_s: float, error: OSError) -> None:
         """Say that the store is silent, and wait a while; StoreSilentError once it has been so for too long."""
         now = time.monotonic()
-        since = self._silent_since = min(began, self._silent_since or began)
+        since = self.silent_since = min(began, self.silent_since or began)
         left_s = since + self.limit_s - now
         clock = datetime.fromtimestamp(time.time() - (now - since)).strftime("%H:%M:%S")
         silence = f"{without_secrets(self.url)}: the store has not answered since {clock}"

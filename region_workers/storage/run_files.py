@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 from region_workers.storage.durable import write_bytes
 from region_workers.storage.integrity import files_in, is_whole
-from region_workers.storage.lock import locked
+from region_workers.storage.locks import locked
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
 from schemas.errors import UserError
@@ -78,13 +78,7 @@ class RunFiles:
     def forgive_silence(self) -> None:
         """Whatever the store's silence so far: the next operation has the whole limit."""
         if self._store is not None:
-            self._store.begin_anew()
-
-    def names(self, folder: str) -> list[str]:
-        """The names of the files directly in a folder of the run, as they are now."""
-        if self._store is not None:
-            return self._store.names(folder)
-        return sorted(path.name for path in (self.folder / folder).glob("*") if path.is_file())
+            self._store.silent_since = None
 
     def list_keys(self, folder: str = "") -> list[str]:
         """The keys of all files in a folder of the run, at any depth, as they are now."""
@@ -95,7 +89,7 @@ class RunFiles:
 
     def claims(self) -> list[str]:
         """The names of the run's claims, in order; the last is its owner's."""
-        return [name for name in self.names(OWNERS_FOLDER) if is_claim(name)]
+        return [name for name in (Path(key).name for key in self.list_keys(OWNERS_FOLDER)) if is_claim(name)]
 
     def has_newer_owner(self, claim: str) -> bool:
         """Whether the run has a newer owner than that of the claim so named; never without a name."""
@@ -137,22 +131,18 @@ class RunFiles:
         wanted = [key for key in keys if ".." not in Path(key).parts]
         for key, stamp in zip(wanted, self._store.stamps(wanted), strict=True):
             path = self.folder / key
-            if stamp is None:
-                self._forget(key)
-            elif self._seen.get(key) != stamp or stamp[0] < _SMALL_BYTES or not path.is_file():
-                self._download(key, stamp)
+            if stamp and stamp[0] >= _SMALL_BYTES and self._seen.get(key) == stamp and path.is_file():
+                continue
+            if stamp is None or not self._store.download(key, path):
+                path.unlink(missing_ok=True)
+                self._seen.pop(key, None)
+            else:
+                self._seen[key] = stamp
 
     def fetch_folder(self, folder: str) -> None:
         """`fetch` for every file in a folder of the run, at any depth."""
         if self._store is not None:
             self.fetch(self._store.list_keys(folder))
-
-    def fetch_missing(self, folder: str) -> list[str]:
-        """Fetch what `folder` lacks of a folder of the run, and nothing else; its keys."""
-        keys = [] if self._store is None else self._store.list_keys(folder)
-        missing = [key for key in keys if not (self.folder / key).is_file()]
-        self.fetch(missing)
-        return [key for key in missing if (self.folder / key).is_file()]
 
     def fetch_recorded(self, artifacts: Iterable[Artifact]) -> None:
         """Fetch the recorded files that `folder` does not hold as recorded, or that the run itself does not."""
@@ -201,7 +191,12 @@ class RunFiles:
             return
         if make:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path, _LOCK_WAIT_S, lambda: UserError(_stuck(self.location, path))):
+        stuck = (
+            f"DIR = {self.location}: expected that no other launch or resume is in the midst of changing this run, but "
+            f"one has held the lock {path} for {_LOCK_WAIT_S:.0f} s. Make sure that it has ended (it may be halted), "
+            "and start this one again."
+        )
+        with locked(path, _LOCK_WAIT_S, lambda: UserError(stuck)):
             yield
 
     def unusable(self, error: OSError) -> UserError:
@@ -216,19 +211,6 @@ class RunFiles:
             "Give another --run-dir, or make it writable."
         )
 
-    def _download(self, key: str, stamp: Stamp) -> None:
-        assert self._store is not None
-        try:
-            self._store.download(key, self.folder / key)
-        except FileNotFoundError:  # deleted just now
-            self._forget(key)
-        else:
-            self._seen[key] = stamp
-
-    def _forget(self, key: str) -> None:
-        (self.folder / key).unlink(missing_ok=True)
-        self._seen.pop(key, None)
-
 
 def _object_url(location: str | Path) -> str | None:
     """The URL, if the location is in an object store; also after `Path` has joined its slashes."""
@@ -240,11 +222,3 @@ def _object_url(location: str | Path) -> str | None:
 def _folder_of(location: str | Path) -> Path:
     text = str(location)
     return Path(unquote(urlsplit(text).path) if text.startswith("file:/") else text).resolve()
-
-
-def _stuck(location: str, lock: Path) -> str:
-    return (
-        f"DIR = {location}: expected that no other launch or resume is in the midst of changing this run, but "
-        f"one has held the lock {lock} for {_LOCK_WAIT_S:.0f} s. Make sure that it has ended (it may be halted), and "
-        "start this one again."
-    )

@@ -15,9 +15,9 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from region_workers.storage.checkpoint_folders import CHECKPOINT_FILE, checkpoint_folders, checkpoint_name
 from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
 from region_workers.storage.integrity import DamagedFileError, check_file, check_files, file_digests, read_verified
+from region_workers.storage.places import CHECKPOINT_FILE, checkpoint_folders, checkpoint_name
 from region_workers.storage.tables import Row, read_metrics, write_metrics
 from region_workers.training.device import World
 from schemas.errors import RunFailed

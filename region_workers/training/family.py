@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from region_workers.data.batches import BatchSource
-from region_workers.data.latents.store import open_latents
-from region_workers.data.samples import SampleStore
-from region_workers.data.store import ensure_store
+from region_workers.data.latents import open_latents
+from region_workers.data.samples import Samples
+from region_workers.data.store import Store, ensure_store
 from region_workers.networks.pretrained import dense_network
 from region_workers.networks.supported import network_inputs
 from region_workers.training.diffusion import alphas_cumprod
@@ -55,11 +55,11 @@ class ModelFamily(Protocol):
 class UNetFamily:
     """Images in [-1, 1], or latents, denoised by one of diffusers' UNets, with or without class labels."""
 
-    def __init__(self, job: WorkerJob, store: SampleStore, device: torch.device, data_seed: int) -> None:
+    def __init__(self, job: WorkerJob, samples: Samples, device: torch.device, data_seed: int) -> None:
         self._job = job
         self.alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
         self._batches = BatchSource(
-            store,
+            samples,
             device,
             job.training.batch_size,
             job.data.random_flip,
@@ -94,9 +94,7 @@ class UNetFamily:
         return predicted_BCHW
 
 
-def open_samples(
-    job: WorkerJob, cache_dir: Path, device: torch.device, report: Callable[[int, int], None]
-) -> SampleStore:
+def open_samples(job: WorkerJob, cache_dir: Path, device: torch.device, report: Callable[[int, int], None]) -> Store:
     """What the job's network denoises, made ready if need be: the images, or their latents.
 
     RunFailed if the images are not those that the run began with. `report` is told how far it is (done, total).

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from region_workers.data.labels import Labels
 from region_workers.data.samples import LatentSamples, PixelSamples, Samples
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import extract_expert
@@ -57,31 +56,16 @@ def ratios_of(plan: Plan) -> list[float]:
     return sorted({0.0, *(region.pruning_ratio for region in plan.regions)})
 
 
-class RandomStore:
-    """As many random samples as a batch has, shaped as the plan's images or latents, with labels if it has classes."""
-
-    digest = "random"
-
-    def __init__(self, plan: Plan, count: int) -> None:
-        generator = np.random.default_rng(0)
-        classes = plan.model.num_classes
-        self.labels: Labels | None = None if classes is None else generator.integers(0, classes, count)
-        self._count = count
-        self._samples: Samples
-        if isinstance(plan.model, LatentModelPlan):
-            side = plan.data.resolution // plan.model.latent_downscale
-            shape = (2 if plan.data.random_flip else 1, count, plan.model.latent_channels, side, side)
-            self._samples = LatentSamples(generator.standard_normal(shape, dtype=np.float32).astype(np.float16))
-        else:
-            image_shape = (count, plan.data.resolution, plan.data.resolution, plan.data.channels)
-            self._samples = PixelSamples(generator.integers(0, 256, image_shape, dtype=np.uint8))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def samples(self) -> Samples:
-        """The samples."""
-        return self._samples
+def random_samples(plan: Plan, count: int) -> Samples:
+    """So many random samples, shaped as the plan's images or latents, with labels if it has classes."""
+    generator = np.random.default_rng(0)
+    classes, side = plan.model.num_classes, plan.data.resolution
+    labels = None if classes is None else generator.integers(0, classes, count)
+    if not isinstance(plan.model, LatentModelPlan):
+        return PixelSamples(generator.integers(0, 256, (count, side, side, plan.data.channels), dtype=np.uint8), labels)
+    latent_side = side // plan.model.latent_downscale
+    shape = (2 if plan.data.random_flip else 1, count, plan.model.latent_channels, latent_side, latent_side)
+    return LatentSamples(generator.standard_normal(shape, dtype=np.float32).astype(np.float16), labels)
 
 
 class StepTimer:
@@ -152,7 +136,7 @@ class StepTimer:
         span = (0, plan.diffusion.num_train_timesteps)
         randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
         job = timing_job(plan.model_copy(update={"training": training}), self._dense_digest)
-        family = UNetFamily(job, RandomStore(plan, batch_size), self._world.device, randomness.seed_for("data"))
+        family = UNetFamily(job, random_samples(plan, batch_size), self._world.device, randomness.seed_for("data"))
         sampler = TimestepSampler(span, training.timesteps, plan.diffusion, self._world.device)
         return Trainer(network_at(family, ratio), family, randomness, sampler, training, self._world)
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from region_workers.data.samples import SampleStore
+from region_workers.data.store import Store
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
 from region_workers.storage.integrity import finished_result
-from region_workers.storage.lock import locked
+from region_workers.storage.locks import locked
 from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.draw import Draw
@@ -71,7 +71,7 @@ def _is_called_off(job: WorkerJob, world: World) -> bool:
     return bool(world.broadcast_int(int(called_off)))
 
 
-def _open_store(job: WorkerJob, first_stage: str, world: World) -> SampleStore:
+def _open_store(job: WorkerJob, first_stage: str, world: World) -> Store:
     """What the job denoises; the driver is told that the job is at work."""
     if world.is_rank_zero:
         announce_start(job, first_stage)
@@ -80,10 +80,10 @@ def _open_store(job: WorkerJob, first_stage: str, world: World) -> SampleStore:
     return store
 
 
-def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: SampleStore, world: World) -> Stage:
+def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: Store, world: World) -> Stage:
     kind = "draw" if isinstance(plan, DrawStage) else "train"
     randomness = StepRandomness(job.seed, kind, plan.timesteps, world.device)
-    family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
+    family = UNetFamily(job, store.samples(), world.device, randomness.seed_for("data"))
     if isinstance(plan, DrawStage):
         return Draw(job, plan, family, randomness, world)
     return Train(job, plan, family, randomness, world)

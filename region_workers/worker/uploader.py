@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
 
-from region_workers.storage.checkpoint_folders import CHECKPOINT_FILE
 from region_workers.storage.durable import is_temporary
-from region_workers.storage.own_folder import OwnFolder
+from region_workers.storage.locks import OwnFolder
+from region_workers.storage.places import CHECKPOINT_FILE
 from region_workers.storage.run_files import RunFiles, local_folder
 from region_workers.training.failures import OutdatedError, ScratchLostError
 from schemas.job import (
@@ -70,8 +70,8 @@ class Uploader:
     def fetch(self) -> None:
         """Have the folder hold what the store has of the job's stages and of the ticket it begins with."""
         for prefix in (*self._stages, *([self._tickets] if self._tickets else [])):
-            for key in self._files.fetch_missing(prefix):
-                self._sent[key] = _stamp(self.folder / key)
+            self._files.fetch_folder(prefix)
+        self._sent |= dict(self._whole_files())  # all of it is the store's
         self._poll()
 
     @contextmanager

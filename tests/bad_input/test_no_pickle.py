@@ -129,7 +129,7 @@ def test_a_run_starts_from_a_network_and_is_evaluated_without_unpickling(
     assert given_reference(tmp_path / "reference.npz", tmp_path, "0").num_images == 4
     assert Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes()).evaluations
     store = ensure_store(DataPlan(), cache_dir)
-    store.verify()
+    assert len(store.piece(0, len(store))) == len(store)
 
 
 def _calls(tree: ast.AST) -> Iterator[tuple[str, dict[str, ast.expr]]]:

@@ -210,7 +210,7 @@ def compare_batches(report: Report, folder: Path, options: argparse.Namespace) -
     write_table(folder / "batches.parquet", encoded_images("PNG", (side, side), DISTINCT), options.images)
     data = plan.data.model_copy(update={"path": str(folder / "batches.parquet")})
     store = ensure_store(data, folder / "cache")
-    source = BatchSource(store, world.device, options.batch_size, plan.data.random_flip, seed=0)
+    source = BatchSource(store.samples(), world.device, options.batch_size, plan.data.random_flip, seed=0)
     timer = StepTimer(plan, world)
     batches = iter(range(1_000_000_000))
     seconds: dict[str, list[float]] = {"batch": [], "dense": [], "expert": []}

@@ -34,7 +34,7 @@ from region_workers.training.device import World, prepare_process
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.timesteps import TimestepSampler
-from region_workers.training.timing import RandomStore
+from region_workers.training.timing import random_samples
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import DataPlan, Plan
@@ -85,7 +85,7 @@ def of_size(base_channels: int, folder: Path) -> Point:
     prepare_process(plan.training)
     job = job_of(plan, folder)
     randomness = StepRandomness(0, "train", (0, 1000), _CPU)
-    family = UNetFamily(job, RandomStore(plan, BATCH), _CPU, 0)
+    family = UNetFamily(job, random_samples(plan, BATCH), _CPU, 0)
     network = family.build_dense()
     sampler = TimestepSampler((0, 1000), plan.training.timesteps, plan.diffusion, _CPU)
     trainer = Trainer(network, family, randomness, sampler, plan.training, World(_CPU, 0, 1))
@@ -123,7 +123,7 @@ def of_images(count: int, folder: Path) -> Point:
     after_build_mb = rss_peak_mb()
     open_s = seconds(lambda: ensure_store(plan, folder / "cache"))
     store = ensure_store(plan, folder / "cache")
-    source = BatchSource(store, _CPU, 128, True, 0)
+    source = BatchSource(store.samples(), _CPU, 128, True, 0)
     first_batch_s = seconds(lambda: source.batch(0))
     steps = iter(range(1, 10_000))
     batch_s = fastest(lambda: source.batch(next(steps)), rounds=50)

@@ -67,7 +67,9 @@ def start_draw(preset: str, folder: Path, changes: list[str]) -> Draw:
     world = World(this_device(), 0, 1)
     randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
     torch.manual_seed(job.seed)
-    return Draw(job, job.draw, UNetFamily(job, store, world.device, randomness.seed_for("data")), randomness, world)
+    return Draw(
+        job, job.draw, UNetFamily(job, store.samples(), world.device, randomness.seed_for("data")), randomness, world
+    )
 
 
 def measure(draw: Draw, steps: int) -> tuple[list[float], list[float]]:

@@ -60,7 +60,7 @@ class OwnLoop:
         prepare_process(job.training)
         world = World(this_device(), 0, 1)
         randomness = StepRandomness(job.seed, "draw", job.draw.timesteps, world.device)
-        family = UNetFamily(job, store, world.device, randomness.seed_for("data"))
+        family = UNetFamily(job, store.samples(), world.device, randomness.seed_for("data"))
         sampler = TimestepSampler(job.draw.timesteps, job.training.timesteps, job.diffusion, world.device)
         torch.manual_seed(job.seed)
         network = network_at(family, ratio)

@@ -124,7 +124,7 @@ class Run:
     def is_at(self, stage: str, command: Command) -> bool:
         """Whether the command is seen at the stage; quick, for some are over soon."""
         if stage == PREPARE:
-            return any(not (path.parent / "store.json").exists() for path in self._glob("cache/images/*/pixels.npy"))
+            return any(not (path.parent / "store.json").exists() for path in self._glob("cache/images/*/samples.npy"))
         if stage in (DRAW, TRAIN):
             return self._at_work(command, stage)
         if stage == CHECKPOINT:

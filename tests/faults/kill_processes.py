@@ -17,7 +17,7 @@ VICTIMS = (DRIVER, WORKER, RAYLET, GCS, GROUP)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # In a command line: it does a run's work.
-_WORKER_MARKS = ("RegionWorker", "TrainWorker", "make_shards", "_share", "decode_worker")
+_WORKER_MARKS = ("RegionWorker", "TrainWorker", "make_shards", "_share", "data.decode")
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,14 @@ from serial_cluster import SerialCluster
 from small_runs import small_plan
 
 from ebdiff_orchestrator.run import launch as driver
-from region_workers.data.latents.store import ensure_latents
-from region_workers.data.samples import SampleStore
-from region_workers.data.store import ensure_store
+from region_workers.data.latents import ensure_latents
+from region_workers.data.store import Store, ensure_store
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
 
-_FILES = {
-    "images": ("pixels.npy", "checksums.npy", "labels.npy", "store.json"),
-    "latents": ("latents.npy", "checksums.npy", "labels.npy", "latents.json"),
-}
+_KINDS = ("images", "latents")
+_FILES = ("samples.npy", "checksums.npy", "labels.npy", "store.json")
 _IMAGES = 12
 
 
@@ -41,7 +38,7 @@ class Source:
     cache: Path
     served: dict[str, tuple[bytes, list[int]]]
 
-    def open(self, kind: str, cache: Path) -> SampleStore:
+    def open(self, kind: str, cache: Path) -> Store:
         """The store, as a launch opens it."""
         images = ensure_store(self.data, cache)
         return images if kind == "images" else ensure_latents(self.model, self.data, images, cache)
@@ -64,7 +61,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     latent = {"family": "latent", "vae": str(tiny_vae(folder / "vae")), "latent_channels": 3, "latent_downscale": 2}
     model = LatentModelPlan.model_validate(latent | blocks)
     source = Source(data, model, folder / "cache", {})
-    source.served.update({kind: source.serve(kind, source.cache) for kind in _FILES})
+    source.served.update({kind: source.serve(kind, source.cache) for kind in _KINDS})
     return source
 
 
@@ -77,13 +74,13 @@ def save_images(folder: Path) -> None:
 
 
 def _folder(cache: Path, kind: str) -> Path:
-    (info,) = (cache / kind).glob(f"*/{_FILES[kind][-1]}")
+    (info,) = (cache / kind).glob(f"*/{_FILES[-1]}")
     return info.parent
 
 
 def _cases() -> Iterator[object]:
-    for kind, names in _FILES.items():
-        for name in names:
+    for kind in _KINDS:
+        for name in _FILES:
             for damage in damages_of(name):
                 yield pytest.param(kind, name, damage, id=f"{kind} {name}: {damage}")
 
@@ -107,19 +104,19 @@ def test_a_damaged_store_serves_what_it_was_built_of_or_nothing(
 ) -> None:
     cache = Path(shutil.copytree(source.cache, tmp_path / "cache"))
     folder = _folder(cache, kind)
-    damage.harm(folder / name, folder / _FILES[kind][-2 if name != "labels.npy" else 1])
-    if (folder / _FILES[kind][-1]).exists():
+    damage.harm(folder / name, folder / _FILES[-2 if name != "labels.npy" else 1])
+    if (folder / _FILES[-1]).exists():
         _comes_right(source, kind, cache, folder, lambda: caplog.text)
     else:  # a store in the making, of which there is nothing to say
         assert source.serve(kind, cache) == source.served[kind]
 
 
 @pytest.mark.parametrize("seed", range(16))
-@pytest.mark.parametrize("kind", _FILES)
+@pytest.mark.parametrize("kind", _KINDS)
 def test_any_flipped_bit_of_what_a_store_serves_is_seen(source: Source, tmp_path: Path, kind: str, seed: int) -> None:
     cache = Path(shutil.copytree(source.cache, tmp_path / "cache"))
     folder = _folder(cache, kind)
-    rows = folder / _FILES[kind][0]
+    rows = folder / _FILES[0]
     header = 10 + int.from_bytes(rows.read_bytes()[8:10], "little")
     chosen = np.random.default_rng(seed)
     flip_bit(rows, int(chosen.integers(header, rows.stat().st_size)), int(chosen.integers(8)))
@@ -127,14 +124,14 @@ def test_any_flipped_bit_of_what_a_store_serves_is_seen(source: Source, tmp_path
         source.serve(kind, cache)
 
 
-@pytest.mark.parametrize("kind", _FILES)
+@pytest.mark.parametrize("kind", _KINDS)
 @pytest.mark.parametrize("seed", range(8))
 def test_any_flipped_bit_of_a_store_s_record_is_seen(
     source: Source, caplog: pytest.LogCaptureFixture, tmp_path: Path, kind: str, seed: int
 ) -> None:
     cache = Path(shutil.copytree(source.cache, tmp_path / "cache"))
     folder = _folder(cache, kind)
-    flip_some_bit(folder / _FILES[kind][-1], seed)
+    flip_some_bit(folder / _FILES[-1], seed)
     _comes_right(source, kind, cache, folder, lambda: caplog.text)
 
 
@@ -146,7 +143,7 @@ def test_a_run_stops_at_a_damaged_image_and_goes_on_once_the_store_is_built_anew
     driver.launch(plan, tmp_path / "whole", executor=SerialCluster())
     folder = _folder(cache, "images")
     for number in range(_IMAGES):
-        flip_bit(folder / "pixels.npy", 128 + number * 8 * 8 * 3 + 5, 4)
+        flip_bit(folder / "samples.npy", 128 + number * 8 * 8 * 3 + 5, 4)
     with pytest.raises(RunFailed, match=f"{folder}: row .*Delete the folder"):
         driver.launch(plan, tmp_path / "run", executor=SerialCluster())
     assert not list((tmp_path / "run").glob("*/*/result.json"))

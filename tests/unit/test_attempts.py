@@ -11,6 +11,7 @@ from conftest import ONE_REGION
 
 from ebdiff_orchestrator.cluster import Loss
 from ebdiff_orchestrator.run.attempts import Attempt, failure_of, progress_of
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress, ProgressState
@@ -48,12 +49,12 @@ def test_what_is_saved_is_where_it_stopped_else_what_it_went_on_from(
 
 
 def test_the_latest_stage_that_this_very_attempt_told_of_counts(attempt: Attempt, tmp_path: Path) -> None:
-    assert progress_of(attempt, tmp_path) is None
+    assert progress_of(attempt, RunDirectory(tmp_path)) is None
     write_model(tmp_path / DRAW / PROGRESS_FILE, _progress(DRAW, "done"))
     write_model(tmp_path / TRAIN / PROGRESS_FILE, _progress(TRAIN, "running", attempt=2))
-    assert progress_of(attempt, tmp_path) == _progress(DRAW, "done")
+    assert progress_of(attempt, RunDirectory(tmp_path)) == _progress(DRAW, "done")
     write_model(tmp_path / TRAIN / PROGRESS_FILE, _progress(TRAIN, "running"))
-    assert progress_of(attempt, tmp_path) == _progress(TRAIN, "running")
+    assert progress_of(attempt, RunDirectory(tmp_path)) == _progress(TRAIN, "running")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_its_own_word_for_a_failure_counts_unless_its_machine_was_lost(
     attempt.future.set_exception(ValueError("of the future\nits last line"))
     told = Failure(stage=DRAW, attempt=written_by, message="Told.", retryable=retryable, traceback="", at=0.0)
     write_model(tmp_path / DRAW / FAILURE_FILE, told)
-    failure = failure_of(attempt, tmp_path, loss, TRAIN)
+    failure = failure_of(attempt, RunDirectory(tmp_path), loss, TRAIN)
     assert failure.retryable is again
     if written_by == attempt.number:
         assert failure.message == f"Told. (traceback: {tmp_path / DRAW / FAILURE_FILE})"
@@ -79,6 +80,6 @@ def test_its_own_word_for_a_failure_counts_unless_its_machine_was_lost(
 
 def test_an_end_without_a_word_is_told_as_that(attempt: Attempt, tmp_path: Path) -> None:
     attempt.future.set_result(None)
-    failure = failure_of(attempt, tmp_path, None, TRAIN)
+    failure = failure_of(attempt, RunDirectory(tmp_path), None, TRAIN)
     assert (failure.message, failure.traceback) == ("It ended early, or without a result.", "")
     assert failure.retryable

@@ -205,7 +205,7 @@ def tiff_of_one_tile(side: int, tile_side: int) -> bytes:
 def test_a_small_file_of_many_pixels_is_refused_before_it_takes_memory(file: bytes) -> None:
     assert len(file) < 300_000
     with DecodeProcess(Transform(8, 3), most_files=1) as process:
-        unreadable = process.decode([file]).unreadable
+        _, unreadable = process.decode([file])
         status = Path(f"/proc/{process._process.pid}/status").read_text()
     assert "more than data.max_pixels" in unreadable[0]
     peak_kib = int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])

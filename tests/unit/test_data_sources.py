@@ -35,18 +35,18 @@ def write_parquet(path: Path, greys: list[int], columns: tuple[str, ...] = ("ima
 
 
 def greys_of(plan: DataPlan, cache: Path) -> list[int]:
-    return [int(image[0, 0, 0]) for image in ensure_store(plan, cache).images]
+    return [int(image[0, 0, 0]) for image in ensure_store(plan, cache).array]
 
 
 def test_the_digits_need_no_file(tmp_path: Path) -> None:
     store = ensure_store(DataPlan(), tmp_path)
-    assert store.images.shape == (1797, 8, 8, 1)
-    assert store.images.max() == 255
-    assert store.images[0, 0, :4, 0].tolist() == [0, 0, 80, 207]  # 0, 0, 5, 13 of 16
+    assert store.array.shape == (1797, 8, 8, 1)
+    assert store.array.max() == 255
+    assert store.array[0, 0, :4, 0].tolist() == [0, 0, 80, 207]  # 0, 0, 5, 13 of 16
 
 
 def test_the_digits_are_resized(tmp_path: Path) -> None:
-    assert ensure_store(DataPlan(resolution=16, channels=3), tmp_path).images.shape == (1797, 16, 16, 3)
+    assert ensure_store(DataPlan(resolution=16, channels=3), tmp_path).array.shape == (1797, 16, 16, 3)
 
 
 def test_a_parquet_struct_without_metadata_is_read_in_order(tmp_path: Path) -> None:

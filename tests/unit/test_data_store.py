@@ -16,12 +16,12 @@ import pytest
 from forked import ForkedProcess
 from PIL import Image
 
-import region_workers.data.content as content
+import region_workers.data.build as build
 import region_workers.data.parallel as parallel
-from region_workers.data.build_lock import build_lock
 from region_workers.data.decode import Payload, Transform
 from region_workers.data.parallel import Decoded, DecodeProcess
 from region_workers.data.store import ImageStore, ensure_store
+from region_workers.storage.locks import build_lock
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import PlanError, RunFailed
 from schemas.plan import DataPlan
@@ -35,7 +35,7 @@ import sys, time
 from pathlib import Path
 import region_workers.data.decode as decode
 import region_workers.data.parallel as parallel
-import region_workers.data.content as content
+import region_workers.data.build as build
 from region_workers.data.store import ensure_store
 from schemas.plan import DataPlan
 
@@ -49,7 +49,7 @@ def slow(*arguments):
     time.sleep(0.02)
     return plain(*arguments)
 decode.decode = slow
-parallel._ALONE_S, parallel._TASK_IMAGES, content._PART_S = 1e9, 5, 0.0
+parallel._ALONE_S, parallel._TASK_IMAGES, build._PART_S = 1e9, 5, 0.0
 print("digest", ensure_store(DataPlan.model_validate_json(sys.argv[1]), Path(sys.argv[2])).digest, flush=True)
 """
 
@@ -99,7 +99,7 @@ def test_a_store_is_opened_and_not_built_again(tmp_path: Path) -> None:
     assert not reports
     assert opened.digest == built.digest
     assert len(opened) == 10
-    assert np.array_equal(opened.images, built.images)
+    assert np.array_equal(opened.array, built.array)
 
 
 def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_the_digest_is_of_the_content_alone(tmp_path: Path) -> None:
 
 def test_another_transform_is_another_store(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 3)
-    assert ensure_store(plan, tmp_path).images.shape == (3, 8, 8, 1)
-    assert ensure_store(plan.model_copy(update={"channels": 3}), tmp_path).images.shape == (3, 8, 8, 3)
-    assert ensure_store(plan.model_copy(update={"resolution": 4}), tmp_path).images.shape == (3, 4, 4, 1)
+    assert ensure_store(plan, tmp_path).array.shape == (3, 8, 8, 1)
+    assert ensure_store(plan.model_copy(update={"channels": 3}), tmp_path).array.shape == (3, 8, 8, 3)
+    assert ensure_store(plan.model_copy(update={"resolution": 4}), tmp_path).array.shape == (3, 4, 4, 1)
 
 
 def test_a_changed_source_is_another_store(tmp_path: Path) -> None:
@@ -124,14 +124,14 @@ def test_a_changed_source_is_another_store(tmp_path: Path) -> None:
     Image.new("L", (8, 8), 200).save(tmp_path / "data" / "001.png")
     after = ensure_store(plan, tmp_path)
     assert after.folder != before.folder
-    assert after.images[1].max() == 200
+    assert after.array[1].max() == 200
 
 
 def test_unreadable_images_within_the_limit_are_left_out_and_named(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 18, broken=2).model_copy(update={"max_unreadable": 0.1})
     store = ensure_store(plan, tmp_path)
     assert store.unreadable == 2
-    assert store.images[:, 0, 0, 0].tolist() == list(range(18))
+    assert store.array[:, 0, 0, 0].tolist() == list(range(18))
     info = json.loads((store.folder / "store.json").read_text())
     assert info["unreadable_names"] == ["broken-0.png", "broken-1.png"]
 
@@ -153,21 +153,22 @@ def test_a_store_built_under_a_higher_limit_does_not_get_round_a_lower_one(tmp_p
 def test_a_store_cut_short_is_refused_and_built_anew(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 5)
     store = ensure_store(plan, tmp_path)
-    pixels = store.folder / "pixels.npy"
+    pixels = store.folder / "samples.npy"
     pixels.write_bytes(pixels.read_bytes()[:-1])
     with pytest.raises(RunFailed, match="no whole image store"):
-        ImageStore.open(store.folder)
+        ImageStore(store.folder)
     assert ensure_store(plan, tmp_path).digest == store.digest
 
 
-def test_verify_finds_a_changed_pixel(tmp_path: Path) -> None:
+def test_a_changed_pixel_is_found_when_it_is_read(tmp_path: Path) -> None:
     store = ensure_store(make_images(tmp_path / "data", 5), tmp_path)
-    store.verify()
-    with (store.folder / "pixels.npy").open("r+b") as file:
+    store.piece(0, 5)
+    with (store.folder / "samples.npy").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\xff")
-    with pytest.raises(RunFailed, match="have changed"):
-        ImageStore.open(store.folder).verify()
+    ImageStore(store.folder).piece(0, 4)
+    with pytest.raises(RunFailed, match="row 4 is not what was written"):
+        ImageStore(store.folder).piece(0, 5)
 
 
 def test_processes_that_ask_at_once_build_once(tmp_path: Path) -> None:
@@ -183,21 +184,21 @@ def test_a_killed_builder_leaves_no_store_and_the_next_one_goes_on(tmp_path: Pat
     plan = make_images(tmp_path / "data", 60)
     folder = kill_a_build(plan, tmp_path / "killed", images=40, part="00002.json")
     with pytest.raises(RunFailed, match="no whole image store"):
-        ImageStore.open(folder)
+        ImageStore(folder)
     decoded, digest = finish_build(plan, tmp_path / "killed")
     assert 20 <= decoded <= 45  # three parts hold at least 15 images
     assert digest == ensure_store(plan, tmp_path / "whole").digest
     store = ensure_store(plan, tmp_path / "killed")
-    assert store.images[:, 0, 0, 0].tolist() == list(range(60))
-    store.verify()
-    assert sorted(path.name for path in folder.iterdir()) == ["checksums.npy", "pixels.npy", "store.json"]
+    assert store.array[:, 0, 0, 0].tolist() == list(range(60))
+    store.piece(0, 60)
+    assert sorted(path.name for path in folder.iterdir()) == ["checksums.npy", "samples.npy", "store.json"]
 
 
 def test_a_part_whose_pixels_have_changed_is_decoded_again(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 60)
     folder = kill_a_build(plan, tmp_path / "killed", images=40, part="00003.json")
     first = json.loads((folder / "parts" / "00000.json").read_text())["images"]
-    with (folder / "pixels.npy").open("r+b") as file:
+    with (folder / "samples.npy").open("r+b") as file:
         file.seek(128 + 64 * first)  # behind the .npy header and the first part: 8 x 8 pixels an image
         file.write(b"\xff")
     decoded, digest = finish_build(plan, tmp_path / "killed")
@@ -237,7 +238,7 @@ def test_decoding_in_other_processes_gives_the_same_store(
     together = ensure_store(plan, tmp_path / "together")
     assert len(together) == 150
     assert together.info == alone.info
-    assert np.array_equal(together.images, alone.images)
+    assert np.array_equal(together.array, alone.array)
 
 
 def test_a_decoding_process_that_dies_is_an_error(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_a_build_that_loses_a_decoding_process_names_the_images_and_keeps_the_re
     plan = make_images(tmp_path / "data", 60)
     monkeypatch.setattr(parallel, "_ALONE_S", 0.0)
     monkeypatch.setattr(parallel, "_TASK_IMAGES", 5)
-    monkeypatch.setattr(content, "_PART_S", 0.0)
+    monkeypatch.setattr(build, "_PART_S", 0.0)
     monkeypatch.setattr(parallel, "DecodeProcess", Mortal)
     with pytest.raises(ChildProcessError, match=r"-9.*images 050\.png to 054\.png.*Launch again"):
         ensure_store(plan, tmp_path)
@@ -269,21 +270,21 @@ def test_a_build_that_loses_a_decoding_process_names_the_images_and_keeps_the_re
     reports: list[int] = []
     store = ensure_store(plan, tmp_path, lambda done, _: reports.append(done))
     assert 0 < reports[0] < 60  # what the parts hold
-    assert store.images[:, 0, 0, 0].tolist() == list(range(60))
+    assert store.array[:, 0, 0, 0].tolist() == list(range(60))
 
 
 def test_the_wait_for_a_builder_without_progress_ends_and_says_so(tmp_path: Path) -> None:
     lock = tmp_path / "x.lock"
     seen: list[tuple[int, int]] = []
-    with build_lock(lock, lambda *_: None, 1) as report:
+    with build_lock(lock, lambda *_: None, 1, "image") as report:
         time.sleep(1.1)
         report(3, 10)
         with (
             pytest.raises(RunFailed, match=rf"process {os.getpid()} on .*without any progress.*x\.lock"),
-            build_lock(lock, lambda done, total: seen.append((done, total)), stall_limit_s=0.3),
+            build_lock(lock, lambda done, total: seen.append((done, total)), 0.3, "image"),
         ):
             pass
-    with build_lock(lock, lambda *_: None, 0.3):
+    with build_lock(lock, lambda *_: None, 0.3, "image"):
         pass
 
 
@@ -303,7 +304,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
 @pytest.mark.skipif(not CIFAR10.exists(), reason="no CIFAR-10 beside the repository")
 def test_cifar10_is_decoded(tmp_path: Path) -> None:
     store = ensure_store(DataPlan(path=str(CIFAR10), resolution=32, channels=3), tmp_path)
-    assert store.images.shape == (50_000, 32, 32, 3)
+    assert store.array.shape == (50_000, 32, 32, 3)
     assert store.unreadable == 0
-    mean_of_channels = store.images[:5000].mean(axis=(0, 1, 2)) / 255
+    mean_of_channels = store.array[:5000].mean(axis=(0, 1, 2)) / 255
     assert 0.35 < mean_of_channels.min() < mean_of_channels.max() < 0.6

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ebdiff_orchestrator.cluster import connect, embedded
-from region_workers.storage.own_folder import OwnFolder
+from region_workers.storage.locks import OwnFolder
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
 
@@ -27,7 +27,7 @@ main()
 KILLED = """
 import sys
 from pathlib import Path
-from region_workers.storage.own_folder import OwnFolder
+from region_workers.storage.locks import OwnFolder
 with OwnFolder(Path(sys.argv[1]), "eb-") as folder:
     (folder.path / "r").mkdir()
     print(folder.path, flush=True)

@@ -28,7 +28,7 @@ from ebdiff_orchestrator.ensemble import (
     save_ensemble,
 )
 from ebdiff_orchestrator.run.finishing import assemble
-from region_workers.data.latents.vae import load_vae
+from region_workers.data.vae import load_vae
 from schemas.errors import RunFailed, UserError
 from schemas.model import LatentModelPlan
 from schemas.plan import DiffusionPlan, Plan, SamplingPlan

@@ -94,7 +94,7 @@ def test_fid_is_that_of_pytorch_fid_s_own_command_on_the_same_images(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     store = ensure_store(RunDirectory(run_dir).read().plan.data, cache_dir)
-    for index, image_HWC in enumerate(store.images[:IMAGES]):
+    for index, image_HWC in enumerate(store.array[:IMAGES]):
         Image.fromarray(np.asarray(image_HWC).squeeze()).save(tmp_path / f"{index:05d}.png")
     command = ["pytorch_fid", "--num-workers", "0", "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", [*command, str(folder_of(run_dir, evaluation) / "images"), str(tmp_path)])

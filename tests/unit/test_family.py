@@ -10,7 +10,7 @@ import torch
 
 from ebdiff_orchestrator.plans.load import plan_from_values
 from region_workers.training.family import UNetFamily
-from region_workers.training.timing import RandomStore, timing_job
+from region_workers.training.timing import random_samples, timing_job
 
 _NETWORK = {"block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 2}
 _BLOCKS = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
@@ -58,4 +58,4 @@ def _family(model: dict[str, Any], training: dict[str, Any]) -> UNetFamily:
         "regions": [{"train": [0, 1000], "pruning_ratio": 0.5}],
     }
     plan = plan_from_values(values)
-    return UNetFamily(timing_job(plan), RandomStore(plan, 4), torch.device("cpu"), data_seed=0)
+    return UNetFamily(timing_job(plan), random_samples(plan, 4), torch.device("cpu"), data_seed=0)

@@ -17,11 +17,11 @@ import torch
 from forked import ForkedProcess
 from latent_fixtures import latent_model, save_images, save_kl, save_vq
 
-import region_workers.data.latents.build as build
+import region_workers.data.latents as latents
 from region_workers.data.batches import BatchSource
-from region_workers.data.latents.store import LatentStore, ensure_latents, find_latents, open_latents
-from region_workers.data.latents.vae import encode, load_vae
+from region_workers.data.latents import LatentStore, ensure_latents, find_latents, open_latents
 from region_workers.data.store import ImageStore, ensure_store
+from region_workers.data.vae import encode, load_vae
 from schemas.errors import PlanError, RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import CropPlan, DataPlan
@@ -32,28 +32,27 @@ CPU = torch.device("cpu")
 ENCODER = """
 import sys, time
 from pathlib import Path
-import region_workers.data.latents.build as build
+import region_workers.data.latents as latents
 from region_workers.data.store import ensure_store
-from region_workers.data.latents.store import ensure_latents
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
 
-build.SHARD_IMAGES = 32
-plain = build.encode_images
-def slow(vae, store, span, *others):
-    print("encoding", span[0], flush=True)
+latents.SHARD_IMAGES = 32
+plain = latents.encode_shard
+def slow(job, start, *others, **options):
+    print("encoding", start, flush=True)
     time.sleep(0.2)
-    return plain(vae, store, span, *others)
-build.encode_images = slow
+    return plain(job, start, *others, **options)
+latents.encode_shard = slow
 model, data = LatentModelPlan.model_validate_json(sys.argv[1]), DataPlan.model_validate_json(sys.argv[2])
 cache = Path(sys.argv[3])
-print("digest", ensure_latents(model, data, ensure_store(data, cache), cache).digest, flush=True)
+print("digest", latents.ensure_latents(model, data, ensure_store(data, cache), cache).digest, flush=True)
 """
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "SHARD_IMAGES", 32)
+    monkeypatch.setattr(latents, "SHARD_IMAGES", 32)
 
 
 @pytest.fixture
@@ -82,7 +81,7 @@ class Workers:
         for number in self.order(list(range(len(calls)))):
             if len(self.starts) == self.limit:
                 raise KeyboardInterrupt
-            self.starts.append(calls[number][0].start)
+            self.starts.append(calls[number][1])
             yield number, function(*calls[number])
 
 
@@ -91,7 +90,11 @@ def start_encoder(model: LatentModelPlan, data: DataPlan, cache: Path) -> Forked
 
 
 def images_of(store: ImageStore, rows: list[int]) -> torch.Tensor:
-    return torch.from_numpy(np.array(store.images[rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(store.array[rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def read_all(store: LatentStore) -> None:
+    store.samples().read(np.arange(2 * len(store)))
 
 
 def records_of(store: LatentStore) -> dict[str, int]:
@@ -104,16 +107,16 @@ def test_a_row_is_the_latent_of_its_image_and_of_the_mirrored_image(
 ) -> None:
     images = ensure_store(data, tmp_path)
     store = ensure_latents(model, data, images, tmp_path)
-    assert store.latents.shape == (2, 150, 3, 6, 6)
-    assert store.latents.dtype == np.float16
+    assert store.array.shape == (2, 150, 3, 6, 6)
+    assert store.array.dtype == np.float16
     vae, info = load_vae(model)
     rows = [0, 31, 32, 99, 149]
     plain, mirrored = encode(vae, images_of(images, rows)), encode(vae, images_of(images, rows).flip(3))
-    np.testing.assert_allclose(store.latents[0, rows], plain.numpy(), rtol=2e-3, atol=1e-4)
-    np.testing.assert_allclose(store.latents[1, rows], mirrored.numpy(), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(store.array[0, rows], plain.numpy(), rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(store.array[1, rows], mirrored.numpy(), rtol=2e-3, atol=1e-4)
     assert not np.allclose(plain.flip(3), mirrored, atol=1e-2)  # so the second half is no mirror of the first
     assert store.info.vae == info
-    store.verify()
+    read_all(store)
 
 
 @torch.no_grad()
@@ -127,7 +130,7 @@ def test_samples_of_the_posterior_are_a_store_of_their_own_and_the_same_wherever
     assert samples.info.key != modes.info.key
     vae, _ = load_vae(model)
     rows = [0, 31, 32, 149]
-    deviations = (samples.latents[:, rows].astype(np.float32) - modes.latents[:, rows]) / vae.config.scaling_factor
+    deviations = (samples.array[:, rows].astype(np.float32) - modes.array[:, rows]) / vae.config.scaling_factor
     flips = [images_of(images, rows), images_of(images, rows).flip(3)]
     noise = deviations / np.stack([vae.encode(flip).latent_dist.std.numpy() for flip in flips])
     assert noise.mean() == pytest.approx(0, abs=0.2)
@@ -147,8 +150,8 @@ def test_without_flips_there_is_one_latent_an_image(
     images = ensure_store(data, tmp_path)
     both = ensure_latents(model, data, images, tmp_path)
     once = ensure_latents(model, data.model_copy(update={"random_flip": False}), images, tmp_path)
-    assert once.latents.shape == (1, 150, 3, 6, 6)
-    assert np.array_equal(once.latents[0], both.latents[0])
+    assert once.array.shape == (1, 150, 3, 6, 6)
+    assert np.array_equal(once.array[0], both.array[0])
 
 
 def test_the_images_labels_come_along(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
@@ -156,7 +159,7 @@ def test_the_images_labels_come_along(model: LatentModelPlan, data: DataPlan, tm
     store = ensure_latents(model, data, images, tmp_path)
     assert store.labels is not None
     assert store.labels.tolist() == [0] * 70 + [1] * 40 + [2] * 40
-    assert (store.num_classes, store.info.class_names) == (3, ("class-0", "class-1", "class-2"))
+    assert (store.info.num_classes, store.info.class_names) == (3, ("class-0", "class-1", "class-2"))
     plain = data.model_copy(update={"label_column": None})
     unlabelled = ensure_latents(model, plain, ensure_store(plain, tmp_path), tmp_path)
     assert unlabelled.labels is None
@@ -185,7 +188,7 @@ def test_the_bits_do_not_depend_on_who_encodes_and_in_which_order(
         cache = tmp_path / str(number)
         stores.append(ensure_latents(model, data, ensure_store(data, cache), cache, workers))
     assert len({store.digest for store in stores}) == 1
-    assert len({(store.folder / "latents.npy").read_bytes() for store in stores}) == 1
+    assert len({(store.folder / "samples.npy").read_bytes() for store in stores}) == 1
 
 
 def test_what_an_interrupted_encoding_left_whole_is_kept(
@@ -200,20 +203,20 @@ def test_what_an_interrupted_encoding_left_whole_is_kept(
     store = ensure_latents(model, data, images, tmp_path, workers)
     assert workers.starts == [0, 32]
     assert store.digest == undisturbed.digest
-    store.verify()
+    read_all(store)
 
 
 def test_only_damaged_shards_are_encoded_again(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
     images = ensure_store(data, tmp_path)
     store = ensure_latents(model, data, images, tmp_path)
     before, digest, folder = records_of(store), store.digest, store.folder
-    with (folder / "latents.npy").open("r+b") as file:
-        file.truncate((folder / "latents.npy").stat().st_size - 2)  # the last shard's mirrored half
+    with (folder / "samples.npy").open("r+b") as file:
+        file.truncate((folder / "samples.npy").stat().st_size - 2)  # the last shard's mirrored half
         file.seek(128 + 40 * 3 * 6 * 6 * 2)  # image 40, in the second shard
         file.write(b"damaged")
     (folder / "shards" / "00002.json").unlink()
     with pytest.raises(RunFailed, match="no whole latent store"):
-        LatentStore.open(folder)
+        LatentStore(folder)
     workers = Workers()
     repaired = ensure_latents(model, data, images, tmp_path, workers)
     assert workers.starts == [32, 64, 128]
@@ -222,13 +225,13 @@ def test_only_damaged_shards_are_encoded_again(model: LatentModelPlan, data: Dat
     assert [name for name in before if before[name] == after[name]] == ["00000.json", "00003.json"]
 
 
-def test_verify_finds_a_changed_latent(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+def test_a_changed_latent_is_found_when_it_is_read(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
     store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
-    with (store.folder / "latents.npy").open("r+b") as file:
+    with (store.folder / "samples.npy").open("r+b") as file:
         file.seek(-2, os.SEEK_END)
         file.write(b"\x00\x11")
-    with pytest.raises(RunFailed, match=r"have changed.*latents\.json"):
-        LatentStore.open(store.folder).verify()
+    with pytest.raises(RunFailed, match="row 299 is not what was written"):
+        read_all(LatentStore(store.folder))
 
 
 def test_another_vae_or_scaling_is_another_store(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
@@ -253,7 +256,7 @@ def test_a_killed_encoder_is_taken_up_where_it_was(model: LatentModelPlan, data:
     workers = Workers()
     store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path, workers)
     assert workers.starts == [64, 96, 128]
-    store.verify()
+    read_all(store)
 
 
 def test_processes_that_ask_at_once_encode_once(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
@@ -288,13 +291,14 @@ def test_a_worker_with_other_images_or_another_vae_says_so(
 ) -> None:
     images = ensure_store(data, tmp_path)
 
-    def with_another_vae(function: Any, calls: Sequence[tuple[Any]]) -> Iterator[tuple[int, Any]]:
+    def with_another_vae(function: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         save_kl(tmp_path / "vae", seed=5)
         yield 0, function(*calls[0])
 
-    def with_other_images(function: Any, calls: Sequence[tuple[Any]]) -> Iterator[tuple[int, Any]]:
+    def with_other_images(function: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         save_images(tmp_path / "data" / "class-1", [(12, 12)], seed=9)
-        yield 0, function(calls[0][0].model_copy(update={"cache_dir": str(tmp_path / "elsewhere")}))
+        job, *span = calls[0]
+        yield 0, function(job.model_copy(update={"cache_dir": str(tmp_path / "elsewhere")}), *span)
 
     with pytest.raises(RunFailed, match=r"model\.vae = .*on this machine it is not what the driver has"):
         ensure_latents(model, data, images, tmp_path, with_another_vae)
@@ -337,14 +341,14 @@ def test_encoding_leaves_torchs_settings_as_they_were(model: LatentModelPlan, da
 
 def test_batches_pick_the_variant_of_each_flip(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
     store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
-    source = BatchSource(store, CPU, 40, random_flip=True, seed=3, num_classes=3, label_dropout=0.2)
+    source = BatchSource(store.samples(), CPU, 40, random_flip=True, seed=3, num_classes=3, label_dropout=0.2)
     assert source.steps_per_epoch == 3
     for step in (4, 0):
         batch, flips, indices = source.batch(step), source.flips(step).astype(int), source.indices(step)
         assert batch.dtype == torch.float32
         assert batch.shape == (40, 3, 6, 6)
         assert 0 < flips.sum() < 40
-        assert np.array_equal(batch.numpy(), store.latents[flips, indices].astype(np.float32))
+        assert np.array_equal(batch.numpy(), store.array[flips, indices].astype(np.float32))
         assert torch.equal(torch.cat([source.batch(step, slice(0, 17)), source.batch(step, slice(17, 40))]), batch)
         labels = source.labels(step)
         assert labels is not None
@@ -355,9 +359,9 @@ def test_batches_pick_the_variant_of_each_flip(model: LatentModelPlan, data: Dat
 
 def test_batches_without_flips_are_the_plain_latents(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
     store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
-    source = BatchSource(store, CPU, 8, random_flip=False, seed=3)
-    assert np.array_equal(source.batch(1).numpy(), store.latents[0, source.indices(1)].astype(np.float32))
-    assert np.shares_memory(source._samples.rows, store.latents)  # the file's pages, no copy
+    source = BatchSource(store.samples(), CPU, 8, random_flip=False, seed=3)
+    assert np.array_equal(source.batch(1).numpy(), store.array[0, source.indices(1)].astype(np.float32))
+    assert np.shares_memory(source._samples.rows, store.array)  # the file's pages, no copy
 
 
 @torch.no_grad()
@@ -379,6 +383,6 @@ def test_the_papers_kinds_of_images_become_latents(
     model, images = latent_model(tmp_path / "vae"), ensure_store(plan, tmp_path)
     store = ensure_latents(model, plan, images, tmp_path)
     side = plan.resolution // 2
-    assert store.latents.shape == (1, len(sizes), 3, side, side)
+    assert store.array.shape == (1, len(sizes), 3, side, side)
     expected = encode(load_vae(model)[0], images_of(images, list(range(len(sizes)))))
-    np.testing.assert_allclose(store.latents[0], expected.numpy(), rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(store.array[0], expected.numpy(), rtol=2e-3, atol=1e-3)

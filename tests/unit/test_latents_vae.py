@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DModel
 from latent_fixtures import latent_model, save_kl, save_vq
 
-from region_workers.data.latents.vae import decode, encode, load_vae
+from region_workers.data.vae import decode, encode, load_vae
 from schemas.errors import PlanError
 
 IMAGES_BCHW = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -14,7 +14,7 @@ from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate, predict
 from region_workers.training import timing
 from region_workers.training.device import World
-from region_workers.training.timing import RandomStore, StepTime, StepTimer
+from region_workers.training.timing import StepTime, StepTimer, random_samples
 from schemas.errors import UserError
 from schemas.plan import Plan
 
@@ -113,9 +113,9 @@ def test_steps_of_every_network_are_timed(tiny_plan: MakePlan) -> None:
 
 def test_latents_with_classes_are_timed_without_a_vae(tiny_plan: MakePlan) -> None:
     plan = tiny_plan(LATENT, "data.label_column=label", "data.resolution=32", "data.channels=3")
-    store = RandomStore(plan, 4)
-    assert store.samples().rows.shape == (8, 3, 8, 8)
-    assert store.labels is not None
+    samples = random_samples(plan, 4)
+    assert samples.rows.shape == (8, 3, 8, 8)
+    assert samples.labels is not None
     assert StepTimer(plan, CPU).measure(0.5, 2).seconds > 0
 
 

@@ -53,7 +53,9 @@ def make_parts(
         prepare_process(plan.training)
         world = World(torch.device("cpu"), 0, 1)
         randomness = StepRandomness(plan.seed, "draw", job.draw.timesteps, world.device)
-        family = UNetFamily(job, ensure_store(plan.data, cache_dir), world.device, randomness.seed_for("data"))
+        family = UNetFamily(
+            job, ensure_store(plan.data, cache_dir).samples(), world.device, randomness.seed_for("data")
+        )
         torch.manual_seed(0)
         sampler = TimestepSampler(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
         return Parts(plan, family.build_dense(), family, randomness, sampler, world)

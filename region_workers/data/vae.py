@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from region_workers.storage.integrity import bytes_digest
 from region_workers.storage.json_files import read_object
 from schemas.digest import digest
 from schemas.errors import plan_error
@@ -101,14 +101,13 @@ def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] |
 
 def _info(vae: Any, name: str, posterior: Literal["sample", "mode"] | None) -> VaeInfo:
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    sha = hashlib.sha256()
+    pieces = []
     for key, tensor in sorted(vae.state_dict().items()):
-        sha.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.contiguous().numpy().data)
+        pieces += [f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode(), tensor.contiguous().numpy().data]
     return VaeInfo(
         class_name=name,
         posterior=posterior,
-        digest=digest({"class": name, "config": config, "weights": sha.hexdigest()}),
+        digest=digest({"class": name, "config": config, "weights": bytes_digest(pieces)}),
         scaling_factor=config["scaling_factor"],
         shift_factor=config.get("shift_factor"),
     )
@@ -129,19 +128,15 @@ def _load(folder: Path, name: str, model: LatentModelPlan) -> Any:
 
 
 def _check(vae: Any, model: LatentModelPlan, channels: int | None) -> None:
-    latent_channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
-    if latent_channels != model.latent_channels:
-        remedy = f"Set model.latent_channels to {latent_channels}."
-        expected = f"{latent_channels}, the channels of the latents of {model.vae}"
-        raise plan_error("model.latent_channels", model.latent_channels, expected, remedy)
-    downscale = 2 ** (len(vae.config.block_out_channels) - 1)
-    if downscale != model.latent_downscale:
-        remedy = f"Set model.latent_downscale to {downscale}."
-        expected = f"{downscale}, by which {model.vae} divides an image's sides"
-        raise plan_error("model.latent_downscale", model.latent_downscale, expected, remedy)
-    if channels is not None and vae.config.in_channels != channels:
-        remedy = "Set it so, or choose another VAE."
-        raise plan_error("data.channels", channels, f"{vae.config.in_channels}, which {model.vae} takes", remedy)
+    depth = vae.config.get("vq_embed_dim") or vae.config.latent_channels
+    name, downscale = model.vae, 2 ** (len(vae.config.block_out_channels) - 1)
+    for field, found, wanted, what in (
+        ("model.latent_channels", model.latent_channels, depth, f"the channels of the latents of {name}"),
+        ("model.latent_downscale", model.latent_downscale, downscale, f"by which {name} divides an image's sides"),
+        ("data.channels", channels, vae.config.in_channels, f"which {name} takes"),
+    ):
+        if found not in (None, wanted):
+            raise plan_error(field, found, f"{wanted}, {what}", f"Set {field} to {wanted}, or choose another VAE.")
 
 
 def _find(model: LatentModelPlan) -> Path:

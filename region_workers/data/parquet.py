@@ -1,14 +1,71 @@
-"""Which column of a table holds the images, and which the labels."""
+"""Tables of image files in Parquet, or as a hub describes them: their columns of images and labels, read in pieces."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from region_workers.data.decode import Label
+from region_workers.data.decode import Item, Label
+from region_workers.data.files import files_identity
 from schemas.errors import plan_error
+from schemas.plan import DataPlan
+
+_ROWS_AT_ONCE = 64
+_READ_BYTES = 1 << 20
+
+
+class ParquetSource:
+    """Parquet files with a column of image files, read a few rows at a time. Raises PlanError."""
+
+    def __init__(self, root: Path, files: list[Path], plan: DataPlan) -> None:
+        self._root, self._files, self._label_column = root, files, plan.label_column
+        self._schema = _open_parquet(files[0]).schema_arrow
+        self._column = image_column(self._schema, plan.image_column, str(root))
+        for file in files:
+            schema = self._schema if file == files[0] else _open_parquet(file).schema_arrow
+            image_column(schema, self._column, str(file))
+            if self._label_column is not None:
+                check_label_column(schema, self._label_column, str(file))
+
+    def identity(self) -> dict[str, Any]:
+        folder = self._root if self._root.is_dir() else self._root.parent
+        names = [file.relative_to(folder).as_posix() for file in self._files]
+        return {"kind": "parquet", "column": self._column, **files_identity(self._root, folder, names)}
+
+    def count(self) -> int | None:
+        rows: int = sum(_open_parquet(file).metadata.num_rows for file in self._files)
+        return rows
+
+    def class_names(self) -> tuple[str, ...] | None:
+        return class_names(self._schema, self._label_column) if self._label_column else None
+
+    def items(self, start: int = 0) -> Iterator[Item]:
+        for file in self._files:
+            table, row = _open_parquet(file), 0
+            for group in range(table.metadata.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                if start < rows:
+                    for offset, (payload, label) in enumerate(self._rows_of(file, table, group)):
+                        if offset >= start:
+                            yield Item(f"{file.name} row {row + offset}", payload, label)
+                row, start = row + rows, max(0, start - rows)
+
+    def _rows_of(self, file: Path, table: pq.ParquetFile, group: int) -> Iterator[tuple[bytes | None, Label]]:
+        columns = [self._column] + ([self._label_column] if self._label_column else [])
+        try:
+            for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+                files = batch.column(self._column)
+                if pa.types.is_struct(files.type):
+                    files = _field(files, "bytes")
+                labels = _labels_of(batch, self._label_column) if self._label_column else [None] * len(files)
+                yield from zip(files.to_pylist(), labels, strict=True)
+        except (pa.ArrowException, OSError) as error:
+            raise _bad_table(file, error) from error
 
 
 def image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:
@@ -17,7 +74,7 @@ def image_column(schema: pa.Schema, wanted: str | None, path: str) -> str:
     Candidates are the columns that the datasets library marked as images; without such a mark, those of image files:
     binary, or struct{bytes, path}. Raises PlanError that names the candidates.
     """
-    possible = [field.name for field in schema if holds_files(field.type)]
+    possible = [field.name for field in schema if _holds_files(field.type)]
     if wanted is not None:
         if wanted not in possible:
             raise _error(wanted, f"a column of image files of {path}", possible, schema)
@@ -49,18 +106,23 @@ def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     return tuple(str(name) for name in feature["names"])
 
 
-def labels_of(batch: pa.RecordBatch, column: str) -> list[Label]:
+def _labels_of(batch: pa.RecordBatch, column: str) -> list[Label]:
     """The values of the column of labels in some rows: int, str or None."""
     steps = _steps(batch.schema, column)
     values = batch.column(steps[0])
     for step in steps[1:]:
-        values = values.flatten()[values.type.get_field_index(step)]  # carries the struct's nulls down
+        values = _field(values, step)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     return [int(label) if isinstance(label, bool) else label for label in values.to_pylist()]
 
 
-def holds_files(kind: pa.DataType) -> bool:
+def _field(structs: pa.Array, name: str) -> pa.Array:
+    """A field of structs, of which those that are null are null in it too."""
+    return structs.flatten()[structs.type.get_field_index(name)]
+
+
+def _holds_files(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold image files: binary, or a struct with binary `bytes`."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_binary(kind.field("bytes").type)
@@ -99,7 +161,7 @@ def _type_of(schema: pa.Schema, column: str) -> pa.DataType | None:
 def _with_fields(schema: pa.Schema) -> list[tuple[str, pa.DataType]]:
     named = []
     for field in schema:
-        inner = field.type if pa.types.is_struct(field.type) and not holds_files(field.type) else ()
+        inner = field.type if pa.types.is_struct(field.type) and not _holds_files(field.type) else ()
         named += [(field.name, field.type)] + [(f"{field.name}.{part.name}", part.type) for part in inner]
     return named
 
@@ -120,7 +182,7 @@ def _marked_as_images(schema: pa.Schema) -> list[str]:
         for field in schema
         if isinstance(features.get(field.name), dict)
         and features[field.name].get("_type") == "Image"
-        and holds_files(field.type)
+        and _holds_files(field.type)
     ]
 
 
@@ -131,3 +193,16 @@ def _error(value: str, expected: str, candidates: list[str], schema: pa.Schema) 
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
         remedy = f"No column holds image files (binary, or a struct with bytes); it has: {columns}. Choose other data."
     return plan_error("data.image_column", value, expected, remedy)
+
+
+def _open_parquet(path: Path) -> pq.ParquetFile:
+    try:
+        # Read a little at a time: otherwise all of a row group, which may be the whole file, would lie in memory.
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+    except (pa.ArrowException, OSError) as error:
+        raise _bad_table(path, error) from error
+
+
+def _bad_table(path: Path, error: Exception) -> Exception:
+    remedy = f"It does not read as Parquet ({str(error).splitlines()[0]}): convert or replace the file."
+    return plan_error("data.path", path, "a Parquet file", remedy)
