@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from region_workers.storage.durable import write_file
-from schemas.errors import RunFailed, UserError, without_secrets
+from schemas.errors import RunFailed, user_error, without_secrets
 
 SHORT_LIMIT_S = 10.0
 _BUFFER_BYTES = 8 << 20
@@ -52,10 +52,8 @@ class ObjectStore:
         except StoreSilentError:
             raise
         except (ValueError, OSError) as error:
-            raise UserError(
-                f"run directory = {url}: expected a URL that pyarrow.fs opens ({error}). "
-                "Check bucket, region and credentials, or give a folder."
-            ) from None
+            remedy = "Check bucket, region and credentials, or give a folder."
+            raise user_error("run directory", url, f"a URL that pyarrow.fs opens ({error})", remedy) from None
 
     def list_keys(self, prefix: str = "") -> list[str]:
         """The keys of all objects under `prefix`, at any depth."""

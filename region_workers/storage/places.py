@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 
 CHECKPOINT_FILE = "checkpoint.json"  # says that the files beside it are whole
 _PREFIX = "step-"
@@ -28,7 +28,7 @@ def check_no_links(folder: Path) -> None:
         if links:
             found = f"{links[0]} -> {links[0].readlink()}"
             remedy = "Replace it by what it points to, or give another folder."
-            raise UserError(problem("DIR", folder, f"no symbolic link in a run, but there is {found}", remedy))
+            raise user_error("DIR", folder, f"no symbolic link in a run, but there is {found}", remedy)
 
 
 def check_writable_folder(path: Path, field: str) -> None:
@@ -43,7 +43,7 @@ def check_writable_folder(path: Path, field: str) -> None:
             pass
     except OSError as error:
         remedy = f"It cannot be ({error.strerror}): choose another place."
-        raise UserError(problem(field, path, "a folder that can be made and written", remedy)) from None
+        raise user_error(field, path, "a folder that can be made and written", remedy) from None
     finally:
         for each in missing:
             with suppress(OSError):

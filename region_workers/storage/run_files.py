@@ -19,7 +19,7 @@ from region_workers.storage.integrity import files_in, is_whole
 from region_workers.storage.locks import locked
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
-from schemas.errors import UserError
+from schemas.errors import UserError, user_error
 from schemas.job import Artifact
 from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.section import check_place
@@ -191,25 +191,21 @@ class RunFiles:
             return
         if make:
             path.parent.mkdir(parents=True, exist_ok=True)
-        stuck = (
-            f"DIR = {self.location}: expected that no other launch or resume is in the midst of changing this run, but "
-            f"one has held the lock {path} for {_LOCK_WAIT_S:.0f} s. Make sure that it has ended (it may be halted), "
-            "and start this one again."
-        )
-        with locked(path, _LOCK_WAIT_S, lambda: UserError(stuck)):
+        expected = "that no other launch or resume is in the midst of changing this run, but one has held the lock"
+        held = f"{expected} {path} for {_LOCK_WAIT_S:.0f} s"
+        remedy = "Make sure that it has ended (it may be halted), and start this one again."
+        with locked(path, _LOCK_WAIT_S, lambda: user_error("DIR", self.location, held, remedy)):
             yield
 
     def unusable(self, error: OSError) -> UserError:
         """For people: why the run cannot be there."""
         if self._store is not None:
-            return UserError(
-                f"DIR = {self.location}: expected a store that answers, and a bucket that exists ({error}). "
-                "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
-            )
-        return UserError(
-            f"DIR = {self.location}: expected a folder that can be written ({error.strerror or error}). "
-            "Give another --run-dir, or make it writable."
-        )
+            expected = f"a store that answers, and a bucket that exists ({error})"
+            remedy = "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
+        else:
+            expected = f"a folder that can be written ({error.strerror or error})"
+            remedy = "Give another --run-dir, or make it writable."
+        return user_error("DIR", self.location, expected, remedy)
 
 
 def _object_url(location: str | Path) -> str | None:
