@@ -192,7 +192,6 @@ def test_nobody_can_tell_the_files_of_a_run_in_a_folder_from_those_in_a_store(pl
     assert ours.read("stop") == b"2"
     assert {".owners/00000001-abcdabcd.json", "stop", "train/a", "train/ab"} <= set(other.outline())
     assert other.list_keys("train") == ["train/a/deep/part", "train/a/weights", "train/ab"]
-    assert other.names("train") == ["ab"]
     assert other.claims() == ["00000001-abcdabcd.json"]
     assert other.has_newer_owner("00000000-ffffffff.json")
     assert not other.has_newer_owner("00000001-abcdabcd.json")
