@@ -65,6 +65,7 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_retries",
     "test_reuse",
     "test_seeds",
+    "test_sparse_training",
 }
 
 

@@ -57,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def trainer_of(plan: str, folder: Path, options: argparse.Namespace) -> Trainer:
     """The trainer of the plan's only region, on images of noise."""
+    folder.mkdir()
     changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
     return OwnLoop(*first_job(plan_on_noise(plan, folder, changes), folder), log=False).trainer
 

@@ -31,6 +31,7 @@ MakePlan = Callable[..., Plan]
 
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0}]"
 HALF = "regions=[{train: [0, 1000], pruning_ratio: 0.5}]"
+TWO_SPARSE = "regions=[{train: [0, 500], pruning_ratio: 0, sparsity: 0.3}, {train: [500, 1000], pruning_ratio: 0}]"
 ONE_SHOT = ("draw.method=one-shot", "model.pretrained=somewhere")
 
 
@@ -47,6 +48,9 @@ ONE_SHOT = ("draw.method=one-shot", "model.pretrained=somewhere")
         ([HALF, "draw.interval_steps=1", "draw.importance=taylor"], "Iter-wise EB Taylor 50%"),
         ([HALF, "training.timesteps.weighting=min-snr"], "EB magnitude 50% + Min-SNR"),
         ([], "TA-EB 30/60/80% (magnitude)"),
+        ([DENSE, "sparsity.method=static"], "Static-DM 50%"),
+        ([HALF, "sparsity.method=magran", "sparsity.sparsity=0.25"], "EB magnitude 50% + MagRan-DM 25%"),
+        ([TWO_SPARSE, "sparsity.method=rigl"], "TA RigL-DM 30/50%"),
         (["draw.scope=shared", "regions.0.pruning_ratio=0.25"], "TA-EB 25/60/80% (magnitude, shared draw)"),
         (["training.timesteps.sampling=speed"], "TA-EB 30/60/80% (magnitude) + SpeeD sampling"),
         (["model.pretrained=x"], "TA-EB 30/60/80% (magnitude) (from a dense start)"),

@@ -177,3 +177,15 @@ def test_an_expert_is_saved_as_sparse_as_asked_for(
     counts = kept_counts(maskable_shapes(network), 0.75 if not draws else 0.6, "erk")
     saved = load_file(folder / WEIGHTS_FILE)
     assert _kept(saved, set(counts)) == counts
+
+
+@pytest.mark.parametrize("method", ["static", "rigl"])
+def test_a_training_extended_by_more_steps_ends_as_one_of_as_many_from_the_start(
+    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path, method: str
+) -> None:
+    alone = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
+    for folder, steps in (("extended", 5), ("extended", 8), ("whole", 8)):
+        (job,) = make_jobs(tiny_plan(alone, *_sparse(method), f"training.steps={steps}"), tmp_path / folder)
+        run_job(job)
+    extended, whole = (tmp_path / folder / "train/all/expert" / WEIGHTS_FILE for folder in ("extended", "whole"))
+    assert extended.read_bytes() == whole.read_bytes()
