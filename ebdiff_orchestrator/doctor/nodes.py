@@ -35,11 +35,7 @@ def check_nodes(nodes: Sequence[Node], expected: int | None) -> list[Finding]:
     if expected is not None and len(nodes) < expected:
         remedy = "See `ray status` and the logs of `ray start` on the nodes that are missing."
         findings.append(wrong(_NODES, f"{len(nodes)} of {expected} nodes have joined", remedy))
-    return findings or [fine(_NODES, _resources_described(nodes))]
-
-
-def _resources_described(nodes: Sequence[Node]) -> str:
-    return "; ".join(f"{node.name}: {_counted(node.resources)}" for node in nodes)
+    return findings or [fine(_NODES, "; ".join(f"{node.name}: {_counted(node.resources)}" for node in nodes))]
 
 
 def _counted(resources: Mapping[str, float]) -> str:

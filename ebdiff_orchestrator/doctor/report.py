@@ -64,20 +64,14 @@ def show(examination: Examination, console: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for finding in examination.findings:
-        table.add_row(Text(finding.status, _STYLES[finding.status]), finding.check, Text(_told(finding)))
+        what = f"{finding.what}\n-> {finding.remedy}" if finding.remedy else finding.what
+        table.add_row(Text(finding.status, _STYLES[finding.status]), finding.check, Text(what))
     console.print(table)
-    console.print(_summed_up(examination.findings), markup=False, highlight=False)
+    total, bad = len(examination.findings), sum(finding.status == "wrong" for finding in examination.findings)
+    summary = f"{bad} of {total} checks found something wrong." if bad else f"{total} checks, all fine."
+    console.print(summary, highlight=False)
 
 
 def as_json(examination: Examination) -> dict[str, Any]:
     """Findings and facts as plain values."""
     return {"fine": not any_wrong(examination.findings), **examination.model_dump(mode="json")}
-
-
-def _told(finding: Finding) -> str:
-    return f"{finding.what}\n-> {finding.remedy}" if finding.remedy else finding.what
-
-
-def _summed_up(findings: tuple[Finding, ...]) -> str:
-    bad = sum(finding.status == "wrong" for finding in findings)
-    return f"{bad} of {len(findings)} checks found something wrong." if bad else f"{len(findings)} checks, all fine."

@@ -77,7 +77,7 @@ def iter_images(
     if count < 1 or batch_size < 1:
         raise user_error("count, batch_size", (count, batch_size), "at least 1 each", "Raise them.")
     cycle = _classes(classes, pipeline.num_classes)
-    on_step = _step_counter(pipeline, math.ceil(count / batch_size), report)
+    on_step, images = _step_counter(pipeline, math.ceil(count / batch_size), report), range(first, first + count)
 
     def batch_of(indices: range) -> np.ndarray:
         (images_NHWC,) = pipeline(
@@ -93,7 +93,7 @@ def iter_images(
         )
         return _levels(images_NHWC, indices, seed)
 
-    return (batch_of(range(first, first + count)[start : start + batch_size]) for start in range(0, count, batch_size))
+    return (batch_of(images[start : start + batch_size]) for start in range(0, count, batch_size))
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

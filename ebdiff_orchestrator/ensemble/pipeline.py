@@ -69,9 +69,8 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         `class_labels`: one for all images or one an image, the number of classes meaning "no class";
         `guidance_scale` s steers by eps_null + s (eps_class - eps_null): 1 is the class as trained, 0 "no class".
         With a list of generators, one an image, an image depends on its own generator and class alone.
-        `num_inference_steps`, `eta` and `guidance_scale` default to the ensemble's. The timesteps stay on the host, the
-        trajectory in float32 whatever the experts' precision. `on_step` is called after each step. Raises `UserError`
-        (a ValueError) for options that the ensemble or its scheduler does not take.
+        `num_inference_steps`, `eta` and `guidance_scale` default to the ensemble's. Timesteps stay on the host, the
+        trajectory in float32. `on_step` is called after each step. Raises `UserError` for options that do not fit.
         """
         batch_size = _images_asked_for(class_labels) if batch_size is None else batch_size
         self._check(batch_size, generator, output_type)
@@ -79,11 +78,7 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
         scale = scale_of(guidance_scale, self.scheduler.config.get("guidance_scale"), self.num_classes)
         self._set_timesteps(num_inference_steps, timesteps)
         options = self._step_options(eta, generator)
-        shape_BCHW = (batch_size, self.unet.config.in_channels, *_height_width(self.unet.config.sample_size))
-        image = randn_tensor(shape_BCHW, generator=generator, device=self._execution_device, dtype=torch.float32)
-        image = image * self.scheduler.init_noise_sigma
-
-        steps = self._steps()
+        image, steps = self._noise(batch_size, generator), self._steps()
         for timestep, value in self.progress_bar(steps) if show_progress else steps:
             model_input = self.scheduler.scale_model_input(image, timestep)
             noise = predicted_noise(self.unet, model_input, value, labels_B, scale)
@@ -147,6 +142,12 @@ class EnsemblePipeline(DiffusionPipeline):  # type: ignore[misc]
                 "num_inference_steps", None, "a number", "This scheduler's config has no default; pass one."
             )
         self.scheduler.set_timesteps(count)
+
+    def _noise(self, batch_size: int, generator: Generators) -> torch.Tensor:
+        """Where trajectories begin, float32 [B, C, H, W]."""
+        shape_BCHW = (batch_size, self.unet.config.in_channels, *_height_width(self.unet.config.sample_size))
+        noise = randn_tensor(shape_BCHW, generator=generator, device=self._execution_device, dtype=torch.float32)
+        return cast(torch.Tensor, noise * self.scheduler.init_noise_sigma)
 
     def _steps(self) -> list[tuple[Any, int | float]]:
         """Each timestep as the scheduler takes it, ours a plain number, diffusers' own its tensor; and as a number."""

@@ -82,10 +82,10 @@ def evaluate(
 ) -> Evaluation:
     """FID of `num_images` images of the finished run in `run_dir`, over all workers of the Ray cluster.
 
-    What was interrupted goes on; what is recorded is returned. `in_process` does without Ray, on one device; so does
-    an `executor` of the caller's. The reference is the run's own data (or its first `reference_images`), else a folder
-    of images or an .npz of pytorch-fid's. Raises UserError for an unfinished run and for Inception weights that cannot
-    be had, RunFailed if a worker could not do its part.
+    What was interrupted goes on; what is recorded is returned. `in_process`, or an `executor`, does without Ray. The
+    reference is the run's own data (or its first `reference_images`), else a folder of images or an .npz of
+    pytorch-fid's. Raises UserError for an unfinished run or Inception weights that cannot be had, RunFailed if a
+    worker could not do its part.
     """
     options = Options(
         num_images=num_images,
@@ -100,14 +100,19 @@ def evaluate(
     )
     directory = RunDirectory(run_dir)
     plan = _finished(directory).plan
-    if in_process and executor is None:
-        executor = ThisProcess(1.0 if torch.cuda.is_available() and plan.workers.gpus != 0 else 0.0)
-    if executor is None:
-        check_surroundings(address)
-        if cluster_address(address):
-            directory.check_in_folder(_SHARED)
+    executor = executor or _executor(directory, plan, in_process, address)
     with directory.held(), view or View() as shown, ExitStack() as stack:
         return _evaluate(directory, options, Workers(plan.workers, address, executor, shown, stack))
+
+
+def _executor(directory: RunDirectory, plan: Plan, in_process: bool, address: str | None) -> Executor | None:
+    """This process; or None for Ray, to be connected to when there is work. UserError where it could not do that."""
+    if in_process:
+        return ThisProcess(1.0 if torch.cuda.is_available() and plan.workers.gpus != 0 else 0.0)
+    check_surroundings(address)
+    if cluster_address(address):
+        directory.check_in_folder(_SHARED)
+    return None
 
 
 def _evaluate(directory: RunDirectory, options: Options, workers: Workers) -> Evaluation:
@@ -128,7 +133,8 @@ def _evaluate(directory: RunDirectory, options: Options, workers: Workers) -> Ev
     key = evaluation_key(manifest, job, reference.digest)
     folder = directory.fetch_folder(evaluation_folder(Path(), key).as_posix())
     recorded = whole_report(folder) if key in manifest.evaluations else None
-    if recorded is not None and not _images_wanted(folder, options):
+    wanted = range(options.num_images if options.keep_images else 0)
+    if recorded is not None and all(image_file(folder, index).is_file() for index in wanted):
         view.line("This was evaluated before; nothing to do.")
         remove_shards(folder)  # which are there if it was killed at its very end
         return recorded.evaluation
@@ -191,11 +197,6 @@ def _reference(plan: Plan, options: Options, inception_sha256: str, view: View) 
         return given_reference(options.reference, cache_dir, inception_sha256, plan.data.max_pixels)
     store = ensure_store(plan.data, cache_dir, view.images)
     return own_reference(plan, store, cache_dir, options.reference_images, inception_sha256)
-
-
-def _images_wanted(folder: Path, options: Options) -> bool:
-    """Whether images are to be kept and are not there."""
-    return options.keep_images and not all(image_file(folder, i).is_file() for i in range(options.num_images))
 
 
 def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, workers: Workers) -> Evaluation:

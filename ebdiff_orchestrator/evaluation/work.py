@@ -40,7 +40,7 @@ IMAGES_FOLDER = "images"
 _PROGRESS_EVERY_S = 1.0
 
 Images = np.ndarray[Any, Any]
-Report = Callable[[int, int], None]  # of parts of the work: how many are done, of how many
+OnProgress = Callable[[int, int], None]  # parts of the work that are done, of how many
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Shard:
         return f"features-{self.index:05d}"
 
 
-ImageSource = Callable[[Shard, Report], Images]  # a shard's images, uint8 [count, H, W, 1 or 3]
+ImageSource = Callable[[Shard, OnProgress], Images]  # a shard's images, uint8 [count, H, W, 1 or 3]
 
 
 def shards_of(num_images: int) -> tuple[Shard, ...]:
@@ -156,12 +156,12 @@ def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
         if finished_record(folder, shard, keep) is not None:
             continue
         began = time.monotonic()
-        note = _Note(folder, shard)
-        images_NHWC = source(shard, note.making)
+        progress = _ShardProgress(folder, shard)
+        images_NHWC = source(shard, progress.making)
         making_s = time.monotonic() - began
         if keep:
             _write_pngs(folder, shard, images_NHWC)
-        write_shard(folder, shard, image_features(network, images_NHWC, device, note.features), making_s, name)
+        write_shard(folder, shard, image_features(network, images_NHWC, device, progress.features), making_s, name)
 
 
 def _same_weights(job: FeatureJob) -> Path:
@@ -186,9 +186,9 @@ def _sampled(how: SampledImages, device: torch.device) -> ImageSource:
     pipeline = load_ensemble(how.ensemble, device=device)
     guidance = None if pipeline.num_classes is None else how.guidance_scale
 
-    def images(shard: Shard, report: Report) -> Images:
+    def images(shard: Shard, on_progress: OnProgress) -> Images:
         size, seed, first = how.batch_size, how.seed, shard.first
-        return sample_images(pipeline, shard.count, seed, how.steps, size, report, first, guidance_scale=guidance)
+        return sample_images(pipeline, shard.count, seed, how.steps, size, on_progress, first, guidance_scale=guidance)
 
     return images
 
@@ -200,13 +200,13 @@ def _stored(images: StoredImages) -> ImageSource:
             f"data.path = {images.data.path}: the images on this node are not the driver's "
             f"(digest {store.digest[:12]}, expected {images.store_digest[:12]}). Make them the same."
         )
-    return lambda shard, report: store.piece(shard.first, shard.first + shard.count)
+    return lambda shard, _: store.piece(shard.first, shard.first + shard.count)
 
 
 def _of_folder(references: FolderImages) -> ImageSource:
     files = image_files(Path(references.folder))
 
-    def images(shard: Shard, report: Report) -> Images:
+    def images(shard: Shard, on_progress: OnProgress) -> Images:
         chosen = files[shard.first : shard.first + shard.count]
         if len(chosen) != shard.count:
             raise RunFailed(f"A folder of reference images lost files ({len(files)} left), or is not shared.")
@@ -231,11 +231,11 @@ def _write_pngs(folder: Path, shard: Shard, images_NHWC: Images) -> None:
         write_bytes(image_file(folder, shard.first + offset), encoded.getvalue())
 
 
-class _Note:
+class _ShardProgress:
     """Says in a file, now and then, how many images of a shard are as good as done: half for each of the two parts."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
-        self._folder, self._shard, self._noted_at = folder, shard, time.monotonic()
+        self._folder, self._shard, self._written_at = folder, shard, time.monotonic()
 
     def making(self, done: int, total: int) -> None:
         """Images are made."""
@@ -246,8 +246,8 @@ class _Note:
         self._write(0.5 + 0.5 * done / total)
 
     def _write(self, share: float) -> None:
-        if time.monotonic() - self._noted_at < _PROGRESS_EVERY_S:
+        if time.monotonic() - self._written_at < _PROGRESS_EVERY_S:
             return
-        self._noted_at = time.monotonic()
+        self._written_at = time.monotonic()
         progress = Progress(stage=self._shard.name, step=int(self._shard.count * share), updated_at=unix_time())
         replace_model(progress_file(self._folder, self._shard), progress)

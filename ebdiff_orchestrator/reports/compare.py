@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.evaluation.records import thousands
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable, duration, gib, number
-from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of
+from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of, wall_s
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.costs import Costs
 from schemas.errors import UserError
@@ -38,29 +38,27 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers; seconds, bytes and hours."""
-        found, evaluation = self.measures, self.measures.evaluation
+        found, evaluation, hours = self.measures, self.measures.evaluation, self.measures.hours
         return {
             "run": self.run,
             "method": self.method,
-            "params": self.costs.params,
-            "macs": self.costs.macs,
-            "macs_with_attention": self.costs.macs_with_attention,
+            **asdict(self.costs),
             "fid": evaluation and evaluation.fid,
             "fid_images": evaluation and evaluation.num_images,
             "fid_sampling_steps": evaluation and evaluation.steps,
-            "steps": found.steps and list(found.steps),
-            "dense_start_steps": found.charged_steps,
+            "steps": found.steps,
+            "dense_start_steps": found.dense_start_steps,
             "train_s": found.train_s,
-            "dense_start_s": found.charged_s,
+            "dense_start_s": found.dense_start_s,
             "speed_up": self.speed_up,
             "wall_s": found.wall_s,
             "wall_speed_up": self.wall_speed_up,
-            "gpu_hours": found.hours.hours if found.hours and found.hours.on_gpus else None,
-            "worker_hours": found.hours.hours if found.hours and not found.hours.on_gpus else None,
+            "gpu_hours": hours.hours if hours and hours.on_gpus else None,
+            "worker_hours": hours.hours if hours and not hours.on_gpus else None,
             "hours_saved": self.hours_saved,
             "draw_share": found.draw_share,
             "peak_memory_bytes": found.peak_memory_bytes,
-            "reused_stages": list(found.reused),
+            "reused_stages": found.reused_stages,
         }
 
 
@@ -78,6 +76,8 @@ def compare_runs(runs: Sequence[Path], against: Path | None = None) -> Compariso
     UserError for a folder without a run, or if `against` is no dense run.
     """
     manifests = [RunDirectory(run).read() for run in runs]
+    candidates = [(run, manifest) for run, manifest in zip(runs, manifests, strict=True) if is_dense(manifest.plan)]
+    dense = None
     if against is not None:
         dense = RunDirectory(against).read()
         if not is_dense(dense.plan):
@@ -85,16 +85,8 @@ def compare_runs(runs: Sequence[Path], against: Path | None = None) -> Compariso
                 f"--against {against}: a run of {method_of(dense.plan)}; expected a dense run (one region with a "
                 "pruning ratio of 0), since speed-ups are measured against one. Give such a run."
             )
-        return _comparison(runs, manifests, against, dense)
-    candidates = [(run, manifest) for run, manifest in zip(runs, manifests, strict=True) if is_dense(manifest.plan)]
-    if len(candidates) == 1:
-        return _comparison(runs, manifests, *candidates[0])
-    return _comparison(runs, manifests, None, None)
-
-
-def _comparison(
-    runs: Sequence[Path], manifests: Sequence[Manifest], against: Path | None, dense: Manifest | None
-) -> Comparison:
+    elif len(candidates) == 1:
+        against, dense = candidates[0]
     rows = tuple(_row(run, manifest, dense) for run, manifest in zip(runs, manifests, strict=True))
     return Comparison(rows, str(against) if against else None)
 
@@ -108,27 +100,27 @@ def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
         costs=preview_plan(manifest.plan, manifest.dense).weighted,
         measures=own,
         speed_up=_ratio(_train_s(reference), _train_s(own)),
-        wall_speed_up=_ratio(_wall_s(dense), _wall_s(manifest)),
+        wall_speed_up=_ratio(_wall_with_start_s(dense), _wall_with_start_s(manifest)),
         hours_saved=_saved(reference.all_hours, own.all_hours) if reference else None,
     )
 
 
 def _train_s(found: Measures | None) -> float | None:
     """The slowest region's training, and the dense training it starts from."""
-    if found is None or found.train_s is None or found.charged_s is None:
+    if found is None or found.train_s is None or found.dense_start_s is None:
         return None
-    return found.train_s + found.charged_s
+    return found.train_s + found.dense_start_s
 
 
-def _wall_s(manifest: Manifest | None) -> float | None:
+def _wall_with_start_s(manifest: Manifest | None) -> float | None:
     """By the clock, that of the dense start's own run included; None where that run is not at hand."""
     if manifest is None:
         return None
-    own = measures_of(manifest).wall_s
+    own = wall_s(manifest)
     if own is None or manifest.dense is None:
         return own
     start = RunDirectory(Path(manifest.dense.path))
-    before = _wall_s(start.read()) if start.exists() else None
+    before = _wall_with_start_s(start.read()) if start.exists() else None
     return None if before is None else before + own
 
 
@@ -184,7 +176,7 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
     notes.append(_speed_up_note(comparison))
     notes.append("wall-clock: of all launches together, waiting included; the time between launches is not.")
     notes.append("draw: the draws' share of all seconds of work. -: not measured.")
-    if any(row.measures.charged_steps != 0 for row in rows):
+    if any(row.measures.dense_start_steps != 0 for row in rows):
         notes.append(
             "Runs that start from a dense network are charged its training in speed-ups and savings (steps in "
             "brackets); ?: what it took is not known."
@@ -194,10 +186,10 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
     if len({row.measures.evaluation.reference_digest for row in rows if row.measures.evaluation}) > 1:
         notes.append("The FIDs are measured against different reference images.")
     notes += [
-        f"{name}: {', '.join(row.measures.reused)} taken over from another run; counted in the speed-up with "
+        f"{name}: {', '.join(row.measures.reused_stages)} taken over from another run; counted in the speed-up with "
         "what they took there, not in the hours and the wall-clock."
         for name, row in zip(_names(rows), rows, strict=True)
-        if row.measures.reused
+        if row.measures.reused_stages
     ]
     if any(row.measures.on_cpu for row in rows):
         notes.append(
@@ -232,5 +224,5 @@ def _steps_cell(row: Row) -> str:
     if found.steps is None:
         return MISSING
     own = str(found.steps[0]) if len(set(found.steps)) == 1 else "/".join(map(str, found.steps))
-    charged = "?" if found.charged_steps is None else str(found.charged_steps)
+    charged = "?" if found.dense_start_steps is None else str(found.dense_start_steps)
     return own if charged == "0" else f"{own} (+{charged})"

@@ -81,12 +81,12 @@ def as_markdown(table: TextTable) -> str:
 
 
 def as_csv(rows: Sequence[dict[str, object]]) -> str:
-    """Plain values with a heading line; None is an empty field, a list is joined by slashes."""
+    """Plain values with a heading line; None is an empty field, a list or tuple is joined by slashes."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: "/".join(map(str, v)) if isinstance(v, list) else v for name, v in row.items()})
+        writer.writerow({name: "/".join(map(str, v)) if isinstance(v, list | tuple) else v for name, v in row.items()})
     return text.getvalue()
 
 

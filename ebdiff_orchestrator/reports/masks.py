@@ -17,7 +17,7 @@ from region_workers.networks.dense import build_dense, example_inputs, sample_sh
 from region_workers.networks.pretrained import find_dense
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
-from region_workers.pruning.mask import compute_mask, has_converged
+from region_workers.pruning.mask import compute_mask, has_converged, pack_mask
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.places import CHECKPOINT_FILE, checkpoint_folders
 from region_workers.storage.tables import Row, read_masks
@@ -197,5 +197,5 @@ def _load_weights(source: Path, side: int) -> dict[str, Tensor]:
 
 
 def _named(mask: Tensor, ratio: float) -> NamedMask:
-    packed = pack([np.packbits(mask.numpy()).tobytes()])
+    packed = pack([pack_mask(mask)])
     return NamedMask(f"the dense model at {ratio:.0%}", mask.numel(), packed[0])

@@ -32,7 +32,7 @@ class Hours:
 class Measures:
     """The measures of one run. Seconds are of work (`train_s`, `draw_s`) or of the clock (`wall_s`).
 
-    `train_s`: the slowest region's training. `draw_share`: draws' part of all work. `charged_s`: the dense training
+    `train_s`: the slowest region's training. `draw_share`: draws' part of all work. `dense_start_s`: the dense training
     that the run starts from, 0 where it starts fresh, None where that is unknown. `all_hours`: with those of the start.
     """
 
@@ -42,11 +42,11 @@ class Measures:
     wall_s: float | None
     hours: Hours | None
     all_hours: Hours | None
-    charged_s: float | None
-    charged_steps: int | None
+    dense_start_s: float | None
+    dense_start_steps: int | None
     peak_memory_bytes: int | None
     evaluation: Evaluation | None
-    reused: tuple[str, ...]
+    reused_stages: tuple[str, ...]
     on_cpu: bool
 
 
@@ -57,21 +57,20 @@ def measures_of(manifest: Manifest) -> Measures:
     worked = [*draws, *trainings]
     trained = all(record.status == "done" for record in trainings)
     drawn = all(record.status == "done" for record in draws)
-    start = manifest.dense
-    cost = start.cost if start else None
+    start, cost = manifest.dense, manifest.dense.cost if manifest.dense else None
     hours = Hours.of(manifest.training_usage())
     return Measures(
         steps=tuple(record.steps for record in trainings) if trained else None,
         train_s=max(record.active_s for record in trainings) if trained else None,
-        draw_share=_share(draws, worked) if trained and drawn else None,
-        wall_s=_wall_s(manifest),
+        draw_share=_seconds(draws) / all_s if trained and drawn and (all_s := _seconds(worked)) else None,
+        wall_s=wall_s(manifest),
         hours=hours,
         all_hours=_with_start(hours, manifest.dense),
-        charged_s=0.0 if start is None else cost.active_s if cost else None,
-        charged_steps=0 if start is None else cost.steps if cost else None,
+        dense_start_s=0.0 if start is None else cost.active_s if cost else None,
+        dense_start_steps=0 if start is None else cost.steps if cost else None,
         peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
         evaluation=best_evaluation(manifest),
-        reused=tuple(record.name for record in worked if record.reused_from),
+        reused_stages=tuple(record.name for record in worked if record.reused_from),
         on_cpu=any(record.hardware is not None and record.hardware.device == "cpu" for record in worked),
     )
 
@@ -83,12 +82,11 @@ def best_evaluation(manifest: Manifest) -> Evaluation | None:
     return max(own, key=lambda found: (found.num_images, found.at), default=None)
 
 
-def _share(part: list[StageRecord], whole: list[StageRecord]) -> float | None:
-    total = sum(record.active_s for record in whole)
-    return sum(record.active_s for record in part) / total if total else None
+def _seconds(stages: Sequence[StageRecord]) -> float:
+    return sum(record.active_s for record in stages)
 
 
-def _wall_s(manifest: Manifest) -> float | None:
+def wall_s(manifest: Manifest) -> float | None:
     """All launches together, waiting included; not the time between them."""
     lasted = [launch.ended_at - launch.started_at for launch in manifest.launches]
     return sum(lasted) if manifest.finished() and lasted else None
