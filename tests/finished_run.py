@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from ebdiff_orchestrator.run.stages import ASSEMBLE, train_stage_name
 from region_workers.networks.dense import build_dense
 from region_workers.storage.integrity import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
-from schemas.manifest import Manifest
+from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
 
 
@@ -36,3 +37,11 @@ def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:
         done = {"status": "done", "artifacts": files if record.name == ASSEMBLE else ()}
         manifest = manifest.with_stage(record.model_copy(update=done))
     return directory.write(manifest)
+
+
+def an_evaluation(**fields: Any) -> Evaluation:
+    """An evaluation of no ensemble in particular."""
+    digests = {"key": "k", "ensemble_digest": "e", "inception_sha256": "i", "reference_digest": "r"}
+    drawn = {"num_images": 50_000, "steps": 100, "seed": 0, "guidance_scale": 1.0, "reference_images": 50_000}
+    took = {"seconds_per_image": 0.1, "wall_s": 10.0, "workers": 1, "at": 0.0}
+    return Evaluation.model_validate({"fid": 1.0, **digests, **drawn, **took, **fields})

@@ -298,31 +298,25 @@ def test_add_noise_is_the_forward_process() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "field"),
+    ("scheduler", "options", "message"),
     [
-        ({"timesteps": [1000]}, "timesteps"),
-        ({"timesteps": [5, -1]}, "timesteps"),
-        ({"timesteps": [5, 6]}, "timesteps"),
-        ({"timesteps": []}, "timesteps"),
-        ({}, "num_inference_steps"),
-        ({"num_inference_steps": -1}, "num_inference_steps"),
-        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({}, {"timesteps": [1000]}, "timesteps"),
+        ({}, {"timesteps": [5, -1]}, "timesteps"),
+        ({}, {"timesteps": [5, 6]}, "timesteps"),
+        ({}, {"timesteps": []}, "timesteps"),
+        ({}, {}, "num_inference_steps"),
+        ({}, {"num_inference_steps": -1}, "num_inference_steps"),
+        ({}, {"num_inference_steps": 0}, "num_inference_steps"),
+        ({"steps_offset": 1}, {"num_inference_steps": 1000}, "steps_offset = 1: expected at most 0 "),
+        ({"spacing": "quadratic", "steps_offset": 200}, {"num_inference_steps": 10}, "200: expected at most 199 "),
+        ({"num_train_timesteps": 100}, {"num_inference_steps": 101}, "at most 100"),
     ],
 )
-def test_a_list_that_cannot_be_walked_is_refused(options: dict[str, object], field: str) -> None:
-    with pytest.raises(UserError, match=field):
-        ListDDIMScheduler().set_timesteps(**options)
-
-
-@pytest.mark.parametrize(("spacing", "steps", "offset"), [("uniform", 1000, 1), ("quadratic", 10, 200)])
-def test_an_offset_beyond_the_last_timestep_is_refused(spacing: str, steps: int, offset: int) -> None:
-    with pytest.raises(UserError, match=f"steps_offset = {offset}: expected at most {offset - 1} "):
-        ListDDIMScheduler(spacing=spacing, steps_offset=offset).set_timesteps(steps)
-
-
-def test_more_uniform_steps_than_timesteps_are_refused() -> None:
-    with pytest.raises(UserError, match="at most 100"):
-        ListDDIMScheduler(num_train_timesteps=100, spacing="uniform").set_timesteps(101)
+def test_a_list_that_cannot_be_walked_is_refused(
+    scheduler: dict[str, object], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ListDDIMScheduler(**{"spacing": "uniform", **scheduler}).set_timesteps(**options)
 
 
 @pytest.mark.parametrize(

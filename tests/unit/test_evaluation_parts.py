@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+from finished_run import an_evaluation
 from local_inception import write_local_inception
 from PIL import Image
 from pytorch_fid.fid_score import compute_statistics_of_path, get_activations
@@ -37,44 +38,29 @@ from ebdiff_orchestrator.evaluation.work import (
 )
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
-from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_local_inception(tmp_path_factory.mktemp("inception") / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def network(weights: Path) -> torch.nn.Module:
+    return load_inception(weights, CPU)
 
 
 def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, FEATURES), np.float32)
 
 
-def an_evaluation(num_images: int, sha256: str = OFFICIAL_SHA256) -> Evaluation:
-    return Evaluation(
-        key="k",
-        ensemble_digest="e",
-        fid=1.0,
-        num_images=num_images,
-        steps=4,
-        seed=0,
-        guidance_scale=1,
-        inception_sha256=sha256,
-        reference_digest="r",
-        reference_images=10,
-        seconds_per_image=1,
-        wall_s=1,
-        workers=1,
-        at=0,
-    )
-
-
 def test_shards_are_fixed_ranges_in_whole_batches_of_pytorch_fid() -> None:
     shards = shards_of(1030)
-    assert [(shard.first, shard.count) for shard in shards] == [
-        (0, 250),
-        (250, 250),
-        (500, 250),
-        (750, 250),
-        (1000, 30),
-    ]
+    expected = [(0, 250), (250, 250), (500, 250), (750, 250), (1000, 30)]
+    assert [(shard.first, shard.count) for shard in shards] == expected
     assert shards_of(500) == shards[:2]
     assert all(shard.first % inception.BATCH_IMAGES == 0 for shard in shards)
 
@@ -138,20 +124,19 @@ def test_a_distance_that_is_no_number_is_a_failure_that_says_why(monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("num_images", "label"),
+    ("num_images", "sha256", "label"),
     [
-        (50_000, "FID-50k"),
-        (1_000, "FID-1k (1,000 images; not comparable with FID-50k)"),
-        (2_500, "FID-2.5k (2,500 images; not comparable with FID-50k)"),
-        (64, "FID-64 (64 images; not comparable with FID-50k)"),
+        (50_000, OFFICIAL_SHA256, "FID-50k"),
+        (1_000, OFFICIAL_SHA256, "FID-1k (1,000 images; not comparable with FID-50k)"),
+        (2_500, OFFICIAL_SHA256, "FID-2.5k (2,500 images; not comparable with FID-50k)"),
+        (64, OFFICIAL_SHA256, "FID-64 (64 images; not comparable with FID-50k)"),
+        (50_000, "ab" * 32, "FID-50k (Inception weights abababab are not pytorch-fid's: not a published FID)"),
     ],
 )
-def test_fewer_than_50_000_images_are_labelled_so(num_images: int, label: str) -> None:
-    assert fid_label(an_evaluation(num_images)) == label
-
-
-def test_other_inception_weights_than_pytorch_fid_s_are_labelled_so() -> None:
-    assert fid_label(an_evaluation(50_000, "ab" * 32)).startswith("FID-50k (Inception weights abababab are not")
+def test_fewer_than_50_000_images_and_other_weights_than_pytorch_fid_s_are_labelled_so(
+    num_images: int, sha256: str, label: str
+) -> None:
+    assert fid_label(an_evaluation(num_images=num_images, inception_sha256=sha256)) == label
     assert FID_WEIGHTS_URL.endswith(f"-{OFFICIAL_SHA256[:8]}.pth")
 
 
@@ -197,9 +182,10 @@ def test_weights_are_never_unpickled_into_objects(
     assert not marker.exists()
 
 
-def test_a_pth_of_other_bytes_than_the_published_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = load_file(write_local_inception(tmp_path / "weights.safetensors"))
-    torch.save(weights, tmp_path / "weights.pth")
+def test_a_pth_of_other_bytes_than_the_published_is_not_opened(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(load_file(weights), tmp_path / "weights.pth")
     with monkeypatch.context() as patched:
         patched.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
         with pytest.raises(UserError, match=r"of other bytes.*\.safetensors"):
@@ -217,9 +203,10 @@ class _Evil:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(tmp_path: Path, channels: int) -> None:
+def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(
+    network: torch.nn.Module, tmp_path: Path, channels: int
+) -> None:
     torch.set_num_threads(2)
-    network = load_inception(write_local_inception(tmp_path / "weights.safetensors"), CPU)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), np.uint8)
     files = [tmp_path / f"{index:05d}.png" for index in range(5)]
     for file, image_HWC in zip(files, images, strict=True):

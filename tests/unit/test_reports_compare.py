@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished_run import an_evaluation
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -101,22 +102,7 @@ def _reread(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
 
 
 def _evaluation(fid: float, images: int, at: float, ensemble: str = digest([])) -> Evaluation:
-    return Evaluation(
-        key=f"{images}-{at}",
-        ensemble_digest=ensemble,
-        fid=fid,
-        num_images=images,
-        steps=100,
-        seed=0,
-        guidance_scale=1.0,
-        inception_sha256="i",
-        reference_digest="r",
-        reference_images=50000,
-        seconds_per_image=0.1,
-        wall_s=10.0,
-        workers=1,
-        at=at,
-    )
+    return an_evaluation(key=f"{images}-{at}", ensemble_digest=ensemble, fid=fid, num_images=images, at=at)
 
 
 def test_speed_up_is_dense_training_over_the_slowest_region_without_the_draw(
