@@ -83,9 +83,8 @@ def evaluate(
     """FID of `num_images` images of the finished run in `run_dir`, over all workers of the Ray cluster.
 
     What was interrupted goes on; what is recorded is returned. `in_process`, or an `executor`, does without Ray. The
-    reference is the run's own data (or its first `reference_images`), else a folder of images or an .npz of
-    pytorch-fid's. Raises UserError for an unfinished run or Inception weights that cannot be had, RunFailed if a
-    worker could not do its part.
+    reference is the run's own data (or its first `reference_images`), a folder of images or an .npz of pytorch-fid's.
+    UserError for an unfinished run or Inception weights that cannot be had, RunFailed if a worker fails at its part.
     """
     options = Options(
         num_images=num_images,
@@ -101,8 +100,9 @@ def evaluate(
     directory = RunDirectory(run_dir)
     plan = _finished(directory).plan
     executor = executor or _executor(directory, plan, in_process, address)
+    images = _sampled_images(directory, plan, options)
     with directory.held(), view or View() as shown, ExitStack() as stack:
-        return _evaluate(directory, options, Workers(plan.workers, address, executor, shown, stack))
+        return _evaluate(directory, options, images, Workers(plan.workers, address, executor, shown, stack))
 
 
 def _executor(directory: RunDirectory, plan: Plan, in_process: bool, address: str | None) -> Executor | None:
@@ -115,11 +115,10 @@ def _executor(directory: RunDirectory, plan: Plan, in_process: bool, address: st
     return None
 
 
-def _evaluate(directory: RunDirectory, options: Options, workers: Workers) -> Evaluation:
+def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, workers: Workers) -> Evaluation:
     """The recorded number if there is one and it is whole, else a new one, recorded."""
     manifest = _finished(directory)
     plan, view = manifest.plan, workers.view
-    images = _sampled_images(directory, plan, options)
     inception = weights_file(options.inception_weights)
     job = FeatureJob(
         folder="",
