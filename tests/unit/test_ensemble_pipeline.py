@@ -118,7 +118,8 @@ def test_plain_diffusers_draws_the_same_bits_once_we_are_imported(run_dir: Path,
     assert torch.equal(draw(load_ensemble(tmp_path / "again"), 1, 2), expected)
 
 
-def test_half_precision_draws_nearly_the_same_image(run_dir: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL"], indirect=True)
+def test_half_precision_draws_nearly_the_same_image(run_dir: Path) -> None:
     rough = load_ensemble(run_dir, torch_dtype=torch.bfloat16)
     assert {each.dtype for each in (rough.unet, rough.vae) if each is not None} == {torch.bfloat16}
     exact, images = draw(load_ensemble(run_dir), 1, 2), draw(rough, 1, 2)

@@ -60,33 +60,17 @@ def _write(file: Path, masks: dict[str, list[torch.Tensor]], every: int = 10) ->
 
 
 def _ticket(region: str, interval: int) -> Ticket:
-    return Ticket(
-        region=region,
-        pruning_ratio=0.3,
-        realised_ratio=0.3,
-        importance="magnitude",
-        weights="raw",
-        interval=interval,
-        step=interval * 10,
-        distances=(0.01,),
-        converged=True,
-        kept_channels={},
-    )
+    how = {"pruning_ratio": 0.3, "realised_ratio": 0.3, "importance": "magnitude", "weights": "raw"}
+    drawn = {"interval": interval, "step": interval * 10, "distances": (0.01,), "converged": True}
+    return Ticket.model_validate({"region": region, **how, **drawn, "kept_channels": {}})
 
 
 def _result(run_dir: Path, stage: str) -> StageResult:
     """What a worker leaves beside the masks of a finished draw."""
-    return StageResult(
-        stage=stage,
-        key="",
-        started_at=0,
-        finished_at=0,
-        active_s=0,
-        steps=0,
-        artifacts=(artifact(run_dir, run_dir / stage / "masks.arrow"),),
-        hardware=Hardware(device="cpu", world_size=1, cpu_threads=1),
-        metrics={},
-    )
+    times = {"started_at": 0, "finished_at": 0, "active_s": 0, "steps": 0}
+    hardware = Hardware(device="cpu", world_size=1, cpu_threads=1)
+    artifacts = (artifact(run_dir, run_dir / stage / "masks.arrow"),)
+    return StageResult(stage=stage, key="", artifacts=artifacts, hardware=hardware, metrics={}, **times)
 
 
 def _run(folder: Path, plan: Plan, masks: dict[str, list[torch.Tensor]]) -> Path:
