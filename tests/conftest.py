@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 }
 
 
-_THREADS = torch.get_num_threads()
+_THREADS = 1  # threads beyond the free cores make small networks wait for each other, up to 20 times as long
 
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
 
