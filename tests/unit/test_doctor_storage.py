@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import run_forked
 
 from ebdiff_orchestrator.doctor import storage
 from ebdiff_orchestrator.doctor.report import Finding
@@ -37,10 +36,9 @@ def _look(test: StorageTest) -> StorageAnswer:
 
 def test_a_node_that_shares_the_folder_reads_writes_and_is_kept_out_by_the_lock(tmp_path: Path) -> None:
     with storage_test(tmp_path / "runs" / "a") as test:
-        code = f"import sys, json; sys.path[:0] = {sys.path!r}\nfrom ebdiff_orchestrator.doctor.storage import *\n"
+        code = "import json\nfrom ebdiff_orchestrator.doctor.storage import *\n"
         code += f"print(json.dumps(look_at_storage({test.location!r}, {test.secret!r})))"
-        process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-        answer = test.judged(json.loads(process.stdout))
+        answer = test.judged(json.loads(run_forked("-c", code).stdout))
         assert (answer.lock, answer.seen) == ("held", True)
         assert set(_statuses(judge_folder(tmp_path, {"a": answer})).values()) == {"fine"}
 
