@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from harness import Case
+from harness import ONE_NETWORK, Case
 
 
 def _data(name: str, *changes: str, says: tuple[str, ...]) -> Case:
     options = [part for change in changes for part in ("--set", change)]
-    return Case(name, ("launch", "tiny.yaml", "--run-dir", "new", *options), says)
+    return Case(name, ("launch", "tiny.yaml", "--run-dir", "new", *ONE_NETWORK, *options), says)
 
 
 def _images(folder: str, *changes: str, says: tuple[str, ...]) -> Case:

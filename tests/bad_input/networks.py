@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from harness import Case
+from harness import ONE_NETWORK, Case
 
 _LATENT = (
+    *ONE_NETWORK,
     "--set",
     "model={family: latent, vae: vaes/VAE, latent_channels: 3, latent_downscale: 2, "
     "block_out_channels: [16, 32], down_block_types: [DownBlock2D, DownBlock2D], "
