@@ -23,6 +23,7 @@ TICKETS_FOLDER = "tickets"
 CHECKPOINTS_FOLDER = "checkpoints"
 TICKET_FILE = "ticket.json"
 EXPERT_FOLDER = "expert"
+REPLACED_SHARE = "replaced_share"  # a figure of a sparse training: of the first masks' weights
 CONFIG_FILE = "config.json"  # diffusers' name
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 

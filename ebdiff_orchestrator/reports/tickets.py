@@ -19,8 +19,12 @@ from ebdiff_orchestrator.reports.masks import (
     recorded_masks,
 )
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import train_stage_name
 from schemas.errors import UserError, user_error
+from schemas.job import REPLACED_SHARE
+from schemas.manifest import Manifest
 from schemas.plan import DrawPlan, Plan
+from schemas.regions import RegionPlan
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,8 @@ def report_tickets(
 ) -> TicketsReport:
     """The report of a run, drawing or finished; UserError for a folder without a run or masks of another network."""
     plan, recorded = _recorded(run_dir)
-    notes = [
-        f"{region.name}: keeps everything, so no mask is taken." for region in plan.regions if not region.pruning_ratio
-    ]
+    manifest = RunDirectory(run_dir).read()
+    notes = [note for region in plan.regions if (note := _note(manifest, region))]
     notes += [f"{masks.region}: no mask has been saved yet." for masks in recorded if not len(masks)]
     own = [masks for masks in recorded if len(masks)]
     tickets = tuple(_ticket_report(masks, settings, plan.draw) for masks in own)
@@ -128,6 +131,16 @@ def report_tickets(
         differences += [_difference(a, b) for a, b in zip(chosen, dense_masks(plan, dense, ratios), strict=True)]
         notes.append(f"the dense model: the magnitude of the weights in {dense}, at each ticket's own ratio.")
     return TicketsReport(str(run_dir), tickets, tuple(differences), tuple(notes))
+
+
+def _note(manifest: Manifest, region: RegionPlan) -> str | None:
+    """Of a region without a ticket's masks, or with a mask of its weights: what there is, and how far it has moved."""
+    sparsity = manifest.plan.sparsity_of(region)
+    if sparsity is None:
+        return None if region.pruning_ratio else f"{region.name}: keeps everything, so no mask is taken."
+    replaced = manifest.stage(train_stage_name(region)).metrics.get(REPLACED_SHARE)
+    moved = "not trained yet" if replaced is None else f"{replaced:.1%} of the first mask's weights were replaced"
+    return f"{region.name}: {sparsity.sparsity:.0%} of the weights are masked ({sparsity.method}); {moved}."
 
 
 def _recorded(run_dir: Path) -> tuple[Plan, tuple[RecordedMasks, ...]]:

@@ -30,10 +30,10 @@ class SparseWeights:
         shapes = {} if plan is None else maskable_shapes(network)
         self._kept = {} if plan is None else kept_counts(shapes, plan.sparsity, plan.distribution)
         self._weights = {n: w for n, w in network.named_parameters() if self._kept.get(n, w.numel()) < w.numel()}
-        self.masks: dict[str, torch.Tensor] = {}
-        for name, weight in self._weights.items():
-            mask = random_mask(weight.shape, self._kept[name], randomness.generator(0, f"first mask of {name}"))
-            self.masks[name] = torch.empty_like(weight, dtype=torch.bool).copy_(mask)
+        self.masks = {
+            name: torch.empty_like(weight, dtype=torch.bool).copy_(self._first_mask(name))
+            for name, weight in self._weights.items()
+        }
         self.mask_weights()
 
     @torch.no_grad()
@@ -69,6 +69,11 @@ class SparseWeights:
             for values in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], *((ema[name],) if ema else ())):
                 values.mul_(stayed)
 
+    def replaced_share(self) -> float:
+        """Of the weights that the first masks kept, the share that these do not."""
+        replaced = sum(int((self._first_mask(name) & ~mask).count_nonzero()) for name, mask in self.masks.items())
+        return replaced / max(sum(self._kept[name] for name in self.masks), 1)
+
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
         return {_PREFIX + name: mask for name, mask in self.masks.items()}
@@ -77,6 +82,10 @@ class SparseWeights:
         """Go on with the masks of `state_tensors`."""
         for name, mask in self.masks.items():
             mask.copy_(tensors[_PREFIX + name])
+
+    def _first_mask(self, name: str) -> torch.Tensor:
+        generator = self._randomness.generator(0, f"first mask of {name}")
+        return random_mask(self._weights[name].shape, self._kept[name], generator)
 
 
 def exchanged_share(plan: SparsityPlan, step: int, steps: int) -> float:

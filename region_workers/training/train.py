@@ -20,6 +20,7 @@ from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import (
     EXPERT_FOLDER,
+    REPLACED_SHARE,
     TICKET_FILE,
     TICKETS_FOLDER,
     WEIGHTS_FILE,
@@ -72,7 +73,9 @@ class Train(Stage):
 
     def figures(self) -> dict[str, float]:
         loss = self.reporter.metrics[-1]["loss"] if self.reporter.metrics else None
-        return {"loss": loss} if isinstance(loss, float) else {}
+        figures = {"loss": loss} if isinstance(loss, float) else {}
+        sparse = self.trainer.sparse
+        return figures | ({REPLACED_SHARE: sparse.replaced_share()} if sparse.masks else {})
 
 
 def ticket_artifacts(run_dir: Path, stage: TrainStage) -> tuple[Artifact, ...]:

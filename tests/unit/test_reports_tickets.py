@@ -30,6 +30,7 @@ from region_workers.storage.tables import write_masks
 from region_workers.training.checkpoints import CheckpointInfo
 from schemas.errors import UserError
 from schemas.job import Hardware, StageResult, Ticket
+from schemas.manifest import MANIFEST_FILE
 from schemas.plan import DrawPlan, Plan
 
 MakePlan = Callable[..., Plan]
@@ -116,6 +117,16 @@ def test_it_says_where_the_recorded_masks_do_not_agree(tmp_path: Path, tiny_plan
     for part in ("12 masks of 200 bits", "drawn at interval 12", "not within the 12", "5 at stride 10 (41)"):
         assert part in text
     assert "440-1000: no mask has been saved yet." in text
+
+
+def test_it_says_how_far_a_mask_of_weights_has_moved(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    plan = tiny_plan("sparsity.method=rigl", "regions.0.pruning_ratio=0", "regions.0.sparsity=0.25")
+    ledger = Ledger.begin(RunDirectory(tmp_path), plan)
+    trained = ledger.manifest.stage("train/0-260").model_copy(update={"metrics": {"replaced_share": 0.123}})
+    write_model(tmp_path / MANIFEST_FILE, ledger.manifest.with_stage(trained))
+    notes = report_tickets(tmp_path, Settings()).notes
+    assert "0-260: 25% of the weights are masked (rigl); 12.3% of the first mask's weights were replaced." in notes
+    assert "240-460: 50% of the weights are masked (rigl); not trained yet." in notes
 
 
 def test_masks_of_a_draw_that_goes_on_come_from_its_newest_checkpoint(tmp_path: Path, tiny_plan: MakePlan) -> None:

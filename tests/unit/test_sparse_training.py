@@ -72,6 +72,8 @@ def _check_every_step(trainer: Trainer, method: str, sparsity: float) -> None:
             assert not any(value[gone].any() for value in values), (step, name)
         before = after
     assert all(torch.equal(first[name], before[name]) for name in first) == (method == "static")
+    gone = sum(int((first[name] & ~before[name]).sum()) for name in first)
+    assert trainer.sparse.replaced_share() == gone / sum(counts[name] for name in first)
     weights = trainer.final_weights()
     assert _kept(weights, set(first)) == _kept(trainer.parameters, set(first)) == {name: counts[name] for name in first}
 
