@@ -41,7 +41,7 @@ class PlanPreview:
         """For `ebdiff plan --json`: parameters and multiply-accumulates of one image, as integers."""
         return {
             "name": self.plan.name,
-            "dense": _as_json(self.dense),
+            "dense": asdict(self.dense),
             "regions": [
                 {
                     "name": preview.region.name,
@@ -50,12 +50,12 @@ class PlanPreview:
                     "pruning_ratio": preview.region.pruning_ratio,
                     "realised_ratio": round(preview.realised_ratio, 6),
                     "steps": preview.steps,
-                    **_as_json(preview.costs),
+                    **asdict(preview.costs),
                     **_sparsity(self.plan, preview),
                 }
                 for preview in self.regions
             ],
-            "weighted": _as_json(self.weighted),
+            "weighted": asdict(self.weighted),
             "experiment": self.plan.experiment_digest(),
         }
 
@@ -96,15 +96,11 @@ def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
 
 
 def _weighted(plan: Plan, regions: tuple[RegionPreview, ...]) -> Costs:
-    total = plan.diffusion.num_train_timesteps
-    spans = [preview.route[1] - preview.route[0] for preview in regions]
-    mean = {
-        field.name: round(
-            sum(span * getattr(o.costs, field.name) for span, o in zip(spans, regions, strict=True)) / total
-        )
-        for field in fields(Costs)
-    }
-    return Costs(**mean)
+    def mean(name: str) -> int:
+        owned = [(o.route[1] - o.route[0]) * getattr(o.costs, name) for o in regions]
+        return round(sum(owned) / plan.diffusion.num_train_timesteps)
+
+    return Costs(**{field.name: mean(field.name) for field in fields(Costs)})
 
 
 def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:
@@ -115,7 +111,3 @@ def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:
     macs = {"theoretical_forward_macs": costs.forward_macs, "theoretical_step_macs": costs.step_macs}
     kept = {"maskable": costs.maskable, "kept": costs.kept, "kept_params": costs.kept_params}
     return {"sparse": {"method": sparsity.method, "sparsity": sparsity.sparsity, **kept, **macs}}
-
-
-def _as_json(costs: Costs) -> dict[str, int]:
-    return asdict(costs)

@@ -18,10 +18,9 @@ from region_workers.networks.pretrained import find_dense
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, has_converged, pack_mask
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_folders
 from region_workers.storage.integrity import read_verified, sealed_files
-from region_workers.storage.places import CHECKPOINT_FILE, checkpoint_folders
 from region_workers.storage.tables import Row, read_masks
-from region_workers.training.checkpoints import CheckpointInfo
 from schemas.errors import PlanError, UserError
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult, Ticket
 from schemas.plan import DrawPlan, Plan

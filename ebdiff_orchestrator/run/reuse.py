@@ -8,10 +8,9 @@ from pathlib import Path
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import JobOutline
+from region_workers.storage.checkpoint_files import find_checkpoint, state_key, ticket_artifacts
 from region_workers.storage.durable import write_folder, write_model
 from region_workers.storage.integrity import finished_result, is_whole
-from region_workers.training.checkpoints import find_checkpoint
-from region_workers.training.train import state_key, ticket_artifacts
 from schemas.job import CHECKPOINTS_FOLDER, RESULT_FILE, DrawStage, StageResult, TrainStage
 
 Stage = DrawStage | TrainStage

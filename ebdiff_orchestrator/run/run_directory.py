@@ -9,9 +9,10 @@ from pathlib import Path
 
 from ebdiff_orchestrator.run.ownership import Claims, Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
+from region_workers.storage.checkpoint_files import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest
-from region_workers.storage.places import check_no_links, newest_step
+from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note

@@ -1,19 +1,13 @@
-"""Folders by their names: the cache, a run's, those of its checkpoints; none of torch is needed to look at them."""
+"""Folders of this machine: the cache, and whether one can be written and leads nowhere else."""
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from schemas.errors import user_error
-
-CHECKPOINT_FILE = "checkpoint.json"  # says that the files beside it are whole
-_PREFIX = "step-"
-_NAME = re.compile(rf"{_PREFIX}([0-9]{{9}}|[1-9][0-9]{{9,}})")
 
 
 def cache_dir_of(chosen: str | Path | None = None) -> Path:
@@ -48,19 +42,3 @@ def check_writable_folder(path: Path, field: str) -> None:
         for each in missing:
             with suppress(OSError):
                 each.rmdir()
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of the folder that holds a checkpoint of `step` updates."""
-    return f"{_PREFIX}{step:09d}"
-
-
-def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints in a stage's folder, whole or not, newest last."""
-    return sorted(path for path in folder.glob(f"{_PREFIX}*") if _NAME.fullmatch(path.name))
-
-
-def newest_step(keys: Iterable[str]) -> int:
-    """The steps of the newest whole checkpoint among a stage's files; 0 without one."""
-    whole = [Path(key).parent.name for key in keys if Path(key).name == CHECKPOINT_FILE]
-    return max((int(name.removeprefix(_PREFIX)) for name in whole if _NAME.fullmatch(name)), default=0)

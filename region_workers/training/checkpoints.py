@@ -11,35 +11,24 @@ from typing import Self
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from region_workers.storage.checkpoint_files import (
+    CHECKPOINT_FILE,
+    CheckpointInfo,
+    checkpoint_folders,
+    checkpoint_info,
+    checkpoint_name,
+    verified_checkpoint,
+)
 from region_workers.storage.durable import make_folder, remove_folder, remove_leftovers, write_folder
-from region_workers.storage.integrity import DamagedFileError, check_file, check_files, file_digests, read_verified
-from region_workers.storage.places import CHECKPOINT_FILE, checkpoint_folders, checkpoint_name
+from region_workers.storage.integrity import DamagedFileError, check_file, file_digests, read_verified
 from region_workers.storage.tables import Row, read_metrics, write_metrics
 from region_workers.training.device import World
 from schemas.errors import RunFailed
-from schemas.section import Sealed
 
 _STATE, _METRICS = "state.safetensors", "metrics.parquet"
-
-
-class CheckpointInfo(Sealed):
-    """What a checkpoint says of itself: the key of its stage, updates made, seconds worked, a digest a file.
-
-    `beside`: digests of what its state goes with, by path in the stage's folder; without that it is no good. `attempt`
-    and `owner` are those of the job that wrote it, and no part of the state.
-    """
-
-    key: str
-    step: int
-    active_s: float
-    sha256: dict[str, str]
-    beside: dict[str, str] = Field(default_factory=dict)
-    attempt: int = 0
-    owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,15 +39,6 @@ class Checkpoint:
     tensors: dict[str, torch.Tensor]
     metrics: list[Row]
     files: dict[str, bytes]
-
-
-def find_checkpoint(folder: Path, key: str, most_steps: int) -> Path | None:
-    """The whole checkpoint of this key with the most steps, up to `most_steps`; nothing is changed."""
-    for path in reversed(checkpoint_folders(folder)):
-        info = _verified(path, key)
-        if info is not None and info.step <= most_steps:
-            return path
-    return None
 
 
 class Checkpoints:
@@ -108,7 +88,7 @@ class Checkpoints:
         what the last writing failed with.
         """
         self.wait()
-        if _verified(self._path(step), self._key) is not None:
+        if verified_checkpoint(self._path(step), self._key) is not None:
             return
         copies, rows = self._host_copy.copy(tensors), list(metrics)
         info = CheckpointInfo(
@@ -214,19 +194,9 @@ class _HostCopy:
         return {name: self._buffers[name] for name in tensors}
 
 
-def _verified(folder: Path, key: str) -> CheckpointInfo | None:
-    """What a checkpoint says of itself, if it is in its place and every file of it is whole."""
-    try:
-        info = _info(folder, key)
-        check_files(folder, info.sha256)
-    except DamagedFileError:
-        return None
-    return info
-
-
 def _load(folder: Path, key: str) -> Checkpoint:
     """The checkpoint of the bytes that were verified. DamagedFileError if it is not whole, or not in its place."""
-    info = _info(folder, key)
+    info = checkpoint_info(folder, key)
     read = [name for name in info.sha256 if name != _STATE]
     files = {name: read_verified(folder / name, info.sha256[name]) for name in read}
     try:
@@ -246,15 +216,3 @@ def _mapped(path: Path, sha256: str | None) -> dict[str, torch.Tensor]:
         raise
     check_file(path, sha256)
     return tensors
-
-
-def _info(folder: Path, key: str) -> CheckpointInfo:
-    """What a checkpoint in its place says of itself, if what its state goes with is there."""
-    try:
-        info = CheckpointInfo.model_validate_json((folder / CHECKPOINT_FILE).read_bytes())
-    except (ValueError, FileNotFoundError):
-        raise DamagedFileError(folder / CHECKPOINT_FILE) from None
-    if info.key != key or folder.name != checkpoint_name(info.step):
-        raise DamagedFileError(folder / CHECKPOINT_FILE)
-    check_files(folder.parents[1], info.beside)
-    return info

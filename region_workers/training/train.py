@@ -8,23 +8,20 @@ from typing import Any, cast
 from safetensors.torch import save_file
 
 from region_workers.networks.dense import load_verified
+from region_workers.storage.checkpoint_files import state_key, ticket_artifacts, ticket_folder
 from region_workers.storage.durable import write_folder
-from region_workers.storage.integrity import DamagedFileError, artifact, check_sealed, files_in
+from region_workers.storage.integrity import DamagedFileError, check_sealed, files_in
 from region_workers.training.device import World
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.stage_loop import Stage
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
-from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.job import (
     EXPERT_FOLDER,
     REPLACED_SHARE,
-    TICKET_FILE,
-    TICKETS_FOLDER,
     WEIGHTS_FILE,
-    Artifact,
     TrainStage,
     WorkerJob,
 )
@@ -38,7 +35,7 @@ class Train(Stage):
     def __init__(
         self, job: WorkerJob, plan: TrainStage, family: ModelFamily, randomness: StepRandomness, world: World
     ) -> None:
-        ticket = _ticket_folder(Path(job.run_dir), plan)
+        ticket = ticket_folder(Path(job.run_dir), plan)
         _check_ticket(ticket)
         self.inputs = ticket_artifacts(Path(job.run_dir), plan)
         self._expert = load_verified(ticket / EXPERT_FOLDER)
@@ -76,21 +73,6 @@ class Train(Stage):
         figures = {"loss": loss} if isinstance(loss, float) else {}
         sparse = self.trainer.sparse
         return figures | ({REPLACED_SHARE: sparse.replaced_share()} if sparse.masks else {})
-
-
-def ticket_artifacts(run_dir: Path, stage: TrainStage) -> tuple[Artifact, ...]:
-    """The files that the training begins with: its ticket and the inherited weights."""
-    ticket = _ticket_folder(run_dir, stage)
-    return tuple(artifact(run_dir, path) for path in (ticket / TICKET_FILE, ticket / EXPERT_FOLDER / WEIGHTS_FILE))
-
-
-def state_key(stage: TrainStage, inputs: tuple[Artifact, ...]) -> str:
-    """The key of the training's checkpoints: they belong to the very ticket that it began with."""
-    return digest([stage.key, *(item.sha256 for item in inputs)])
-
-
-def _ticket_folder(run_dir: Path, stage: TrainStage) -> Path:
-    return run_dir / stage.draw / TICKETS_FOLDER / stage.region
 
 
 def _check_ticket(folder: Path) -> None:

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock, Thread
 
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE
 from region_workers.storage.durable import is_temporary
 from region_workers.storage.locks import OwnFolder
-from region_workers.storage.places import CHECKPOINT_FILE
 from region_workers.storage.run_files import RunFiles, local_folder
 from region_workers.training.failures import OutdatedError, ScratchLostError
 from schemas.job import (

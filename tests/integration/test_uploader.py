@@ -14,8 +14,8 @@ from forked import RunningProcess
 from process_cluster import start_worker
 from s3_server import BUCKET, s3_server
 
+from region_workers.storage.checkpoint_files import CheckpointInfo
 from region_workers.storage.object_store import ObjectStore
-from region_workers.training.checkpoints import CheckpointInfo
 from region_workers.training.failures import ScratchLostError, is_retryable, message_for_people
 from region_workers.worker.uploader import working_folder
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob

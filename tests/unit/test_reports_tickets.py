@@ -23,11 +23,10 @@ from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, has_converged, mask_distance, queue_distances
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, file_digest, seal_folder
-from region_workers.storage.places import CHECKPOINT_FILE
 from region_workers.storage.tables import write_masks
-from region_workers.training.checkpoints import CheckpointInfo
 from schemas.errors import UserError
 from schemas.job import Hardware, StageResult, Ticket
 from schemas.manifest import MANIFEST_FILE
