@@ -97,7 +97,7 @@ def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
 
 def _weighted(plan: Plan, regions: tuple[RegionPreview, ...]) -> Costs:
     def mean(name: str) -> int:
-        owned = [(o.route[1] - o.route[0]) * getattr(o.costs, name) for o in regions]
+        owned: list[int] = [(o.route[1] - o.route[0]) * getattr(o.costs, name) for o in regions]
         return round(sum(owned) / plan.diffusion.num_train_timesteps)
 
     return Costs(**{field.name: mean(field.name) for field in fields(Costs)})

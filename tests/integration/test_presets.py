@@ -14,6 +14,7 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.handle import RunHandle
 from schemas.errors import PlanError
 from schemas.plan import Plan
 
@@ -84,6 +85,15 @@ def _unconditional_ldm(folder: Path) -> Sequence[str]:
     )
 
 
+Launch = Callable[[Plan, str], RunHandle]
+
+
+@pytest.fixture
+def launch(serial_cluster: SerialCluster, tmp_path: Path) -> Launch:
+    """Runs a plan in the folder of that name."""
+    return lambda plan, name: driver.launch(plan, tmp_path / name, executor=serial_cluster)
+
+
 LAYOUTS: dict[str, Callable[[Path], Sequence[str]]] = {
     "cifar10": _cifar10,
     "celeba64": _celeba64,
@@ -95,13 +105,8 @@ LAYOUTS: dict[str, Callable[[Path], Sequence[str]]] = {
 
 
 @pytest.mark.parametrize("preset", sorted(LAYOUTS))
-def test_the_whole_path_of_a_preset(
-    preset: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
-) -> None:
-    handle = driver.launch(
-        load_plan(preset, [*LAYOUTS[preset](tmp_path), *SMALL]), tmp_path / "run", executor=serial_cluster
-    )
-    manifest = handle.manifest
+def test_the_whole_path_of_a_preset(preset: str, launch: Launch, tmp_path: Path) -> None:
+    manifest = launch(load_plan(preset, [*LAYOUTS[preset](tmp_path), *SMALL]), "run").manifest
     assert manifest.finished()
     assert len(manifest.plan.regions) == 3
     first = Image.open(tmp_path / "run/samples/00000.png")
@@ -138,9 +143,7 @@ def _hub_folders(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ("pipeline", "classes", "text")}
 
 
-def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
-    serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(launch: Launch, tmp_path: Path) -> None:
     networks = _hub_folders(tmp_path)
     for label in ("a", "b", "c"):
         _write(tmp_path / "images" / label, (8, 8), "png")
@@ -148,58 +151,45 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(
     quick = {
         "training": {"steps": 2, "batch_size": 4, "ema_decay": 0.9},
         "draw": {"interval_steps": 1, "threshold": 1.0},
-        "sampling": {"steps": 4, "num_images": 2},
     }
-    plan = Plan.model_validate({"data": data, "model": {"pretrained": str(networks["pipeline"])}, **quick})
-    handle = driver.launch(plan, tmp_path / "plain", executor=serial_cluster)
+    sampling: dict[str, object] = {"steps": 4, "num_images": 2}
+
+    def plan(network: str, **more: object) -> Plan:
+        model = {"pretrained": str(networks[network])}
+        values = {"data": data, "model": model, "sampling": sampling, **quick, **more}
+        return Plan.model_validate(values)
+
+    handle = launch(plan("pipeline"), "plain")
     assert handle.manifest.finished()
     assert handle.manifest.plan.model.block_out_channels == (16, 32)
     assert handle.ensemble.unet.experts[2].conv_in.weight.shape[0] == 4
 
-    labelled = {**data, "label_column": "label"}
-    model = {"pretrained": str(networks["classes"]), "num_classes": 3}
-    quick["sampling"]["guidance_scale"] = 2.0
-    plan = Plan.model_validate({"data": labelled, "model": model, **quick})
-    assert driver.launch(plan, tmp_path / "classes-run", executor=serial_cluster).manifest.finished()
-    with pytest.raises(PlanError, match=r"model\.num_classes = None: expected 3"):
-        driver.launch(
-            Plan.model_validate({"data": data, "model": {"pretrained": model["pretrained"]}}),
-            tmp_path / "x",
-            executor=serial_cluster,
-        )
-    with pytest.raises(PlanError, match="text"):
-        driver.launch(
-            Plan.model_validate({"data": data, "model": {"pretrained": str(networks["text"])}}),
-            tmp_path / "x",
-            executor=serial_cluster,
-        )
-    assert not (tmp_path / "x").exists()
+    classes = {"pretrained": str(networks["classes"]), "num_classes": 3}
+    guided = {**sampling, "guidance_scale": 2.0}
+    labelled = plan("classes", data={**data, "label_column": "label"}, model=classes, sampling=guided)
+    assert launch(labelled, "classes-run").manifest.finished()
+    for network, refusal in (("classes", r"model\.num_classes = None: expected 3"), ("text", "text")):
+        with pytest.raises(PlanError, match=refusal):
+            launch(plan(network), "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed", "rigl", "ta-sparse"])
-def test_the_methods_that_need_no_dense_run(
-    method: str, serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
-) -> None:
-    handle = driver.launch(
-        load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), tmp_path / "run", executor=serial_cluster
-    )
-    assert handle.manifest.finished()
+def test_the_methods_that_need_no_dense_run(method: str, launch: Launch, tmp_path: Path) -> None:
+    manifest = launch(load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), "run").manifest
+    assert manifest.finished()
     if method == "released":
-        assert [region.train for region in handle.manifest.plan.regions] == [(0, 261), (240, 461), (440, 1000)]
-        assert handle.manifest.plan.draw.scoring == "sequential"
-        assert {name for name in handle.manifest.stages if name.startswith("draw/")} == {"draw/shared"}
+        assert [region.train for region in manifest.plan.regions] == [(0, 261), (240, 461), (440, 1000)]
+        assert manifest.plan.draw.scoring == "sequential"
+        assert {name for name in manifest.stages if name.startswith("draw/")} == {"draw/shared"}
 
 
-def test_the_methods_that_start_from_a_dense_run_know_what_it_cost(
-    serial_cluster: SerialCluster, cache_dir: Path, tmp_path: Path
-) -> None:
+def test_the_methods_that_start_from_a_dense_run_know_what_it_cost(launch: Launch, tmp_path: Path) -> None:
     small = [*_cifar10(tmp_path), *SMALL]
-    driver.launch(load_plan("cifar10-dense", small), tmp_path / "dense", executor=serial_cluster)
+    launch(load_plan("cifar10-dense", small), "dense")
     for method in ("scratch", "finetune"):
         changes = [*small, f"model.pretrained={tmp_path / 'dense'}", "training.steps=1"]
-        manifest = driver.launch(
-            load_plan(f"cifar10-{method}", changes), tmp_path / method, executor=serial_cluster
-        ).manifest
+        manifest = launch(load_plan(f"cifar10-{method}", changes), method).manifest
         assert manifest.finished()
         assert manifest.dense is not None
         assert manifest.dense.path == str(tmp_path / "dense")

@@ -165,18 +165,14 @@ def test_a_change_that_cannot_be_made_is_refused_with_itself_in_the_message(chan
         (b"\xff\xfe\x00", "UTF-8"),
         (b"training: [1, 2", "expected valid YAML"),
         (b"", "a mapping of keys to values"),
+        (None, "a folder"),
     ],
 )
-def test_a_plan_file_that_cannot_be_meant_is_refused(tmp_path: Path, content: bytes, says: str) -> None:
+def test_a_plan_file_that_cannot_be_meant_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
     file = tmp_path / "plan.yaml"
-    file.write_bytes(content)
+    file.mkdir() if content is None else file.write_bytes(content)
     with pytest.raises(PlanError, match=says):
         load_plan(str(file))
-
-
-def test_a_folder_is_no_plan(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="a folder"):
-        load_plan(str(tmp_path))
 
 
 def test_an_unknown_preset_lists_those_there_are() -> None:
