@@ -84,10 +84,7 @@ def evaluate(
         view=View() if as_json else terminal_view(),
     )
     report = recorded_report(run_dir, evaluation)
-    if as_json:
-        print(report.model_dump_json(indent=2))
-    else:
-        Console().print(report_table(report))
+    print(report.model_dump_json(indent=2)) if as_json else Console().print(report_table(report))
 
 
 def report_table(report: EvaluationReport) -> Table:

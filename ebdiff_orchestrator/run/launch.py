@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ebdiff_orchestrator.cluster import Executor, check_surroundings, cluster_address, connect
+from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
-from ebdiff_orchestrator.run.handle import RunHandle
 from ebdiff_orchestrator.run.job_loop import JobLoop
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.placing import place_jobs
@@ -18,12 +19,38 @@ from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
 from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.samples import decode_images, encode_images, samples_at_hand
-from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, outline_jobs
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.latents import LatentStore
 from region_workers.data.store import ImageStore, Store
-from schemas.manifest import RAY_LOG
+from schemas.job import TICKET_FILE, Ticket
+from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
+
+
+@dataclass(frozen=True)
+class RunHandle:
+    """A run in a folder or under a URL; what it holds is read when asked for."""
+
+    run_dir: str | Path
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest as it is now."""
+        return RunDirectory(self.run_dir).read()
+
+    @property
+    def tickets(self) -> dict[str, Ticket]:
+        """The ticket of each region that has one, by the region's name."""
+        run = RunDirectory(self.run_dir)
+        plan = run.read().plan
+        files = {region.name: run.fetch(f"{draw_folder(plan, region)}/{TICKET_FILE}") for region in plan.regions}
+        return {n: Ticket.model_validate_json(f.read_text()) for n, f in files.items() if f.is_file()}
+
+    @property
+    def ensemble(self) -> EnsemblePipeline:
+        """The finished ensemble as a diffusers pipeline, on the CPU."""
+        return load_ensemble(RunDirectory(self.run_dir).ensemble())
 
 
 def launch(

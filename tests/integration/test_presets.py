@@ -14,7 +14,7 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run import launch as driver
-from ebdiff_orchestrator.run.handle import RunHandle
+from ebdiff_orchestrator.run.launch import RunHandle
 from schemas.errors import PlanError
 from schemas.plan import Plan
 

@@ -11,7 +11,7 @@ import pytest
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.run import launch as driver
-from ebdiff_orchestrator.run.handle import RunHandle
+from ebdiff_orchestrator.run.launch import RunHandle
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
