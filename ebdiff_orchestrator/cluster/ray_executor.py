@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from threading import Lock, Thread
+from dataclasses import dataclass, replace
+from threading import Thread
 from typing import Any
 
 from ebdiff_orchestrator.cluster.executor import Executor, Loss, NodeAnswer, Request, too_late, workers_on_node
@@ -27,11 +27,7 @@ class RayExecutor(Executor):
     def __init__(self, embedded: bool, request: Request, retries: int = 2, wait_limit_s: float = 3600.0) -> None:
         self.on_this_machine, self.request = embedded, request
         self._retries, self._wait_limit_s = retries, wait_limit_s
-        self._starting: dict[str, int] = {}
-        self._started: dict[str, int] = {}
-        self._actors: dict[str, Any] = {}  # what ends with the job: its only worker, or its trainer's controller
-        self._cancelled: set[str] = set()
-        self._lock = Lock()
+        self._jobs: dict[str, _Job] = {}
 
     def has_ended(self) -> bool:
         """Whether this program's own Ray has lost its only node, which never comes back; another cluster's may."""
@@ -53,7 +49,8 @@ class RayExecutor(Executor):
         workers = free.get("CPU", 0.0) / self.request.cpus
         if self.request.gpus:
             workers = min(workers, free.get("GPU", 0.0) / self.request.gpus)
-        held, promised = sum(self._started.values()), sum(self._starting.values())
+        jobs = list(self._jobs.values())
+        held, promised = sum(job.workers for job in jobs), sum(job.workers for job in jobs if not job.has_place)
         return max(0, min(int(workers + 1e-6) - promised, self.workers_at_once() - held))
 
     def describe_free(self) -> str:
@@ -66,18 +63,17 @@ class RayExecutor(Executor):
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         """See Executor: one worker runs as an actor, several on a TorchTrainer."""
         future: Future[None] = Future()
-        self._starting[job.name] = self._started[job.name] = workers
-        self._cancelled.discard(job.name)
-        Thread(target=self._run, args=(job, workers, future), name=f"run {job.name}", daemon=True).start()
+        known = self._jobs[job.name] = _Job(workers)
+        Thread(target=self._run, args=(job, known, future), name=f"run {job.name}", daemon=True).start()
         return future
 
     def cancel(self, job_name: str) -> None:
-        with self._lock:
-            self._cancelled.add(job_name)
-            self._end_if_cancelled(job_name)
+        if job_name in self._jobs:
+            self._jobs[job_name].cancel()
 
     def has_started(self, job_name: str) -> None:
-        self._starting.pop(job_name, None)
+        if job_name in self._jobs:
+            self._jobs[job_name].has_place = True
 
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See Executor. A call whose worker dies is made again, `workers.retries` times.
@@ -154,38 +150,56 @@ class RayExecutor(Executor):
         ended = set(ray.wait(asked, num_returns=len(asked), timeout=_ASK_LIMIT_S)[0])
         return [_answer(node, task, task in ended) for node, task in zip(nodes, asked, strict=True)]
 
-    def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
+    def _run(self, job: WorkerJob, known: _Job, future: Future[None]) -> None:
         import ray
 
         error: BaseException | None = None
         try:
-            if workers == 1:
+            if known.workers == 1:
                 actor = start_actor(self.request)
-                self._keep(job.name, actor)
+                known.ends_with(actor)
                 ray.get(actor.run.remote(job.model_dump_json()))
             else:
-                request = replace(self.request, processes=workers)
-                trainer_of(job, request, lambda controller: self._keep(job.name, controller)).fit()
+                request = replace(self.request, processes=known.workers)
+                trainer_of(job, request, known.ends_with).fit()
         except BaseException as raised:  # noqa: BLE001 - handed to whoever reads the future
             error = raised
-        for known in (self._starting, self._started, self._actors):
-            known.pop(job.name, None)
+        known.actor = None
+        if self._jobs.get(job.name) is known:  # else it has been started anew since it was cancelled
+            del self._jobs[job.name]
         if error is None:
             future.set_result(None)
         else:
             future.set_exception(error.with_traceback(None))  # its frames would keep the actor, and its place, alive
 
-    def _keep(self, job_name: str, actor: Any) -> None:
-        """Have a job's actor at hand, to end it; at once, if the job was cancelled before there was one."""
-        with self._lock:
-            self._actors[job_name] = actor
-            self._end_if_cancelled(job_name)
 
-    def _end_if_cancelled(self, job_name: str) -> None:
+@dataclass
+class _Job:
+    """A job under way: how many workers it holds, and whether Ray counts them among what is taken.
+
+    `actor`: what the job ends with, its only worker or its trainer's controller; None before it is there.
+    """
+
+    workers: int
+    has_place: bool = False
+    actor: Any = None
+    is_cancelled: bool = False
+
+    def cancel(self) -> None:
+        """End it now, or as soon as there is something to be ended."""
+        self.is_cancelled = True
+        self._end_if_cancelled()
+
+    def ends_with(self, actor: Any) -> None:
+        """Have the actor at hand."""
+        self.actor = actor
+        self._end_if_cancelled()
+
+    def _end_if_cancelled(self) -> None:
         import ray
 
-        actor = self._actors.get(job_name)
-        if actor is not None and job_name in self._cancelled:
+        actor = self.actor  # the job may end just now
+        if self.is_cancelled and actor is not None:
             ray.kill(actor, no_restart=True)
 
 
