@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from process_cluster import run_worker, start_worker, torchrun
+from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
 
 from schemas.job import WEIGHTS_FILE, WorkerJob
@@ -54,7 +54,7 @@ def test_a_run_killed_around_an_update_and_one_of_two_workers_end_as_a_whole_one
     expert = f"train/all/expert/{WEIGHTS_FILE}"
     assert (tmp_path / "killed" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
     first = _state(tmp_path / "killed", 2)
-    run_worker(make_job(method, tmp_path / "shared"), *torchrun(2))
+    run_worker(make_job(method, tmp_path / "shared"), 2)
     shared = _state(tmp_path / "shared")
     masks = [name for name in whole if name.startswith("mask.")]
     assert [int(shared[name].sum()) for name in masks] == [int(whole[name].sum()) for name in masks]
