@@ -125,6 +125,10 @@ MODEL = (
     _set("model.vae=x", "model.vae", "a key that"),
     _set("model={family: latent}", "model.vae", "missing"),
     _set("model={family: latent, vae: x}", "model.num_classes", "CrossAttn"),
+    _set("model={family: latent, vae: x, network: UNet2DModel}", "model.down_block_types", "no context to attend to"),
+    _set(
+        "model={family: latent, vae: x, network: Transformer}", "model.network = Transformer: expected", "UNet2DModel"
+    ),
     _set("model={family: latent, vae: x, num_classes: 2, scaling_factor: 0}", "model.scaling_factor", "greater than 0"),
     _set("model={family: latent, vae: x, num_classes: 2, latent_channels: 0}", "model.latent_channels", f"{_MORE} 1"),
     _set("model={family: latent, vae: x, num_classes: 2, latent_downscale: 0}", "model.latent_downscale", f"{_MORE} 1"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, random_latent_unet
@@ -88,6 +89,21 @@ def test_without_crossattn_blocks_classes_join_the_timestep_or_are_left_out(
     groups = find_groups(network, inputs)
     scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
     expert = extract_expert(network, kept_channels(groups, compute_mask(groups, scores, 0.6)))
+    assert expert(**inputs).sample.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_latents_take_a_plain_unet_with_several_heads_if_the_plan_says_so(classes: int | None) -> None:
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    changes = {**blocks, "network": "UNet2DModel", "attention_head_dim": 8, "num_classes": classes}
+    model = LATENT_MODEL.model_copy(update=changes)
+    network = build_dense(model, LATENT_DATA)
+    assert type(network) is UNet2DModel
+    assert network.mid_block.attentions[0].heads == LATENT_MODEL.block_out_channels[-1] // 8
+    inputs = example_inputs(model, LATENT_DATA, "cpu")
+    groups = find_groups(network, inputs)
+    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
+    expert = extract_expert(network, kept_channels(groups, compute_mask(groups, scores, 0.5)))
     assert expert(**inputs).sample.shape == (1, 3, 8, 8)
 
 
