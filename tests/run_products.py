@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from region_workers.storage.integrity import file_digest
@@ -9,15 +10,20 @@ from region_workers.storage.tables import read_metrics
 from schemas.digest import digest
 
 _METRICS = ("step", "loss", "gradient_norm", "learning_rate")
-_PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")
+PRODUCTS = ("draw/*/masks.arrow", "draw/*/tickets/**/*", "train/*/expert/*", "ensemble/**/*", "samples/*")
 
 
 def products(run_dir: Path) -> dict[str, str]:
     """The SHA-256 of every product of a run, by path, and of the numbers in each stage's metrics."""
-    files = [path for pattern in _PRODUCTS for path in sorted(run_dir.glob(pattern)) if path.is_file()]
-    digests = {path: file_digest(path) for path in files}
-    digests |= {path: digest(_numbers(path)) for path in sorted(run_dir.glob("*/*/metrics.parquet"))}
-    return {path.relative_to(run_dir).as_posix(): sha256 for path, sha256 in digests.items()}
+    metrics = sorted(run_dir.glob("*/*/metrics.parquet"))
+    numbers = {path.relative_to(run_dir).as_posix(): digest(_numbers(path)) for path in metrics}
+    return digests(run_dir, PRODUCTS) | numbers
+
+
+def digests(folder: Path, patterns: Iterable[str]) -> dict[str, str]:
+    """The SHA-256 of the files below a folder that fit one of the patterns, by path."""
+    files = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): file_digest(path) for path in files}
 
 
 def _numbers(metrics: Path) -> list[list[object]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -15,6 +14,7 @@ import yaml
 from kill_processes import Command
 from local_inception import write_local_inception
 from PIL import Image
+from run_products import PRODUCTS, digests
 
 PREPARE, DRAW, TRAIN, CHECKPOINT = "preparing data", "draw", "train", "checkpoint"
 ASSEMBLE, SAMPLE, EVALUATE = "assemble", "sample", "evaluate"
@@ -35,15 +35,7 @@ _PLAN: dict[str, Any] = {
     "checkpointing": {"interval_steps": 7},
     "workers": {"retries": 10},
 }
-_PRODUCTS = (
-    "run/draw/*/masks.arrow",
-    "run/draw/*/tickets/**/*",
-    "run/train/*/expert/*",
-    "run/ensemble/**/*",
-    "run/samples/*",
-    "run/evaluation/*/statistics.npz",
-    "drawn/*.png",
-)
+_MEASURED = ("run/evaluation/*/statistics.npz", "drawn/*.png")
 _EVALUATED_IMAGES, _DRAWN_IMAGES = 24, 6
 
 
@@ -137,8 +129,7 @@ class Run:
 
     def products(self) -> dict[str, str]:
         """The SHA-256 of everything that must be equal however the run came about, by path."""
-        files = [path for pattern in _PRODUCTS for path in self._glob(pattern) if path.is_file()]
-        return {str(path.relative_to(self.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return digests(self.folder, [*(f"run/{pattern}" for pattern in PRODUCTS), *_MEASURED])
 
     def _start(self, program: str, *arguments: object) -> Command:
         self.commands += 1

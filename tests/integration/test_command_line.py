@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import TINY
+from forked import run_forked
 from PIL import Image
 
 from region_workers.storage.integrity import file_digest
@@ -28,12 +29,8 @@ LONG_ENOUGH_TO_OVERLAP = {
 
 
 def ebdiff(*arguments: str | Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """The installed command, as a user calls it."""
-    return subprocess.run(_command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def _command(*arguments: str | Path) -> list[str]:
-    return [str(Path(sys.executable).parent / "ebdiff"), *map(str, arguments)]
+    """The command line in a process of its own."""
+    return run_forked("ebdiff", *arguments, timeout=timeout)
 
 
 def _manifest(run_dir: Path) -> Manifest:
@@ -50,7 +47,9 @@ def plan_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, plan_file: Path) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "whole"
-    result = ebdiff("launch", plan_file, "--run-dir", run_dir)
+    installed = Path(sys.executable).parent / "ebdiff"  # this once, as a user calls it
+    command = [installed, "launch", plan_file, "--run-dir", run_dir]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return run_dir
 

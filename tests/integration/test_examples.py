@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import yaml
 from conftest import TINY
 from finished_run import finished_run
+from forked import run_forked
 from PIL import Image
 
 from schemas.plan import Plan
@@ -20,8 +19,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 def _run(name: str, *arguments: str | Path) -> str:
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    result = run_forked(EXAMPLES / name, *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
