@@ -10,6 +10,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ class RegionWorker:
 
     def run(self, job: str) -> None:
         """Complete the job, or save it as far as it is where the run is to stop."""
-        _complete(job, _DrainNotice())
+        from region_workers.training.failures import StopRequestedError
+        from region_workers.worker.run import run_job
+
+        with suppress(StopRequestedError):
+            run_job(WorkerJob.model_validate_json(job), _DrainNotice())
 
 
 def start_actor(request: Request) -> Any:
@@ -118,17 +123,11 @@ def _work(config: dict[str, str]) -> None:
     """Runs on each of a trainer's workers; they ask for a notice at the log interval."""
     from ray.train import get_preemption_info
 
-    _complete(config["job"], lambda: get_preemption_info() is not None)
-
-
-def _complete(job: str, preemption_notice: Callable[[], bool]) -> None:
     from region_workers.training.failures import StopRequestedError
     from region_workers.worker.run import run_job
 
-    try:
-        run_job(WorkerJob.model_validate_json(job), preemption_notice)
-    except StopRequestedError:
-        return
+    with suppress(StopRequestedError):
+        run_job(WorkerJob.model_validate_json(config["job"]), lambda: get_preemption_info() is not None)
 
 
 class _DrainNotice:
