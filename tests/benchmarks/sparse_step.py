@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from bench import Report, arguments, in_turn, ratio, settings_of
+from bench import Report, arguments, in_turn, ratio, settings_of, timed
 from own_loop import OwnLoop, first_job, plan_on_noise, this_device
 
 from region_workers.training.trainer import Trainer
@@ -63,12 +63,15 @@ def trainer_of(plan: str, folder: Path, options: argparse.Namespace) -> Trainer:
 
 
 def update_s(trainer: Trainer, rounds: int) -> float:
-    """Median seconds of an update, which changes the masks each time."""
-    trainer.train_step()  # Adam's moments
-    trainer._accumulate_gradients()
-    steps = iter(range(100, 100 * (rounds + 2), 100))
-    seconds = in_turn({"": lambda: trainer.sparse.update(next(steps), trainer.optimizer, trainer.ema)}, rounds)
-    return statistics.median(seconds[""])
+    """Median seconds of an update, each after a step and by a gradient of its own."""
+    seconds = []
+    for index in range(rounds + 1):
+        trainer.train_step()
+        trainer._accumulate_gradients()
+        at = 100 * (index + 1)
+        seconds.append(timed(lambda at=at: trainer.sparse.update(at, trainer.optimizer, trainer.ema)))
+        trainer.optimizer.zero_grad(set_to_none=True)
+    return statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":
