@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
+from forked import run_forked
+from safetensors.torch import save_file
 from torch import nn
 
 from region_workers.networks.dense import build_dense, example_inputs
@@ -104,3 +108,32 @@ def undo_the_scale_of_half_the_width(expert: nn.Module) -> None:
         if isinstance(module, Attention):
             for parameter in module.to_q.parameters():
                 parameter.mul_(0.5**0.5)
+
+
+_LOAD_WITHOUT_TORCH_PRUNING = """
+import importlib, os, sys
+assert "torch_pruning" not in sys.modules, "what loads an expert has imported it"
+sys.modules["torch_pruning"] = None  # any import of it fails
+import torch
+from safetensors.torch import load_file
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+expert = getattr(importlib.import_module(sys.argv[1]), sys.argv[2]).from_pretrained(sys.argv[3])
+inputs = load_file(sys.argv[4])
+predicted = inputs.pop("predicted")
+with torch.no_grad():
+    found = expert(inputs.pop("sample"), 5, **inputs).sample
+assert torch.equal(found, predicted), (found - predicted).abs().max()
+"""
+
+
+def check_loads_without_torch_pruning(expert: nn.Module, folder: Path, sample: torch.Tensor, **inputs: Any) -> None:
+    """A saved expert predicts the same bits in a process in which torch-pruning is not installed."""
+    expert.save_pretrained(folder / "expert")
+    with torch.no_grad():
+        predicted = expert(sample, 5, **inputs).sample
+    save_file({"sample": sample, "predicted": predicted, **inputs}, folder / "expected.safetensors")
+    kind = (type(expert).__module__, type(expert).__name__)
+    program = ("-c", _LOAD_WITHOUT_TORCH_PRUNING, *kind, folder / "expert", folder / "expected.safetensors")
+    threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # the bits are those of so many
+    loaded = run_forked(*program, env=threads, timeout=120)
+    assert loaded.returncode == 0, loaded.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,14 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, random_latent_unet
-from safetensors.torch import save_file
+from pruning_networks import (
+    DATA,
+    LATENT_DATA,
+    LATENT_MODEL,
+    MODEL,
+    check_loads_without_torch_pruning,
+    random_latent_unet,
+)
 from torch import nn
 
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
@@ -210,30 +214,10 @@ def test_slimming_makes_every_size_that_a_transformer_remembers_true() -> None:
     assert (block.ff.net[0].proj.out_features, block.ff.net[2].in_features) == (256, 128)
 
 
-LOAD_WITHOUT_TORCH_PRUNING = """
-import sys
-sys.modules["torch_pruning"] = None  # any import of it fails
-import torch
-from safetensors.torch import load_file
-from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
-expert = PrunedUNet2DConditionModel.from_pretrained(sys.argv[1])
-saved = load_file(sys.argv[2])
-with torch.no_grad():
-    assert torch.equal(expert(saved["latents"], 5, class_labels=saved["labels"]).sample, saved["predicted"])
-"""
-
-
 def test_a_saved_expert_loads_bit_for_bit_where_torch_pruning_is_not_installed(tmp_path: Path) -> None:
     network = random_latent_unet()
     expert = extract_expert(network, ticket(network))
-    expert.save_pretrained(tmp_path / "expert")
-    labels = torch.tensor([0, 4, 10])
-    with torch.no_grad():
-        predicted = expert(latents(), 5, class_labels=labels).sample
-    tensors = {"latents": latents(), "labels": labels, "predicted": predicted}
-    save_file(tensors, tmp_path / "expected.safetensors")
-    command = [sys.executable, "-c", LOAD_WITHOUT_TORCH_PRUNING, tmp_path / "expert", tmp_path / "expected.safetensors"]
-    subprocess.run(command, check=True, timeout=120)
+    check_loads_without_torch_pruning(expert, tmp_path, latents(), class_labels=torch.tensor([0, 4, 10]))
 
 
 def test_a_fresh_expert_has_finite_weights_of_the_tickets_shapes() -> None:
