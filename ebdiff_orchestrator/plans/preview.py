@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ebdiff_orchestrator.plans.data_checks import check_resolution
 from region_workers.networks.costs import CostCounter, Costs
@@ -14,6 +15,8 @@ from schemas.errors import plan_error
 from schemas.manifest import DenseSource
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
+
+_Sizes = TypeVar("_Sizes", Costs, SparseCosts)
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,31 @@ class RegionPreview:
 
 @dataclass(frozen=True)
 class PlanPreview:
-    """The networks of a plan. `weighted` is averaged over the timesteps that each region owns (paper, table 4)."""
+    """The networks of a plan; `weighted`: averaged over the timesteps that each region owns (paper, table 4)."""
 
     plan: Plan
     dense: Costs
     regions: tuple[RegionPreview, ...]
-    weighted: Costs
+
+    @property
+    def weighted(self) -> Costs:
+        """The experts' sizes."""
+        return self._mean(Costs, [preview.costs for preview in self.regions])
+
+    @property
+    def weighted_sparse(self) -> SparseCosts | None:
+        """What the experts keep and would cost in theory, None if they are not sparse."""
+        found = [preview.sparse for preview in self.regions if preview.sparse is not None]
+        return self._mean(SparseCosts, found) if found else None
+
+    def _mean(self, kind: type[_Sizes], sizes: Sequence[_Sizes]) -> _Sizes:
+        owned = [preview.route[1] - preview.route[0] for preview in self.regions]
+        total = self.plan.diffusion.num_train_timesteps
+
+        def mean(name: str) -> int:
+            return round(sum(n * int(getattr(size, name)) for n, size in zip(owned, sizes, strict=True)) / total)
+
+        return kind(**{field.name: mean(field.name) for field in fields(kind)})
 
     def as_json(self) -> dict[str, Any]:
         """For `ebdiff plan --json`: parameters and multiply-accumulates of one image, as integers."""
@@ -82,7 +104,7 @@ def preview_plan(plan: Plan, dense: DenseSource | None = None) -> PlanPreview:
         )
         for region, route in zip(plan.regions, plan.routes(), strict=True)
     )
-    return PlanPreview(plan, counter.dense(), regions, _weighted(plan, regions))
+    return PlanPreview(plan, counter.dense(), regions)
 
 
 def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
@@ -93,14 +115,6 @@ def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
         raise plan_error(
             "model", "the network", "arguments that diffusers' UNet accepts", f"It says: {error}"
         ) from None
-
-
-def _weighted(plan: Plan, regions: tuple[RegionPreview, ...]) -> Costs:
-    def mean(name: str) -> int:
-        owned: list[int] = [(o.route[1] - o.route[0]) * getattr(o.costs, name) for o in regions]
-        return round(sum(owned) / plan.diffusion.num_train_timesteps)
-
-    return Costs(**{field.name: mean(field.name) for field in fields(Costs)})
 
 
 def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ebdiff_orchestrator.reports.formats import MISSING, TextTable, duration, gi
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of, wall_s
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.costs import Costs
+from region_workers.networks.sparse_costs import SparseCosts
 from schemas.errors import UserError
 from schemas.manifest import Evaluation, Manifest
 
@@ -21,7 +22,8 @@ from schemas.manifest import Evaluation, Manifest
 class Row:
     """One run. None stands for what was not measured, or cannot be compared.
 
-    `costs`: parameters and multiply-accumulates of one image, weighted by the timesteps that each region owns.
+    `costs`: parameters and multiply-accumulates of one image, weighted by the timesteps that each region owns; `sparse`
+    the same of sparse networks, in theory.
     `speed_up`: the paper's: the dense run's training seconds over this run's slowest region's, the dense start's added
     where there is one, the draw left out. `wall_speed_up`: by the clock, draws, waiting and the
     dense start's own run included.
@@ -31,6 +33,7 @@ class Row:
     run: str
     method: str
     costs: Costs
+    sparse: SparseCosts | None
     measures: Measures
     speed_up: float | None
     wall_speed_up: float | None
@@ -43,6 +46,9 @@ class Row:
             "run": self.run,
             "method": self.method,
             **asdict(self.costs),
+            "kept_params": self.sparse and self.sparse.kept_params,
+            "theoretical_forward_macs": self.sparse and self.sparse.forward_macs,
+            "theoretical_step_macs": self.sparse and self.sparse.step_macs,
             "fid": evaluation and evaluation.fid,
             "fid_images": evaluation and evaluation.num_images,
             "fid_sampling_steps": evaluation and evaluation.steps,
@@ -94,10 +100,12 @@ def compare_runs(runs: Sequence[Path], against: Path | None = None) -> Compariso
 def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
     own = measures_of(manifest)
     reference = measures_of(dense) if dense else None
+    preview = preview_plan(manifest.plan, manifest.dense)
     return Row(
         run=str(run),
         method=method_of(manifest.plan),
-        costs=preview_plan(manifest.plan, manifest.dense).weighted,
+        costs=preview.weighted,
+        sparse=preview.weighted_sparse,
         measures=own,
         speed_up=_ratio(_train_s(reference), _train_s(own)),
         wall_speed_up=_ratio(_wall_with_start_s(dense), _wall_with_start_s(manifest)),
@@ -137,8 +145,11 @@ def _saved(dense: Hours | None, own: Hours | None) -> float | None:
 def comparison_table(comparison: Comparison) -> TextTable:
     """The table for people: a dash where nothing was measured, footnotes for what a label means."""
     hours = _hours_heading(comparison)
-    names = _names(comparison.rows)
-    rows = [{"method": name, **_cells(row, hours)} for name, row in zip(names, comparison.rows, strict=True)]
+    names, any_sparse = _names(comparison.rows), any(row.sparse for row in comparison.rows)
+    rows = [
+        {"method": name, **_sizes(row, any_sparse), **_cells(row, hours)}
+        for name, row in zip(names, comparison.rows, strict=True)
+    ]
     return TextTable(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), _footnotes(comparison))
 
 
@@ -148,13 +159,25 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return [row.method if methods.count(row.method) == 1 else f"{row.method} [{Path(row.run).name}]" for row in rows]
 
 
-def _cells(row: Row, hours: str) -> dict[str, str]:
-    """By heading; `hours` is that of the hours, which says of what."""
-    found, costs = row.measures, row.costs
-    return {
+def _sizes(row: Row, with_sparse: bool) -> dict[str, str]:
+    """By heading; the theoretical ones only where a run is sparse."""
+    costs, sparse = row.costs, row.sparse
+    cells = {
         "params M": f"{costs.params / 1e6:.2f}",
         "MACs G": f"{costs.macs / 1e9:.3f}",
         "+ attention G": f"{costs.macs_with_attention / 1e9:.3f}",
+    }
+    if with_sparse:
+        cells["kept M"] = f"{sparse.kept_params / 1e6:.2f}" if sparse else MISSING
+        cells["theoretical G"] = f"{sparse.forward_macs / 1e9:.3f}" if sparse else MISSING
+        cells["theoretical step G"] = f"{sparse.step_macs / 1e9:.3f}" if sparse else MISSING
+    return cells
+
+
+def _cells(row: Row, hours: str) -> dict[str, str]:
+    """By heading; `hours` is that of the hours, which says of what."""
+    found = row.measures
+    return {
         "FID": _fid(found.evaluation),
         "steps": _steps_cell(row),
         "speed-up": number(row.speed_up, "{:.2f}x"),
@@ -176,6 +199,11 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
     notes.append(_speed_up_note(comparison))
     notes.append("wall-clock: of all launches together, waiting included; the time between launches is not.")
     notes.append("draw: the draws' share of all seconds of work. -: not measured.")
+    if any(row.sparse for row in rows):
+        notes.append(
+            "kept: parameters that are not masked. theoretical: MACs with the attention's products, of a forward pass "
+            "and of a training step, if masked weights cost nothing; no device at hand skips them."
+        )
     if any(row.measures.dense_start_steps != 0 for row in rows):
         notes.append(
             "Runs that start from a dense network are charged its training in speed-ups and savings (steps in "

@@ -22,7 +22,6 @@ def sparse_table(preview: PlanPreview) -> TextTable:
     rows = [
         ("dense", "", "", "", _millions(dense.params), *_macs(dense.macs_with_attention, 3 * dense.macs_with_attention))
     ]
-    forward = step = 0.0
     for region in preview.regions:
         sparsity, costs = preview.plan.sparsity_of(region.region), region.sparse
         assert sparsity is not None
@@ -30,9 +29,9 @@ def sparse_table(preview: PlanPreview) -> TextTable:
         kept = (_millions(costs.kept), _millions(costs.maskable), _millions(costs.kept_params))
         macs = _macs(costs.forward_macs, costs.step_macs)
         rows.append((region.region.name, f"{sparsity.method} {sparsity.sparsity:.0%}", *kept, *macs))
-        share = (region.route[1] - region.route[0]) / preview.plan.diffusion.num_train_timesteps
-        forward, step = forward + share * costs.forward_macs, step + share * costs.step_macs
-    rows.append(("weighted", "", "", "", "", *_macs(forward, step)))
+    if weighted := preview.weighted_sparse:
+        kept = (_millions(weighted.kept), _millions(weighted.maskable), _millions(weighted.kept_params))
+        rows.append(("weighted", "", *kept, *_macs(weighted.forward_macs, weighted.step_macs)))
     return TextTable(
         _HEADINGS,
         tuple(rows),

@@ -203,6 +203,26 @@ def test_on_cpus_hours_are_worker_hours_and_shared_cores_are_mentioned(tmp_path:
     assert comparison.rows[0].as_json()["gpu_hours"] is None
 
 
+def test_a_sparse_run_brings_columns_of_what_it_keeps_that_say_theoretical(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    plan = tiny_plan(TWO_SPARSE, "sparsity.method=static", "sparsity.distribution=uniform")  # 30%, then 50%
+    runs = _write(tmp_path / "dense", tiny_plan(DENSE), [300.0]), _write(tmp_path / "sparse", plan, [150.0, 150.0])
+    comparison = compare_runs(runs)
+    dense, sparse = comparison.rows
+    assert dense.sparse is None
+    assert sparse.sparse is not None
+    assert sparse.costs == dense.costs  # nothing is smaller or faster
+    assert sparse.sparse.kept / sparse.sparse.maskable == pytest.approx(0.6, abs=1e-3)
+    assert sparse.sparse.step_macs == pytest.approx(3 * sparse.sparse.forward_macs, abs=3)
+    assert 0.6 * sparse.costs.macs < sparse.sparse.forward_macs < 0.65 * sparse.costs.macs_with_attention
+    assert sparse.as_json()["theoretical_forward_macs"] == sparse.sparse.forward_macs
+    table = comparison_table(comparison)
+    cells = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+    assert cells[0]["kept M"] == "-"
+    assert cells[1]["theoretical G"] == f"{sparse.sparse.forward_macs / 1e9:.3f}"
+    assert any("no device at hand skips them" in note for note in table.footnotes)
+    assert "kept M" not in comparison_table(compare_runs(runs[:1])).headings
+
+
 def test_every_format_has_a_row_a_run_in_the_order_given(tmp_path: Path, tiny_plan: MakePlan) -> None:
     dense = str(_write(tmp_path / "dense", tiny_plan(DENSE), [800.0]))
     ours = str(_write(tmp_path / "ours", tiny_plan(), [100.0, 50.0, 20.0]))
