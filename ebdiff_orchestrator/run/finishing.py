@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -90,23 +91,35 @@ def sample(
 ) -> tuple[Artifact, ...]:
     """Write the plan's images and their grid to the run's `samples`; the files. On the GPU where there is one.
 
-    RunTakenOverError if the run has another owner than the claim `owner`.
+    On a CPU with the plan's threads, whatever is free, since their number shows in the bits. RunTakenOverError if the
+    run has another owner than the claim `owner`.
     """
     use_gpu = torch.cuda.is_available() and plan.workers.gpus != 0
     device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
     run = RunDirectory(location, owner)
-    images = sample_images(
-        load_ensemble(run.ensemble() / ASSEMBLE, device=device),
-        sampling.num_images,
-        plan.seed,
-        sampling.steps,
-        sampling.batch_size,
-        report,
-    )
+    with _cpu_threads(plan.training.cpu_threads):
+        images = sample_images(
+            load_ensemble(run.ensemble() / ASSEMBLE, device=device),
+            sampling.num_images,
+            plan.seed,
+            sampling.steps,
+            sampling.batch_size,
+            report,
+        )
     with run.fenced():
         write_images(images, run.path / SAMPLE)
         return _published(run, SAMPLE)
+
+
+@contextmanager
+def _cpu_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _expert(stage_folder: Path, files: tuple[Artifact, ...]) -> nn.Module:

@@ -159,7 +159,7 @@ def build(plan: DataPlan, cache: Path, safe: int = 0, until: Callable[[], bool] 
 def safe_images(cache: Path) -> int:
     """How many images a build that is killed now need not decode again."""
     parts = sorted(cache.glob("images/*/parts/[0-9]*.json"))
-    return int(json.loads(parts[-1].read_bytes())["done"]) if parts else 0
+    return int(json.loads(parts[-1].read_bytes())["images"]) if parts else 0
 
 
 def decoded_images(cache: Path) -> int:
