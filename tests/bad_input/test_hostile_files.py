@@ -36,7 +36,7 @@ from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.data.decode import Transform, UnreadableImageError, decode
-from region_workers.data.store import ensure_store
+from region_workers.data.store import SAMPLES, ensure_store
 from region_workers.networks.dense import load_network
 from region_workers.networks.pretrained import find_dense
 from region_workers.storage.integrity import file_digest, is_whole, seal_folder
@@ -169,7 +169,8 @@ def test_pickled_arrays_are_refused_and_not_run(cache_dir: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"--reference.*mu and sigma"):
         given_reference(tmp_path / "statistics.npz", tmp_path, "0")
     store = ensure_store(DataPlan(path=_folder_of_images(tmp_path / "images")), tmp_path / "cache")
-    np.save(store.folder / "pixels.npy", array)
+    assert (store.folder / SAMPLES).exists()
+    np.save(store.folder / SAMPLES, array)
     again = ensure_store(DataPlan(path=str(tmp_path / "images")), tmp_path / "cache")
     assert again.digest == store.digest  # built anew
     assert not mark.exists()

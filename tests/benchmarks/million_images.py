@@ -28,7 +28,7 @@ from memory import Peak, watch
 
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
-from region_workers.data.store import ensure_store
+from region_workers.data.store import SAMPLES, ensure_store
 from schemas.job import RESULT_FILE, StageResult
 from schemas.plan import DataPlan
 
@@ -164,7 +164,7 @@ def safe_images(cache: Path) -> int:
 
 def decoded_images(cache: Path) -> int:
     """How many images a killed build had decoded."""
-    (pixels,) = cache.glob("images/*/pixels.npy")
+    (pixels,) = cache.glob(f"images/*/{SAMPLES}")
     return (pixels.stat().st_size - NPY_HEADER_BYTES) // (SIDE * SIDE * 3)
 
 
