@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.formats import TextTable
+from region_workers.networks.sparse_costs import SparseCosts
 
 _HEADINGS = (
     "network",
@@ -26,12 +27,9 @@ def sparse_table(preview: PlanPreview) -> TextTable:
         sparsity, costs = preview.plan.sparsity_of(region.region), region.sparse
         assert sparsity is not None
         assert costs is not None
-        kept = (_millions(costs.kept), _millions(costs.maskable), _millions(costs.kept_params))
-        macs = _macs(costs.forward_macs, costs.step_macs)
-        rows.append((region.region.name, f"{sparsity.method} {sparsity.sparsity:.0%}", *kept, *macs))
+        rows.append((region.region.name, f"{sparsity.method} {sparsity.sparsity:.0%}", *_cells(costs)))
     if weighted := preview.weighted_sparse:
-        kept = (_millions(weighted.kept), _millions(weighted.maskable), _millions(weighted.kept_params))
-        rows.append(("weighted", "", *kept, *_macs(weighted.forward_macs, weighted.step_macs)))
+        rows.append(("weighted", "", *_cells(weighted)))
     return TextTable(
         _HEADINGS,
         tuple(rows),
@@ -40,6 +38,11 @@ def sparse_table(preview: PlanPreview) -> TextTable:
             "cost nothing. No device at hand skips them: a step takes as long as a dense one.",
         ),
     )
+
+
+def _cells(costs: SparseCosts) -> tuple[str, str, str, str, str]:
+    kept = (_millions(costs.kept), _millions(costs.maskable), _millions(costs.kept_params))
+    return (*kept, *_macs(costs.forward_macs, costs.step_macs))
 
 
 def _millions(count: int) -> str:
