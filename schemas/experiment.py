@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from schemas.drawings import DrawingsPlan
 from schemas.errors import cross_field_error
 from schemas.limits import (
     LARGE,
@@ -17,7 +18,7 @@ from schemas.limits import (
     MOST_STEPS,
     MOST_TIMESTEPS,
 )
-from schemas.section import Place, Section, Text
+from schemas.section import Place, Section, Text, is_none
 
 DIGITS = "sklearn:digits"
 
@@ -33,11 +34,12 @@ class CropPlan(Section):
 
 
 class DataPlan(Section):
-    """Where the images come from and what is done to each one once."""
+    """Where the images or drawings come from and what is done to each one once."""
 
     path: Place = Field(
         DIGITS,
-        description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}.",
+        description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}; "
+        "with `drawings`, a QuickDraw .ndjson file, a folder of them, or a folder or .zip of SVG files.",
     )
     config_name: Text | None = Field(None, description="The hub data set's configuration.")
     split: Text = "train"
@@ -57,6 +59,9 @@ class DataPlan(Section):
     max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, le=MOST_PIXELS, description="An image of more counts as unreadable; nothing of it is decoded."
+    )
+    drawings: DrawingsPlan | None = Field(
+        None, exclude_if=is_none, description="The data are vector drawings, for model.family = vector; null: images."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.digest import digest
-from schemas.errors import cross_field_error
+from schemas.errors import cross_field_error, shown
 from schemas.execution import CheckpointPlan, LoggingPlan, WorkersPlan, needs_one_device_each
 from schemas.experiment import (
     DIGITS,
@@ -51,6 +51,8 @@ _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
     "data": {"path", "max_pixels"},  # images, the VAE and a dense start are known by their digests
     "model": {"pretrained", "vae", "vae_subfolder"},
 }
+
+_NOT_OF_DRAWINGS = {"config_name": None, "image_column": None, "label_column": None, "crop": None, "random_flip": False}
 
 
 class Plan(Section):
@@ -143,6 +145,25 @@ class Plan(Section):
                 "1, since the model has no classes",
                 "Set it so.",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _drawings_are_for_vectors(self) -> Self:
+        family = str(self.model.family)
+        if self.data.drawings is None:
+            if family == "vector":
+                remedy = "Add the section (`drawings: {}` takes its defaults), or choose another model.family."
+                raise cross_field_error("data.drawings", None, "a section, since model.family = vector", remedy)
+            return self
+        if family != "vector":
+            remedy = "Set it so, or leave data.drawings out."
+            raise cross_field_error("model.family", family, "vector, since data.drawings is set", remedy)
+        for field, unset in _NOT_OF_DRAWINGS.items():
+            value = getattr(self.data, field)
+            if value != unset:
+                value = "..." if field == "crop" else shown(value)
+                expected = f"{shown(unset)}, since data.drawings is set and only images have it"
+                raise cross_field_error(f"data.{field}", value, expected, "Leave it out.")
         return self
 
     @model_validator(mode="after")

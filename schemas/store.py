@@ -54,3 +54,15 @@ class ShardRecord(Sealed):
     start: int
     stop: int
     digest: str  # SHA-256 of its float16 values, one variant after the other
+
+
+class DrawingInfo(StoreInfo):
+    """Of a store of drawings, float32. `digest`: of the rows of all drawings in order, then of their offsets."""
+
+    shape: tuple[int, Literal[3]]  # rows of all drawings, one drawing behind the other; x, y, pen
+    drawings: int
+    coordinates: Literal["absolute", "delta"]
+    offsets_sha256: str  # of offsets.npy: int64 [drawings + 1], drawing i has the rows [offsets[i], offsets[i + 1])
+    unreadable_names: tuple[str, ...]
+    too_long_names: tuple[str, ...]  # left out for data.drawings.max_points, which is no fault of theirs
+    source: dict[str, Any]

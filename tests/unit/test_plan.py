@@ -67,6 +67,7 @@ def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it()
         ({"draw": {"weights": "ema"}, "training": {"ema_decay": None}}, "draw.weights", "raw"),
         ({"diffusion": {"beta_start": 0.5}}, "diffusion.beta_start", "at most"),
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate", "finite"),
+        ({"data": {"drawings": {}}}, "model.family", "vector, since data.drawings is set"),
         ({"name": ".."}, "name", "pattern"),
         ({"regions": [{"name": "..", "train": [0, 1000], "pruning_ratio": 0.5}]}, "name", "pattern"),
         ({"training": {"stepz": 3}}, "training.stepz", "Did you mean training.steps?"),
