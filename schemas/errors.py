@@ -141,7 +141,7 @@ def _unknown_key(field: str, item: dict[str, Any], model: type[BaseModel]) -> st
 
 def _field(location: tuple[int | str, ...]) -> str:
     """As it is written in a plan: without the kinds that pydantic tried a value as."""
-    if location[:1] == ("model",) and location[1:2] in (("pixel",), ("latent",)):
+    if location[:1] == ("model",) and location[1:2] in (("pixel",), ("latent",), ("vector",)):
         location = ("model", *location[2:])
     if location[:2] == ("workers", "gpus"):
         location = location[:2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -152,10 +152,34 @@ class LatentModelPlan(_NetworkPlan):
         return self
 
 
+class VectorModelPlan(Section):
+    """The dense network on vector drawings: ChiroDiff's bidirectional GRU (arXiv 2304.03785), of a DrawingGRU.
+
+    The defaults are those of its released configuration.
+    """
+
+    num_classes: ClassVar[None] = None
+
+    family: Literal["vector"]
+    pretrained: Place | None = Field(
+        None,
+        description="Start from this dense network: a folder of a DrawingGRU, or an earlier dense run. It must have "
+        "the sizes below; null: fresh weights.",
+    )
+    hidden_size: int = Field(96, ge=1, le=MOST_CHANNELS, description="Units of each layer in each direction.")
+    num_layers: int = Field(3, ge=1, le=100)
+    time_embed_dim: int = Field(
+        8, ge=2, le=MOST_CHANNELS, multiple_of=2, description="Sines and cosines of time, of half as many frequencies."
+    )
+
+
 def _family_of(model: Any) -> str:
     return str(model.get("family", "pixel") if isinstance(model, dict) else getattr(model, "family", "pixel"))
 
 
 ModelPlan = Annotated[
-    Annotated[PixelModelPlan, Tag("pixel")] | Annotated[LatentModelPlan, Tag("latent")], Discriminator(_family_of)
+    Annotated[PixelModelPlan, Tag("pixel")]
+    | Annotated[LatentModelPlan, Tag("latent")]
+    | Annotated[VectorModelPlan, Tag("vector")],
+    Discriminator(_family_of),
 ]

@@ -26,6 +26,7 @@ _TRUSTED = ("diffusers", "region_workers")  # packages whose modules a config fi
 _STABLE_NAMES = {
     "region_workers.pruned_unet": "region_workers.networks.pruned_unet",
     "region_workers.conditional_unet": "region_workers.networks.conditional_unet",
+    "region_workers.drawing_gru": "region_workers.networks.drawing_gru",
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from region_workers.data.files import names_hub_data
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import PlanError, plan_error
+from schemas.model import VectorModelPlan
 from schemas.plan import DIGITS, DataPlan, Plan
 
 DIGITS_IMAGES = 1797
@@ -14,6 +15,8 @@ DIGITS_IMAGES = 1797
 
 def check_resolution(plan: Plan) -> None:
     """Raise PlanError if the network cannot halve the images as often as it does."""
+    if isinstance(plan.model, VectorModelPlan):
+        return
     halvings = len(plan.model.block_out_channels) - 1
     smallest = 2**halvings * (plan.model.latent_downscale if plan.model.family == "latent" else 1)
     if plan.data.resolution % smallest:

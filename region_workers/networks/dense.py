@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.json_files import read_object
@@ -41,6 +42,7 @@ _NETWORKS: dict[str, type[Any]] = {
     "UNet2DConditionModel": PrunedUNet2DConditionModel,
     "PrunedUNet2DModel": PrunedUNet2DModel,
     "PrunedUNet2DConditionModel": PrunedUNet2DConditionModel,
+    "DrawingGRU": DrawingGRU,
 }
 
 

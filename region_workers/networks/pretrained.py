@@ -21,7 +21,7 @@ from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
 from schemas.manifest import MANIFEST_FILE, DenseSource
-from schemas.model import ModelPlan
+from schemas.model import ModelPlan, VectorModelPlan
 from schemas.plan import DataPlan
 
 _CONFIG = "config.json"
@@ -44,14 +44,14 @@ class DenseFolder:
         weights = {path.name: file_digest(path) for path in sorted(self.folder.glob("*.safetensors"))}
         return digest({"class": self.class_name, "arguments": self.arguments, "weights": weights})
 
-    def load(self, dropout: float, side: int) -> nn.Module:
-        """The network with its weights, float32, on the CPU, for samples of that side; dropout as the plan says.
+    def load(self, **arguments: Any) -> nn.Module:
+        """The network with its weights, float32, on the CPU; with these arguments in place of its own.
 
         Weights are loaded strictly; PlanError if they are not those of the network.
         """
         try:
             network: nn.Module = network_class(self.class_name).from_pretrained(
-                self.folder, dropout=dropout, sample_size=side, low_cpu_mem_usage=False, use_safetensors=True
+                self.folder, **arguments, low_cpu_mem_usage=False, use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _bad_weights(self.folder, str(error).splitlines()[0]) from None
@@ -99,7 +99,8 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
         return network
     dense = find_dense(model.pretrained)
     _check_digest(dense, dense_digest, model.pretrained)
-    network = dense.load(model.dropout, sample_shape(model, data)[1])
+    of_the_plan = {} if isinstance(model, VectorModelPlan) else {"dropout": model.dropout}
+    network = dense.load(**of_the_plan, sample_size=sample_shape(model, data)[1])
     _check_digest(dense, dense_digest, model.pretrained)  # nobody has written there since it was looked at
     return network
 

@@ -18,7 +18,7 @@ from region_workers.networks.supported import network_inputs
 from region_workers.training.diffusion import alphas_cumprod
 from schemas.errors import RunFailed
 from schemas.job import WorkerJob
-from schemas.model import LatentModelPlan
+from schemas.model import LatentModelPlan, VectorModelPlan
 
 
 class Batch(NamedTuple):
@@ -56,6 +56,7 @@ class UNetFamily:
     """Images in [-1, 1], or latents, denoised by one of diffusers' UNets, with or without class labels."""
 
     def __init__(self, job: WorkerJob, samples: Samples, device: torch.device, data_seed: int) -> None:
+        assert not isinstance(job.model, VectorModelPlan)
         self._job = job
         self.alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
         self._batches = BatchSource(
