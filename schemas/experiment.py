@@ -220,6 +220,13 @@ class SamplingPlan(Section):
         True, description="Whether the clean image has an ᾱ of 1; false: that of timestep 0, as in LDM's sampler."
     )
     eta: float = Field(0.0, ge=0, le=1, description="0: DDIM; 1: as noisy as DDPM.")
+    variance_strength: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        exclude_if=is_none,
+        description="Share of eta's noise that a step adds; ChiroDiff (arXiv 2304.03785): 0.75; null: all of it.",
+    )
     clip_sample: bool = Field(False, description="Clip the predicted image to [-1, 1] in each step.")
     guidance_scale: float = Field(
         1.0, ge=0, le=MOST_GUIDANCE, description="Classifier-free guidance of a class-conditional model; 1: none."

@@ -13,7 +13,15 @@ from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from schemas.errors import user_error
 from schemas.plan import DiffusionPlan, SamplingPlan
 
-_OF_SAMPLING = ("spacing", "eta", "clip_sample", "guidance_scale", "steps_offset", "set_alpha_to_one")
+_OF_SAMPLING = (
+    "spacing",
+    "eta",
+    "clip_sample",
+    "guidance_scale",
+    "steps_offset",
+    "set_alpha_to_one",
+    "variance_strength",
+)
 
 
 def save_ensemble(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,8 +62,9 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     quadratic spacing. A repeated timestep is a step of no length: it changes nothing but rounding.
     As there, `trained_betas` stand in for the schedule of betas, `steps_offset` is added to the spaced timesteps, and
     the clean image has alpha_bar = 1, or that of timestep 0 without `set_alpha_to_one`: 1 and False are LDM's sampler.
-    The network predicts the noise. `num_inference_steps`, `eta` and `guidance_scale` are what a call of the pipeline
-    that names none uses; the scheduler itself does not guide.
+    Of the noise of `eta` a step adds the share `variance_strength`: over all timesteps, with eta = 1, DDPM's mean and
+    that share of its noise, as ChiroDiff samples. The network predicts the noise. `num_inference_steps`, `eta` and
+    `guidance_scale` are what a call of the pipeline that names none uses; the scheduler itself does not guide.
     """
 
     order = 1
@@ -84,8 +86,13 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         trained_betas: Sequence[float] | None = None,
         steps_offset: int = 0,
         set_alpha_to_one: bool = True,
+        variance_strength: float = 1.0,
     ) -> None:
         _check_eta(eta)
+        if not 0 <= variance_strength <= 1:
+            raise user_error(
+                "variance_strength", variance_strength, "0 (no noise) to 1 (all that eta says)", "Change it."
+            )
         left_out = self.config.get("_use_default_values")
         if left_out is not None:  # Another scheduler of this config takes its own defaults for these: not clip_sample's
             self.register_to_config(_use_default_values=[name for name in left_out if name != "clip_sample"])
@@ -114,6 +121,13 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         except DamagedFileError as error:
             raise damaged(error.path) from None
         return super().from_pretrained(pretrained_model_name_or_path, subfolder, **options)
+
+    def to_json_string(self) -> str:
+        """The config as it is saved; a `variance_strength` of 1 goes unsaid, as before there was one."""
+        config = json.loads(super().to_json_string())
+        if config["variance_strength"] == 1:
+            del config["variance_strength"]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     def __len__(self) -> int:
         """T, the number of timesteps trained on."""
@@ -170,7 +184,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         previous = math.sqrt(alpha_bar_next) * x0 + direction
         if eta > 0:
             noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=sample.dtype)
-            previous = previous + sigma * noise
+            previous = previous + sigma * self.config.variance_strength * noise
         return DDIMSchedulerOutput(prev_sample=previous, pred_original_sample=x0) if return_dict else (previous, x0)
 
     def scale_model_input(self, sample: torch.Tensor, timestep: int | torch.Tensor | None = None) -> torch.Tensor:

@@ -16,6 +16,7 @@ from ebdiff_orchestrator.ensemble import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
 from schemas.errors import UserError
+from schemas.plan import DiffusionPlan, SamplingPlan
 
 Model = Callable[[torch.Tensor, int], torch.Tensor]
 
@@ -143,6 +144,37 @@ def test_offset_and_final_value_are_diffusers_own(options: dict[str, object]) ->
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     ends = [trajectory(scheduler, some_model, x)[-1] for scheduler in (ours, theirs)]
     assert torch.allclose(*ends, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("total", [35, 1000])
+@pytest.mark.parametrize("strength", [0.0, 0.75, 1.0])
+def test_over_all_timesteps_the_noise_is_a_share_of_ddpms_around_its_mean(total: int, strength: float) -> None:
+    """(x - beta_t / sqrt(1 - abar_t) eps) / sqrt(alpha_t) + strength * sqrt(beta_tilde_t) z; no noise at the end."""
+    ends = {"beta_start": 1e-4 * 1000 / total, "beta_end": 2e-2 * 1000 / total}
+    sampling = SamplingPlan(steps=total, spacing="uniform", eta=1.0, variance_strength=strength)
+    scheduler = scheduler_of(DiffusionPlan(num_train_timesteps=total, **ends), sampling)
+    scheduler.set_timesteps()
+    assert scheduler.timesteps.tolist() == [*range(total)][::-1]
+    x = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    ours = trajectory(scheduler, some_model, x, generator=torch.Generator().manual_seed(2))[-1]
+    betas = np.linspace(ends["beta_start"], ends["beta_end"], total)
+    bars = np.concatenate([[1.0], np.cumprod(1 - betas)])
+    generator = torch.Generator().manual_seed(2)
+    for t in reversed(range(total)):
+        mean = (x - betas[t] / math.sqrt(1 - bars[t + 1]) * some_model(x, t)) / math.sqrt(1 - betas[t])
+        posterior = (1 - bars[t]) / (1 - bars[t + 1]) * betas[t]
+        x = mean + strength * math.sqrt(posterior) * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+    assert torch.allclose(ours, x, atol=1e-9)
+
+
+def test_a_share_of_the_noise_is_saved_and_all_of_it_goes_unsaid(tmp_path: Path) -> None:
+    for strength, saved in ((0.75, {"variance_strength": 0.75}), (None, {})):
+        scheduler = scheduler_of(DiffusionPlan(), SamplingPlan(variance_strength=strength))
+        scheduler.save_pretrained(tmp_path / str(strength))
+        config = json.loads((tmp_path / str(strength) / "scheduler_config.json").read_text())
+        assert {key: value for key, value in config.items() if key == "variance_strength"} == saved
+        again = ListDDIMScheduler.from_pretrained(tmp_path / str(strength))
+        assert again.config.variance_strength == (strength or 1.0)
 
 
 def test_diffusers_ddim_goes_wrong_on_the_quadratic_list() -> None:
@@ -321,7 +353,13 @@ def test_a_list_that_cannot_be_walked_is_refused(
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"beta_schedule": "cosine"}, "beta_schedule"), ({"eta": 2.0}, "eta"), ({"eta": -0.1}, "eta")],
+    [
+        ({"beta_schedule": "cosine"}, "beta_schedule"),
+        ({"eta": 2.0}, "eta"),
+        ({"eta": -0.1}, "eta"),
+        ({"variance_strength": 1.5}, "variance_strength"),
+        ({"variance_strength": float("nan")}, "variance_strength"),
+    ],
 )
 def test_unknown_settings_are_refused(options: dict[str, object], field: str) -> None:
     with pytest.raises(UserError, match=field):
