@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+    from ebdiff_orchestrator.ensemble.loading import load_ensemble
     from ebdiff_orchestrator.evaluation.evaluate import evaluate
     from ebdiff_orchestrator.plans.load import load_plan
     from ebdiff_orchestrator.run.launch import extend, launch, resume
@@ -26,7 +26,7 @@ _PLACES = {
     "evaluate": "ebdiff_orchestrator.evaluation.evaluate",
     "extend": "ebdiff_orchestrator.run.launch",
     "launch": "ebdiff_orchestrator.run.launch",
-    "load_ensemble": "ebdiff_orchestrator.ensemble.pipeline",
+    "load_ensemble": "ebdiff_orchestrator.ensemble.loading",
     "load_plan": "ebdiff_orchestrator.plans.load",
     "resume": "ebdiff_orchestrator.run.launch",
 }

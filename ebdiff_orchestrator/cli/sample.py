@@ -14,7 +14,7 @@ from schemas.errors import UserError
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
 
 EnsembleArgument = Annotated[Path, Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")]
-OutOption = Annotated[Path, Option(metavar="DIR", help="Folder for the PNGs and grid.png.")]
+OutOption = Annotated[Path, Option(metavar="DIR", help="Folder for the PNGs, of drawings the SVGs, and a grid.")]
 CountOption = Annotated[int, Option("-n", "--num-images", min=1, max=MOST_IMAGES, help="How many images.")]
 StepsOption = Annotated[int | None, Option(min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the ensemble's.")]
 BatchOption = Annotated[int, Option(min=1, max=MOST_IMAGES, help="Images at a time; changes only speed and memory.")]
@@ -58,12 +58,13 @@ def sample(
     workers: WorkersOption = None,
     address: AddressOption = None,
 ) -> None:
-    """Draw images from a finished ensemble."""
-    from ebdiff_orchestrator.ensemble.images import write_images
-    from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
+    """Draw images or drawings from a finished ensemble."""
+    from ebdiff_orchestrator.ensemble.images import GRID
+    from ebdiff_orchestrator.ensemble.samples import write_samples
+    from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 
     _check_places(out, workers, address)
-    job = ImageJob(
+    job = SampleJob(
         ensemble=str(run_dir),
         count=num_images,
         batch_size=batch_size,
@@ -80,17 +81,17 @@ def sample(
             drawn = sample_here(job, sampling_report(view))
         else:
             drawn = sample_on_workers(job, workers, address, view)
-    write_images(drawn.pixels, out)
-    print(f"{num_images} images and grid.png in {out}; peak memory {drawn.peak_memory_bytes / 2**20:,.0f} MiB")
+    write_samples(drawn.samples, out)
+    print(f"{num_images} {drawn.noun} and {GRID} in {out}; peak memory {drawn.peak_memory_bytes / 2**20:,.0f} MiB")
 
 
 def _check_places(out: Path, workers: int | None, address: str | None) -> None:
     from ebdiff_orchestrator.cluster import check_surroundings
-    from ebdiff_orchestrator.ensemble.images import check_images_folder
+    from ebdiff_orchestrator.ensemble.samples import check_samples_folder
 
     if workers is not None:
         check_surroundings(address)
     elif address is not None:
         raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
-    check_images_folder(out)
+    check_samples_folder(out)
     check_writable_folder(out, "--out")

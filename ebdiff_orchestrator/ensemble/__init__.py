@@ -2,26 +2,30 @@
 
 Importing this package lets plain `DiffusionPipeline.from_pretrained(folder)` load an ensemble: diffusers takes
 components of other libraries only from modules that are imported already, and pipelines only from its own namespace,
-so the pipeline of ensembles with classes or a VAE is entered there.
+so our own, for drawings and for images with classes or a VAE, are entered there.
 """
 
 import diffusers
 
-from ebdiff_orchestrator.ensemble.images import iter_images, sample_images, write_images
-from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
+from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
+from ebdiff_orchestrator.ensemble.samples import iter_samples, samples_of, write_samples
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
+from ebdiff_orchestrator.ensemble.vector_pipeline import VectorPipeline
 
 __all__ = [
     "EnsemblePipeline",
     "ListDDIMScheduler",
     "TimestepRouter",
-    "iter_images",
+    "VectorPipeline",
+    "iter_samples",
     "load_ensemble",
-    "sample_images",
+    "samples_of",
     "save_ensemble",
-    "write_images",
+    "write_samples",
 ]
 
 diffusers.EnsemblePipeline = EnsemblePipeline
+diffusers.VectorPipeline = VectorPipeline

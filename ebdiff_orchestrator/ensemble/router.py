@@ -35,10 +35,17 @@ from ebdiff_orchestrator.ensemble.routes import (
 )
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object
-from schemas.errors import UserError, user_error
+from schemas.errors import UserError, shown, user_error
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")
-_MUST_AGREE_IF_ANY = ("cross_attention_dim", "class_embed_type", "num_class_embeds", "num_context_classes")
+_MUST_AGREE_IF_ANY = (
+    "cross_attention_dim",
+    "class_embed_type",
+    "num_class_embeds",
+    "num_context_classes",
+    "coordinates",
+    "length_counts",
+)
 _COMPILATIONS_AN_EXPERT = 8  # batch sizes, with gradients or without, ...
 
 
@@ -47,8 +54,8 @@ class TimestepRouter(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     `experts[i]` owns the timesteps `routes[i]` = [start, stop) and is called `names[i]`; the routes partition [0, T).
     `.config` holds what pipelines read from a UNet (sample_size, in_channels, out_channels), what the experts' configs
-    say of classes and context, and routes, names and expert_classes. Raises `UserError` (a ValueError) if routes, names
-    or the experts' shapes do not fit together.
+    say of classes, context and drawings, and routes, names and expert_classes. Raises `UserError` (a ValueError) if
+    routes, names or the experts' shapes do not fit together.
     """
 
     config_name = CONFIG
@@ -216,7 +223,7 @@ def _shared_config(experts: Sequence[nn.Module], names: Sequence[str]) -> dict[s
         plain = [list(value) if isinstance(value, list | tuple) else value for value in values]
         if any(value != plain[0] for value in plain):
             raise user_error(
-                key, dict(zip(names, plain, strict=True)), "one value", "Experts of an ensemble must agree."
+                key, shown(dict(zip(names, plain, strict=True))), "one value", "Experts of an ensemble must agree."
             )
         shared[key] = values[0]
     return shared

@@ -94,10 +94,10 @@ def take_rows(value: Any, rows: torch.Tensor, batch: int) -> Any:
     """The given rows of every batched tensor in `value`; anything else unchanged.
 
     A tensor is batched if its first dimension is `batch`; dicts, lists and tuples are searched.
-    `rows` is an int64 index tensor on the tensors' device.
+    `rows` is an int64 index tensor on the tensors' device; the lengths of drawings stay on the CPU.
     """
     if isinstance(value, torch.Tensor):
-        return value.index_select(0, rows) if value.ndim > 0 and value.shape[0] == batch else value
+        return value.index_select(0, rows.to(value.device)) if value.ndim > 0 and value.shape[0] == batch else value
     if isinstance(value, dict):
         return {key: take_rows(item, rows, batch) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
+from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from schemas.errors import user_error
@@ -46,7 +46,7 @@ def save_ensemble(
         raise user_error(
             "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
         )
-    EnsemblePipeline(router, scheduler_of(diffusion, sampling), vae).save_pretrained(path)
+    pipeline_of(router, scheduler_of(diffusion, sampling), vae).save_pretrained(path)
 
 
 def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:

@@ -1,4 +1,4 @@
-"""`ebdiff sample`: images from an ensemble, made in this process or shared out over the workers of a Ray cluster."""
+"""`ebdiff sample`: what an ensemble draws, in this process or shared out over the workers of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ebdiff_orchestrator.cluster import Executor, connect
-from ebdiff_orchestrator.ensemble.images import sample_images
+from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.network_files import DTYPES
-from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
+from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
+from ebdiff_orchestrator.ensemble.samples import Samples, joined, samples_of
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
 from region_workers.training.device import current_world, prepare_process
@@ -23,8 +23,8 @@ from schemas.plan import Plan, TrainingPlan
 
 
 @dataclass(frozen=True)
-class ImageJob:
-    """Which images of which ensemble, and how its networks run; None stands for the ensemble's own.
+class SampleJob:
+    """Which samples of which ensemble, and how its networks run; None stands for the ensemble's own.
 
     `ensemble` is its folder, or its run's directory or URL, `dtype` a name in `DTYPES`.
     """
@@ -42,30 +42,32 @@ class ImageJob:
 
     @property
     def batches(self) -> tuple[range, ...]:
-        """The images of each batch."""
+        """The samples of each batch."""
         starts = range(0, self.count, self.batch_size)
         return tuple(range(start, min(start + self.batch_size, self.count)) for start in starts)
 
 
 @dataclass(frozen=True)
-class Images:
-    """Uint8 [N, H, W, C], and the most memory that the process held so far, as `World` counts it."""
+class Drawn:
+    """The samples, what they are called, and the most memory that the process held so far, as `World` counts it."""
 
-    pixels: np.ndarray
+    samples: Samples
+    noun: str
     peak_memory_bytes: int
 
 
-def sample_here(job: ImageJob, report: Callable[[int, int], None]) -> Images:
-    """The job's images, on the GPU where there is one. `report(done, total)` counts denoising steps."""
+def sample_here(job: SampleJob, report: Callable[[int, int], None]) -> Drawn:
+    """The job's samples, on the GPU where there is one. `report(done, total)` counts denoising steps."""
     world = current_world(use_gpu=True)
-    pixels = _draw(load(job, world.device), job, range(job.count), report)
-    return Images(pixels, world.peak_memory_bytes())
+    pipeline = load(job, world.device)
+    samples = _draw(pipeline, job, range(job.count), report)
+    return Drawn(samples, pipeline.noun, world.peak_memory_bytes())
 
 
 def sample_on_workers(
-    job: ImageJob, workers: int, address: str | None, view: View, executor: Executor | None = None
-) -> Images:
-    """The job's images, its batches shared out over `workers` workers of the Ray cluster, or of an embedded Ray.
+    job: SampleJob, workers: int, address: str | None, view: View, executor: Executor | None = None
+) -> Drawn:
+    """The job's samples, its batches shared out over `workers` workers of the Ray cluster, or of an embedded Ray.
 
     On equal devices how many there are changes no bit: what a worker is given, threads included, is what the run's plan
     says (a plan's defaults, where `job.ensemble` is no run directory). UserError for options that do not fit, also more
@@ -83,22 +85,21 @@ def sample_on_workers(
     with connect(plan.workers, workers, address, executor=executor) as found:
         view.line(f"{workers} workers of {found.request}; free: {found.describe_free()}.")
         shares = [batches[worker::workers] for worker in range(workers)]
-        indices: list[int] = []
-        parts: list[Images] = []
+        parts: dict[int, Drawn] = {}
+        done = 0
         calls = [(job, share, plan.training.cpu_threads, found.request.gpus > 0) for share in shares]
         for worker, part in results_of_workers(found, _share, calls):
             if isinstance(part, Exception):
                 raise part
-            indices += [index for batch in shares[worker] for index in batch]
-            parts.append(part)
-            state = "done" if len(indices) == job.count else "running"
-            progress = {"stage": "samples", "state": state, "step": len(indices), "total_steps": job.count}
+            parts[worker] = part
+            done += sum(map(len, shares[worker]))
+            state = "done" if done == job.count else "running"
+            progress = {"stage": "samples", "state": state, "step": done, "total_steps": job.count}
             view.job("sampling", Progress.model_validate(progress))
-    pixels = np.concatenate([part.pixels for part in parts])[np.argsort(indices)]
-    return Images(pixels, max(part.peak_memory_bytes for part in parts))
+    return _in_order(job, [parts[worker] for worker in range(workers)])
 
 
-def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
+def load(job: SampleJob, device: torch.device) -> RoutedPipeline:
     """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
     folder = RunDirectory(job.ensemble).ensemble()
     named = job.ensemble if Path(job.ensemble).resolve() == folder else folder  # messages have the user's word for it
@@ -107,7 +108,7 @@ def load(job: ImageJob, device: torch.device) -> EnsemblePipeline:
     return pipeline
 
 
-def _check_options(job: ImageJob, num_classes: int | None, timesteps: int) -> None:
+def _check_options(job: SampleJob, num_classes: int | None, timesteps: int) -> None:
     """Raise UserError, naming the option, for what this ensemble has not."""
     if job.steps is not None and job.steps > timesteps:
         raise user_error("--steps", job.steps, f"at most {timesteps}, the ensemble's timesteps", "Lower it.")
@@ -120,17 +121,26 @@ def _check_options(job: ImageJob, num_classes: int | None, timesteps: int) -> No
         raise user_error("--class", max(job.classes), f"0 to {num_classes - 1}", "Change it.")
 
 
+def _in_order(job: SampleJob, parts: Sequence[Drawn]) -> Drawn:
+    """What workers drew to whom the batches were dealt in turn, as the samples lie in the job."""
+    batches = []
+    for number, batch in enumerate(job.batches):
+        start = number // len(parts) * job.batch_size
+        batches.append(parts[number % len(parts)].samples[start : start + len(batch)])
+    return Drawn(joined(batches), parts[0].noun, max(part.peak_memory_bytes for part in parts))
+
+
 def _draw(
-    pipeline: EnsemblePipeline, job: ImageJob, images: range, report: Callable[[int, int], None] | None = None
-) -> np.ndarray:
-    return sample_images(
+    pipeline: RoutedPipeline, job: SampleJob, indices: range, report: Callable[[int, int], None] | None = None
+) -> Samples:
+    return samples_of(
         pipeline,
-        len(images),
+        len(indices),
         job.seed,
         job.steps,
         job.batch_size,
         report,
-        first=images.start,
+        first=indices.start,
         classes=job.classes,
         guidance_scale=job.guidance_scale,
     )
@@ -149,15 +159,15 @@ def results_of_workers(
         raise RunFailed(f"A worker failed ({reason[0]}).{go_on}") from error
 
 
-def _share(job: ImageJob, batches: tuple[range, ...], threads: int, use_gpu: bool) -> Images | RunFailed | UserError:
-    """What one worker does: the images of its batches, or why it could not; with exact arithmetic, as evaluation."""
+def _share(job: SampleJob, batches: tuple[range, ...], threads: int, use_gpu: bool) -> Drawn | RunFailed | UserError:
+    """What one worker does: the samples of its batches, or why it could not; with exact arithmetic, as evaluation."""
     prepare_process(TrainingPlan(cpu_threads=threads))
     world = current_world(use_gpu)
     try:
         pipeline = load(job, world.device)
-        pixels = np.concatenate([_draw(pipeline, job, batch) for batch in batches])
+        samples = joined([_draw(pipeline, job, batch) for batch in batches])
     except torch.OutOfMemoryError:
         return RunFailed("The device ran out of memory. Lower --batch-size, or use --offload.")
     except (RunFailed, UserError) as error:
         return error
-    return Images(pixels, world.peak_memory_bytes())
+    return Drawn(samples, pipeline.noun, world.peak_memory_bytes())

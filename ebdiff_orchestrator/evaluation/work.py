@@ -7,15 +7,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 
-from ebdiff_orchestrator.ensemble.images import sample_images, to_pil
-from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+from ebdiff_orchestrator.ensemble.images import to_pil
+from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.samples import samples_of
 from ebdiff_orchestrator.evaluation.inception import (
     BATCH_IMAGES,
     FEATURES,
@@ -188,7 +189,8 @@ def _sampled(how: SampledImages, device: torch.device) -> ImageSource:
 
     def images(shard: Shard, on_progress: OnProgress) -> Images:
         size, seed, first = how.batch_size, how.seed, shard.first
-        return sample_images(pipeline, shard.count, seed, how.steps, size, on_progress, first, guidance_scale=guidance)
+        samples = samples_of(pipeline, shard.count, seed, how.steps, size, on_progress, first, guidance_scale=guidance)
+        return cast(Images, samples)
 
     return images
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ebdiff_orchestrator.cluster import Executor, ThisProcess, request_of, run_one
-from ebdiff_orchestrator.ensemble.images import sample_images, write_images
-from ebdiff_orchestrator.ensemble.pipeline import load_ensemble
+from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.samples import samples_of, write_samples
 from ebdiff_orchestrator.ensemble.saving import save_ensemble
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -54,7 +54,8 @@ def finish(ledger: Ledger, view: View, executor: Executor | None = None) -> bool
     ledger.finish_here(
         ASSEMBLE, ensemble_key, lambda: run_one(executor, assemble, plan, location, files, vae, owner), gpus
     )
-    view.line(f"Sampling {plan.sampling.num_images} images in {plan.sampling.steps} steps ...")
+    what = "images" if plan.data.drawings is None else "drawings"
+    view.line(f"Sampling {plan.sampling.num_images} {what} in {plan.sampling.steps} steps ...")
     report = sampling_report(view) if isinstance(executor, ThisProcess) else None  # it cannot be sent elsewhere
     ledger.finish_here(
         SAMPLE,
@@ -89,17 +90,17 @@ def assemble(
 def sample(
     plan: Plan, location: str, owner: str = "", report: Callable[[int, int], None] | None = None
 ) -> tuple[Artifact, ...]:
-    """Write the plan's images and their grid to the run's `samples`; the files. On the GPU where there is one.
+    """Write the plan's images or drawings, and a grid of them, to the run's `samples`; the files.
 
-    On a CPU with the plan's threads, whatever is free, since their number shows in the bits. RunTakenOverError if the
-    run has another owner than the claim `owner`.
+    On the GPU where there is one; on a CPU with the plan's threads, whatever is free, since their number shows in the
+    bits. RunTakenOverError if the run has another owner than the claim `owner`.
     """
     use_gpu = torch.cuda.is_available() and plan.workers.gpus != 0
     device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
     run = RunDirectory(location, owner)
     with _cpu_threads(plan.training.cpu_threads):
-        images = sample_images(
+        samples = samples_of(
             load_ensemble(run.ensemble() / ASSEMBLE, device=device),
             sampling.num_images,
             plan.seed,
@@ -108,7 +109,7 @@ def sample(
             report,
         )
     with run.fenced():
-        write_images(images, run.path / SAMPLE)
+        write_samples(samples, run.path / SAMPLE)
         return _published(run, SAMPLE)
 
 

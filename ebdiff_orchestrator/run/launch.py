@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ebdiff_orchestrator.cluster import Executor, check_surroundings, cluster_address, connect
-from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline, load_ensemble
+from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
@@ -48,7 +49,7 @@ class RunHandle:
         return {n: Ticket.model_validate_json(f.read_text()) for n, f in files.items() if f.is_file()}
 
     @property
-    def ensemble(self) -> EnsemblePipeline:
+    def ensemble(self) -> RoutedPipeline:
         """The finished ensemble as a diffusers pipeline, on the CPU."""
         return load_ensemble(RunDirectory(self.run_dir).ensemble())
 

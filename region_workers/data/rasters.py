@@ -23,7 +23,7 @@ def raster(strokes: Sequence[Stroke], plan: RasterPlan) -> npt.NDArray[np.uint8]
     side, width = plan.canvas_px * _FINER, max(1, round(plan.line_width_px * _FINER))
     image = Image.new("L", (side, side), _WHITE)
     draw = ImageDraw.Draw(image)
-    for stroke in _placed(strokes, side, side * (1 - 2 * plan.margin) - width):
+    for stroke in placed(strokes, side, side * (1 - 2 * plan.margin) - width):
         corners = np.floor(stroke).astype(np.int64)
         draw.line(corners.ravel().tolist(), fill=_BLACK, width=width)
         for left, top in (corners - width // 2).tolist():  # round ends and corners
@@ -31,8 +31,8 @@ def raster(strokes: Sequence[Stroke], plan: RasterPlan) -> npt.NDArray[np.uint8]
     return np.array(image.reduce(_FINER))[:, :, None]
 
 
-def _placed(strokes: Sequence[Stroke], side: int, inner: float) -> list[npt.NDArray[np.float64]]:
-    """The strokes in the middle of a square, the longer side of what they cover `inner` long."""
+def placed(strokes: Sequence[Stroke], side: int, inner: float) -> list[npt.NDArray[np.float64]]:
+    """The strokes in the middle of a square, the longer side of what they cover `inner` long; finite points alone."""
     finite = [stroke[np.isfinite(stroke).all(axis=1)] for stroke in strokes]
     drawn = [stroke.astype(np.float64) for stroke in finite if len(stroke)]
     if not drawn:

@@ -26,7 +26,7 @@ from untrained import untrained_networks
 
 from ebdiff_orchestrator.cluster import connect
 from ebdiff_orchestrator.ensemble import save_ensemble
-from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here, sample_on_workers
+from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run.view import View
 from schemas.plan import Plan, WorkersPlan
@@ -41,12 +41,12 @@ def save_untrained(plan: Plan, folder: Path) -> None:
     save_ensemble(folder, experts, plan.routes(), names, plan.diffusion, plan.sampling)
 
 
-def measure(job: ImageJob, workers: int, rounds: int, report: Report) -> None:
+def measure(job: SampleJob, workers: int, rounds: int, report: Report) -> None:
     """Seconds for the job by one worker and by all of them, on workers that have started."""
     drawn: dict[int, np.ndarray] = {}
 
     def draw(count: int) -> None:
-        drawn[count] = sample_on_workers(job, count, None, View()).pixels
+        drawn[count] = sample_on_workers(job, count, None, View()).samples
 
     alone = replace(job, count=job.count // workers)
     context = multiprocessing.get_context("spawn")
@@ -67,7 +67,7 @@ def measure(job: ImageJob, workers: int, rounds: int, report: Report) -> None:
     report.add("of the plain processes' speed", ratio(seconds["plain processes"], seconds["all"]), at_least=target)
 
 
-def draw_here(job: ImageJob) -> None:
+def draw_here(job: SampleJob) -> None:
     """Read the ensemble and draw, in this process."""
     sample_here(job, lambda done, total: None)
 
@@ -86,7 +86,7 @@ def main() -> None:
     report = Report("sampling_fan_out", settings_of(options))
     with tempfile.TemporaryDirectory() as folder:
         save_untrained(load_plan("digits" if options.short else "cifar10", []), Path(folder) / "ensemble")
-        job = ImageJob(str(Path(folder) / "ensemble"), options.images, options.batch_size, steps=options.steps)
+        job = SampleJob(str(Path(folder) / "ensemble"), options.images, options.batch_size, steps=options.steps)
         measure(job, options.workers, options.rounds, report)
     report.show(options.json)
 

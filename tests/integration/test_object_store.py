@@ -18,7 +18,7 @@ from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
 
-from ebdiff_orchestrator.evaluation.sampling import ImageJob, sample_here
+from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
@@ -82,8 +82,8 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     assert read_status(url).progress["train/all"].first_step > 0, "the second attempt began anew"
 
     shutil.rmtree(RunDirectory(url).path)  # as on another machine
-    drawn, expected = (sample_here(ImageJob(str(run), 2, 2), lambda done, total: None) for run in (url, whole_dir))
-    assert np.array_equal(drawn.pixels, expected.pixels)
+    drawn, expected = (sample_here(SampleJob(str(run), 2, 2), lambda done, total: None) for run in (url, whole_dir))
+    assert np.array_equal(drawn.samples, expected.samples)
 
     stored = ObjectStore(url).list_keys()
     assert not [key for key in stored if ".partial" in key or key.endswith(".lock")]
@@ -137,7 +137,7 @@ def test_what_an_older_run_left_on_this_machine_is_not_taken_for_the_ensemble(ti
     left.mkdir()
     (left / "model_index.json").write_text('{"unet": ["ebdiff_orchestrator.ensemble", "TimestepRouter"]}')
     with pytest.raises(UserError, match="has no ensemble yet"):
-        sample_here(ImageJob(run.location, 1, 1), lambda done, total: None)
+        sample_here(SampleJob(run.location, 1, 1), lambda done, total: None)
 
 
 class _BadDisk(io.FileIO):

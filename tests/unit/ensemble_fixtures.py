@@ -10,14 +10,18 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import nn
 
-from ebdiff_orchestrator.ensemble import EnsemblePipeline, ListDDIMScheduler, TimestepRouter, save_ensemble
+from ebdiff_orchestrator.ensemble import ListDDIMScheduler, TimestepRouter, VectorPipeline, save_ensemble
+from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.drawing_gru import DrawingGRU
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 ROUTES = [(0, 260), (260, 440), (440, 1000)]
 NAMES = ["0-260", "240-460", "440-1000"]
 CLASSES = 4
-KINDS = ("pixels", "classes", "AutoencoderKL", "VQModel")  # the last two are latents of four classes
+VAES = ("AutoencoderKL", "VQModel")
+KINDS = ("pixels", "classes", *VAES, "drawings")  # latents are of four classes
+LENGTH_COUNTS = (0, 0, 1, 0, 2, 0, 3)  # of tiny drawings: the longest has 6 rows
 
 
 def tiny_unet(width: int = 8, seed: int = 0, **options: Any) -> UNet2DModel:
@@ -74,6 +78,16 @@ def attending_experts() -> list[PrunedUNet2DConditionModel]:
     return [attending_unet(seed, width) for seed, width in enumerate((8, 4, 12))]
 
 
+def drawing_experts(**options: Any) -> list[DrawingGRU]:
+    """Three networks of drawings, of different widths and weights, in eval mode."""
+    experts = []
+    for seed, width in enumerate((8, 4, 12)):
+        torch.manual_seed(seed)
+        options = {"num_layers": 1, "length_counts": LENGTH_COUNTS, **options}
+        experts.append(DrawingGRU((0.5, -1.0), hidden_size=width, **options).eval())
+    return experts
+
+
 def tiny_vae(kind: str = "VQModel", scaling_factor: float = 0.5) -> AutoencoderKL | VQModel:
     """A VAE from 8x8 greyscale images to 3x4x4 latents."""
     torch.manual_seed(9)
@@ -125,16 +139,17 @@ def markers() -> tuple[list[Marker], TimestepRouter]:
 
 def parts_of(kind: str) -> tuple[list[Any], AutoencoderKL | VQModel | None]:
     """The experts of one of the `KINDS`, and the VAE of those on latents."""
-    if kind in ("pixels", "classes"):
-        return (class_experts() if kind == "classes" else tiny_experts()), None
-    return attending_experts(), tiny_vae(kind)
+    if kind in VAES:
+        return attending_experts(), tiny_vae(kind)
+    experts: dict[str, Any] = {"pixels": tiny_experts, "classes": class_experts, "drawings": drawing_experts}
+    return experts[kind](), None
 
 
-def ensemble(kind: str = "pixels", experts: list[Any] | None = None, **scheduler: Any) -> EnsemblePipeline:
+def ensemble(kind: str = "pixels", experts: list[Any] | None = None, **scheduler: Any) -> Any:
     """An ensemble of this kind, or of these experts, without a progress bar; the options are its scheduler's."""
     own, vae = parts_of(kind)
     router = TimestepRouter(experts or own, ROUTES, NAMES).eval()
-    made = EnsemblePipeline(router, ListDDIMScheduler(**{"num_inference_steps": 6, **scheduler}), vae)
+    made = pipeline_of(router, ListDDIMScheduler(**{"num_inference_steps": 6, **scheduler}), vae)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -145,7 +160,11 @@ def seeded(*seeds: int) -> list[torch.Generator]:
 
 
 def draw(pipe: Any, *seeds: int, **options: Any) -> torch.Tensor:
-    """An image a seed, [B, C, H, W]; with classes, each of a class that follows from its seed."""
+    """A sample a seed: an image, [B, C, H, W], with classes each of a class that follows from its seed; or a drawing's
+    rows, [B, 6, 3]."""
+    if isinstance(pipe, VectorPipeline):
+        (rows,) = pipe(len(seeds), generator=seeded(*seeds), output_type="rows", show_progress=False, **options)
+        return torch.stack([nn.functional.pad(torch.from_numpy(each), (0, 0, 0, 6 - len(each))) for each in rows])
     labels = {"class_labels": [seed % CLASSES for seed in seeds]} if getattr(pipe, "num_classes", None) else {}
     options = {"generator": seeded(*seeds), "output_type": "pt", "show_progress": False, **labels, **options}
     return pipe(len(seeds), **options).images

@@ -12,8 +12,8 @@ from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
     ListDDIMScheduler,
     TimestepRouter,
-    iter_images,
-    sample_images,
+    iter_samples,
+    samples_of,
 )
 from schemas.errors import UserError
 
@@ -103,7 +103,7 @@ def test_an_ensemble_without_classes_takes_neither_labels_nor_guidance() -> None
         with pytest.raises(UserError, match=field):
             labelled(plain, labels, scale)
     with pytest.raises(UserError, match="classes"):
-        sample_images(plain, 1, 0, None, 1, classes=[0])
+        samples_of(plain, 1, 0, None, 1, classes=[0])
     assert labelled(plain, None, 1.0).shape == (2, 1, 8, 8)
 
 
@@ -155,32 +155,32 @@ def test_a_network_that_must_be_given_a_context_gets_none() -> None:
 
 def test_images_take_the_classes_in_turn_wherever_a_range_begins() -> None:
     pipe = pipeline(guidance_scale=2.0, eta=0.5)
-    images = sample_images(pipe, 7, seed=3, steps=None, batch_size=7)
-    by_class = sample_images(pipe, 7, 3, None, 7, classes=[0, 1, 2, 3, 0, 1, 2])
+    images = samples_of(pipe, 7, seed=3, steps=None, batch_size=7)
+    by_class = samples_of(pipe, 7, 3, None, 7, classes=[0, 1, 2, 3, 0, 1, 2])
     assert np.array_equal(images, by_class)
     for batch_size, first in ((2, 0), (3, 4), (1, 6)):
-        part = np.concatenate(list(iter_images(pipe, 7 - first, 3, None, batch_size, first=first)))
+        part = np.concatenate(list(iter_samples(pipe, 7 - first, 3, None, batch_size, first=first)))
         assert np.abs(part.astype(int) - images[first:]).max() <= 1
-    one_class = sample_images(pipe, 7, 3, None, 7, classes=[1])
+    one_class = samples_of(pipe, 7, 3, None, 7, classes=[1])
     same = np.abs(one_class.astype(int) - images).max((1, 2, 3)) <= 1
     assert same.tolist() == [index % CLASSES == 1 for index in range(7)]
-    assert not np.array_equal(images, sample_images(pipe, 7, 3, None, 7, guidance_scale=0.0))
+    assert not np.array_equal(images, samples_of(pipe, 7, 3, None, 7, guidance_scale=0.0))
 
 
 def test_batches_of_one_size_give_the_same_bits_wherever_they_are_cut() -> None:
     pipe = pipeline(guidance_scale=2.0, eta=0.5)
-    whole = sample_images(pipe, 12, 3, None, 4)
+    whole = samples_of(pipe, 12, 3, None, 4)
     for first in (4, 3):
-        assert np.array_equal(sample_images(pipe, 8, 3, None, 4, first=first), whole[first : first + 8])
+        assert np.array_equal(samples_of(pipe, 8, 3, None, 4, first=first), whole[first : first + 8])
 
 
 def test_images_come_a_batch_at_a_time_and_options_are_checked_at_once() -> None:
     pipe = pipeline()
-    batches = iter_images(pipe, 5, 0, 2, batch_size=2)
+    batches = iter_samples(pipe, 5, 0, 2, batch_size=2)
     passes: list[int] = []
     pipe.unet.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
     assert [next(batches).shape, len(passes)] == [(2, 8, 8, 1), 2]
     assert [len(batch) for batch in batches] == [2, 1]
     for classes in ([], [5], [-1]):
         with pytest.raises(UserError, match="class"):
-            iter_images(pipe, 5, 0, 2, 2, classes=classes)
+            iter_samples(pipe, 5, 0, 2, 2, classes=classes)

@@ -113,8 +113,9 @@ def test_offloaded_weights_that_do_not_fit_are_named_when_they_are_read(tmp_path
                 use()
 
 
-def test_an_ensemble_with_a_vae_draws_the_same_bits_offloaded(tmp_path: Path) -> None:
-    saved_ensemble(tmp_path, SamplingPlan(steps=4), kind="VQModel")
+@pytest.mark.parametrize("kind", ["VQModel", "drawings"])
+def test_an_ensemble_of_another_kind_draws_the_same_bits_offloaded(tmp_path: Path, kind: str) -> None:
+    saved_ensemble(tmp_path, SamplingPlan(steps=4), kind=kind)
     assert torch.equal(draw(load_ensemble(tmp_path, offload=True), 0, 1), draw(load_ensemble(tmp_path), 0, 1))
 
 

@@ -17,15 +17,16 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from ensemble_fixtures import CLASSES, KINDS, NAMES, ROUTES, draw, ensemble, saved_ensemble, seeded, tiny_experts
+from ensemble_fixtures import CLASSES, KINDS, NAMES, ROUTES, VAES, draw, ensemble, saved_ensemble, seeded, tiny_experts
 from forked import run_forked
 
 from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
     ListDDIMScheduler,
     TimestepRouter,
+    VectorPipeline,
     load_ensemble,
-    sample_images,
+    samples_of,
     save_ensemble,
 )
 from schemas.errors import RunFailed, UserError
@@ -33,6 +34,7 @@ from schemas.plan import DiffusionPlan, SamplingPlan
 
 SAMPLING = SamplingPlan(steps=4, spacing="uniform", eta=0.5, clip_sample=True, guidance_scale=2.0)
 SCHEDULER = {"num_inference_steps": 4, "spacing": "uniform", "eta": 0.5, "clip_sample": True, "guidance_scale": 2.0}
+UNCONDITIONAL = ("pixels", "drawings")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -49,7 +51,7 @@ def run_dir(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def guidance(kind: str) -> dict[str, float]:
-    return {"guidance_scale": 1.0} if kind == "pixels" else {"guidance_scale": 2.0}
+    return {"guidance_scale": 1.0 if kind in UNCONDITIONAL else 2.0}
 
 
 def test_the_pipeline_is_ddim_by_hand_over_the_experts() -> None:
@@ -65,9 +67,9 @@ def test_the_pipeline_is_ddim_by_hand_over_the_experts() -> None:
     assert torch.equal(images, (x / 2 + 0.5).clamp(0, 1))
 
 
-@pytest.mark.parametrize("kind", ["pixels", "classes"])
+@pytest.mark.parametrize("kind", ["pixels", "classes", "drawings"])
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_an_image_depends_on_its_own_generator_and_class_alone(kind: str, eta: float) -> None:
+def test_a_sample_depends_on_its_own_generator_and_class_alone(kind: str, eta: float) -> None:
     made = ensemble(kind, **guidance(kind))
     together = draw(made, 7, 8, 9, 7, eta=eta)
     assert torch.allclose(together[1:2], draw(made, 8, eta=eta), atol=1e-4)
@@ -78,21 +80,24 @@ def test_an_image_depends_on_its_own_generator_and_class_alone(kind: str, eta: f
 @pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL"])
 def test_batch_size_and_where_a_range_begins_change_nothing_but_rounding(kind: str) -> None:
     made = ensemble(kind, num_inference_steps=4, **guidance(kind))
-    images = sample_images(made, 5, seed=3, steps=None, batch_size=5)
+    images = samples_of(made, 5, seed=3, steps=None, batch_size=5)
     assert (images.shape, images.dtype) == ((5, 8, 8, 1), np.uint8)
     for batch_size, first in ((2, 0), (2, 3), (1, 3)):
-        part = sample_images(made, 5 - first, seed=3, steps=None, batch_size=batch_size, first=first)
+        part = samples_of(made, 5 - first, seed=3, steps=None, batch_size=batch_size, first=first)
         assert np.abs(images[first:].astype(int) - part).max() <= 1
-    other_seed = sample_images(made, 5, seed=4, steps=None, batch_size=5)
+    other_seed = samples_of(made, 5, seed=4, steps=None, batch_size=5)
     assert np.abs(images.astype(int) - other_seed).max() > 10
 
 
-@pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL", "VQModel"])
-def test_an_expert_that_diverged_is_reported_and_not_drawn(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "last", "what"),
+    [*[(kind, "conv_out", "Images") for kind in ("pixels", *VAES)], ("drawings", "final", "Drawings")],
+)
+def test_an_expert_that_diverged_is_reported_and_not_drawn(kind: str, last: str, what: str) -> None:
     broken = ensemble(kind, num_inference_steps=3)
-    torch.nn.init.constant_(broken.unet.experts[2].conv_out.weight, float("inf"))
-    with pytest.raises(RunFailed, match="not finite"):
-        sample_images(broken, 2, 0, None, 2)
+    torch.nn.init.constant_(getattr(broken.unet.experts[2], last).weight, float("inf"))
+    with pytest.raises(RunFailed, match=f"{what} 0 to 1 of seed 0 are not finite"):
+        samples_of(broken, 2, 0, None, 2)
 
 
 def test_a_saved_ensemble_draws_the_same_bits_from_its_folder_and_its_run_directory(run_dir: Path, kind: str) -> None:
@@ -100,28 +105,31 @@ def test_a_saved_ensemble_draws_the_same_bits_from_its_folder_and_its_run_direct
     for path in (run_dir, run_dir / "ensemble"):
         loaded = load_ensemble(path, device="cpu")
         assert torch.equal(draw(loaded, 1, 2), expected)
-    assert loaded.num_classes == (None if kind == "pixels" else CLASSES)
+    assert loaded.num_classes == (None if kind in UNCONDITIONAL else CLASSES)
     index = json.loads((run_dir / "ensemble" / "model_index.json").read_text())
-    assert index["_class_name"] == ("DDPMPipeline" if kind == "pixels" else "EnsemblePipeline")
-    assert index.get("vae") == (["diffusers", kind] if kind in KINDS[2:] else None)
+    named = {"pixels": "DDPMPipeline", "drawings": "VectorPipeline"}
+    assert index["_class_name"] == named.get(kind, "EnsemblePipeline")
+    assert index.get("vae") == (["diffusers", kind] if kind in VAES else None)
 
 
 def test_plain_diffusers_draws_the_same_bits_once_we_are_imported(run_dir: Path, kind: str, tmp_path: Path) -> None:
     expected = draw(ensemble(kind, **{**SCHEDULER, **guidance(kind)}), 1, 2)
-    pipe = EnsemblePipeline.from_pretrained(run_dir / "ensemble")
+    ours = VectorPipeline if kind == "drawings" else EnsemblePipeline
+    pipe = ours.from_pretrained(run_dir / "ensemble")
     assert torch.equal(draw(pipe, 1, 2), expected)
     if kind != "pixels":  # for which it has a pipeline of its own
         pipe = DiffusionPipeline.from_pretrained(run_dir / "ensemble")
-        assert type(pipe) is EnsemblePipeline
+        assert type(pipe) is ours
         assert torch.equal(draw(pipe, 1, 2), expected)
     pipe.save_pretrained(tmp_path / "again")
     assert torch.equal(draw(load_ensemble(tmp_path / "again"), 1, 2), expected)
 
 
-@pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL"], indirect=True)
-def test_half_precision_draws_nearly_the_same_image(run_dir: Path) -> None:
+@pytest.mark.parametrize("kind", ["pixels", "AutoencoderKL", "drawings"], indirect=True)
+def test_half_precision_draws_nearly_the_same(run_dir: Path) -> None:
     rough = load_ensemble(run_dir, torch_dtype=torch.bfloat16)
-    assert {each.dtype for each in (rough.unet, rough.vae) if each is not None} == {torch.bfloat16}
+    networks = [rough.unet, rough.components.get("vae")]
+    assert {each.dtype for each in networks if each is not None} == {torch.bfloat16}
     exact, images = draw(load_ensemble(run_dir), 1, 2), draw(rough, 1, 2)
     assert images.dtype == torch.float32
     assert 0 < (images - exact).abs().mean() < 0.05
@@ -158,8 +166,9 @@ def test_steps_timesteps_and_eta_given_by_hand_win_over_the_ensembles() -> None:
     "kind_of_scheduler",
     [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler],
 )
-def test_diffusers_schedulers_can_be_swapped_in(kind_of_scheduler: type) -> None:
-    made = ensemble()
+@pytest.mark.parametrize("kind", ["pixels", "drawings"])
+def test_diffusers_schedulers_can_be_swapped_in(kind_of_scheduler: type, kind: str) -> None:
+    made = ensemble(kind)
     made.scheduler = kind_of_scheduler.from_config(made.scheduler.config)
     images = draw(made, 1, 2, num_inference_steps=5)
     assert torch.isfinite(images).all()
