@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, Literal
 
 from schemas.section import Sealed, Section
@@ -15,10 +16,20 @@ class StoreInfo(Sealed):
     digest: str  # SHA-256 of the samples, of the shape as text, then of the int64 labels if there are any
     shape: tuple[int, ...]
     samples_bytes: int  # size of samples.npy, header included
-    checksums_sha256: str  # of checksums.npy: the CRC-32 of each row of samples.npy
+    checksums_sha256: str  # of checksums.npy: the CRC-32 of each row of samples.npy, or of each drawing
     labels_sha256: str | None = None  # of labels.npy: an int64 below num_classes for each sample; null: no labels
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None  # null: the classes are numbers without names
+
+    @property
+    def samples(self) -> int:
+        """How many images or drawings there are."""
+        return self.shape[-4]
+
+    @property
+    def checksums(self) -> int:
+        """How many of them, in all the ways in which they may come, have a checksum."""
+        return prod(self.shape[:-3])
 
 
 class ImageInfo(StoreInfo):
@@ -66,3 +77,11 @@ class DrawingInfo(StoreInfo):
     unreadable_names: tuple[str, ...]
     too_long_names: tuple[str, ...]  # left out for data.drawings.max_points, which is no fault of theirs
     source: dict[str, Any]
+
+    @property
+    def samples(self) -> int:
+        return self.drawings
+
+    @property
+    def checksums(self) -> int:
+        return self.drawings

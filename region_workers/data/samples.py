@@ -1,4 +1,4 @@
-"""Samples as they lie in a store, and how rows of it become floats: the seam between pixels and latents."""
+"""Samples as they lie in a store, and how rows of it become floats: the seam between pixels, latents and drawings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import weakref
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +39,23 @@ class Samples(ABC):
     def read(self, numbers: Numbers) -> Array:
         """A copy of the rows with these numbers, int64 [B]; RunFailed for one that its checksum is not of."""
         rows: Array = self._reader(numbers)
-        if self._checksums is not None:
-            wrong = checksums_of(rows) != self._checksums[numbers]
-            if wrong.any():
-                assert isinstance(self.rows, np.memmap)
-                raise RunFailed(
-                    f"{Path(str(self.rows.filename)).parent}: row {numbers[wrong][0]} is not what was written. Delete "
-                    "the folder and launch again: it is built anew, and training goes on from its last checkpoints."
-                )
+        self._check(rows, numbers)
         return rows
 
     def row_numbers(self, indices: Numbers, mirrored: npt.NDArray[np.bool_]) -> Numbers:
         """Where the samples `indices` are, mirrored or not: int64 [B]."""
         return indices
+
+    def _check(self, rows: Array | Sequence[Array], numbers: Numbers) -> None:
+        if self._checksums is None:
+            return
+        wrong = checksums_of(rows) != self._checksums[numbers]
+        if wrong.any():
+            assert isinstance(self.rows, np.memmap)
+            raise RunFailed(
+                f"{Path(str(self.rows.filename)).parent}: row {numbers[wrong][0]} is not what was written. Delete "
+                "the folder and launch again: it is built anew, and training goes on from its last checkpoints."
+            )
 
     @abstractmethod
     def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
@@ -90,6 +95,36 @@ class LatentSamples(Samples):
         return rows.to(torch.float32)
 
 
+class DrawingSamples(Samples):
+    """Drawings as rows float32 [P, 3], one behind the other: drawing i has the rows [offsets[i], offsets[i + 1]).
+
+    `lengths`: the rows of each, int64 [N].
+    """
+
+    def __init__(self, rows_P3: Array, offsets: Numbers, checksums: Checksums | None = None) -> None:
+        super().__init__(rows_P3, None, checksums)
+        self._starts, self.lengths = offsets[:-1], np.diff(offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def read(self, numbers: Numbers, length: int | None = None) -> Array:
+        """A copy of the drawings, float32 [B, L, 3], filled up with zeros to `length`, or to the longest of them."""
+        longest = int(self.lengths[numbers].max(initial=0)) if length is None else length
+        padded_BL3 = np.zeros((len(numbers), longest, 3), np.float32)
+        drawings = [padded[: self.lengths[number]] for padded, number in zip(padded_BL3, numbers, strict=True)]
+        for drawing, start in zip(drawings, self._starts[numbers].tolist(), strict=True):
+            if isinstance(self._reader, _FileReader):
+                self._reader.read_into(drawing, start)
+            else:
+                drawing[:] = self.rows[start : start + len(drawing)]
+        self._check(drawings, numbers)
+        return padded_BL3
+
+    def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
+        return rows
+
+
 class _FileReader:
     """Reads rows from a memory map's file, and not through the map.
 
@@ -113,8 +148,13 @@ class _FileReader:
                 raise OSError(f"{self._name} ends before the end of its row {number}: it was cut short while in use")
         return rows
 
+    def read_into(self, values: Array, number: int) -> None:
+        """Fill an array, which lies in one piece, with what is in the file from the row `number` on."""
+        if os.preadv(self._descriptor, [values.data], self._start + number * self._row_bytes) < values.nbytes:
+            raise OSError(f"{self._name} ends before the end of its row {number}: it was cut short while in use")
 
-def checksums_of(rows: Array) -> Checksums:
+
+def checksums_of(rows: Array | Sequence[Array]) -> Checksums:
     """CRC-32 of each row, uint32 [N]; a row lies in one piece."""
     return np.fromiter((zlib.crc32(row.data) for row in rows), np.uint32, len(rows))
 

@@ -51,17 +51,21 @@ class Store(ABC):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.info = self.info_type.model_validate_json((folder / INFO).read_bytes())
-            self.array = self._map(folder / SAMPLES)
-            rows = int(np.prod(self.info.shape[:-3]))
-            self._checksums: Checksums = _read_array(folder / CHECKSUMS, np.uint32, rows, self.info.checksums_sha256)
-            self.labels: Labels | None = None
-            if self.info.labels_sha256 is not None:
-                self.labels = _read_array(folder / LABELS, np.int64, len(self), self.info.labels_sha256)
+            self._read()
         except (OSError, ValueError) as error:
             reason = f"{INFO} is not what was written" if isinstance(error, ValidationError) else error
             whole = f"{folder} is no whole {self.what} store"
             raise RunFailed(f"{whole}: {reason}. Delete it; it is built anew.") from error
+
+    def _read(self) -> None:
+        folder = self.folder
+        self.info = self.info_type.model_validate_json((folder / INFO).read_bytes())
+        self.array = self._map(folder / SAMPLES)
+        checksums, sha256 = self.info.checksums, self.info.checksums_sha256
+        self._checksums: Checksums = read_array(folder / CHECKSUMS, np.uint32, checksums, sha256)
+        self.labels: Labels | None = None
+        if self.info.labels_sha256 is not None:
+            self.labels = read_array(folder / LABELS, np.int64, len(self), self.info.labels_sha256)
 
     @abstractmethod
     def samples(self) -> Samples:
@@ -69,11 +73,11 @@ class Store(ABC):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of the samples in order, of the shape, and of the labels if there are any."""
+        """SHA-256 (hex) of the samples in order, of the shape, and of what else there is of them (labels, offsets)."""
         return self.info.digest
 
     def __len__(self) -> int:
-        return self.info.shape[-4]
+        return self.info.samples
 
     @classmethod
     def find(cls, cache_dir: Path, digest: str) -> Self | None:
@@ -120,7 +124,7 @@ class Store(ABC):
 
     @classmethod
     def _folder(cls, cache_dir: Path, key: str) -> Path:
-        return _make_place(cache_dir / cls.place) / key[:16]
+        return make_place(cache_dir / cls.place) / key[:16]
 
     def _map(self, path: Path) -> np.memmap[Any, Any]:
         found_bytes = path.stat().st_size
@@ -159,7 +163,7 @@ def ensure_store(plan: DataPlan, cache_dir: Path, report: Report | None = None) 
     that cannot be read or is empty, for too many unreadable images and for images without a proper label, RunFailed for
     a builder that shows no progress and for a full disk.
     """
-    _make_place(cache_dir / ImageStore.place)
+    make_place(cache_dir / ImageStore.place)
     source = open_source(plan, cache_dir)
     identity = source.identity()
     key = store_key(identity, plan)
@@ -186,8 +190,7 @@ def _build(source: Source, identity: dict[str, Any], key: str, plan: DataPlan, f
     folder.mkdir(exist_ok=True)
     try:
         content = decode_into(folder / SAMPLES, source, plan, key, report)
-        if source.identity() != identity:
-            raise RunFailed(f"{plan.path} changed while it was read. Start again once its files are at rest.")
+        check_unchanged(identity, source.identity(), plan)
         labels, num_classes, class_names = content.labels()
         names = tuple(name for name, _ in content.unreadable)
         _log.info("decoded %d images of %s (%d unreadable)", content.images, plan.path, len(names))
@@ -199,7 +202,13 @@ def _build(source: Source, identity: dict[str, Any], key: str, plan: DataPlan, f
         raise
 
 
-def _make_place(path: Path) -> Path:
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], plan: DataPlan) -> None:
+    """Raise RunFailed if the plan's source is no longer what it was before it was read."""
+    if before != now:
+        raise RunFailed(f"{plan.path} changed while it was read. Start again once its files are at rest.")
+
+
+def make_place(path: Path) -> Path:
     """Have the cache's folder for stores of one kind. Raises PlanError if that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -240,14 +249,14 @@ def write_info(
         digest=sha.hexdigest(),
         shape=shape,
         samples_bytes=(folder / SAMPLES).stat().st_size,
-        checksums_sha256=_write_array(folder / CHECKSUMS, checksums),
-        labels_sha256=None if labels is None else _write_array(folder / LABELS, labels),
+        checksums_sha256=write_array(folder / CHECKSUMS, checksums),
+        labels_sha256=None if labels is None else write_array(folder / LABELS, labels),
         **more,
     )
     write_model(folder / INFO, info)
 
 
-def _write_array(path: Path, values: Array) -> str:
+def write_array(path: Path, values: Array) -> str:
     """Write a small array durably; its file's SHA-256 (hex)."""
 
     def write(temporary: Path) -> None:
@@ -258,7 +267,8 @@ def _write_array(path: Path, values: Array) -> str:
     return file_digest(path)
 
 
-def _read_array(path: Path, dtype: type[np.generic], count: int, sha256: str) -> Array:
+def read_array(path: Path, dtype: type[np.generic], count: int, sha256: str) -> Array:
+    """The array of a `write_array`. Raises DamagedFileError, OSError or ValueError."""
     values: Array = np.load(io.BytesIO(read_verified(path, sha256)), allow_pickle=False)
     _check_kind(path, values, dtype, (count,))
     return values
