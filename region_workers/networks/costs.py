@@ -63,6 +63,7 @@ class CostCounter:
         """`network` is the dense one, on any device; it is left alone. `example_inputs` as for `find_groups`."""
         self._network = meta_copy(network)
         self._inputs = example_inputs
+        self._at: dict[float, Costs] = {}
         self._counted: dict[tuple[int, ...], Costs] = {}
 
     @cached_property
@@ -76,7 +77,9 @@ class CostCounter:
 
     def at(self, ratio: float) -> Costs:
         """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
-        return self._count(self.network_at(ratio) if ratio else self._network)
+        if ratio not in self._at:
+            self._at[ratio] = self._count(self.network_at(ratio) if ratio else self._network)
+        return self._at[ratio]
 
     def sparse_at(self, ratio: float, plan: SparsityPlan) -> SparseCosts:
         """In theory, of the network pruned at `ratio` and masked as planned."""

@@ -61,6 +61,9 @@ class ChannelGroup:
     order: int = 0
 
 
+_FOUND: dict[str, tuple[ChannelGroup, ...]] = {}  # by what the network is
+
+
 def find_groups(
     model: nn.Module, example_inputs: Mapping[str, Tensor], protected: Collection[str] = ("conv_out",)
 ) -> tuple[ChannelGroup, ...]:
@@ -69,7 +72,22 @@ def find_groups(
     The graph is traced on a meta copy: no weights are copied, computed with or changed, and the shapes of
     `example_inputs` (forward's keyword arguments, on any device) are all that matters. Groups that hold the outputs of
     a `protected` layer are left out. ValueError if a protected layer is missing or a layer cannot be pruned.
+
+    A network of diffusers is traced once in a process: one of the same config, layers and inputs has the same groups.
     """
+    config = getattr(model, "config", None)
+    if config is None:  # its layers alone do not say how they are joined
+        return _find_groups(model, example_inputs, protected)
+    shapes = {name: tuple(tensor.shape) for name, tensor in example_inputs.items()}
+    structure = repr((type(model), dict(config), model, shapes, list(protected)))
+    if structure not in _FOUND:
+        _FOUND[structure] = _find_groups(model, example_inputs, protected)
+    return _FOUND[structure]
+
+
+def _find_groups(
+    model: nn.Module, example_inputs: Mapping[str, Tensor], protected: Collection[str]
+) -> tuple[ChannelGroup, ...]:
     twin = meta_copy(model)
     names = {module: name for name, module in twin.named_modules()}
     order = {name: position for position, name in enumerate(names.values())}
