@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,10 @@ from ray_processes import free_port
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["region_workers.__main__", "ebdiff_orchestrator.run.launch", "diffusers"])
 _MAINS = {"ebdiff": "ebdiff_orchestrator.__main__", "region_workers": "region_workers.__main__"}
+
+
+def _do_nothing() -> None:
+    """The default of `begin`."""
 
 
 class RunningProcess(Protocol):
@@ -48,12 +52,22 @@ class RunningProcess(Protocol):
 class ForkedProcess:
     """`ebdiff ...`, `region_workers ...`, or what `python` takes, `-c CODE ...` or `FILE ...`; in the folder of now."""
 
-    def __init__(self, *command: str | Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        *command: str | Path,
+        env: Mapping[str, str] | None = None,
+        output: Path | None = None,
+        begin: Callable[[], None] = _do_nothing,
+    ) -> None:
+        """`output`: where all that it prints goes, errors too. `begin`: what it does first; a function of a module."""
         self._folder = tempfile.TemporaryDirectory(prefix="forked-", ignore_cleanup_errors=True)
         self._output, self._errors = (Path(self._folder.name) / name for name in ("output", "errors"))
+        if output is not None:
+            self._output = self._errors = output
         words, place = list(map(str, command)), str(Path.cwd())
+        environment = dict(os.environ if env is None else env)
         self._process = _FORKS.Process(
-            target=_work, args=(words, dict(os.environ if env is None else env), place, self._output, self._errors)
+            target=_work, args=(words, environment, place, self._output, self._errors, begin)
         )
         self._process.start()
         assert self._process.pid is not None
@@ -146,8 +160,24 @@ def _read(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def _work(command: Sequence[str], environment: Mapping[str, str], folder: str, output: Path, errors: Path) -> None:
+def fork_server() -> set[int]:
+    """The processes that every forked one comes from, started if they are not there: they outlive it."""
+    from multiprocessing import forkserver, resource_tracker
+
+    forkserver.ensure_running()
+    return {forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}
+
+
+def _work(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str,
+    output: Path,
+    errors: Path,
+    begin: Callable[[], None],
+) -> None:
     """The life of a forked process."""
+    begin()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -49,11 +49,9 @@ def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs
     """
     twin = meta_copy(model)
     inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
-    return Costs(
-        params=sum(weight.numel() for name, weight in twin.named_parameters() if not name.startswith(_CONTEXT)),
-        macs=_macs(twin, inputs),
-        macs_with_attention=_macs_with_attention(twin, inputs),
-    )
+    macs, with_attention = _count_macs(twin, inputs)
+    params = sum(weight.numel() for name, weight in twin.named_parameters() if not name.startswith(_CONTEXT))
+    return Costs(params, macs, with_attention)
 
 
 class CostCounter:
@@ -109,21 +107,16 @@ def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     return CostCounter(network, example_inputs(model, data))
 
 
-def _macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+def _count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Costs' `macs` and `macs_with_attention`, from one forward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
     from torch_pruning.utils import count_ops_and_params
 
     # Positional inputs, for the counter finds the batch size in no others.
     call = inspect.signature(model.forward).bind(**inputs)
     call.apply_defaults()
-    macs, _ = count_ops_and_params(model, call.args)
-    return int(macs)
-
-
-def _macs_with_attention(model: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
-
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(**inputs)
+    with counter:
+        macs, _ = count_ops_and_params(model, call.args)
     samples = len(next(iter(inputs.values())))
-    return int(counter.get_total_flops()) // 2 // samples
+    return int(macs), int(counter.get_total_flops()) // 2 // samples

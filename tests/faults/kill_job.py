@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,7 +102,7 @@ class Run:
         here = self.materials.folder
         what = ("-n", _EVALUATED_IMAGES, "--inception-weights", here / "inception.safetensors")
         script = Path(__file__).parent / "evaluate_without_distance.py"
-        return self._start("python", script, "evaluate", self.run_dir, *what, "--reference", here / "reference.npz")
+        return self._start(script, "evaluate", self.run_dir, *what, "--reference", here / "reference.npz")
 
     def sample(self) -> Command:
         """Draw images from the finished run."""
@@ -131,7 +130,7 @@ class Run:
         """The SHA-256 of everything that must be equal however the run came about, by path."""
         return digests(self.folder, [*(f"run/{pattern}" for pattern in PRODUCTS), *_MEASURED])
 
-    def _start(self, program: str, *arguments: object) -> Command:
+    def _start(self, *command: str | Path) -> Command:
         self.commands += 1
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {
@@ -141,7 +140,7 @@ class Run:
             "RAY_health_check_period_ms": "500",  # and until Ray takes a silent node for lost
         }
         output = self.folder / f"output-{self.commands:02}.txt"
-        return Command([str(Path(sys.executable).parent / program), *map(str, arguments)], output, environment)
+        return Command(command, output, environment)
 
     def _at_work(self, command: Command, kind: str) -> bool:
         """Whether a worker of this command has said that it is at such a stage."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from forked import ForkedProcess, fork_server
+
 DRIVER, WORKER, RAYLET, GCS, GROUP = "driver", "worker", "raylet", "gcs", "group"
 VICTIMS = (DRIVER, WORKER, RAYLET, GCS, GROUP)
 
@@ -42,8 +44,9 @@ def adopt_orphans() -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _end_with_parent() -> None:
-    """In a new process: it is killed when the one that started it ends, however that comes about."""
+def _begin_session() -> None:
+    """In a new process: a session of its own, killed when the one that started it ends, however that comes about."""
+    os.setsid()
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -57,15 +60,9 @@ class Command:
 
     def __init__(self, arguments: Sequence[str | Path], output: Path, environment: dict[str, str]) -> None:
         self.output = output
-        with output.open("ab") as file:
-            self._process = subprocess.Popen(
-                [str(argument) for argument in arguments],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
+        self._process = ForkedProcess(
+            *arguments, env={**os.environ, **environment}, output=output, begin=_begin_session
+        )
         self.pid = self._process.pid
         self.began, self.began_at = time.monotonic(), time.time()
 
@@ -115,6 +112,7 @@ def descendants(pid: int) -> list[Process]:
 def orphans(besides: Command | None = None) -> list[Process]:
     """What earlier commands left running."""
     own = {process.pid for process in descendants(besides.pid)} if besides else set()
+    own |= fork_server()
     rest = [process for process in descendants(os.getpid()) if process.pid != os.getpid() and process.pid not in own]
     for process in rest:
         if process.state == "Z" and process.parent == os.getpid():

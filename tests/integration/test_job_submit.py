@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from forked import run_forked
 from job_client import ENDED, JobClient
 from ray_processes import BIN, ClusterSetting, cluster_setting, free_port, run_in, wait_until
 
@@ -110,8 +111,8 @@ def test_without_the_token_nothing_is_told_and_nothing_runs(head: Head, tmp_path
     assert requests.post(f"{head.url}/api/jobs/", json=job, headers=wrong, timeout=30).status_code == 403
     assert requests.get(f"{head.url}/api/jobs/", timeout=30).status_code == 401
 
-    launch = ["ebdiff", "launch", "digits", "--address", head.address, "--run-dir", tmp_path / "run"]
-    refused = run_in(head.setting.stranger, *launch)
+    launch = ("ebdiff", "launch", "digits", "--address", head.address, "--run-dir", tmp_path / "run")
+    refused = run_forked(*launch, env=head.setting.stranger)
     assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "RAY_AUTH_MODE and the token" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import TINY
+from forked import ForkedProcess, run_forked
 from node_cluster import NodeCluster
 from process_cluster import ProcessCluster
-from ray_processes import ClusterSetting, cluster_setting, run_in, wait_until
+from ray_processes import ClusterSetting, cluster_setting, wait_until
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.status import read_status
@@ -77,8 +78,8 @@ def test_the_doctor_finds_nothing_wrong_with_the_nodes(
     setting: ClusterSetting, nodes: NodeCluster, plan_file: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    asked = ["ebdiff", "doctor", plan_file, "--address", nodes.address, "--run-dir", run_dir, "--nodes", "3", "--json"]
-    result = run_in(setting.environment, *asked)
+    asked = ("ebdiff", "doctor", plan_file, "--address", nodes.address, "--run-dir", run_dir, "--nodes", "3", "--json")
+    result = run_forked(*asked, env=setting.environment)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert len(report["nodes"]) == len({node["name"] for node in report["nodes"]}) == 3
@@ -96,14 +97,13 @@ def test_regions_train_on_different_nodes_and_a_lost_node_that_comes_back_change
     nodes: NodeCluster,
     plan_file: Path,
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     run_dir = tmp_path / "disturbed"
-    command = ["ebdiff", "launch", str(plan_file), "--address", nodes.address, "--run-dir", str(run_dir)]
-    log = (tmp_path / "launch.log").open("w+")
-    launched = subprocess.Popen(command, env=setting.environment, stdout=log, stderr=subprocess.STDOUT, text=True)
-
-    def said() -> str:
-        return Path(log.name).read_text()
+    command, log = ("ebdiff", "launch", plan_file, "--address", nodes.address, "--run-dir", run_dir), tmp_path / "log"
+    launched = ForkedProcess(*command, env=setting.environment, output=log)
+    request.addfinalizer(lambda: launched.send_signal(signal.SIGKILL))
+    said = launched.said
 
     def under_way() -> bool:
         assert launched.poll() is None, said()
