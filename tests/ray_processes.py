@@ -103,7 +103,7 @@ def wait_until(ready: Callable[[], bool], what: str, limit_s: float = 400) -> No
     deadline = time.monotonic() + limit_s
     while not ready():
         assert time.monotonic() < deadline, f"waited {limit_s:.0f} s for {what}"
-        time.sleep(0.05)
+        time.sleep(0.2)  # each look costs Ray or a run's readers some milliseconds of a core
 
 
 def processes_with(variable: str, value: str) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from dataclasses import dataclass, field
@@ -57,19 +58,21 @@ def call(argv: tuple[str, ...], capfd: pytest.CaptureFixture[str], patch: pytest
 
 
 def contents(folder: Path) -> dict[str, tuple[int, ...] | str | None]:
-    """Everything below a folder: files by size and time of change, links by their targets, folders by name."""
+    """Everything below a folder, by path: files by size and time of change, links by their targets."""
     found: dict[str, tuple[int, ...] | str | None] = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if _CLAIMS in path.relative_to(folder).parts:
-            continue
-        if path.is_symlink():
-            found[name] = str(path.readlink())
-        elif path.is_file():
-            status = path.stat()
-            found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
-        elif path.is_dir():
-            found[name] = None
+    waiting = [str(folder)]
+    while waiting:
+        for entry in os.scandir(waiting.pop()):
+            if entry.name == _CLAIMS:
+                continue
+            if entry.is_symlink():
+                found[entry.path] = str(Path(entry.path).readlink())
+            elif entry.is_file():
+                status = entry.stat()
+                found[entry.path] = (status.st_size, status.st_mtime_ns, status.st_ino)
+            elif entry.is_dir():
+                found[entry.path] = None
+                waiting.append(entry.path)
     return found
 
 

@@ -26,7 +26,7 @@ _VICTIMS = {  # the driver assembles and samples by itself
     EVALUATE: _ALL,
 }
 _TRAINED = (DRAW, CHECKPOINT, TRAIN)
-_POLL_S = 0.004
+_POLL_S, _QUICK_POLL_S = 0.03, 0.004  # a checkpoint is soon written; each look costs a millisecond of a core
 _END_LIMIT_S = 240.0  # for a command to end by itself after a kill; a driver may wait for its workers to save
 _ORPHANED_S = 5.0  # for workers to notice that their driver is gone; the next command does not wait for more
 _BRIEF_S = 0.03  # of a stage that was over too soon to be timed
@@ -214,7 +214,7 @@ class Campaign:
         while command.code is None and time.monotonic() < until:
             if run.is_at(stage, command):
                 return True
-            time.sleep(_POLL_S)
+            time.sleep(_QUICK_POLL_S if stage == CHECKPOINT else _POLL_S)
         return False
 
     def _see_it_end(self, command: Command, row: Row) -> None:

@@ -102,8 +102,9 @@ def test_the_paper_s_cifar10_job_finishes_when_shrunk(cache_dir: Path, tmp_path:
     changes = [
         f"data.path={CIFAR10}",
         "training.batch_size=2",
-        "training.steps=3",
+        "training.steps=2",
         "draw.interval_steps=1",
+        "draw.queue_length=2",
         "sampling.num_images=2",
         "sampling.steps=2",
     ]
