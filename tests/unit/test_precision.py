@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_sparse_training import check_every_step, sparse_plan
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
 from region_workers.training.checkpoints import Checkpoints
@@ -23,6 +24,7 @@ QUICK_TO_COMPILE = (
     "model.down_block_types=[DownBlock2D]",
     "model.up_block_types=[UpBlock2D]",
 )
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler on a CPU")
 MODES = [
     (),
     (BF16,),
@@ -64,12 +66,6 @@ def test_a_resumed_trainer_ends_in_the_same_bits(
     _check_resume(make_trainer, changes, tmp_path / "checkpoints")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler on a CPU")
-def test_a_resumed_compiled_trainer_ends_in_the_same_bits(make_trainer: MakeTrainer, tmp_path: Path) -> None:
-    _check_resume(make_trainer, (COMPILE, *QUICK_TO_COMPILE), tmp_path / "checkpoints")
-
-
 @pytest.mark.parametrize("option", [BF16, CHANNELS_LAST])
 def test_precision_and_memory_format_train_to_nearly_the_same_loss(make_trainer: MakeTrainer, option: str) -> None:
     losses = []
@@ -90,12 +86,27 @@ def test_weights_moments_and_ema_are_fp32_in_bf16_training(make_trainer: MakeTra
     assert {tensor.dtype for name, tensor in state.items() if name != "losses"} == {torch.float32}
 
 
+# The first of these compiles for half a minute; the others find its kernels in torch's cache.
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("cc") is None, reason="torch.compile needs a C compiler on a CPU")
+@needs_compiler
+def test_a_resumed_compiled_trainer_ends_in_the_same_bits(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+    _check_resume(make_trainer, (COMPILE, *QUICK_TO_COMPILE), tmp_path / "checkpoints")
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_compiled_network_trains_to_the_same_loss(make_trainer: MakeTrainer) -> None:
     losses = []
     for changes in ((), (COMPILE,)):
-        trainer = make_trainer(*QUICK_TO_COMPILE, *changes)  # the compiled kernels of the test above are cached
+        trainer = make_trainer(*QUICK_TO_COMPILE, *changes)
         state_after(trainer, 1)
         losses.append(trainer.read_metrics()[0])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_network_of_a_sparse_training_keeps_as_many_weights_at_every_step(make_trainer: MakeTrainer) -> None:
+    check_every_step(make_trainer(*sparse_plan("rigl"), COMPILE, *QUICK_TO_COMPILE), "rigl", 0.6)
