@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.manifest import Evaluation
+from schemas.manifest import Evaluation, ExtractorName
 from schemas.plan import DataPlan, TrainingPlan
 from schemas.section import Sealed, Section
 
@@ -40,14 +40,29 @@ class FolderImages(Section):
     max_pixels: int = Field(description="Of one image, as data.max_pixels.")
 
 
+class ExtractorChoice(Section):
+    """The network that turns images to features, the same on every node."""
+
+    name: ExtractorName
+    digest: str = Field(description="SHA-256 of its weights.")
+    num_features: int = Field(description="Of an image.")
+    weights_file: str | None = Field(
+        None, description="Of Inception, if it was given; null: where torch hub keeps it, on each node."
+    )
+
+    @property
+    def key(self) -> dict[str, str]:
+        """Its part of what a result is known by."""
+        return {self.name: self.digest}
+
+
 class FeatureJob(Section):
-    """Inception features of `num_images` images, to be written to `folder` shard by shard."""
+    """Features of `num_images` images, to be written to `folder` shard by shard."""
 
     folder: str
     num_images: int
     images: Annotated[SampledImages | StoredImages | FolderImages, Field(discriminator="kind")]
-    inception_file: str | None = Field(description="null: where torch hub keeps it, on each node.")
-    inception_sha256: str
+    extractor: ExtractorChoice
     training: TrainingPlan
     use_gpu: bool = False
 
@@ -57,7 +72,7 @@ class ShardRecord(Sealed):
 
     sha256: str = Field(description="Of the features' file.")
     num_images: int
-    making_s: float = Field(description="Seconds that drawing or reading the images took, Inception left out.")
+    making_s: float = Field(description="Seconds that drawing or reading the images took, features left out.")
     device: str
 
 
@@ -75,7 +90,7 @@ class EvaluationReport(Sealed):
     """A measurement with what it needs to be read rightly."""
 
     evaluation: Evaluation
-    label: str = Field(description="What the number is, for example FID-50k.")
+    label: str = Field(description="What the number is, for example FID-50k or FD-random-conv-1k.")
     reference: str = Field(description="The images that it is measured against.")
     statistics_sha256: str = Field(description="Of the statistics beside the report.")
     stored_bytes: int = Field(description="The ensemble on disk.")

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.job import Artifact, Hardware
 from schemas.plan import Plan
-from schemas.section import Sealed, Section
+from schemas.section import Sealed, Section, is_none
 
 MANIFEST_FILE = "manifest.json"
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
 MANIFEST_VERSION = 3
 EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost
 
+ExtractorName = Literal["inception", "random-conv"]
 Status = Literal["pending", "running", "done", "failed"]
 
 
@@ -89,18 +90,45 @@ class Evaluation(Section):
 
     key: str = Field(description="Digest of the ensemble, the images drawn and the reference.")
     ensemble_digest: str = Field(description="SHA-256 of the files of the ensemble that was measured.")
-    fid: float
+    extractor: ExtractorName = Field(
+        "inception", exclude_if=lambda name: name == "inception", description="The network that made the features."
+    )
+    fid: float | None = Field(None, exclude_if=is_none, description="The Frechet distance of Inception's features.")
+    frechet_distance: float | None = Field(None, exclude_if=is_none, description="Of another extractor's: no FID.")
     num_images: int
     steps: int = Field(description="Sampling steps an image.")
     seed: int
     guidance_scale: float
-    inception_sha256: str
+    inception_sha256: str | None = Field(None, exclude_if=is_none, description="Of Inception's weights.")
+    extractor_sha256: str | None = Field(None, exclude_if=is_none, description="Of another extractor's weights.")
     reference_digest: str
     reference_images: int
     seconds_per_image: float = Field(description="Of one worker: sampling alone.")
     wall_s: float
     workers: int
     at: float
+
+    @model_validator(mode="after")
+    def _check_extractor(self) -> Evaluation:
+        by_inception, by_other = (self.fid, self.inception_sha256), (self.frechet_distance, self.extractor_sha256)
+        ours, theirs = (by_inception, by_other) if self.extractor == "inception" else (by_other, by_inception)
+        if None in ours or theirs != (None, None):
+            raise ValueError("fid and inception_sha256 are Inception's, frechet_distance and extractor_sha256 others'")
+        return self
+
+    @property
+    def distance(self) -> float:
+        """The Frechet distance, whatever it is called."""
+        distance = self.fid if self.extractor == "inception" else self.frechet_distance
+        assert distance is not None, "it was validated"
+        return distance
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of the extractor's weights."""
+        sha256 = self.inception_sha256 if self.extractor == "inception" else self.extractor_sha256
+        assert sha256 is not None, "it was validated"
+        return sha256
 
     @property
     def is_full(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +15,7 @@ from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
 
 if TYPE_CHECKING:
     from schemas.evaluation import EvaluationReport
+    from schemas.manifest import Evaluation
 
 
 CountOption = Annotated[
@@ -27,6 +28,10 @@ GuidanceOption = Annotated[
 ]
 BatchOption = Annotated[
     int | None, Option(min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's.")
+]
+ExtractorOption = Annotated[
+    Literal["inception", "random-conv"],
+    Option(help="What makes the features; random-conv needs no weights, and compares runs of this tool alone."),
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -53,6 +58,7 @@ def evaluate(
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     batch_size: BatchOption = None,
+    extractor: ExtractorOption = "inception",
     inception_weights: WeightsOption = None,
     reference: ReferenceOption = None,
     reference_images: ReferenceImagesOption = None,
@@ -63,7 +69,8 @@ def evaluate(
 ) -> None:
     """Measure a finished run's images: FID against its own data, and what sampling costs.
 
-    Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's.
+    Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's; with
+    --extractor random-conv it is another distance, which needs no weights and is no FID.
     """
     from ebdiff_orchestrator.evaluation.evaluate import evaluate
     from ebdiff_orchestrator.evaluation.records import recorded_report
@@ -75,6 +82,7 @@ def evaluate(
         steps=steps,
         guidance_scale=guidance,
         batch_size=batch_size,
+        extractor=extractor,
         inception_weights=inception_weights,
         reference=reference,
         reference_images=reference_images,
@@ -90,7 +98,7 @@ def evaluate(
 def report_table(report: EvaluationReport) -> Table:
     """The number under its right name, what it was measured with, and what sampling costs."""
     measured = report.evaluation
-    title = f"{report.label}: {measured.fid:.4f}"
+    title = f"{report.label}: {measured.distance:.4f}"
     table = Table(title=title, title_justify="left", show_header=False, show_edge=False, pad_edge=False, box=None)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -98,7 +106,7 @@ def report_table(report: EvaluationReport) -> Table:
     rows = {
         "images": f"{measured.num_images:,} in {measured.steps} steps, seed {measured.seed}{guidance}",
         "reference": report.reference,
-        "Inception weights": f"SHA-256 {measured.inception_sha256[:16]}",
+        **_weights(measured),
         "sampling": f"{measured.seconds_per_image:.3g} s an image and worker, {measured.workers} workers",
         "parameters": _both(_millions(report.params_by_steps), _millions(report.params_by_timesteps)),
         "MACs a step": _both(_billions(report.macs_by_steps), _billions(report.macs_by_timesteps)),
@@ -114,6 +122,14 @@ def report_table(report: EvaluationReport) -> Table:
             f"{_millions(share.params)} parameters, {_billions(share.macs)} MACs",
         )
     return table
+
+
+def _weights(measured: Evaluation) -> dict[str, str]:
+    from ebdiff_orchestrator.evaluation.records import COMPARES_RUNS
+
+    if measured.extractor == "inception":
+        return {"Inception weights": f"SHA-256 {measured.weights_sha256[:16]}"}
+    return {"extractor": f"{measured.extractor}: {COMPARES_RUNS}"}
 
 
 def _both(by_steps: str, by_timesteps: str) -> str:

@@ -1,1 +1,1 @@
-"""Evaluation: FID of a run's images against its data, by pytorch-fid, over all workers of a cluster, resumable."""
+"""Evaluation: the Frechet distance (FID) of a run's images to its data, over all workers of a cluster, resumable."""

@@ -1,4 +1,4 @@
-"""`evaluate`: the FID of a finished run's images, recorded in its manifest under a key of all that determines it."""
+"""`evaluate`: the Frechet distance of a finished run's images, recorded under a key of all that determines it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ebdiff_orchestrator.cluster import Executor, ThisProcess, check_surroundings, cluster_address
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor, load_extractor
 from ebdiff_orchestrator.evaluation.features import Workers, make_features
-from ebdiff_orchestrator.evaluation.inception import load_inception, weights_file
 from ebdiff_orchestrator.evaluation.records import (
     REPORT_FILE,
     STATISTICS_FILE,
@@ -40,8 +41,8 @@ from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import UserError, user_error
-from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
-from schemas.manifest import EVALUATE_JOB, Evaluation, Manifest
+from schemas.evaluation import ExtractorChoice, FeatureJob, FolderImages, SampledImages, StoredImages
+from schemas.manifest import EVALUATE_JOB, Evaluation, ExtractorName, Manifest
 from schemas.plan import Plan
 from schemas.process import unix_time
 
@@ -57,6 +58,7 @@ class Options:
     steps: int | None
     guidance_scale: float | None
     batch_size: int | None
+    extractor: str
     inception_weights: Path | None
     reference: Path | None
     reference_images: int | None
@@ -71,6 +73,7 @@ def evaluate(
     steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int | None = None,
+    extractor: ExtractorName = "inception",
     inception_weights: str | Path | None = None,
     reference: str | Path | None = None,
     reference_images: int | None = None,
@@ -82,6 +85,9 @@ def evaluate(
 ) -> Evaluation:
     """FID of `num_images` images of the finished run in `run_dir`, over all workers of the Ray cluster.
 
+    With `extractor="random-conv"` the distance of other features, which need no weights: it compares runs, and is no
+    FID.
+
     What was interrupted goes on; what is recorded is returned. `in_process`, or an `executor`, does without Ray. The
     reference is the run's own data (or its first `reference_images`), a folder of images or an .npz of pytorch-fid's.
     UserError for an unfinished run or Inception weights that cannot be had, RunFailed if a worker fails at its part.
@@ -92,6 +98,7 @@ def evaluate(
         steps=steps,
         guidance_scale=guidance_scale,
         batch_size=batch_size,
+        extractor=extractor,
         inception_weights=Path(inception_weights) if inception_weights is not None else None,
         reference=Path(reference) if reference is not None else None,
         reference_images=reference_images,
@@ -119,16 +126,15 @@ def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, 
     """The recorded number if there is one and it is whole, else a new one, recorded."""
     manifest = _finished(directory)
     plan, view = manifest.plan, workers.view
-    inception = weights_file(options.inception_weights)
+    extractor = choose_extractor(options.extractor, options.inception_weights)
     job = FeatureJob(
         folder="",
         num_images=options.num_images,
         images=images,
-        inception_file=str(inception) if options.inception_weights is not None else None,
-        inception_sha256=file_digest(inception),
+        extractor=extractor,
         training=plan.training,
     )
-    reference = _reference(plan, options, job.inception_sha256, view)
+    reference = _reference(plan, options, extractor, view)
     key = evaluation_key(manifest, job, reference.digest)
     folder = directory.fetch_folder(evaluation_folder(Path(), key).as_posix())
     recorded = whole_report(folder) if key in manifest.evaluations else None
@@ -137,7 +143,7 @@ def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, 
         view.line("This was evaluated before; nothing to do.")
         remove_shards(folder)  # which are there if it was killed at its very end
         return recorded.evaluation
-    load_inception(inception, torch.device("cpu"))  # a wrong file is refused here, not by every worker
+    load_extractor(extractor, torch.device("cpu"))  # a wrong file is refused here, not by every worker
     ledger = Ledger(directory)
     with _usage_recorded(ledger, workers):
         job = job.model_copy(update={"folder": str(folder)})
@@ -188,14 +194,14 @@ def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> Sa
     )
 
 
-def _reference(plan: Plan, options: Options, inception_sha256: str, view: View) -> Reference:
+def _reference(plan: Plan, options: Options, extractor: ExtractorChoice, view: View) -> Reference:
     cache_dir = cache_dir_of(plan.workers.cache_dir).resolve()
     if options.reference is not None:
         if options.reference_images is not None:
             raise UserError("--reference and --reference-images: expected one of the two. Leave one out.")
-        return given_reference(options.reference, cache_dir, inception_sha256, plan.data.max_pixels)
+        return given_reference(options.reference, cache_dir, extractor, plan.data.max_pixels)
     store = ensure_store(plan.data, cache_dir, view.images)
-    return own_reference(plan, store, cache_dir, options.reference_images, inception_sha256)
+    return own_reference(plan, store, cache_dir, options.reference_images, extractor)
 
 
 def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, workers: Workers) -> Evaluation:
@@ -216,12 +222,11 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, wor
     return Evaluation(
         key=key,
         ensemble_digest=ensemble,
-        fid=frechet_distance(ours, theirs),
+        **_result(job.extractor, frechet_distance(ours, theirs)),
         num_images=job.num_images,
         steps=job.images.steps,
         seed=job.images.seed,
         guidance_scale=job.images.guidance_scale,
-        inception_sha256=job.inception_sha256,
         reference_digest=reference.digest,
         reference_images=theirs.num_images,
         seconds_per_image=sum(record.making_s for record in records if record is not None) / job.num_images,
@@ -229,6 +234,13 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, wor
         workers=max(1, workers.used.workers_at_once()) if workers.used is not None else 0,
         at=unix_time(),
     )
+
+
+def _result(extractor: ExtractorChoice, distance: float) -> dict[str, Any]:
+    """The number, and what made the features, under their right names: an FID is Inception's alone."""
+    if extractor.name == "inception":
+        return {"fid": distance, "inception_sha256": extractor.digest}
+    return {"extractor": extractor.name, "frechet_distance": distance, "extractor_sha256": extractor.digest}
 
 
 def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> None:

@@ -19,12 +19,40 @@ from torch import nn
 
 from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256
 from region_workers.storage.integrity import file_digest
-from schemas.errors import UserError, user_error
+from schemas.errors import RunFailed, UserError, user_error
+from schemas.evaluation import ExtractorChoice
 
 FEATURES = 2048
 BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
 _CONVERT = ", or save weights of your own as .safetensors"
 WEIGHTS_NAME: str = FID_WEIGHTS_URL.rsplit("/", 1)[-1]
+
+
+def choose_inception(given: Path | None) -> ExtractorChoice:
+    """Inception with the given weights, or pytorch-fid's. UserError if they cannot be had."""
+    file = weights_file(given)
+    shown = str(file) if given is not None else None
+    return ExtractorChoice(name="inception", digest=file_digest(file), num_features=FEATURES, weights_file=shown)
+
+
+class Inception:
+    """The chosen network, on a device. RunFailed if the weights on this node are other ones."""
+
+    def __init__(self, choice: ExtractorChoice, device: torch.device) -> None:
+        file = weights_file(Path(choice.weights_file) if choice.weights_file else None)
+        found = file_digest(file)
+        if found != choice.digest:
+            raise RunFailed(
+                f"The Inception weights in {file} on this node have the SHA-256 {found[:12]}, the driver's "
+                f"{choice.digest[:12]}. Put the same file on every node, or on a filesystem that all share."
+            )
+        self._network, self._device = load_inception(file, device), device
+
+    def features(
+        self, images_NHWC: np.ndarray[Any, Any], report: Callable[[int, int], None] = lambda done, total: None
+    ) -> np.ndarray[Any, Any]:
+        """Float32 [N, 2048], as `image_features`."""
+        return image_features(self._network, images_NHWC, self._device, report)
 
 
 def weights_file(given: Path | None) -> Path:

@@ -19,6 +19,7 @@ REPORT_FILE, STATISTICS_FILE = "report.json", "statistics.npz"
 EVALUATION_FOLDER = "evaluation"
 _VERSION = 2  # of how images are drawn and measured
 FULL_IMAGES = 50_000
+COMPARES_RUNS = "compares runs of this tool with each other, and nothing with the literature"
 # Of pytorch-fid's weights; the eight digits that it begins with stand in their file's name.
 OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
@@ -29,7 +30,7 @@ def ensemble_digest(manifest: Manifest) -> str:
 
 
 def evaluation_key(manifest: Manifest, job: FeatureJob, reference_digest: str) -> str:
-    """SHA-256 of what determines the number: the ensemble, which images of it, which network, which reference."""
+    """SHA-256 of what determines the number: the ensemble, which images of it, which extractor, which reference."""
     drawn = {"seed", "steps", "guidance_scale", "batch_size"}  # the batch size shows in the last bits
     return digest(
         {
@@ -37,7 +38,7 @@ def evaluation_key(manifest: Manifest, job: FeatureJob, reference_digest: str) -
             "ensemble": ensemble_digest(manifest),
             "num_images": job.num_images,
             "drawn": job.images.model_dump(mode="json", include=drawn),
-            "inception": job.inception_sha256,
+            **job.extractor.key,
             "reference": reference_digest,
         }
     )
@@ -64,15 +65,22 @@ def recorded_report(run_dir: str | Path, evaluation: Evaluation) -> EvaluationRe
     return report
 
 
-def fid_label(evaluation: Evaluation) -> str:
+def label_of(evaluation: Evaluation) -> str:
     """The name to print beside the number: `FID-50k`, or `FID-1k (1,000 images; not comparable with FID-50k)`."""
-    count, name = evaluation.num_images, f"FID-{thousands(evaluation.num_images)}"
-    notes = []
+    count, notes = evaluation.num_images, []
+    if evaluation.extractor != "inception":
+        return f"{measure_name(evaluation)}-{thousands(count)}"
     if count < FULL_IMAGES:
         notes.append(f"{count:,} images; not comparable with FID-50k")
     if evaluation.inception_sha256 != OFFICIAL_SHA256:
-        notes.append(f"Inception weights {evaluation.inception_sha256[:8]} are not pytorch-fid's: not a published FID")
+        notes.append(f"Inception weights {evaluation.weights_sha256[:8]} are not pytorch-fid's: not a published FID")
+    name = f"{measure_name(evaluation)}-{thousands(count)}"
     return f"{name} ({'; '.join(notes)})" if notes else name
+
+
+def measure_name(evaluation: Evaluation) -> str:
+    """`FID`, or `FD-random-conv`."""
+    return "FID" if evaluation.extractor == "inception" else f"FD-{evaluation.extractor}"
 
 
 def thousands(count: int) -> str:
@@ -112,7 +120,7 @@ def report_of(manifest: Manifest, evaluation: Evaluation, reference: str, statis
     passes = 1 if evaluation.guidance_scale in (0, 1) else 2  # with and without the class
     return EvaluationReport(
         evaluation=evaluation,
-        label=fid_label(evaluation),
+        label=label_of(evaluation),
         reference=reference,
         statistics_sha256=statistics_sha256,
         stored_bytes=sum(item.size_bytes for item in manifest.stage(ASSEMBLE).artifacts),

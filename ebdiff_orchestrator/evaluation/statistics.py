@@ -25,7 +25,7 @@ from region_workers.storage.durable import write_bytes
 from region_workers.storage.integrity import file_digest
 from schemas.digest import digest
 from schemas.errors import RunFailed, user_error
-from schemas.evaluation import FolderImages, StoredImages
+from schemas.evaluation import ExtractorChoice, FolderImages, StoredImages
 from schemas.limits import MAX_PIXELS
 from schemas.plan import Plan
 
@@ -38,7 +38,7 @@ MakeFeatures = Callable[[Path, StoredImages | FolderImages, int], None]
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [2048] and covariance [2048, 2048] of features, float64, and of how many images (0: not known)."""
+    """Mean [features] and covariance [features, features], float64, and of how many images (0: not known)."""
 
     mean: np.ndarray[Any, Any]
     covariance: np.ndarray[Any, Any]
@@ -51,11 +51,8 @@ def shard_statistics(folder: Path, num_images: int) -> Statistics:
     Divides by N - 1, as pytorch-fid does (`numpy.cov`).
     """
     shards = shards_of(num_images)
-    total = np.zeros(FEATURES)
-    for shard in shards:
-        total += read_features(folder, shard).astype(np.float64).sum(axis=0)
-    mean = total / num_images
-    scatter = np.zeros((FEATURES, FEATURES))
+    mean = sum(read_features(folder, shard).astype(np.float64).sum(axis=0) for shard in shards) / num_images
+    scatter = np.zeros((len(mean), len(mean)))
     for shard in shards:
         centred_NF = read_features(folder, shard) - mean
         scatter += centred_NF.T @ centred_NF
@@ -69,7 +66,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
     write_bytes(path, encoded.getvalue())
 
 
-def read_statistics(path: Path) -> Statistics:
+def read_statistics(path: Path, num_features: int) -> Statistics:
     """The statistics in an .npz of ours or of pytorch-fid's. Raises ValueError or OSError if it holds no such thing."""
     try:
         _check_size(path)
@@ -78,8 +75,9 @@ def read_statistics(path: Path) -> Statistics:
             num_images = int(archive["images"]) if "images" in archive else 0
     except (*_NOT_SUCH_ARRAYS, zipfile.BadZipFile, zlib.error, struct.error) as error:
         raise ValueError(f"no arrays mu and sigma in it ({error})") from error
-    if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
-        raise ValueError(f"mu {mean.shape}, sigma {covariance.shape}; not ({FEATURES},), ({FEATURES}, {FEATURES})")
+    expected = (num_features,), (num_features, num_features)
+    if (mean.shape, covariance.shape) != expected:
+        raise ValueError(f"mu {mean.shape}, sigma {covariance.shape}; not {expected[0]}, {expected[1]}")
     return Statistics(mean, covariance, num_images)
 
 
@@ -92,7 +90,7 @@ def _check_size(path: Path) -> None:
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:
-    """FID, computed by pytorch-fid's own function. Raises RunFailed where that finds no number.
+    """Computed by pytorch-fid's own function. Raises RunFailed where that finds no number.
 
     Fewer images than features make a covariance singular; pytorch-fid's remedy (1e-6 on both diagonals where the
     root is not finite) is kept, so the number is the one that it gives.
@@ -129,6 +127,7 @@ class Reference:
     num_images: int
     images: StoredImages | FolderImages | None
     file: Path
+    num_features: int
 
     def statistics(self, work_dir: Path, make_features: MakeFeatures) -> Statistics:
         """The statistics in `file`; if they are not there yet, they are computed of the images and put there.
@@ -136,7 +135,7 @@ class Reference:
         Features are made under `work_dir`, where all workers can write, and deleted once the statistics are kept.
         """
         try:
-            return read_statistics(self.file)
+            return read_statistics(self.file, self.num_features)
         except (OSError, ValueError):  # not computed yet, or damaged
             if self.images is None:
                 raise
@@ -149,7 +148,9 @@ class Reference:
         return statistics
 
 
-def own_reference(plan: Plan, store: ImageStore, cache_dir: Path, limit: int | None, inception: str) -> Reference:
+def own_reference(
+    plan: Plan, store: ImageStore, cache_dir: Path, limit: int | None, extractor: ExtractorChoice
+) -> Reference:
     """The images that the run trains on, unflipped, or just the first `limit` of them."""
     total = len(store)
     if limit is not None and not 2 <= limit <= total:
@@ -157,13 +158,13 @@ def own_reference(plan: Plan, store: ImageStore, cache_dir: Path, limit: int | N
         raise user_error("--reference-images", limit, expected, "Leave it out to use them all.")
     count = limit or total
     which = "the run's data" if count == total else f"only the first {count:,} of the"
-    key = digest({"version": _VERSION, "images": store.digest, "count": count, "inception": inception})
+    key = digest({"version": _VERSION, "images": store.digest, "count": count, **extractor.key})
     images = StoredImages(data=plan.data, cache_dir=plan.workers.cache_dir, store_digest=store.digest)
     description = f"{which} ({total:,} images)" if count == total else f"{which} {total:,} images of the run's data"
-    return Reference(description, key, count, images, _cached(cache_dir, key))
+    return Reference(description, key, count, images, _cached(cache_dir, extractor, key), extractor.num_features)
 
 
-def given_reference(path: Path, cache_dir: Path, inception: str, max_pixels: int = MAX_PIXELS) -> Reference:
+def given_reference(path: Path, cache_dir: Path, extractor: ExtractorChoice, max_pixels: int = MAX_PIXELS) -> Reference:
     """A folder of images of at most `max_pixels`, or an .npz of statistics as pytorch-fid writes it.
 
     UserError if it is neither.
@@ -175,19 +176,25 @@ def given_reference(path: Path, cache_dir: Path, inception: str, max_pixels: int
             raise user_error("--reference", path, "a folder with at least 2 images", "Check the path.")
         _check_sizes(files, max_pixels)
         contents = [[file.name, file_digest(file)] for file in files]
-        key = digest({"version": _VERSION, "folder": contents, "inception": inception})
+        key = digest({"version": _VERSION, "folder": contents, **extractor.key})
         description = f"{path.name}/ ({len(files):,} images)"
         images = FolderImages(folder=str(path), max_pixels=max_pixels)
-        return Reference(description, key, len(files), images, _cached(cache_dir, key))
+        return Reference(
+            description, key, len(files), images, _cached(cache_dir, extractor, key), extractor.num_features
+        )
     try:
         if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
             raise ValueError("it is no regular file")
-        statistics = read_statistics(path)
+        statistics = read_statistics(path, extractor.num_features)
     except (OSError, ValueError) as error:
-        expected = "a folder of images, or an .npz with mu and sigma, as `python -m pytorch_fid --save-stats` writes"
+        written = "`python -m pytorch_fid --save-stats` writes"
+        if extractor.name != "inception":
+            written = f"lies beside a report by {extractor.name}"
+        expected = f"a folder of images, or an .npz with mu and sigma, as {written}"
         raise user_error("--reference", path, expected, f"Check the file ({error}).") from None
     count = f"{statistics.num_images:,} images" if statistics.num_images else "images not counted"
-    return Reference(f"{path.name} ({count})", file_digest(path), statistics.num_images, None, path)
+    description = f"{path.name} ({count})"
+    return Reference(description, file_digest(path), statistics.num_images, None, path, extractor.num_features)
 
 
 def _check_sizes(files: list[Path], max_pixels: int) -> None:
@@ -204,5 +211,5 @@ def _check_sizes(files: list[Path], max_pixels: int) -> None:
         raise user_error("--reference", files[0].parent, "images of one size", f"Resize them: {found}.")
 
 
-def _cached(cache_dir: Path, key: str) -> Path:
-    return cache_dir / "fid" / f"{key[:16]}.npz"
+def _cached(cache_dir: Path, extractor: ExtractorChoice, key: str) -> Path:
+    return cache_dir / ("fid" if extractor.name == "inception" else extractor.name) / f"{key[:16]}.npz"

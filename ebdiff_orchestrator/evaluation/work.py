@@ -17,13 +17,8 @@ from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 from ebdiff_orchestrator.ensemble.images import to_pil
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of
-from ebdiff_orchestrator.evaluation.inception import (
-    BATCH_IMAGES,
-    FEATURES,
-    image_features,
-    load_inception,
-    weights_file,
-)
+from ebdiff_orchestrator.evaluation.extractors import load_extractor
+from ebdiff_orchestrator.evaluation.inception import BATCH_IMAGES
 from region_workers.data.decode import open_image
 from region_workers.data.store import ensure_store
 from region_workers.storage.durable import replace_model, write_bytes, write_model
@@ -68,7 +63,7 @@ def shards_of(num_images: int) -> tuple[Shard, ...]:
 
 
 def features_file(folder: Path, shard: Shard) -> Path:
-    """Float32 [count, 2048], as numpy writes it."""
+    """Float32 [count, features], as numpy writes it."""
     return folder / f"{shard.name}.npy"
 
 
@@ -89,7 +84,8 @@ def image_file(folder: Path, index: int) -> Path:
 
 def write_shard(folder: Path, shard: Shard, features: np.ndarray[Any, Any], making_s: float, device: str) -> None:
     """Write a shard durably: the features, then the record that vouches for them."""
-    assert features.shape == (shard.count, FEATURES)
+    assert features.ndim == 2
+    assert len(features) == shard.count
     assert features.dtype == np.float32
 
     encoded = io.BytesIO()
@@ -114,7 +110,7 @@ def finished_record(folder: Path, shard: Shard, with_images: bool = False) -> Sh
 
 
 def read_features(folder: Path, shard: Shard) -> np.ndarray[Any, Any]:
-    """The features of a finished shard, float32 [count, 2048]."""
+    """The features of a finished shard, float32 [count, features]."""
     features: np.ndarray[Any, Any] = np.load(features_file(folder, shard), allow_pickle=False)
     return features
 
@@ -150,7 +146,7 @@ def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
     device = current_world(job.use_gpu).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     folder, keep = Path(job.folder), isinstance(job.images, SampledImages) and job.images.keep_images
-    network = load_inception(_same_weights(job), device)
+    extractor = load_extractor(job.extractor, device)
     source = _source(job, device)
     shards = shards_of(job.num_images)
     for shard in (shards[index] for index in indices):
@@ -162,19 +158,7 @@ def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
         making_s = time.monotonic() - began
         if keep:
             _write_pngs(folder, shard, images_NHWC)
-        write_shard(folder, shard, image_features(network, images_NHWC, device, progress.features), making_s, name)
-
-
-def _same_weights(job: FeatureJob) -> Path:
-    """The Inception weights on this node, if they are the driver's."""
-    file = weights_file(Path(job.inception_file) if job.inception_file else None)
-    digest = file_digest(file)
-    if digest != job.inception_sha256:
-        raise RunFailed(
-            f"The Inception weights in {file} on this node have the SHA-256 {digest[:12]}, the driver's "
-            f"{job.inception_sha256[:12]}. Put the same file on every node, or on a filesystem that all share."
-        )
-    return file
+        write_shard(folder, shard, extractor.features(images_NHWC, progress.features), making_s, name)
 
 
 def _source(job: FeatureJob, device: torch.device) -> ImageSource:

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.evaluation.records import thousands
 from ebdiff_orchestrator.plans.preview import preview_plan
+from ebdiff_orchestrator.reports.distances import distance_cells, distance_fields, distance_notes
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable, duration, gib, number
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of, wall_s
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.costs import Costs
 from region_workers.networks.sparse_costs import SparseCosts
 from schemas.errors import UserError
-from schemas.manifest import Evaluation, Manifest
+from schemas.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers; seconds, bytes and hours."""
-        found, evaluation, hours = self.measures, self.measures.evaluation, self.measures.hours
+        found, hours = self.measures, self.measures.hours
         return {
             "run": self.run,
             "method": self.method,
@@ -49,9 +49,8 @@ class Row:
             "kept_params": self.sparse and self.sparse.kept_params,
             "theoretical_forward_macs": self.sparse and self.sparse.forward_macs,
             "theoretical_step_macs": self.sparse and self.sparse.step_macs,
-            "fid": evaluation and evaluation.fid,
-            "fid_images": evaluation and evaluation.num_images,
-            "fid_sampling_steps": evaluation and evaluation.steps,
+            **distance_fields(found.evaluations, "inception", "fid"),
+            **distance_fields(found.evaluations, "random-conv", "fd_random_conv"),
             "steps": found.steps,
             "dense_start_steps": found.dense_start_steps,
             "train_s": found.train_s,
@@ -146,9 +145,10 @@ def comparison_table(comparison: Comparison) -> TextTable:
     """The table for people: a dash where nothing was measured, footnotes for what a label means."""
     hours = _hours_heading(comparison)
     names, any_sparse = _names(comparison.rows), any(row.sparse for row in comparison.rows)
+    evaluations = [row.measures.evaluations for row in comparison.rows]
     rows = [
-        {"method": name, **_sizes(row, any_sparse), **_cells(row, hours)}
-        for name, row in zip(names, comparison.rows, strict=True)
+        {"method": name, **_sizes(row, any_sparse), **distances, **_cells(row, hours)}
+        for name, row, distances in zip(names, comparison.rows, distance_cells(evaluations), strict=True)
     ]
     return TextTable(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), _footnotes(comparison))
 
@@ -178,7 +178,6 @@ def _cells(row: Row, hours: str) -> dict[str, str]:
     """By heading; `hours` is that of the hours, which says of what."""
     found = row.measures
     return {
-        "FID": _fid(found.evaluation),
         "steps": _steps_cell(row),
         "speed-up": number(row.speed_up, "{:.2f}x"),
         "wall-clock": MISSING if found.wall_s is None else duration(int(found.wall_s)),
@@ -209,10 +208,7 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
             "Runs that start from a dense network are charged its training in speed-ups and savings (steps in "
             "brackets); ?: what it took is not known."
         )
-    if any(row.measures.evaluation and not row.measures.evaluation.is_full for row in rows):
-        notes.append("FID (n): from n images; fewer than 50,000 give a higher number, not to be compared with FID-50K.")
-    if len({row.measures.evaluation.reference_digest for row in rows if row.measures.evaluation}) > 1:
-        notes.append("The FIDs are measured against different reference images.")
+    notes += distance_notes([row.measures.evaluations for row in rows])
     notes += [
         f"{name}: {', '.join(row.measures.reused_stages)} taken over from another run; counted in the speed-up with "
         "what they took there, not in the hours and the wall-clock."
@@ -239,12 +235,6 @@ def _speed_up_note(comparison: Comparison) -> str:
 def _hours_heading(comparison: Comparison) -> str:
     kinds = {row.measures.hours.on_gpus for row in comparison.rows if row.measures.hours}
     return {frozenset({True}): "GPU-hours", frozenset({False}): "worker-hours"}.get(frozenset(kinds), "hours")
-
-
-def _fid(evaluation: Evaluation | None) -> str:
-    if evaluation is None:
-        return MISSING
-    return f"{evaluation.fid:.2f}" + ("" if evaluation.is_full else f" ({thousands(evaluation.num_images)})")
 
 
 def _steps_cell(row: Row) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ebdiff_orchestrator.evaluation.records import ensemble_digest
-from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Manifest, StageRecord
+from ebdiff_orchestrator.reports.distances import Evaluations, best_evaluations
+from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Manifest, StageRecord
 from schemas.plan import Plan
 
 _IMPORTANCES = {"magnitude": "magnitude", "taylor": "Taylor", "diff-pruning": "Diff-Pruning", "random": "random"}
@@ -45,7 +45,7 @@ class Measures:
     dense_start_s: float | None
     dense_start_steps: int | None
     peak_memory_bytes: int | None
-    evaluation: Evaluation | None
+    evaluations: Evaluations
     reused_stages: tuple[str, ...]
     on_cpu: bool
 
@@ -69,17 +69,10 @@ def measures_of(manifest: Manifest) -> Measures:
         dense_start_s=0.0 if start is None else cost.active_s if cost else None,
         dense_start_steps=0 if start is None else cost.steps if cost else None,
         peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
-        evaluation=best_evaluation(manifest),
+        evaluations=best_evaluations(manifest),
         reused_stages=tuple(record.name for record in worked if record.reused_from),
         on_cpu=any(record.hardware is not None and record.hardware.device == "cpu" for record in worked),
     )
-
-
-def best_evaluation(manifest: Manifest) -> Evaluation | None:
-    """The evaluation of the run's ensemble as it is now with most images; of those the newest."""
-    current = ensemble_digest(manifest)
-    own = [found for found in manifest.evaluations.values() if found.ensemble_digest == current]
-    return max(own, key=lambda found: (found.num_images, found.at), default=None)
 
 
 def _seconds(stages: Sequence[StageRecord]) -> float:

@@ -119,6 +119,12 @@ EVALUATE = (
     _type("evaluate runs/unfinished", "runs/unfinished", "a finished run", "ebdiff resume"),
     _type("evaluate runs/without~weights", "without weights", "ebdiff resume"),
     _type("evaluate runs/done --steps 2000", "--steps = 2000", "1 to 1000"),
+    _type("evaluate runs/done --extractor vgg", "--extractor", "vgg", "random-conv"),
+    _type(
+        "evaluate runs/done --extractor random-conv --inception-weights tiny.yaml",
+        "--inception-weights = tiny.yaml",
+        "Leave it out",
+    ),
     _type("evaluate runs/done --guidance 3", "--guidance = 3", "no classes"),
     _type("evaluate runs/done --guidance nan", "--guidance = nan", "less than or equal to 1000"),
     _type("evaluate runs/done --inception-weights nosuch", "--inception-weights = nosuch", "a file"),

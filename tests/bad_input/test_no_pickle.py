@@ -19,6 +19,7 @@ from small_training import job_of, small_plan
 
 from ebdiff_orchestrator.evaluation import evaluate as evaluating
 from ebdiff_orchestrator.evaluation import inception
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.inception import FEATURES, load_inception
 from ebdiff_orchestrator.evaluation.statistics import Statistics, given_reference, write_statistics
 from ebdiff_orchestrator.plans.load import load_plan
@@ -126,7 +127,8 @@ def test_a_run_starts_from_a_network_and_is_evaluated_without_unpickling(
         in_process=True,
     )
     assert measured.num_images == 4
-    assert given_reference(tmp_path / "reference.npz", tmp_path, "0").num_images == 4
+    choice = choose_extractor("inception", tmp_path / "inception.safetensors")
+    assert given_reference(tmp_path / "reference.npz", tmp_path, choice).num_images == 4
     assert Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes()).evaluations
     store = ensure_store(DataPlan(), cache_dir)
     assert len(store.piece(0, len(store))) == len(store)

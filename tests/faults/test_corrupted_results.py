@@ -6,12 +6,12 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-import torch
 from damage import Damage, damages_of, flip_bit, flip_some_bit
 from diffusers import DiffusionPipeline
 from finished_run import finished_run
@@ -19,7 +19,7 @@ from small_runs import small_plan
 
 from ebdiff_orchestrator import evaluate, load_ensemble
 from ebdiff_orchestrator.evaluation import evaluate as evaluating
-from ebdiff_orchestrator.evaluation import statistics, work
+from ebdiff_orchestrator.evaluation import work
 from ebdiff_orchestrator.evaluation.statistics import Statistics
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -86,18 +86,8 @@ def test_any_flipped_bit_of_an_ensemble_is_seen(finished: Path, tmp_path: Path, 
 _SHARDS = ("features-00000.npy", "features-00000.json", "features-00001.npy", "features-00001.json")
 
 
-_NUMBERS = 16  # of each image, in place of Inception's 2048
-
-
 class PowerCutError(Exception):
     """What ends an evaluation before its last words."""
-
-
-def _features(network: object, images_NHWC: np.ndarray, *_: object) -> np.ndarray:
-    """Numbers that depend on every pixel, in place of Inception's."""
-    pixels = images_NHWC.reshape(len(images_NHWC), -1).astype(np.float32)
-    generator = np.random.default_rng(pixels.shape[1])
-    return pixels @ generator.standard_normal((pixels.shape[1], _NUMBERS), dtype=np.float32)
 
 
 def _distance(ours: Statistics, theirs: Statistics) -> float:
@@ -105,20 +95,13 @@ def _distance(ours: Statistics, theirs: Statistics) -> float:
 
 
 def _evaluate(run_dir: Path, cut: bool = False) -> float:
-    """The evaluation of the command line, in this process, with stand-ins for the networks that take minutes."""
-    weights = run_dir.parent / "weights.pth"
-    torch.save({}, weights)
+    """The evaluation of the command line, in this process, by the extractor that needs no weights."""
     with (
-        patch.object(evaluating, "load_inception", lambda *_: None),
-        patch.object(work, "load_inception", lambda *_: None),
-        patch.object(work, "image_features", _features),
         patch.object(evaluating, "frechet_distance", _distance),
         patch.object(work, "SHARD_IMAGES", 3),
-        patch.object(work, "FEATURES", _NUMBERS),
-        patch.object(statistics, "FEATURES", _NUMBERS),
-        patch.object(evaluating, "write_statistics", _cut) if cut else patch.object(work, "IMAGES_FOLDER", "images"),
+        patch.object(evaluating, "write_statistics", _cut) if cut else nullcontext(),
     ):
-        return evaluate(run_dir, 6, reference_images=6, inception_weights=weights, in_process=True).fid
+        return evaluate(run_dir, 6, reference_images=6, extractor="random-conv", in_process=True).distance
 
 
 def _cut(*_: object) -> None:
@@ -163,7 +146,7 @@ def test_a_damaged_part_of_an_evaluation_is_made_again_to_the_same_statistics(
     number = _evaluate(run_dir)
     whole = evaluated["recorded"]
     assert file_digest(folder / "statistics.npz") == file_digest(_evaluation(whole) / "statistics.npz")
-    assert number == next(iter(RunDirectory(whole).read().evaluations.values())).fid
+    assert number == next(iter(RunDirectory(whole).read().evaluations.values())).distance
 
 
 @pytest.mark.parametrize(("name", "damage"), _cases_of(("statistics.npz", "report.json")))
@@ -178,7 +161,10 @@ def test_damaged_statistics_and_reports_are_made_again(
     _evaluate(run_dir)
     assert file_digest(folder / "statistics.npz") == before
     report = json.loads((folder / "report.json").read_text())
-    assert report["evaluation"]["fid"] == next(iter(RunDirectory(run_dir).read().evaluations.values())).fid
+    assert (
+        report["evaluation"]["frechet_distance"]
+        == next(iter(RunDirectory(run_dir).read().evaluations.values())).distance
+    )
 
 
 @pytest.mark.parametrize("damage", damages_of("x.npz", swaps=False), ids=str)
@@ -186,12 +172,12 @@ def test_damaged_statistics_of_a_reference_are_not_measured_against(
     evaluated: dict[str, Path], tmp_path: Path, damage: Damage
 ) -> None:
     run_dir = _copy(evaluated["cut"], tmp_path)
-    (cached,) = (evaluated["cut"].parent / "cache" / "fid").glob("*.npz")
+    (cached,) = (evaluated["cut"].parent / "cache" / "random-conv").glob("*.npz")
     good = cached.read_bytes()
     damage.harm(cached, cached)
     number = _evaluate(run_dir)
     cached.write_bytes(good)
-    assert number == next(iter(RunDirectory(evaluated["recorded"]).read().evaluations.values())).fid
+    assert number == next(iter(RunDirectory(evaluated["recorded"]).read().evaluations.values())).distance
 
 
 @pytest.mark.parametrize("damage", damages_of("progress.json", swaps=False), ids=str)

@@ -17,10 +17,13 @@ from forked import run_forked
 from local_inception import write_local_inception
 from PIL import Image
 from pytorch_fid import fid_score
+from rich.console import Console
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator import evaluate
+from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.evaluation import work
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.features import shared_out
 from ebdiff_orchestrator.evaluation.inception import WEIGHTS_NAME
 from ebdiff_orchestrator.evaluation.records import recorded_report
@@ -165,6 +168,33 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
         evaluate(run_dir, 2, reference=tmp_path, **options)
 
 
+def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    finished_run(run_dir, tiny_plan())
+    options = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2}
+    found = evaluate(run_dir, 6, **options)
+    assert found.distance == found.frechet_distance > 0
+    recorded = json.loads((run_dir / "manifest.json").read_text())["evaluations"][found.key]
+    assert (recorded["extractor"], recorded["frechet_distance"]) == ("random-conv", found.distance)
+    assert {"fid", "inception_sha256"}.isdisjoint(recorded)
+    assert evaluate(run_dir, 6, **options) == found
+    report = recorded_report(run_dir, found)
+    assert report.label == "FD-random-conv-6"
+    Console().print(report_table(report))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"FD-random-conv-6: {found.distance:.4f}" in shown
+    assert "nothing with the literature" in shown
+    assert "FID" not in shown + report.model_dump_json()
+    own = folder_of(run_dir, found) / "statistics.npz"
+    itself = evaluate(run_dir, 6, reference=own, extractor="random-conv", in_process=True, steps=2)
+    assert itself.distance == pytest.approx(0, abs=1e-4)
+    write_statistics(tmp_path / "inception.npz", Statistics(np.zeros(2048), np.eye(2048), 9))
+    with pytest.raises(UserError, match=r"--reference = .*mu \(2048,\).*not \(352,\)"):
+        evaluate(run_dir, 6, reference=tmp_path / "inception.npz", extractor="random-conv", in_process=True, steps=2)
+
+
 @pytest.fixture
 def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
     plan = RunDirectory(run_dir).read().plan
@@ -175,8 +205,7 @@ def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
         folder=str(tmp_path / "shards"),
         num_images=6,
         images=images,
-        inception_file=str(weights),
-        inception_sha256=file_digest(weights),
+        extractor=choose_extractor("inception", weights),
         training=plan.training,
         use_gpu=False,
     )
@@ -197,9 +226,10 @@ def test_how_shards_are_shared_out_changes_no_bit(
     assert not np.array_equal(*(np.load(Path(job.folder) / f"features-0000{index}.npy") for index in (0, 1)))
 
 
-def test_a_worker_with_other_inception_weights_says_so(job: FeatureJob) -> None:
-    wrong = job.model_copy(update={"inception_sha256": "0" * 64})
-    assert "on every node" in (make_shards(wrong.model_dump_json(), (0,)) or "")
+def test_a_worker_with_other_weights_than_the_driver_s_says_so(job: FeatureJob) -> None:
+    for extractor, told in ((job.extractor, "on every node"), (choose_extractor("random-conv", None), "same one")):
+        wrong = job.model_copy(update={"extractor": extractor.model_copy(update={"digest": "0" * 64})})
+        assert told in (make_shards(wrong.model_dump_json(), (0,)) or "")
 
 
 def test_a_reference_image_that_does_not_read_is_named(job: FeatureJob, tmp_path: Path) -> None:
@@ -243,6 +273,8 @@ def test_a_failure_of_a_worker_is_one_line_that_says_how_to_go_on(
         ({"reference": "nowhere.npz"}, r"--reference = .*nowhere.npz: expected a folder of images, or an .npz"),
         ({"inception_weights": __file__}, r"--inception-weights = .*Inception network"),
         ({"inception_weights": "nowhere.pth"}, r"--inception-weights = nowhere.pth: expected a file"),
+        ({"extractor": "vgg"}, r"--extractor = vgg: expected inception or random-conv"),
+        ({"extractor": "random-conv"}, r"--inception-weights = .*: expected none with --extractor random-conv"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_work(

@@ -13,13 +13,15 @@ import torch
 from finished_run import an_evaluation
 from local_inception import write_local_inception
 from PIL import Image
+from pydantic import ValidationError
 from pytorch_fid.fid_score import compute_statistics_of_path, get_activations
 from pytorch_fid.inception import FID_WEIGHTS_URL
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.inception import FEATURES, image_features, load_inception, weights_file
-from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256, fid_label, steps_by_region
+from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv, weights_digest
+from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256, label_of, steps_by_region
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
     frechet_distance,
@@ -38,6 +40,7 @@ from ebdiff_orchestrator.evaluation.work import (
 )
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
+from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
 CPU = torch.device("cpu")
@@ -97,15 +100,15 @@ def test_statistics_on_disk_are_pytorch_fid_s_too_and_never_pickles(tmp_path: Pa
     mean, covariance = compute_statistics_of_path(str(tmp_path / "a.npz"), None, 50, FEATURES, "cpu")
     assert np.array_equal(mean, statistics.mean)
     assert np.array_equal(covariance, statistics.covariance)
-    assert read_statistics(tmp_path / "a.npz").num_images == 12
+    assert read_statistics(tmp_path / "a.npz", FEATURES).num_images == 12
     np.savez(tmp_path / "theirs.npz", mu=mean, sigma=covariance)
-    assert read_statistics(tmp_path / "theirs.npz").num_images == 0
+    assert read_statistics(tmp_path / "theirs.npz", FEATURES).num_images == 0
     np.savez(tmp_path / "pickled.npz", mu=np.array([object()]), sigma=covariance)
     np.savez(tmp_path / "small.npz", mu=mean[:64], sigma=covariance[:64, :64])
     (tmp_path / "half.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:1000])
     for name in ("pickled", "small", "half"):
         with pytest.raises(ValueError, match=r".+"):
-            read_statistics(tmp_path / f"{name}.npz")
+            read_statistics(tmp_path / f"{name}.npz", FEATURES)
 
 
 def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:
@@ -136,8 +139,25 @@ def test_a_distance_that_is_no_number_is_a_failure_that_says_why(monkeypatch: py
 def test_fewer_than_50_000_images_and_other_weights_than_pytorch_fid_s_are_labelled_so(
     num_images: int, sha256: str, label: str
 ) -> None:
-    assert fid_label(an_evaluation(num_images=num_images, inception_sha256=sha256)) == label
+    assert label_of(an_evaluation(num_images=num_images, inception_sha256=sha256)) == label
     assert FID_WEIGHTS_URL.endswith(f"-{OFFICIAL_SHA256[:8]}.pth")
+
+
+@pytest.mark.parametrize(("num_images", "label"), [(50_000, "FD-random-conv-50k"), (1_000, "FD-random-conv-1k")])
+def test_the_distance_of_random_filters_is_never_called_an_fid(num_images: int, label: str) -> None:
+    no_fid = {"fid": None, "inception_sha256": None, "num_images": num_images}
+    measured = an_evaluation(extractor="random-conv", frechet_distance=1.0, extractor_sha256="c", **no_fid)
+    assert label_of(measured) == label
+    for fault in ({"fid": 1.0}, {"frechet_distance": None}, {"extractor": "inception"}, {"inception_sha256": "i"}):
+        with pytest.raises(ValidationError, match="are Inception's"):
+            Evaluation.model_validate({**measured.model_dump(), **fault})
+
+
+def test_what_inception_measured_is_written_as_before_there_were_others() -> None:
+    written = an_evaluation().model_dump_json()
+    assert written.startswith('{"key":"k","ensemble_digest":"e","fid":1.0,"num_images":50000,"steps":100,"seed":0,')
+    assert '"guidance_scale":1.0,"inception_sha256":"i","reference_digest":"r",' in written
+    assert "extractor" not in written
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("quadratic", [55, 19, 26]), ("uniform", [24, 20, 56])])
@@ -216,3 +236,20 @@ def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(
     assert ours.dtype == np.float32
     assert ours.std() > 1e-2, "the features tell nothing apart"
     assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("sides", [(8, 8), (16, 16), (40, 24), (64, 64), (256, 256), (8, 100)])
+def test_random_filters_see_images_of_any_size(sides: tuple[int, int], channels: int) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (3, *sides, channels), np.uint8)
+    features = RandomConv(CPU).features(images)
+    assert features.shape == (3, NUM_FEATURES)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+    assert np.ptp(features, axis=0).min() > 0, "a feature that tells nothing apart"
+    grey = np.repeat(images[..., :1], 3, axis=3)
+    assert np.array_equal(RandomConv(CPU).features(images[..., :1]), RandomConv(CPU).features(grey))
+
+
+def test_the_weights_of_random_filters_are_the_same_everywhere_and_always() -> None:
+    assert weights_digest() == "d838a098a1427a780ad5ff53422ba37d49f485c623bcb8aee9652b5f5682f8ad"

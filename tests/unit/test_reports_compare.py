@@ -178,6 +178,37 @@ def test_fid_is_of_most_images_then_newest_and_says_if_they_are_few(tmp_path: Pa
     assert not any("FID-50K" in footnote for footnote in comparison_table(compare_runs([other])).footnotes)
 
 
+def test_each_measure_has_a_column_of_its_own(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    fid = _evaluation(7.5, 50_000, 1.0)
+    other_weights = fid.model_copy(update={"key": "other", "inception_sha256": "abcdef0123", "fid": 3.0})
+    random = Evaluation.model_validate(
+        {
+            **fid.model_dump(exclude={"fid", "inception_sha256"}),
+            **{"key": "random", "extractor": "random-conv", "extractor_sha256": "c", "num_images": 1000},
+            "frechet_distance": 0.12345,
+        }
+    )
+
+    def run(name: str, *found: Evaluation) -> Path:
+        return _write(tmp_path / name, tiny_plan(), [1.0] * 3, evaluations={each.key: each for each in found})
+
+    by_random, by_both = run("random", random), run("both", fid, random)
+    for runs, shown in (
+        ([by_random], {"FD-random-conv": ["0.1235 (1k)"]}),
+        ([by_random, by_both], {"FID": ["-", "7.50"], "FD-random-conv": ["0.1235 (1k)"] * 2}),
+        ([by_both, run("weights", other_weights)], {"FID [i]": ["7.50", "-"], "FID [abcdef01]": ["-", "3.00"]}),
+    ):
+        table = comparison_table(compare_runs(runs))
+        columns = dict(zip(table.headings, zip(*table.rows, strict=True), strict=True))
+        assert {name: list(columns[name]) for name in shown} == shown
+        assert ("FID" in columns) == ("FID" in shown)
+        assert any("nothing with the literature" in note for note in table.footnotes)
+        assert not any("different reference" in note for note in table.footnotes)
+    assert not any("FID-50K" in note for note in comparison_table(compare_runs([by_random])).footnotes)
+    fields = compare_runs([by_random]).rows[0].as_json()
+    assert (fields["fid"], fields["fd_random_conv"], fields["fd_random_conv_images"]) == (None, 0.12345, 1000)
+
+
 def test_a_reused_stage_counts_in_the_speed_up_but_not_by_the_clock(tmp_path: Path, tiny_plan: MakePlan) -> None:
     dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
     run = _write(tmp_path / "run", tiny_plan(), [100.0, 50.0, 20.0], wall_s=40.0)

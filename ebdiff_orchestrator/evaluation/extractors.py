@@ -1,0 +1,45 @@
+"""What turns images to the features that a Frechet distance compares: pytorch-fid's Inception, or random filters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+import numpy as np
+import torch
+
+from ebdiff_orchestrator.evaluation.inception import Inception, choose_inception
+from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv, weights_digest
+from schemas.errors import RunFailed, user_error
+from schemas.evaluation import ExtractorChoice
+from schemas.manifest import ExtractorName
+
+
+class Extractor(Protocol):
+    """A network with its weights, on a device."""
+
+    def features(
+        self, images_NHWC: np.ndarray[Any, Any], report: Callable[[int, int], None] = ...
+    ) -> np.ndarray[Any, Any]:
+        """Float32 [N, features]. Takes uint8 [N, H, W, 1 or 3]; `report(done, total)` counts images."""
+
+
+def choose_extractor(name: str, inception_weights: Path | None) -> ExtractorChoice:
+    """The extractor of that name, known by its weights. UserError if there is none, or its weights cannot be had."""
+    if name == "inception":
+        return choose_inception(inception_weights)
+    if name != "random-conv":
+        raise user_error("--extractor", name, " or ".join(get_args(ExtractorName)), "Change it.")
+    if inception_weights is not None:
+        raise user_error("--inception-weights", inception_weights, "none with --extractor random-conv", "Leave it out.")
+    return ExtractorChoice(name="random-conv", digest=weights_digest(), num_features=NUM_FEATURES)
+
+
+def load_extractor(choice: ExtractorChoice, device: torch.device) -> Extractor:
+    """The chosen extractor. RunFailed if its weights on this node are not the driver's; UserError for a wrong file."""
+    if choice.name == "inception":
+        return Inception(choice, device)
+    if choice.digest != weights_digest():
+        raise RunFailed("This node has another version of ebdiff-orchestrator than the driver. Install the same one.")
+    return RandomConv(device)

@@ -1,0 +1,109 @@
+"""Whether the distance of `--extractor random-conv` tells good images from bad: real ones, made worse step by step.
+
+    python tests/benchmarks/random_conv.py [--data cifar10-train.parquet] [--images 850] [--side 16]
+                                           [--short] [--json FILE]
+
+The reference is as many other images of the data. Each kind of harm (blur, noise, another distribution mixed in, images
+repeated) comes in steps; figures are distances over that of images left as they are, which should be near 1, and must
+rise with every step. Without `--data` the images are the digits that the tests use, whose distribution to mix in is
+their negatives. Seconds are of one process and its threads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from bench import Report, arguments, settings_of, timed
+from PIL import Image, ImageFilter
+
+from ebdiff_orchestrator.evaluation.random_conv import RandomConv
+from ebdiff_orchestrator.evaluation.statistics import Statistics, frechet_distance
+from region_workers.data.store import ensure_store
+from region_workers.storage.places import cache_dir_of
+from schemas.plan import DataPlan
+
+Images = np.ndarray
+
+BLURS, NOISES, SHARES, REPEATS = (0.4, 0.8, 1.2), (8, 16, 32), (0.05, 0.1, 0.2, 0.4), (4, 16)
+
+
+def images_of(data: Path | None, side: int, count: int) -> tuple[Images, Images, Images]:
+    """Uint8 [count, H, W, C] each: the reference, other images of the data, and images of another distribution."""
+    digits = DataPlan(resolution=side, channels=3 if data else 1)
+    plan = DataPlan(path=str(data), resolution=side, channels=3) if data else digits
+    store = ensure_store(plan, cache_dir_of())
+    reference, real = np.split(
+        np.asarray(store.array[np.random.default_rng(0).permutation(len(store))[: 2 * count]]), 2
+    )
+    other = np.asarray(ensure_store(digits, cache_dir_of()).array[:count])
+    return reference, real, other if data else 255 - other
+
+
+def blurred(images: Images, radius: float) -> Images:
+    """By a Gaussian of `radius` pixels."""
+    pictures = [Image.fromarray(image.squeeze()).filter(ImageFilter.GaussianBlur(radius)) for image in images]
+    return np.stack([np.asarray(picture) for picture in pictures]).reshape(images.shape)
+
+
+def noisy(images: Images, deviation: float) -> Images:
+    """With Gaussian noise, in grey levels."""
+    noise = np.random.default_rng(1).normal(0, deviation, images.shape)
+    return np.clip(np.round(images + noise), 0, 255).astype(np.uint8)
+
+
+def mixed(images: Images, other: Images, share: float) -> Images:
+    """A share of the images replaced."""
+    replaced = round(len(images) * share)
+    return np.concatenate([other[:replaced], images[replaced:]])
+
+
+def repeated(images: Images, times: int) -> Images:
+    """Few of the images, each so many times."""
+    return np.repeat(images[: -(-len(images) // times)], times, axis=0)[: len(images)]
+
+
+def measure(reference: Images, real: Images, other: Images, report: Report) -> None:
+    """Distances to the reference, of real images and of harmed ones."""
+    network = RandomConv(torch.device("cpu"))
+
+    def statistics(images: Images) -> Statistics:
+        features = network.features(images).astype(np.float64)
+        return Statistics(features.mean(axis=0), np.cov(features, rowvar=False), len(features))
+
+    theirs = statistics(reference)
+    report.add("features of 1,000 images", timed(lambda: network.features(real)) * 1000 / len(real), "s", at_most=5)
+    left = frechet_distance(statistics(real), theirs)
+    report.add("distance of real images", left)
+    report.add("of their features' variance", left / float(np.trace(theirs.covariance)), at_most=0.05)
+    harms = {
+        "blur of {} px": [(by, blurred(real, by)) for by in BLURS],
+        "noise of {} levels": [(by, noisy(real, by)) for by in NOISES],
+        "{:.0%} of another distribution": [(by, mixed(real, other, by)) for by in SHARES],
+        "each image {} times": [(by, repeated(real, by)) for by in REPEATS],
+    }
+    for name, steps in harms.items():
+        before = 1.0
+        for by, images in steps:
+            over = frechet_distance(statistics(images), theirs) / left
+            report.add(name.format(by), over, "x", at_least=before)
+            before = over
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="images in Parquet; default: the digits")
+    parser.add_argument("--images", type=int, default=850)
+    parser.add_argument("--side", type=int, default=16)
+    options = parser.parse_args()
+    if options.short:
+        options.data, options.images, options.side = None, 40, 8
+    torch.set_num_threads(options.threads)
+    report = Report("random_conv", settings_of(options))
+    measure(*images_of(options.data, options.side, options.images), report)
+    report.show(options.json)
+
+
+if __name__ == "__main__":
+    main()
