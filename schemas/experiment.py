@@ -64,6 +64,11 @@ class DataPlan(Section):
         None, exclude_if=is_none, description="The data are vector drawings, for model.family = vector; null: images."
     )
 
+    @property
+    def kind(self) -> Literal["images", "drawings"]:
+        """What there is of it, in a word for people."""
+        return "images" if self.drawings is None else "drawings"
+
 
 class DiffusionPlan(Section):
     """The forward process (DDPM, arXiv 2006.11239): T timesteps and their betas."""

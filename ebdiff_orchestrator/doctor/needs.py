@@ -14,7 +14,7 @@ from ebdiff_orchestrator.cluster import Request, request_of, workers_on_node
 from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, nearest_folder
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
-from region_workers.data.sources import open_source
+from region_workers.data.drawing_sources import count_data
 from region_workers.networks.costs import cost_counter
 from region_workers.networks.dense import example_inputs
 from region_workers.storage.places import cache_dir_of
@@ -207,19 +207,27 @@ def run_size(preview: PlanPreview, images: int | None) -> RunSize:
         numbers += kept * max(drawn, train_state) + 4 * region.costs.params
     if plan.draw.scope == "shared":
         numbers += kept * dense_state
-    pixels = plan.sampling.num_images * plan.data.resolution**2 * plan.data.channels
+    pixels = plan.sampling.num_images * _pixels(plan)
     run_bytes = int(_SLACK * (numbers * _FLOAT_BYTES + 2 * pixels)) + FIXED_BYTES
     return RunSize(run_bytes, None if images is None else store_bytes(plan, images))
 
 
 def store_bytes(plan: Plan, images: int) -> int:
-    """Decoded images, a byte a value, and their latents in float16, mirrored ones beside them."""
-    size = images * plan.data.resolution**2 * plan.data.channels
+    """Decoded images, a byte a value, and their latents in float16, mirrored ones beside them; drawings, at most."""
+    if plan.data.drawings is not None:
+        return images * plan.data.drawings.max_points * 3 * _FLOAT_BYTES
+    size = images * _pixels(plan)
     if isinstance(plan.model, LatentModelPlan):
         side = plan.data.resolution // plan.model.latent_downscale
         copies = 2 if plan.data.random_flip else 1
         size += images * copies * plan.model.latent_channels * side**2 * _LATENT_BYTES
     return size
+
+
+def _pixels(plan: Plan) -> int:
+    """Bytes of an image, or of the picture of a drawing."""
+    data = plan.data
+    return data.resolution**2 * data.channels if data.drawings is None else data.drawings.raster.canvas_px**2
 
 
 def check_run_space(needed: RunSize, free_bytes: int, there_bytes: int, folder: str) -> Finding:
@@ -250,7 +258,7 @@ def _gb(size: int) -> str:
 
 
 def _images(plan: Plan) -> int | None:
-    """The number of images, where it can be told without reading them or asking a hub."""
+    """The number of images or drawings, where it can be told without reading them or asking a hub."""
     if plan.data.path != DIGITS and not Path(plan.data.path).expanduser().exists():
         return None
-    return open_source(plan.data, cache_dir_of()).count()
+    return count_data(plan.data, cache_dir_of())

@@ -29,13 +29,13 @@ def check_resolution(plan: Plan) -> None:
 
 
 def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
-    """Raise PlanError if a batch cannot be made from the data set, or not be shared out evenly."""
+    """Raise PlanError if a batch cannot be made from so many images or drawings, or not be shared out evenly."""
     batch = plan.training.batch_size
     if batch > images:
         raise plan_error(
             "training.batch_size",
             batch,
-            f"at most the data set's {images} images",
+            f"at most the data set's {images} {plan.data.kind}",
             f"Lower it, for example --set training.batch_size={images}.",
         )
     share = world_size * plan.training.gradient_accumulation
@@ -60,15 +60,15 @@ def data_notes(plan: Plan) -> list[str]:
 
 
 def _images_here(data: DataPlan) -> int | None:
-    """How many images there are; None for a data set on the hub. PlanError if there are none on this machine."""
-    if data.path == DIGITS:
-        return DIGITS_IMAGES
+    """How many images or drawings there are; None for a data set on the hub. PlanError if none are on this machine."""
     path = Path(data.path).expanduser()
+    if data.drawings is None and data.path == DIGITS:
+        return DIGITS_IMAGES
     if path.is_dir() or path.is_file():
-        from region_workers.data.sources import open_source
+        from region_workers.data.drawing_sources import count_data
 
-        return open_source(data, cache_dir_of()).count()
-    if names_hub_data(data.path):
+        return count_data(data, cache_dir_of())
+    if data.drawings is None and names_hub_data(data.path):
         return None
     remedy = f"There is no file or folder at {path.absolute()} on this machine; a cluster's may have it."
-    raise plan_error("data.path", data.path, "images that the run's machines can read", remedy)
+    raise plan_error("data.path", data.path, f"{data.kind} that the run's machines can read", remedy)

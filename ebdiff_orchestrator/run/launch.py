@@ -19,9 +19,10 @@ from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
 from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.samples import decode_images, encode_images, samples_at_hand
+from ebdiff_orchestrator.run.samples import decode_data, encode_images, samples_at_hand
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
 from ebdiff_orchestrator.run.view import View
+from region_workers.data.drawing_store import DrawingStore
 from region_workers.data.latents import LatentStore
 from region_workers.data.store import ImageStore, Store
 from schemas.job import TICKET_FILE, Ticket
@@ -79,15 +80,15 @@ def launch(
     with _opened(plan, directory, take_over, view) as (resolved, ledger):
         if ledger.manifest.finished():
             return RunHandle(directory.location)
-        images = decode_images(resolved, view)
-        jobs = _jobs_at_hand(resolved, images, ledger, reuse, view)
+        data = decode_data(resolved, view)
+        jobs = _jobs_at_hand(resolved, data, ledger, reuse, view)
         if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
             with _workers(ledger, address, executor, view) as workers:
-                check_data_fits(resolved.plan, len(images), workers.request.processes)
-                jobs = jobs or _known_jobs(ledger, encode_images(resolved, images, ledger, workers, view), reuse, view)
+                check_data_fits(resolved.plan, len(data), workers.request.processes)
+                jobs = jobs or _known_jobs(ledger, encode_images(resolved, data, ledger, workers, view), reuse, view)
                 view.line(f"{len(jobs)} jobs, {workers.request} each; free: {workers.describe_free()}.")
                 for finish_run in (finish_or_reopen, finish):
-                    placement = place_jobs(jobs, resolved.preview, len(images), ledger, workers, view)
+                    placement = place_jobs(jobs, resolved.preview, len(data), ledger, workers, view)
                     JobLoop(jobs, placement, ledger, workers, view).run()
                     if finish_run(ledger, view, workers):
                         break
@@ -164,10 +165,10 @@ def _workers(
 
 
 def _jobs_at_hand(
-    resolved: ResolvedPlan, images: ImageStore, ledger: Ledger, reuse: Sequence[str | Path], view: View
+    resolved: ResolvedPlan, data: ImageStore | DrawingStore, ledger: Ledger, reuse: Sequence[str | Path], view: View
 ) -> tuple[JobOutline, ...]:
     """`_known_jobs`; none where what they start from is still to be encoded."""
-    samples = samples_at_hand(resolved, images)
+    samples = samples_at_hand(resolved, data)
     return () if samples is None else _known_jobs(ledger, samples, reuse, view)
 
 

@@ -133,7 +133,7 @@ class Ledger:
         self._save(self.manifest.model_copy(update={"evaluations": evaluations}))
 
     def record_samples(self, store_digest: str, vae_digest: str | None) -> None:
-        """Record the images, or latents, of the run, and the VAE; UserError if it began with others."""
+        """Record the images, latents or drawings of the run, and the VAE; UserError if it began with others."""
         known = self.manifest.store_digest
         if known is not None and vae_digest != self.manifest.vae_digest:
             raise UserError(
@@ -142,8 +142,8 @@ class Ledger:
             )
         if known is not None and known != store_digest:
             raise UserError(
-                f"data.path = {self.plan.data.path}: its images are not those that the run in {self.directory.path} "
-                "began with. Restore them, or give another --run-dir."
+                f"data.path = {self.plan.data.path}: its {self.plan.data.kind} are not those that the run in "
+                f"{self.directory.path} began with. Restore them, or give another --run-dir."
             )
         self._save(self.manifest.model_copy(update={"store_digest": store_digest, "vae_digest": vae_digest}))
 

@@ -31,7 +31,7 @@ class View:
     def waiting(self, text: str) -> None:
         """Something is being waited for; may be said often."""
 
-    def images(self, done: int, total: int) -> None:
+    def images(self, done: int, total: int, what: str = "images") -> None:
         """Images are being decoded."""
 
     def job(self, name: str, progress: Progress) -> None:
@@ -53,8 +53,8 @@ class Lines(View):
     def waiting(self, text: str) -> None:
         self._sometimes("waiting", text)
 
-    def images(self, done: int, total: int) -> None:
-        self._sometimes("images", f"decoding images: {done} of {total or '?'}")
+    def images(self, done: int, total: int, what: str = "images") -> None:
+        self._sometimes("images", f"decoding {what}: {done} of {total or '?'}")
 
     def job(self, name: str, progress: Progress) -> None:
         if progress.state != "starting":
@@ -91,8 +91,8 @@ class LiveTable(View):
     def waiting(self, text: str) -> None:
         self._status = text
 
-    def images(self, done: int, total: int) -> None:
-        self._status = f"decoding images: {done} of {total or '?'}"
+    def images(self, done: int, total: int, what: str = "images") -> None:
+        self._status = f"decoding {what}: {done} of {total or '?'}"
 
     def job(self, name: str, progress: Progress) -> None:
         self._status = ""

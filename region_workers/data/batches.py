@@ -79,12 +79,11 @@ class DrawingBatches(_Epochs):
         return batches[self._generator("batches", epoch).permutation(self.steps_per_epoch)].ravel()
 
 
-class BatchSource:
+class BatchSource(_Epochs):
     """Serves batch k of a stream of epochs, each a permutation of the store, as a pure function of (seed, k).
 
-    An epoch has N // batch_size batches; the samples of its incomplete tail wait for the next permutation. With
-    `num_classes` the batches have labels, of which a share of `label_dropout` becomes `num_classes`, the null class.
-    Raises PlanError if a batch is larger than the store, or if a label is not in [0, num_classes).
+    With `num_classes` the batches have labels, of which a share of `label_dropout` becomes `num_classes`, the null
+    class. Raises PlanError if a batch is larger than the store, or if a label is not in [0, num_classes).
     """
 
     def __init__(
@@ -97,29 +96,13 @@ class BatchSource:
         num_classes: int | None = None,
         label_dropout: float = 0.0,
     ) -> None:
-        if batch_size > len(samples):
-            remedy = "Lower training.batch_size or add images."
-            raise plan_error(
-                "training.batch_size", batch_size, f"at most the {len(samples)} images of the data", remedy
-            )
+        super().__init__(len(samples), device, batch_size, seed, "images")
         check_labels(samples.labels, num_classes)
-        self.batch_size = batch_size
-        self.steps_per_epoch = len(samples) // batch_size
-        self._device = device
         self._random_flip = random_flip
-        self._seed = seed
         self._num_classes, self._label_dropout = num_classes, label_dropout
         self._labels = None if num_classes is None else samples.labels
         self._samples = samples
         self._resident = self._on_device() if self._fits_on_device() else None
-        self._epoch, self._permutation = 0, self._permute(0)
-
-    def indices(self, step: int) -> Numbers:
-        """The samples of the global batch of `step`: int64 [batch_size]."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._permutation = epoch, self._permute(epoch)
-        return self._permutation[position * self.batch_size : (position + 1) * self.batch_size].copy()
 
     def flips(self, step: int) -> npt.NDArray[np.bool_]:
         """Which samples of the global batch of `step` are mirrored: bool [batch_size]."""
@@ -145,23 +128,13 @@ class BatchSource:
         labels[self.dropped(step)] = self._num_classes
         return self._to_device(torch.from_numpy(labels[rows]))
 
-    def _permute(self, epoch: int) -> Numbers:
-        generator = np.random.Generator(np.random.PCG64(seed_from(self._seed, "epoch", index=epoch)))
-        return generator.permutation(len(self._samples)).astype(np.int64, copy=False)
-
     def _uniform(self, name: str, step: int) -> npt.NDArray[np.float64]:
-        return np.random.Generator(np.random.PCG64(seed_from(self._seed, name, index=step))).random(self.batch_size)
+        return self._generator(name, step).random(self.batch_size)
 
     def _gather(self, numbers: Numbers) -> torch.Tensor:
         if self._resident is not None:
             return self._resident.index_select(0, self._to_device(torch.from_numpy(numbers)))
         return self._to_device(torch.from_numpy(self._samples.read(numbers)))
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._device.type != "cuda":
-            return tensor.to(self._device)
-        # From pinned memory the copy runs beside the computation; from pageable memory it would wait for it.
-        return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def _fits_on_device(self) -> bool:
         return self._device.type == "cuda" and self._samples.rows.nbytes <= RESIDENT_LIMIT_BYTES

@@ -73,13 +73,13 @@ def check_unreadable(unreadable: Sequence[tuple[str, str] | str], done: int, tot
     """
     if len(unreadable) <= plan.max_unreadable * total:
         return
-    first, what = unreadable[:_NAMES_SHOWN], "images" if plan.drawings is None else "drawings"
+    first = unreadable[:_NAMES_SHOWN]
     names = "; ".join(image if isinstance(image, str) else f"{image[0]} ({image[1]})" for image in first)
     more = f"; and {len(unreadable) - _NAMES_SHOWN} more" if len(unreadable) > _NAMES_SHOWN else ""
     raise PlanError(
-        f"data.max_unreadable = {plan.max_unreadable}: expected at most this share of the {total} {what} "
-        f"in {plan.path} to be unreadable, but {len(unreadable)} of the {done} {what} read so far are: {names}{more}. "
-        "Repair or remove them, or raise data.max_unreadable."
+        f"data.max_unreadable = {plan.max_unreadable}: expected at most this share of the {total} {plan.kind} "
+        f"in {plan.path} to be unreadable, but {len(unreadable)} of the {done} {plan.kind} read so far are: "
+        f"{names}{more}. Repair or remove them, or raise data.max_unreadable."
     )
 
 

@@ -12,13 +12,12 @@ import numpy as np
 
 from region_workers.data.decode import Item
 from region_workers.data.drawings import Stroke, UnreadableDrawingError
-from region_workers.data.files import check_not_split, files_identity, files_of_split, visible_files
-from region_workers.data.sources import FolderSource
+from region_workers.data.files import LINES, SVG, ZIP, check_not_split, files_identity, files_of_split, visible_files
+from region_workers.data.sources import FolderSource, open_source
 from region_workers.data.svg import strokes_of_svg
 from schemas.errors import plan_error
 from schemas.plan import DataPlan
 
-LINES, SVG, ZIP = ".ndjson", ".svg", ".zip"
 MOST_BYTES = 1 << 20  # of one drawing as text, some thousand times what people draw
 _EXPECTED = "a QuickDraw .ndjson file, a folder of them, or a folder or .zip of SVG files"
 
@@ -53,6 +52,11 @@ def open_drawings(plan: DataPlan) -> DrawingSource:
         return ZipSource(path)
     one = "This is one drawing: give the folder that holds it." if path.suffix.lower() == SVG else "Choose another."
     raise plan_error("data.path", plan.path, _EXPECTED, one)
+
+
+def count_data(plan: DataPlan, cache_dir: Path) -> int | None:
+    """How many images or drawings the plan's source has; None if only reading them tells. Raises PlanError."""
+    return open_source(plan, cache_dir).count() if plan.drawings is None else open_drawings(plan).count()
 
 
 class LinesSource:

@@ -20,6 +20,7 @@ from schemas.plan import DataPlan
 FOLDER_LABEL = "label"  # the name that the datasets library gives to the folders of a folder of images
 
 TABLE_SUFFIX = ".parquet"
+LINES, SVG, ZIP = ".ndjson", ".svg", ".zip"  # of drawings
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".avif", ".tga"}

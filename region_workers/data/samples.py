@@ -144,8 +144,7 @@ class _FileReader:
     def __call__(self, numbers: Numbers) -> Array:
         rows = np.empty((len(numbers), *self._row_shape), self._dtype)
         for row, number in zip(rows, numbers.tolist(), strict=True):
-            if os.preadv(self._descriptor, [row], self._start + number * self._row_bytes) < self._row_bytes:
-                raise OSError(f"{self._name} ends before the end of its row {number}: it was cut short while in use")
+            self.read_into(row, number)
         return rows
 
     def read_into(self, values: Array, number: int) -> None:

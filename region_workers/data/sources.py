@@ -12,7 +12,10 @@ from region_workers.data.decode import Item
 from region_workers.data.files import (
     FOLDER_LABEL,
     IMAGE_SUFFIXES,
+    LINES,
+    SVG,
     TABLE_SUFFIX,
+    ZIP,
     check_not_split,
     class_folders,
     files_identity,
@@ -27,6 +30,8 @@ from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
 
 _EXPECTED = f"a Parquet file, a folder of Parquet files or of images, a data set's name on the hub, or {DIGITS}"
+
+_DRAWINGS = "Drawings need a section data.drawings, and model.family = vector."
 
 
 class Source(Protocol):
@@ -123,6 +128,8 @@ def _local_source(path: Path, plan: DataPlan) -> Source:
 def _file_source(path: Path, plan: DataPlan) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise plan_error("data.path", plan.path, _EXPECTED, "This is one image: give the folder that holds it.")
+    if path.suffix.lower() in (LINES, SVG, ZIP):
+        raise plan_error("data.path", plan.path, _EXPECTED, _DRAWINGS)
     if not path.is_file():  # to open a pipe would wait for its other end
         raise plan_error("data.path", plan.path, _EXPECTED, "It is no regular file: choose another.")
     return ParquetSource(path, [path], plan)
@@ -132,6 +139,8 @@ def _folder_source(root: Path, plan: DataPlan) -> Source:
     names = [name for name in visible_files(root) if name.lower().endswith((TABLE_SUFFIX, *IMAGE_SUFFIXES))]
     if not names:
         remedy = "The folder holds neither images nor Parquet files: choose another."
+        if any(name.lower().endswith((LINES, SVG)) for name in visible_files(root)):
+            remedy = _DRAWINGS
         raise plan_error("data.path", plan.path, _EXPECTED, remedy)
     names = files_of_split(root, names, plan)
     tables = [name for name in names if name.lower().endswith(TABLE_SUFFIX)]

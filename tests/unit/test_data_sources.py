@@ -137,6 +137,8 @@ def test_only_the_files_of_the_split_are_read(tmp_path: Path) -> None:
         ({"path": "notes.txt"}, r"does not read as Parquet"),
         ({"path": "one.png"}, r"This is one image"),
         ({"path": "empty"}, r"neither images nor Parquet"),
+        ({"path": "a.ndjson"}, r"Drawings need a section data\.drawings"),
+        ({"path": "drawings"}, r"Drawings need a section data\.drawings"),
         ({"split": "test"}, r"data\.split = test"),
         ({"config_name": "plain"}, r"data\.config_name = plain"),
     ],
@@ -148,6 +150,9 @@ def test_bad_paths_say_what_to_do(
     (tmp_path / "notes.txt").write_text("no table")
     (tmp_path / "one.png").write_bytes(png(1))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a.ndjson").write_text("{}")
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings/a.svg").write_text("<svg/>")
     with pytest.raises(PlanError, match=message):
         ensure_store(DataPlan(**values), tmp_path / "cache")
 

@@ -13,6 +13,10 @@ import torch
 from drawing_files import as_line, scribbles, write_lines, write_svgs
 from forked import ForkedProcess
 
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.resolve import ResolvedPlan
+from ebdiff_orchestrator.run.samples import decode_data, samples_at_hand
+from ebdiff_orchestrator.run.view import View
 from region_workers.data.batches import DrawingBatches
 from region_workers.data.drawing_store import DrawingStore, ensure_drawings
 from region_workers.data.drawings import rows_of, strokes_of
@@ -192,3 +196,37 @@ def test_batches_are_a_function_of_seed_and_step_and_share_their_length() -> Non
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(PlanError, match="at most the 3 drawings of the data"):
         DrawingBatches(drawings_of_lengths(np.array([3, 4, 5])), CPU, 4, seed=0)
+
+
+def test_the_driver_makes_the_store_and_tells_what_was_left_out(tmp_path: Path) -> None:
+    long = [np.stack([np.arange(400) % 2, np.arange(400) / 400], axis=1)]
+    write_lines(tmp_path / "a.ndjson", [*DRAWINGS[:5], long, [np.zeros((1, 2))]])
+    data = {"path": str(tmp_path / "a.ndjson"), "drawings": {}, "max_unreadable": 0.2}
+    workers = {"cache_dir": str(tmp_path / "cache"), "processes": 1}
+    values = {"model": {"family": "vector"}, "data": data, "workers": workers, "training": {"batch_size": 4}}
+    said = Said()
+    resolved = ResolvedPlan(plan_from_values(values), None)
+    store = decode_data(resolved, said)
+    assert isinstance(store, DrawingStore)
+    assert samples_at_hand(resolved, store) is store
+    assert said.lines == [
+        "1 unreadable drawings were left out: line 7.",
+        "1 drawings of 300 points or more were left out: line 6.",
+    ]
+    assert said.progress[-1] == (7, 7, "drawings")
+    with pytest.raises(PlanError, match="at most the data set's 5 drawings"):
+        decode_data(ResolvedPlan(plan_from_values({**values, "training": {"batch_size": 8}}), None), said)
+
+
+class Said(View):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.progress: list[tuple[int, int, str]] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def images(self, done: int, total: int, what: str = "images") -> None:
+        self.progress.append((done, total, what))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from drawing_files import scribbles, write_lines
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
@@ -45,6 +46,10 @@ def _regions(*spans: tuple[int, int]) -> dict[str, object]:
     return {"regions": [{"train": list(span), "pruning_ratio": 0.5} for span in spans]}
 
 
+def _drawings(**data: object) -> dict[str, object]:
+    return {"model": {"family": "vector"}, "data": {"drawings": {}, **data}}
+
+
 def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it() -> None:
     assert Plan().routes() == ((0, 240), (240, 440), (440, 1000))
 
@@ -68,6 +73,12 @@ def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it()
         ({"diffusion": {"beta_start": 0.5}}, "diffusion.beta_start", "at most"),
         ({"training": {"learning_rate": float("inf")}}, "training.learning_rate", "finite"),
         ({"data": {"drawings": {}}}, "model.family", "vector, since data.drawings is set"),
+        ({"model": {"family": "vector"}}, "data.drawings", "a section, since model.family = vector"),
+        (_drawings(random_flip=True), "data.random_flip", "false, since data.drawings is set"),
+        (_drawings(label_column="word"), "data.label_column", "null, since data.drawings is set"),
+        (_drawings(crop={"center_x": 5, "center_y": 5, "size": 4}), "data.crop", "null, since data.drawings is set"),
+        (_drawings(drawings={"point_spacing": 0}), "data.drawings.point_spacing", "greater"),
+        (_drawings(drawings={"raster": {"margin": 0.5}}), "data.drawings.raster.margin", "less than 0.5"),
         ({"name": ".."}, "name", "pattern"),
         ({"regions": [{"name": "..", "train": [0, 1000], "pruning_ratio": 0.5}]}, "name", "pattern"),
         ({"training": {"stepz": 3}}, "training.stepz", "Did you mean training.steps?"),
@@ -226,8 +237,18 @@ def test_a_plan_notes_what_its_data_lack_on_this_machine_and_opens_no_image(
         (tmp_path, 4, "a folder of Parquet files or of images, not of both"),
         ("somebody/images", 10**6, None),
     ]
-    for path, batch, expected in cases:
-        notes = data_notes(tiny_plan(f"data.path={path}", f"training.batch_size={batch}"))
+    lines = write_lines(tmp_path / "a.ndjson", scribbles(5))
+    drawn = ["model={family: vector}", "data.drawings={}", "data.random_flip=false"]
+    of_drawings = [
+        (lines, 5, None),
+        (lines, 6, "training.batch_size = 6: expected at most the data set's 5 drawings"),
+        (tmp_path / "nosuch", 4, "expected drawings that the run's machines can read"),
+        ("somebody/drawings", 4, "There is no file or folder"),
+        (table, 4, "a QuickDraw .ndjson file"),
+    ]
+    for path, batch, expected in cases + of_drawings:
+        changes = drawn if (path, batch, expected) in of_drawings else []
+        notes = data_notes(tiny_plan(f"data.path={path}", f"training.batch_size={batch}", *changes))
         assert len(notes) == (expected is not None), (path, batch, notes)
         assert (expected or "") in "".join(notes)
 
