@@ -175,6 +175,13 @@ class TrainingPlan(Section):
     steps: int = Field(1000, ge=1, le=MOST_STEPS)
     batch_size: int = Field(128, ge=1, le=MOST_IMAGES, description="Images a step, over all workers of a region.")
     learning_rate: float = Field(2e-4, gt=0, le=1)
+    learning_rate_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        exclude_if=is_none,
+        description="After every pass over the data the learning rate is multiplied by it; null: it is constant.",
+    )
     adam_betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     adam_eps: float = Field(1e-8, gt=0, le=1)
     timesteps: TimestepPlan = TimestepPlan()

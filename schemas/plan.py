@@ -53,6 +53,7 @@ _NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
 }
 
 _NOT_OF_DRAWINGS = {"config_name": None, "image_column": None, "label_column": None, "crop": None, "random_flip": False}
+_TRAINING_OF_DRAWINGS = {"precision": "fp32", "channels_last": False, "compile": False}
 
 
 class Plan(Section):
@@ -164,6 +165,15 @@ class Plan(Section):
                 value = "..." if field == "crop" else shown(value)
                 expected = f"{shown(unset)}, since data.drawings is set and only images have it"
                 raise cross_field_error(f"data.{field}", value, expected, "Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _drawings_train_plainly(self) -> Self:
+        for field, only in _TRAINING_OF_DRAWINGS.items() if self.model.family == "vector" else ():
+            value = getattr(self.training, field)
+            if value != only:
+                expected = f"{shown(only)}, since model.family = vector"
+                raise cross_field_error(f"training.{field}", shown(value), expected, "Leave it out.")
         return self
 
     @model_validator(mode="after")

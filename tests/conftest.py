@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that import torch
 
 import pytest
+from drawing_files import VECTOR, with_drawings
 
 if TYPE_CHECKING:
     from serial_cluster import SerialCluster
 
+    from region_workers.data.store import Store
     from schemas.job import WorkerJob
     from schemas.plan import Plan
 
@@ -98,15 +100,19 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_plan() -> Callable[..., Plan]:
-    """The tiny plan, with `key=value` changes."""
+def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+    """The tiny plan, with `key=value` changes; of drawings with those of VECTOR."""
+    drawings = tmp_path_factory.mktemp("drawings")
 
     def make(*changes: str) -> Plan:
         import copy
 
         from ebdiff_orchestrator.plans.load import plan_from_values
 
-        return plan_from_values(copy.deepcopy(TINY), changes)
+        values = copy.deepcopy(TINY)
+        if VECTOR[1] in changes:  # drawings
+            del values["model"], values["data"]
+        return plan_from_values(values, with_drawings(changes, drawings))
 
     return make
 
@@ -117,15 +123,22 @@ def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
 
     def make(plan: Plan, run_dir: Path) -> list[WorkerJob]:
         from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
-        from region_workers.data.store import ensure_store
         from region_workers.networks.pretrained import find_dense
 
         run_dir.mkdir(parents=True, exist_ok=True)
         dense = find_dense(plan.model.pretrained).digest() if plan.model.pretrained else None
-        inputs = Inputs(ensure_store(plan.data, cache_dir).digest, dense)
+        inputs = Inputs(store_of(plan, cache_dir).digest, dense)
         return [worker_job(plan, outline, run_dir, inputs) for outline in outline_jobs(plan, inputs)]
 
     return make
+
+
+def store_of(plan: Plan, cache_dir: Path) -> Store:
+    """The plan's images or drawings."""
+    from region_workers.data.drawing_store import ensure_drawings
+    from region_workers.data.store import ensure_store
+
+    return (ensure_store if plan.data.drawings is None else ensure_drawings)(plan.data, cache_dir)
 
 
 @pytest.fixture

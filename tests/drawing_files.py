@@ -1,4 +1,4 @@
-"""Small files of drawings: scribbles of a given seed, as QuickDraw lines or as SVG."""
+"""Small files of drawings, scribbles of a given seed as QuickDraw lines or as SVG, and the plans that train on them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from pathlib import Path
 import numpy as np
 
 Drawing = list[np.ndarray]  # strokes float64 [n, 2]
+_FILE = "DRAWINGS"  # in a change of a plan: where the tests' drawings lie
+VECTOR = (
+    "model={family: vector, hidden_size: 8, num_layers: 2}",
+    f"data={{path: {_FILE}, drawings: {{point_spacing: 0.3}}}}",
+)
+
+
+def with_drawings(changes: Sequence[str], folder: Path) -> tuple[str, ...]:
+    """The changes of a plan, with the path of 24 scribbles in `folder` where they name them."""
+    path = folder / "drawings.ndjson"
+    if any(_FILE in change for change in changes) and not path.exists():
+        write_lines(path, scribbles(24))
+    return tuple(change.replace(_FILE, str(path)) for change in changes)
 
 
 def scribbles(count: int, seed: int = 0) -> list[Drawing]:

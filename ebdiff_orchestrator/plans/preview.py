@@ -10,6 +10,7 @@ from ebdiff_orchestrator.plans.data_checks import check_resolution
 from region_workers.networks.costs import CostCounter, Costs
 from region_workers.networks.pretrained import dense_counter
 from region_workers.networks.sparse_costs import SparseCosts
+from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.pruning.widths import check_ratio, realised_ratio
 from schemas.errors import plan_error
 from schemas.manifest import DenseSource
@@ -40,6 +41,13 @@ class PlanPreview:
     regions: tuple[RegionPreview, ...]
 
     @property
+    def sample(self) -> str:
+        """Of what multiply-accumulates are counted, for people."""
+        if self.plan.data.drawings is not None:
+            return f"one drawing of {POINTS_COUNTED} points"
+        return "one image, with the attention's products"
+
+    @property
     def weighted(self) -> Costs:
         """The experts' sizes."""
         return self._mean(Costs, [preview.costs for preview in self.regions])
@@ -60,7 +68,7 @@ class PlanPreview:
         return kind(**{field.name: mean(field.name) for field in fields(kind)})
 
     def as_json(self) -> dict[str, Any]:
-        """For `ebdiff plan --json`: parameters and multiply-accumulates of one image, as integers."""
+        """For `ebdiff plan --json`: parameters and multiply-accumulates of one image or drawing, as integers."""
         return {
             "name": self.plan.name,
             "dense": asdict(self.dense),

@@ -14,6 +14,7 @@ from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, meas
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.costs import Costs
 from region_workers.networks.sparse_costs import SparseCosts
+from region_workers.networks.supported import POINTS_COUNTED
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 
@@ -38,6 +39,7 @@ class Row:
     speed_up: float | None
     wall_speed_up: float | None
     hours_saved: float | None
+    of_drawings: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers; seconds, bytes and hours."""
@@ -109,6 +111,7 @@ def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
         speed_up=_ratio(_train_s(reference), _train_s(own)),
         wall_speed_up=_ratio(_wall_with_start_s(dense), _wall_with_start_s(manifest)),
         hours_saved=_saved(reference.all_hours, own.all_hours) if reference else None,
+        of_drawings=manifest.plan.data.drawings is not None,
     )
 
 
@@ -195,6 +198,8 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
         "params, MACs: of one image, weighted by the timesteps that each region owns. MACs are torch-pruning's count, "
         "the paper's; + attention: with the attention's matrix products."
     ]
+    if any(row.of_drawings for row in rows):
+        notes.append(f"MACs of drawings are those of one of {POINTS_COUNTED} points, whole in either column.")
     notes.append(_speed_up_note(comparison))
     notes.append("wall-clock: of all launches together, waiting included; the time between launches is not.")
     notes.append("draw: the draws' share of all seconds of work. -: not measured.")

@@ -15,6 +15,7 @@ from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.reports.formats import TextTable, duration, gib, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.resolve import adopt_dense
+from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of
 from schemas.errors import user_error
@@ -193,6 +194,8 @@ def _assumptions(plan: Plan, times: Mapping[float, StepTime], interval: int, ass
     lines.append(f"{devices} device(s) like this one; {_placed(plan)}; no waiting, loading or checkpoints.")
     if _starts_dense(plan):
         lines.append("Speed-ups charge this plan the dense training that it starts from, as the paper does.")
+    if plan.data.drawings is not None:
+        lines.append(f"Drawings have {POINTS_COUNTED} points; steps take longer or shorter in proportion.")
     sizes = {step.batch_size for step in times.values()} - {plan.training.batch_size}
     if sizes:
         lines.append(f"Timed with a batch of {min(sizes)}; {plan.training.batch_size} take in proportion more.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebdiff_orchestrator.run.stages import draw_folder
-from region_workers.networks.dense import build_dense, example_inputs, sample_shape
+from region_workers.networks.dense import build_dense, example_inputs, loading_arguments
 from region_workers.networks.pretrained import find_dense
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
@@ -169,7 +170,7 @@ def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[Named
     `source`: a dense run's directory or a diffusers folder, with or without unet/. UserError if it is neither, or
     holds a network of another shape.
     """
-    weights = _load_weights(source, sample_shape(plan.model, plan.data)[1])
+    weights = _load_weights(source, loading_arguments(plan.model, plan.data))
     with torch.device("meta"):
         network = build_dense(plan.model, plan.data)
     for name, parameter in network.named_parameters():
@@ -187,9 +188,9 @@ def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[Named
     return [_named(compute_mask(groups, scores, ratio), ratio) for ratio in ratios]
 
 
-def _load_weights(source: Path, side: int) -> dict[str, Tensor]:
+def _load_weights(source: Path, arguments: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        network = find_dense(str(source)).load(dropout=0.0, side=side)
+        network = find_dense(str(source)).load(**arguments)
     except PlanError as error:
         raise UserError(str(error).replace("model.pretrained =", "--dense")) from None
     return {name: parameter.detach() for name, parameter in network.named_parameters()}

@@ -163,6 +163,8 @@ def preview_table(preview: PlanPreview) -> Table:
     table.add_row("weighted", "", "", "", "", *_sizes(preview.weighted), "")
     whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (preview.dense, preview.weighted)]
     table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
+    if preview.plan.data.drawings is not None:
+        table.caption = f"Multiply-accumulates (MACs) are those of {preview.sample}."
     if preview.plan.draw.method == "one-shot" and preview.plan.model.pretrained is None:
         table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
     table.caption_justify = "left"

@@ -34,7 +34,7 @@ def sparse_table(preview: PlanPreview) -> TextTable:
         _HEADINGS,
         tuple(rows),
         (
-            "Theoretical: of one image, with the attention's products, if masked weights",
+            f"Theoretical: of {preview.sample}, if masked weights",
             "cost nothing. No device at hand skips them: a step takes as long as a dense one.",
         ),
     )

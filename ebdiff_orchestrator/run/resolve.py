@@ -11,10 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import plan_error
 from schemas.manifest import DenseCost, DenseSource
+from schemas.model import VectorModelPlan
 from schemas.plan import Plan
 
 _NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
@@ -102,22 +104,44 @@ def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
 
     What a plan has no form for (a list of head counts, say) stays in the network's own config alone.
     """
+    _check_kind(plan, dense)
     update: dict[str, Any] = {}
+    arguments = dense.arguments
+    if isinstance(plan.model, VectorModelPlan):
+        arguments = {**arguments, "time_embed_dim": 2 * len(arguments["frequencies"])}
     for name, field in type(plan.model).model_fields.items():
-        if name in _NOT_OF_THE_NETWORK or name not in dense.arguments:
+        if name in _NOT_OF_THE_NETWORK or name not in arguments:
             continue
         try:
             form: Any = Annotated[field.annotation, field, *field.metadata]
-            theirs = TypeAdapter(form).validate_python(dense.arguments[name])
+            theirs = TypeAdapter(form).validate_python(arguments[name])
         except ValidationError:
             continue
         own = getattr(plan.model, name)
         if own != theirs and name in plan.model.model_fields_set:
             raise _disagreement(plan, f"model.{name}", own, theirs)
         update[name] = theirs
-    _check_images(plan, dense)
-    _check_classes(plan, dense)
+    if plan.data.drawings is not None:
+        _check_drawings(plan, plan.data.drawings.coordinates, dense)
+    else:
+        _check_images(plan, dense)
+        _check_classes(plan, dense)
     return plan.model_copy(update={"model": plan.model.model_copy(update=update)})
+
+
+def _check_kind(plan: Plan, dense: DenseFolder) -> None:
+    """A network of drawings for drawings, and one of images for images."""
+    is_vector = isinstance(plan.model, VectorModelPlan)
+    if (dense.class_name == DrawingGRU.__name__) != is_vector:
+        expected = f"a {DrawingGRU.__name__ if is_vector else 'UNet'}, since model.family = {plan.model.family}"
+        remedy = f"It is a {dense.class_name}: choose another network or family."
+        raise plan_error("model.pretrained", plan.model.pretrained, expected, remedy)
+
+
+def _check_drawings(plan: Plan, coordinates: str, dense: DenseFolder) -> None:
+    theirs = dense.arguments["coordinates"]
+    if theirs != coordinates:
+        raise _disagreement(plan, "data.drawings.coordinates", coordinates, theirs)
 
 
 def _check_classes(plan: Plan, dense: DenseFolder) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.sparse_costs import SparseCosts, sparse_costs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -33,7 +34,8 @@ class Costs:
 
     `macs` is torch-pruning's counter, which the paper used: convolutions, linear layers, norms and activations, but
     not the attention's matrix products. `macs_with_attention` is half of torch.utils.flop_counter's operations:
-    convolutions, linear layers and the attention's products (CIFAR-10: 6.06 G and 6.22 G).
+    convolutions, linear layers and the attention's products (CIFAR-10: 6.06 G and 6.22 G). Of a DrawingGRU both are
+    the latter, of a drawing of POINTS_COUNTED points.
     """
 
     params: int
@@ -50,6 +52,8 @@ def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs
     twin = meta_copy(model)
     inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
     macs, with_attention = _count_macs(twin, inputs)
+    if isinstance(twin, DrawingGRU):  # torch-pruning's counter does not see its recurrence
+        macs = with_attention
     params = sum(weight.numel() for name, weight in twin.named_parameters() if not name.startswith(_CONTEXT))
     return Costs(params, macs, with_attention)
 

@@ -1,4 +1,4 @@
-"""The dense network of a plan, a UNet of diffusers or ours, and the inputs that trace it."""
+"""The dense network of a plan, a UNet of diffusers or one of ours, and the inputs that trace it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
+from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.json_files import read_object
 from schemas.errors import RunFailed, UserError, plan_error, problem
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE
-from schemas.model import LatentModelPlan, ModelPlan
+from schemas.model import LatentModelPlan, ModelPlan, VectorModelPlan
 from schemas.plan import DataPlan
 
 _NOT_ARGUMENTS = {
@@ -89,12 +90,17 @@ def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.M
 def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
     """The arguments of the network that the plan's sections `model` and `data` stand for.
 
-    They are UNet2DModel's for pixels, and PrunedUNet2DConditionModel's for latents unless the plan says otherwise. A
-    class-conditional network has one class more than the data: the last one stands for `no class`. Raises PlanError for
-    blocks that do not go together.
+    They are UNet2DModel's for pixels, PrunedUNet2DConditionModel's for latents unless the plan says otherwise, and
+    DrawingGRU's for drawings, but for its frequencies. A class-conditional network has one class more than the data:
+    the last one stands for `no class`. Raises PlanError for blocks that do not go together.
     """
+    if isinstance(model, VectorModelPlan):
+        assert data.drawings is not None
+        sizes = {"hidden_size": model.hidden_size, "num_layers": model.num_layers}
+        of_the_training = {"num_train_timesteps": 1000, "length_counts": None}  # the family knows them
+        return {**sizes, "coordinates": data.drawings.coordinates, **of_the_training}
     classes = None if model.num_classes is None else model.num_classes + 1
-    channels, height, _ = sample_shape(model, data)
+    channels, height, _ = _image_shape(model, data)
     config = {
         **model.model_dump(exclude=_NOT_ARGUMENTS),
         "sample_size": height,
@@ -106,23 +112,27 @@ def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
     return {**{name: config[name] for name in config.keys() - _OF_A_CONTEXT}, "num_class_embeds": classes}
 
 
-def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DConditionModel:
-    """The dense UNet with fresh weights, on torch's default device (under `torch.device("meta")`: without weights).
+def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DConditionModel | DrawingGRU:
+    """The dense network with fresh weights, on torch's default device (under `torch.device("meta")`: without weights).
 
-    Pixels, and latents if the plan says so: a UNet2DModel. Else a PrunedUNet2DConditionModel with nothing pruned, whose
-    CrossAttn blocks attend to the class; without such blocks classes are added to the time embedding. PlanError as for
-    `dense_config`.
+    Drawings: a DrawingGRU. Pixels, and latents if the plan says so: a UNet2DModel. Else a PrunedUNet2DConditionModel
+    with nothing pruned, whose CrossAttn blocks attend to the class; without such blocks classes are added to the time
+    embedding. PlanError as for `dense_config`.
     """
     config = dense_config(model, data)
+    if isinstance(model, VectorModelPlan):
+        frequencies = torch.randn(model.time_embed_dim // 2, device="cpu").tolist()
+        return DrawingGRU(frequencies=frequencies, **config)
     has_context = isinstance(model, LatentModelPlan) and model.network is None
     return PrunedUNet2DConditionModel(**config) if has_context else UNet2DModel(**config)
 
 
 def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:
-    """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents,
-    `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
+    """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents or
+    (1, POINTS_COUNTED, 3), `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
+    shape = (POINTS_COUNTED, 3) if isinstance(model, VectorModelPlan) else _image_shape(model, data)
     inputs = {
-        "sample": torch.zeros(1, *sample_shape(model, data), device=device),
+        "sample": torch.zeros(1, *shape, device=device),
         "timestep": torch.ones(1, dtype=torch.long, device=device),
     }
     if model.num_classes is not None:
@@ -130,7 +140,14 @@ def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str 
     return inputs
 
 
-def sample_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
+def loading_arguments(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
+    """What the plan, and not its own config, says of a network that is loaded."""
+    if isinstance(model, VectorModelPlan):
+        return {}
+    return {"dropout": model.dropout, "sample_size": _image_shape(model, data)[1]}
+
+
+def _image_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
     """Channels, height and width of what is denoised."""
     if isinstance(model, LatentModelPlan):
         side = data.resolution // model.latent_downscale

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from region_workers.networks.gru import GRULayer, Packing
 from region_workers.networks.pruned_network import LoadedStrictly
+from region_workers.pruning.groups import ChannelGroup, Member
 from schemas.errors import problem
+from schemas.job import KeptChannels
 
 _FEATURES = 5  # position, velocity and pen
 _FREQUENCY_SCALE = 4.0
@@ -67,6 +69,37 @@ class DrawingGRU(LoadedStrictly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         noise = self.final(torch.cat([self.out_proj(rows), time], dim=1))
         padded = packing.unpack(noise, sample.shape[1])
         return UNet2DOutput(sample=padded) if return_dict else (padded,)
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """What can be pruned: the units of each layer in each direction, and the outputs of `out_proj`.
+
+        A unit is three outputs of its layer, one for each gate, an input of it, and one of the layers after it.
+        """
+        size, groups = self.config.hidden_size, []
+        for number in range(self.config.num_layers):
+            after = [f"layers.{number + 1}.input.{direction}" for direction in range(2)]
+            after = after if number + 1 < self.config.num_layers else ["out_proj"]
+            for direction in range(2):
+                own = [f"layers.{number}.{side}.{direction}" for side in ("input", "recurrent")]
+                gates = [slice(gate * size, (gate + 1) * size) for gate in range(3)]
+                members = [Member(layer, "out", gate, 3 * size) for layer in own for gate in gates]
+                members += [Member(own[1], "in", slice(0, size), size)]
+                seen = slice(direction * size, (direction + 1) * size)
+                members += [Member(layer, "in", seen, 2 * size) for layer in after]
+                groups.append((own[0], members))
+        final_inputs = size + 2 * len(self.config.frequencies)
+        projected = slice(0, size)
+        ends = [Member("out_proj", "out", projected, size), Member("final", "in", projected, final_inputs)]
+        groups.append(("out_proj", ends))
+        return tuple(
+            ChannelGroup(root, size, 0, tuple(members), order=len(groups) - place)
+            for place, (root, members) in enumerate(groups)
+        )
+
+    def narrow_config(self, kept: Mapping[str, KeptChannels]) -> dict[str, Any]:
+        """The config of the network with these kept channels: as many in every group, so that one width says it."""
+        projected = kept["out_proj"].outputs if "out_proj" in kept else None
+        return {**self.config, "hidden_size": self.config.hidden_size if projected is None else len(projected)}
 
     def _embed(self, timestep: Tensor) -> Tensor:
         """Fourier features of time in (0, 1]: float32 [B, 2 frequencies]."""

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from region_workers.networks.costs import CostCounter, cost_counter
-from region_workers.networks.dense import build_dense, network_class, sample_shape
+from region_workers.networks.dense import build_dense, loading_arguments, network_class
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.supported import check_prunable, network_inputs
 from region_workers.storage.integrity import file_digest, is_whole
 from region_workers.storage.json_files import read_manifest, read_object
@@ -21,7 +22,7 @@ from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
 from schemas.manifest import MANIFEST_FILE, DenseSource
-from schemas.model import ModelPlan, VectorModelPlan
+from schemas.model import ModelPlan
 from schemas.plan import DataPlan
 
 _CONFIG = "config.json"
@@ -79,7 +80,8 @@ def find_dense(pretrained: str) -> DenseFolder:
     dense = DenseFolder(folder, str(config.get("_class_name")), arguments, run)
     try:
         network = _without_weights(dense.class_name, arguments)
-        check_prunable(cast(Any, network).config)
+        if not isinstance(network, DrawingGRU):
+            check_prunable(cast(Any, network).config)
     except UserError as error:
         raise PlanError(f"{_FIELD} = {pretrained}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
@@ -99,8 +101,7 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
         return network
     dense = find_dense(model.pretrained)
     _check_digest(dense, dense_digest, model.pretrained)
-    of_the_plan = {} if isinstance(model, VectorModelPlan) else {"dropout": model.dropout}
-    network = dense.load(**of_the_plan, sample_size=sample_shape(model, data)[1])
+    network = dense.load(**loading_arguments(model, data))
     _check_digest(dense, dense_digest, model.pretrained)  # nobody has written there since it was looked at
     return network
 
@@ -108,11 +109,12 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
 def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = None) -> CostCounter:
     """What the plan's dense network and its prunings cost; `dense`: its start as recorded, for it may have moved."""
     if model.pretrained is None:
-        shape = DataPlan(resolution=data.resolution, channels=data.channels)  # all that the network takes of the data
+        # All that the network takes of the data.
+        shape = DataPlan(resolution=data.resolution, channels=data.channels, drawings=data.drawings)
         return cost_counter(model, shape)
     found = dense or find_dense(model.pretrained)
     network = _without_weights(found.class_name, found.arguments)
-    return CostCounter(network, network_inputs(network, side=sample_shape(model, data)[1]))
+    return CostCounter(network, network_inputs(network, side=loading_arguments(model, data).get("sample_size")))
 
 
 def _check_digest(dense: DenseFolder, expected: str | None, pretrained: str) -> None:

@@ -1,4 +1,4 @@
-"""The pruned UNet, rebuilt from its config and kept channels, and its extraction from the dense one."""
+"""The pruned UNet, rebuilt from its config and kept channels, and the extraction of pruned networks from dense ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_network import KeptConfig, LoadedStrictly, build_narrow, takes_arguments_of
 from region_workers.networks.supported import check_text_free, network_inputs
 from region_workers.pruning.slim import narrowed_tensors
@@ -33,16 +34,16 @@ class PrunedUNet2DModel(LoadedStrictly, UNet2DModel):  # type: ignore[misc]  # d
         build_narrow(self, lambda: super(PrunedUNet2DModel, self).__init__(*args, **kwargs), kept_channels)
 
 
-PrunedNetwork: TypeAlias = PrunedUNet2DModel | PrunedUNet2DConditionModel
+PrunedNetwork: TypeAlias = PrunedUNet2DModel | PrunedUNet2DConditionModel | DrawingGRU
 
 
 @torch.no_grad()
 def extract_expert(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
     """The expert: `dense` narrowed to `kept`, with copies of its weights there, on its device and in its mode.
 
-    `dense` is a UNet2DModel or a UNet2DConditionModel, diffusers' or ours, and is left alone. The expert's weights are
-    contiguous, and it has passed one small forward pass. ValueError as for `slim`, and for a network of another kind,
-    conditioned on text, or pruned already.
+    `dense` is a UNet2DModel or a UNet2DConditionModel, diffusers' or ours, or a DrawingGRU, and is left alone. The
+    expert's weights are contiguous, and it has passed one small forward pass. ValueError as for `slim`, and for a
+    network of another kind, conditioned on text, or pruned already.
     """
     expert = _without_weights(dense, kept)
     expert.load_state_dict(_inherited(dense, kept), strict=True, assign=True)
@@ -60,30 +61,31 @@ def extract_expert(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> Pruned
 def _without_weights(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
     kind = _pruned_class(dense)
     arguments = inspect.signature(kind.__init__).parameters
-    config: dict[str, Any] = {name: value for name, value in _config(dense).items() if name in arguments}
-    check_text_free(config)
-    if config.get("kept_channels"):
-        raise ValueError("dense: expected a network that is not pruned. Extract from the one that it came from.")
-    config["kept_channels"] = {name: channels.model_dump(mode="json") for name, channels in kept.items()} or None
+    config = dense.narrow_config(kept) if isinstance(dense, DrawingGRU) else _pruned_config(dense, kept)
+    config = {name: value for name, value in config.items() if name in arguments}
     with torch.device("meta"):
         expert: PrunedNetwork = kind(**config)
     return expert
+
+
+def _pruned_config(dense: Any, kept: Mapping[str, KeptChannels]) -> dict[str, Any]:
+    config: Mapping[str, Any] = dense.config
+    check_text_free(config)
+    if config.get("kept_channels"):
+        raise ValueError("dense: expected a network that is not pruned. Extract from the one that it came from.")
+    return {**config, "kept_channels": {name: part.model_dump(mode="json") for name, part in kept.items()} or None}
 
 
 def _pruned_class(dense: nn.Module) -> type[Any]:
     kinds: dict[type[Any], type[Any]] = {
         UNet2DConditionModel: PrunedUNet2DConditionModel,
         UNet2DModel: PrunedUNet2DModel,
+        DrawingGRU: DrawingGRU,
     }
     for kind, pruned in kinds.items():
         if isinstance(dense, kind):
             return pruned
-    raise ValueError(f"dense = {type(dense).__name__}: expected UNet2DModel or UNet2DConditionModel.")
-
-
-def _config(network: Any) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = network.config
-    return config
+    raise ValueError(f"dense = {type(dense).__name__}: expected UNet2DModel, UNet2DConditionModel or DrawingGRU.")
 
 
 def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, Tensor]:
@@ -100,9 +102,8 @@ def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, 
 
 
 def _prove(expert: PrunedNetwork) -> None:
-    """One forward pass on the smallest image: what goes in comes out, in shape. Channels are what may not fit."""
-    side = 2 ** len(expert.config.block_out_channels)
+    """One forward pass on a small sample: what goes in comes out, in shape. Channels are what may not fit."""
+    side = 2 if isinstance(expert, DrawingGRU) else 2 ** len(expert.config.block_out_channels)
     inputs = network_inputs(expert, expert.device, side)
     predicted = expert(**{**inputs, "sample": inputs["sample"].to(expert.dtype)}).sample
-    shape = (1, expert.config.out_channels, side, side)
-    assert predicted.shape == shape, f"the expert gives {tuple(predicted.shape)}"
+    assert predicted.shape[2:] == inputs["sample"].shape[2:], f"the expert gives {tuple(predicted.shape)}"

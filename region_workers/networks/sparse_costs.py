@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.pruning.groups import meta_copy
@@ -48,9 +49,13 @@ def sparse_costs(
 def weight_macs(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
     """Multiply-accumulates that each maskable weight takes part in, for one sample, by parameter name.
 
-    `inputs`: forward's keyword arguments, batch of one; those of a diffusers UNet by default.
+    `inputs`: forward's keyword arguments, batch of one; those of `network_inputs` by default.
     """
     twin, found = meta_copy(network), dict[str, int]()
+    inputs = inputs or network_inputs(twin)
+    if isinstance(network, DrawingGRU):  # each weight once a point
+        points = inputs["sample"].shape[1]
+        return {name: points * math.prod(shape) for name, shape in maskable_shapes(network).items()}
 
     def count(weight: str, module: nn.Module, output: Tensor) -> None:
         values = module.get_parameter("weight")
@@ -62,7 +67,7 @@ def weight_macs(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) 
             weight = f"{name}.weight"
             module.register_forward_hook(lambda layer, _, output, weight=weight: count(weight, layer, output))
     with torch.no_grad():
-        twin(**{name: tensor.to("meta") for name, tensor in (inputs or network_inputs(twin)).items()})
+        twin(**{name: tensor.to("meta") for name, tensor in inputs.items()})
     return found
 
 

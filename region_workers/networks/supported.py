@@ -1,4 +1,4 @@
-"""Which of diffusers' UNets can be pruned, as told by their config, and what one forward pass takes."""
+"""Which of diffusers' UNets can be pruned, as told by their config, and what one forward pass of a network takes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
+from region_workers.networks.drawing_gru import DrawingGRU
 from schemas.errors import UserError, problem
 
 _BLOCKS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
 }
+POINTS_COUNTED = 100  # of a drawing, where costs are counted: they are in proportion to it
 _MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn", None)
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "learned"),
@@ -93,14 +95,18 @@ def network_inputs(
     on `encoder_hidden_states`, though no block of a text-free one looks at it: it gets a (1, 1, 1).
 
     `side` is height and width, the network's `sample_size` if None, or, where it has none, the smallest it can halve
-    at every level.
+    at every level. Of a DrawingGRU `sample` is (1, side, 3), with POINTS_COUNTED points if None.
     """
+    timestep = torch.ones(1, dtype=torch.long, device=device)
+    if isinstance(network, DrawingGRU):
+        points = side if isinstance(side, int) else POINTS_COUNTED
+        return {"sample": torch.zeros(1, points, 3, device=device), "timestep": timestep}
     config: Any = cast(Any, network).config
     size = side or config.sample_size or 2 ** len(config.block_out_channels)
     height, width = (size, size) if isinstance(size, int) else size
     inputs = {
         "sample": torch.zeros(1, config.in_channels, height, width, device=device),
-        "timestep": torch.ones(1, dtype=torch.long, device=device),
+        "timestep": timestep,
     }
     if isinstance(network, UNet2DConditionModel) and not hasattr(network, "context_embedding"):
         inputs["encoder_hidden_states"] = torch.zeros(1, 1, 1, device=device)

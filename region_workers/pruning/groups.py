@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -74,7 +74,11 @@ def find_groups(
     a `protected` layer are left out. ValueError if a protected layer is missing or a layer cannot be pruned.
 
     A network of diffusers is traced once in a process: one of the same config, layers and inputs has the same groups.
+    One with a method `channel_groups`, of which no graph can be traced, is asked.
     """
+    own: Callable[[], tuple[ChannelGroup, ...]] | None = getattr(model, "channel_groups", None)
+    if own is not None:
+        return own()
     config = getattr(model, "config", None)
     if config is None:  # its layers alone do not say how they are joined
         return _find_groups(model, example_inputs, protected)

@@ -37,13 +37,14 @@ def check_ratio(groups: Sequence[ChannelGroup], ratio: float, field: str) -> Non
     if not 0 <= ratio < 1:
         raise plan_error(field, ratio, "0 <= ratio < 1", "Change it.")
     removed = {group.root: removed_channels(group.size, group.norm_groups, ratio) for group in groups}
+    widths = "model.block_out_channels" if any(group.norm_groups for group in groups) else "model.hidden_size"
     for group in groups:
         if removed[group.root] >= group.size:
             raise plan_error(
                 field,
                 ratio,
                 f"a ratio that leaves a channel in every layer; it removes all {group.size} of {group.root}",
-                "Lower the ratio or raise model.block_out_channels.",
+                f"Lower the ratio or raise {widths}.",
             )
     normed = [group for group in groups if group.norm_groups] or list(groups)
     if ratio > 0 and not any(removed[group.root] for group in normed):

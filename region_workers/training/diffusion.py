@@ -20,26 +20,30 @@ def alphas_cumprod(plan: DiffusionPlan) -> torch.Tensor:
 
 
 def add_noise(
-    clean_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, alphas_cumprod_T: torch.Tensor
+    clean: torch.Tensor, noise: torch.Tensor, timesteps_B: torch.Tensor, alphas_cumprod_T: torch.Tensor
 ) -> torch.Tensor:
-    """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (paper, equation 2)."""
-    alpha_B111 = alphas_cumprod_T[timesteps_B].view(-1, 1, 1, 1)
-    return alpha_B111.sqrt() * clean_BCHW + (1.0 - alpha_B111).sqrt() * noise_BCHW
+    """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (paper, equation 2), as clean and noise [B, ...]."""
+    alpha = alphas_cumprod_T[timesteps_B].view(-1, *[1] * (clean.ndim - 1))
+    return alpha.sqrt() * clean + (1.0 - alpha).sqrt() * noise
 
 
 def diffusion_loss(
     predict: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    clean_BCHW: torch.Tensor,
+    clean: torch.Tensor,
     timesteps_B: torch.Tensor,
-    noise_BCHW: torch.Tensor,
+    noise: torch.Tensor,
     alphas_cumprod_T: torch.Tensor,
     weights_T: torch.Tensor | None = None,
+    value_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean over the batch of w_t ||ε - ε_θ(x_t, t)||², summed over pixels (paper, equation 3): float32 [].
 
-    `predict` is ε_θ: from x_t [B, C, H, W] and t [B] to the noise in it. Without `weights_T` every w_t is 1.
+    `predict` is ε_θ: from x_t, as clean and noise [B, ...], and t [B] to the noise in it. Without `weights_T` every w_t
+    is 1. `value_weights`: how much each value of a sample counts in its sum; None: 1.
     """
-    noisy_BCHW = add_noise(clean_BCHW, noise_BCHW, timesteps_B, alphas_cumprod_T)
-    predicted_BCHW = predict(noisy_BCHW, timesteps_B)
-    errors_B = (predicted_BCHW.float() - noise_BCHW).square().sum(dim=(1, 2, 3))
+    noisy = add_noise(clean, noise, timesteps_B, alphas_cumprod_T)
+    errors = (predict(noisy, timesteps_B).float() - noise).square()
+    if value_weights is not None:
+        errors = errors * value_weights
+    errors_B = errors.sum(dim=tuple(range(1, errors.ndim)))
     return errors_B.mean() if weights_T is None else (weights_T[timesteps_B] * errors_B).mean()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
+import numpy as np
 import torch
 from torch import nn
 
-from region_workers.data.batches import BatchSource
+from region_workers.data.batches import BatchSource, DrawingBatches
+from region_workers.data.drawing_store import ensure_drawings
 from region_workers.data.latents import open_latents
-from region_workers.data.samples import Samples
+from region_workers.data.samples import DrawingSamples, Samples
 from region_workers.data.store import Store, ensure_store
 from region_workers.networks.pretrained import dense_network
 from region_workers.networks.supported import network_inputs
@@ -22,10 +24,16 @@ from schemas.model import LatentModelPlan, VectorModelPlan
 
 
 class Batch(NamedTuple):
-    """Clean samples [B, C, H, W] in the range that is denoised, and their class labels int64 [B] if there are any."""
+    """Clean samples [B, ...] in the range that is denoised, and what is told of them, if anything.
+
+    `labels`: their classes, int64 [B]. `lengths`: of drawings, int64 [B] on the CPU. `value_weights`: how much each
+    value counts in a sample's loss; None: 1.
+    """
 
     clean: torch.Tensor
-    labels: torch.Tensor | None
+    labels: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    value_weights: torch.Tensor | None = None
 
 
 class ModelFamily(Protocol):
@@ -46,10 +54,8 @@ class ModelFamily(Protocol):
     def batch(self, step: int, rows: slice) -> Batch:
         """The rows of step's global batch, on the device."""
 
-    def predict(
-        self, network: nn.Module, batch: Batch, noisy_BCHW: torch.Tensor, timesteps_B: torch.Tensor
-    ) -> torch.Tensor:
-        """The noise that the network sees in the batch's noisy samples: [B, C, H, W], in the training's precision."""
+    def predict(self, network: nn.Module, batch: Batch, noisy: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+        """The noise that the network sees in the batch's noisy samples: as large, in the training's precision."""
 
 
 class UNetFamily:
@@ -85,28 +91,68 @@ class UNetFamily:
             clean_BCHW = clean_BCHW.contiguous(memory_format=torch.channels_last)
         return Batch(clean_BCHW, self._batches.labels(step, rows))
 
-    def predict(
-        self, network: nn.Module, batch: Batch, noisy_BCHW: torch.Tensor, timesteps_B: torch.Tensor
-    ) -> torch.Tensor:
+    def predict(self, network: nn.Module, batch: Batch, noisy: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
         labels = {} if batch.labels is None else {"class_labels": batch.labels}
         bf16 = self._job.training.precision == "bf16"
-        with torch.autocast(noisy_BCHW.device.type, dtype=torch.bfloat16, enabled=bf16):
-            predicted_BCHW: torch.Tensor = network(noisy_BCHW, timesteps_B, return_dict=False, **labels)[0]
+        with torch.autocast(noisy.device.type, dtype=torch.bfloat16, enabled=bf16):
+            predicted_BCHW: torch.Tensor = network(noisy, timesteps_B, return_dict=False, **labels)[0]
         return predicted_BCHW
 
 
-def open_samples(job: WorkerJob, cache_dir: Path, device: torch.device, report: Callable[[int, int], None]) -> Store:
-    """What the job's network denoises, made ready if need be: the images, or their latents.
+class VectorFamily:
+    """Drawings, as rows of points, denoised by a DrawingGRU."""
 
-    RunFailed if the images are not those that the run began with. `report` is told how far it is (done, total).
+    def __init__(self, job: WorkerJob, samples: DrawingSamples, device: torch.device, data_seed: int) -> None:
+        self._job = job
+        self.alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
+        self._batches = DrawingBatches(samples, device, job.training.batch_size, data_seed)
+        self._length_counts = np.bincount(samples.lengths).tolist()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._batches.steps_per_epoch
+
+    def build_dense(self) -> nn.Module:
+        network: Any = dense_network(self._job.model, self._job.data, self._job.dense_digest)
+        total = self._job.diffusion.num_train_timesteps
+        network.register_to_config(num_train_timesteps=total, length_counts=self._length_counts)
+        return cast(nn.Module, network)
+
+    def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
+        return network_inputs(network)
+
+    def batch(self, step: int, rows: slice) -> Batch:
+        """A drawing's loss is the mean over its values (arXiv 2304.03785): the padding counts nothing."""
+        clean_BL3, lengths_B = self._batches.batch(step, rows)
+        lengths_B1 = lengths_B.unsqueeze(1)
+        weights_BL = (torch.arange(clean_BL3.shape[1]) < lengths_B1) / (3.0 * lengths_B1)
+        return Batch(clean_BL3, lengths=lengths_B, value_weights=weights_BL.unsqueeze(2).to(clean_BL3.device))
+
+    def predict(self, network: nn.Module, batch: Batch, noisy: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
+        predicted_BL3: torch.Tensor = network(noisy, timesteps_B, lengths=batch.lengths, return_dict=False)[0]
+        return predicted_BL3
+
+
+def family_of(job: WorkerJob, samples: Samples, device: torch.device, data_seed: int) -> ModelFamily:
+    """The family of the job's model, on these samples of it."""
+    if isinstance(samples, DrawingSamples):
+        return VectorFamily(job, samples, device, data_seed)
+    return UNetFamily(job, samples, device, data_seed)
+
+
+def open_samples(job: WorkerJob, cache_dir: Path, device: torch.device, report: Callable[[int, int], None]) -> Store:
+    """What the job's network denoises, made ready if need be: drawings, images, or latents.
+
+    RunFailed if they are not those that the run began with. `report` is told how far it is (done, total).
     """
     if isinstance(job.model, LatentModelPlan):
         threads, digest = job.training.cpu_threads, job.store_digest
         return open_latents(job.model, job.data, cache_dir, digest, cpu_threads=threads, device=device, report=report)
-    store = ensure_store(job.data, cache_dir, report)
+    is_vector = isinstance(job.model, VectorModelPlan)
+    store = (ensure_drawings if is_vector else ensure_store)(job.data, cache_dir, report)
     if store.digest != job.store_digest:
         raise RunFailed(
-            f"The images of data.path = {job.data.path} are not those the run began with "
+            f"The {store.what}s of data.path = {job.data.path} are not those the run began with "
             f"(digest {store.digest[:12]}, expected {job.store_digest[:12]}). Restore them, or start a new run."
         )
     return store

@@ -80,13 +80,14 @@ def accumulate_importance_gradients(
     parts = [_first_batch(family, randomness, slice(index * share, (index + 1) * share)) for index in range(passes)]
     largest = 0.0
     with _evaluating(network):
-        for timestep, (index, (batch, noise_BCHW)) in product(
+        for timestep, (index, (batch, noise)) in product(
             importance_timesteps(timesteps, plan.importance_timesteps), enumerate(parts)
         ):
             between_passes()
             predict = partial(family.predict, network, batch)
-            timesteps_B = torch.full((share,), timestep, device=noise_BCHW.device)
-            loss = diffusion_loss(predict, batch.clean, timesteps_B, noise_BCHW, family.alphas_cumprod) / passes
+            timesteps_B = torch.full((share,), timestep, device=noise.device)
+            schedule, weights = family.alphas_cumprod, batch.value_weights
+            loss = diffusion_loss(predict, batch.clean, timesteps_B, noise, schedule, None, weights) / passes
             if plan.importance == "diff-pruning" and index == 0:
                 value = float(loss.detach())
                 largest = max(largest, value)

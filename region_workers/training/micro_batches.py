@@ -16,7 +16,7 @@ from schemas.plan import TrainingPlan
 
 
 class MicroBatch(NamedTuple):
-    """What goes through the network at once: samples, a timestep [B] and noise [B, C, H, W] for each."""
+    """What goes through the network at once: samples, a timestep [B] and noise [B, ...] for each."""
 
     batch: Batch
     timesteps: torch.Tensor
@@ -55,12 +55,12 @@ class MicroBatches:
         """One after another; the generators of dropout are set for the one that was given last."""
         generator = self._randomness.generator(step)
         timesteps_B = self._sampler.draw(self._batch_size, generator)
-        noise_BCHW: torch.Tensor | None = None
+        noise: torch.Tensor | None = None
         for rows in self._rows:
             set_dropout_rows(self._dropouts, rows, self._batch_size, self._device)
             self._randomness.seed_network(step)
             batch = self._family.batch(step, rows)
-            if noise_BCHW is None:
+            if noise is None:
                 shape = (self._batch_size, *batch.clean.shape[1:])
-                noise_BCHW = torch.randn(shape, generator=generator, device=self._device)
-            yield MicroBatch(batch, timesteps_B[rows], noise_BCHW[rows], rows is self._rows[-1])
+                noise = torch.randn(shape, generator=generator, device=self._device)
+            yield MicroBatch(batch, timesteps_B[rows], noise[rows], rows is self._rows[-1])

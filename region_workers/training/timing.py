@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from torch import nn
 
-from region_workers.data.samples import LatentSamples, PixelSamples, Samples
+from region_workers.data.samples import DrawingSamples, LatentSamples, PixelSamples, Samples
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.training.device import World, current_world, prepare_process
-from region_workers.training.family import UNetFamily
+from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.errors import UserError, problem
 from schemas.job import WorkerJob, from_plan
-from schemas.model import LatentModelPlan
+from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
 
 _WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
@@ -57,8 +58,11 @@ def ratios_of(plan: Plan) -> list[float]:
 
 
 def random_samples(plan: Plan, count: int) -> Samples:
-    """So many random samples, shaped as the plan's images or latents, with labels if it has classes."""
+    """So many random samples, shaped as the plan's images, latents or drawings, with labels if it has classes."""
     generator = np.random.default_rng(0)
+    if isinstance(plan.model, VectorModelPlan):
+        offsets = POINTS_COUNTED * np.arange(count + 1)
+        return DrawingSamples(generator.standard_normal((offsets[-1], 3), dtype=np.float32), offsets)
     classes, side = plan.model.num_classes, plan.data.resolution
     labels = None if classes is None else generator.integers(0, classes, count)
     if not isinstance(plan.model, LatentModelPlan):
@@ -136,7 +140,7 @@ class StepTimer:
         span = (0, plan.diffusion.num_train_timesteps)
         randomness = StepRandomness(plan.seed, "timing", span, self._world.device)
         job = timing_job(plan.model_copy(update={"training": training}), self._dense_digest)
-        family = UNetFamily(job, random_samples(plan, batch_size), self._world.device, randomness.seed_for("data"))
+        family = family_of(job, random_samples(plan, batch_size), self._world.device, randomness.seed_for("data"))
         sampler = TimestepSampler(span, training.timesteps, plan.diffusion, self._world.device)
         return Trainer(network_at(family, ratio), family, randomness, sampler, training, self._world)
 
@@ -150,7 +154,7 @@ def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: No
     return (time.perf_counter() - began) / steps
 
 
-def network_at(family: UNetFamily, ratio: float) -> nn.Module:
+def network_at(family: ModelFamily, ratio: float) -> nn.Module:
     """The family's dense network, or cut to the width of `ratio`: which channels stay does not change what it costs."""
     dense = family.build_dense()
     if ratio == 0:

@@ -69,6 +69,7 @@ class Trainer:
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self._training.gradient_clip)
             self._gradient_norm = norm.detach()
         self._guard.watch(loss + self._gradient_norm, self.step)
+        self._set_learning_rate()
         self.optimizer.found_inf = self._guard.blocked  # type: ignore[attr-defined]  # fused: no update if it is set
         self.optimizer.step()
         self.sparse.mask_weights()
@@ -80,14 +81,23 @@ class Trainer:
         self._losses += 1
         self.step += 1
 
+    def _set_learning_rate(self) -> None:
+        """A function of the step, so that a checkpoint need not hold it."""
+        decay = self._training.learning_rate_decay
+        if decay is not None:
+            epoch = self.step // self._family.steps_per_epoch
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._training.learning_rate * decay**epoch
+
     def _accumulate_gradients(self) -> torch.Tensor:
         """Backward over the step's micro-batches; the mean loss, the same on every worker."""
         mean_loss = torch.zeros((), device=self._world.device)
         for part in self._micro_batches.of_step(self.step):
             self._sync_gradients(part.is_last)
             predict = partial(self._family.predict, self._forward, part.batch)
-            schedule, weights = self._family.alphas_cumprod, self._sampler.weights_T
-            loss = diffusion_loss(predict, part.batch.clean, part.timesteps, part.noise, schedule, weights)
+            weights = (self._sampler.weights_T, part.batch.value_weights)
+            clean, schedule = part.batch.clean, self._family.alphas_cumprod
+            loss = diffusion_loss(predict, clean, part.timesteps, part.noise, schedule, *weights)
             loss = loss / self._training.gradient_accumulation
             loss.backward()  # type: ignore[no-untyped-call]
             mean_loss += loss.detach()

@@ -22,7 +22,7 @@ from region_workers.training.failures import (
     is_retryable,
     message_for_people,
 )
-from region_workers.training.family import UNetFamily, open_samples
+from region_workers.training.family import family_of, open_samples
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start, is_told
 from region_workers.training.stage_loop import Stage, StageLoop
@@ -83,7 +83,7 @@ def _open_store(job: WorkerJob, first_stage: str, world: World) -> Store:
 def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: Store, world: World) -> Stage:
     kind = "draw" if isinstance(plan, DrawStage) else "train"
     randomness = StepRandomness(job.seed, kind, plan.timesteps, world.device)
-    family = UNetFamily(job, store.samples(), world.device, randomness.seed_for("data"))
+    family = family_of(job, store.samples(), world.device, randomness.seed_for("data"))
     if isinstance(plan, DrawStage):
         return Draw(job, plan, family, randomness, world)
     return Train(job, plan, family, randomness, world)

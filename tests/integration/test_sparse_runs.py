@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from drawing_files import VECTOR
 from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
 
 from schemas.job import WEIGHTS_FILE, WorkerJob
 from schemas.plan import Plan
 
-MakeJob = Callable[[str, Path], WorkerJob]
+MakeJob = Callable[[str, Path, Sequence[str]], WorkerJob]
 _STEPS = 8
 
 
@@ -23,8 +24,9 @@ _STEPS = 8
 def make_job(tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]]) -> MakeJob:
     """A job whose masks move at steps 2 and 4, where checkpoints are made too."""
 
-    def make(method: str, folder: Path) -> WorkerJob:
+    def make(method: str, folder: Path, family: Sequence[str]) -> WorkerJob:
         plan = tiny_plan(
+            *family,
             "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]",
             f"sparsity={{method: {method}, sparsity: 0.6, prune_ratio: 0.3, interval_steps: 2}}",
             f"training.steps={_STEPS}",
@@ -41,20 +43,20 @@ def _state(folder: Path, step: int = _STEPS) -> dict[str, torch.Tensor]:
     return load_file(folder / f"train/all/checkpoints/step-{step:09}/state.safetensors")
 
 
-@pytest.mark.parametrize("method", ["rigl", "magran"])
+@pytest.mark.parametrize(("method", "family"), [("rigl", ()), ("magran", ()), ("rigl", VECTOR)])
 def test_a_run_killed_around_an_update_and_one_of_two_workers_end_as_a_whole_one(
-    make_job: MakeJob, tmp_path: Path, method: str
+    make_job: MakeJob, tmp_path: Path, method: str, family: Sequence[str]
 ) -> None:
-    run_worker(make_job(method, tmp_path / "whole"))
+    run_worker(make_job(method, tmp_path / "whole", family))
     whole = _state(tmp_path / "whole")
-    killed = make_job(method, tmp_path / "killed")
+    killed = make_job(method, tmp_path / "killed", family)
     _kill_in_training(killed)
     run_worker(killed)
     _check_equal(_state(tmp_path / "killed"), whole)
     expert = f"train/all/expert/{WEIGHTS_FILE}"
     assert (tmp_path / "killed" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
     first = _state(tmp_path / "killed", 2)
-    run_worker(make_job(method, tmp_path / "shared"), 2)
+    run_worker(make_job(method, tmp_path / "shared", family), 2)
     shared = _state(tmp_path / "shared")
     masks = [name for name in whole if name.startswith("mask.")]
     assert [int(shared[name].sum()) for name in masks] == [int(whole[name].sum()) for name in masks]

@@ -12,10 +12,15 @@ from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, groups_of, 
 import region_workers.networks.costs
 from region_workers.networks.costs import CostCounter, cost_counter, count_costs
 from region_workers.networks.dense import example_inputs
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
+from schemas.drawings import DrawingsPlan
+from schemas.model import VectorModelPlan
+from schemas.plan import DataPlan
+from schemas.sparsity import SparsityPlan
 
 
 def test_a_convolutions_costs_are_those_of_the_textbook() -> None:
@@ -51,6 +56,17 @@ def test_the_table_of_class_vectors_is_no_part_of_the_unet() -> None:
     network = random_latent_unet()
     everything = sum(parameter.numel() for parameter in network.parameters())
     assert cost_counter(LATENT_MODEL, LATENT_DATA).dense().params == everything - 11 * 24
+
+
+def test_a_network_of_drawings_costs_each_weight_once_a_point() -> None:
+    counter = cost_counter(VectorModelPlan(family="vector"), DataPlan(drawings=DrawingsPlan()))
+    costs, half = counter.dense(), counter.at(0.5)
+    assert (costs.params, costs.macs, costs.macs_with_attention) == (416_859, 41_330_400, 41_330_400)
+    narrow = sum(parameter.numel() for parameter in DrawingGRU(frequencies=[1.0] * 4, hidden_size=48).parameters())
+    assert half.params == narrow
+    sparse = counter.sparse_at(0.0, SparsityPlan(method="static", sparsity=0.5, distribution="uniform"))
+    assert (sparse.maskable, sparse.kept, sparse.forward_macs) == (413_304, 413_304 // 2, 41_330_400 // 2)
+    assert sparse.kept_params == 413_304 // 2 + 3_555
 
 
 def test_a_counter_finds_the_groups_once_for_all_ratios(monkeypatch: pytest.MonkeyPatch) -> None:

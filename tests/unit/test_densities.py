@@ -11,17 +11,10 @@ from diffusers import UNet2DModel
 
 from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.networks.dense import build_dense
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.sparse_costs import weight_macs
 from region_workers.pruning.densities import densities, kept_counts, maskable_shapes
 from schemas.sparsity import Distribution
-
-_CHIRO = {  # a BiGRU's matrices: two directions of three layers, a projection and the last layer
-    **{f"{name}_l0{way}": shape for way in ("", "_r") for name, shape in {"in": (288, 13), "own": (288, 96)}.items()},
-    **{f"in_l{layer}{way}": (288, 192) for layer in (1, 2) for way in ("", "_r")},
-    **{f"own_l{layer}{way}": (288, 96) for layer in (1, 2) for way in ("", "_r")},
-    "out_proj": (96, 192),
-    "final": (3, 104),
-}
 
 
 @pytest.fixture(scope="module")
@@ -98,11 +91,14 @@ def test_layers_are_as_dense_and_as_costly_as_worked_out(
 def test_a_recurrent_network_is_as_dense_as_worked_out(
     sparsity: float, first_input: float, first_own: float, projection: float
 ) -> None:
-    found = densities(_CHIRO, sparsity, "er")
-    assert found["in_l0"] == pytest.approx(first_input, abs=0.006)
-    assert found["own_l0"] == pytest.approx(first_own, abs=0.006)
-    assert found["out_proj"] == pytest.approx(projection, abs=0.006)
-    assert found["final"] == 1
+    shapes = maskable_shapes(DrawingGRU(frequencies=[1.0] * 4))
+    assert (len(shapes), sum(map(math.prod, shapes.values()))) == (14, 413_304)
+    found = densities(shapes, sparsity, "er")
+    for direction in range(2):
+        assert found[f"layers.0.input.{direction}.weight"] == pytest.approx(first_input, abs=0.006)
+        assert found[f"layers.0.recurrent.{direction}.weight"] == pytest.approx(first_own, abs=0.006)
+    assert found["out_proj.weight"] == pytest.approx(projection, abs=0.006)
+    assert found["final.weight"] == 1
 
 
 @pytest.mark.parametrize("distribution", ["erk", "er", "uniform"])

@@ -7,11 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from pruning_networks import randomise, silence_half
 from torch import Tensor, nn
 
 from region_workers.networks.dense import load_network
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.gru import GRULayer
+from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.supported import network_inputs
+from region_workers.pruning.groups import find_groups
+from region_workers.pruning.mask import kept_channels
 
 LENGTHS = torch.tensor([3, 7, 1, 7, 5])
 FREQUENCIES = [0.3, -1.2, 2.0, 0.7]
@@ -110,6 +115,19 @@ def test_a_saved_network_is_loaded_with_its_frequencies_and_the_training_drawing
     assert list(loaded.config.frequencies) == FREQUENCIES
     sample = noisy_drawings()
     assert torch.equal(loaded(sample, 3, LENGTHS).sample, network(sample, 3, LENGTHS, return_dict=False)[0])
+
+
+@torch.no_grad()
+def test_a_network_without_units_that_nobody_listens_to_predicts_the_same() -> None:
+    network = randomise(drawing_gru(hidden_size=8))
+    groups = find_groups(network, network_inputs(network))
+    mask = silence_half(network, groups)
+    expert = extract_expert(network, kept_channels(groups, mask))
+    assert isinstance(expert, DrawingGRU)
+    assert expert.config.hidden_size == 4
+    assert expert.config.frequencies == network.config.frequencies
+    found, expected = (each(noisy_drawings(), TIMESTEPS, LENGTHS).sample for each in (expert, network))
+    assert found.isclose(expected, atol=1e-6).all()
 
 
 @pytest.mark.parametrize(

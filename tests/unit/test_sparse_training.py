@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawing_files import VECTOR
 from safetensors.torch import load_file
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
@@ -26,7 +27,7 @@ METHODS = ["static", "rigl", "magran"]
 STEPS, UPDATES = 12, {3, 6}  # by an interval of 3, up to three quarters of the steps
 BF16 = ("training.precision=bf16", "training.channels_last=true")
 ACCUMULATED = ("training.gradient_accumulation=2", "training.weight_decay=0.1", "training.ema_decay=null")
-MOVING = [("rigl", ()), ("rigl", BF16), ("rigl", ACCUMULATED), ("magran", ())]
+MOVING = [("rigl", ()), ("rigl", BF16), ("rigl", ACCUMULATED), ("magran", ()), ("rigl", VECTOR), ("magran", VECTOR)]
 
 
 def sparse_plan(method: str, sparsity: float = 0.6, prune_ratio: float = 0.3) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ def check_every_step(trainer: Trainer, method: str, sparsity: float) -> None:
     assert _kept(weights, set(first)) == _kept(trainer.parameters, set(first)) == {name: counts[name] for name in first}
 
 
-@pytest.mark.parametrize(("method", "changes"), [("static", ()), *MOVING])
+@pytest.mark.parametrize(("method", "changes"), [("static", ()), ("static", VECTOR), *MOVING])
 def test_every_step_keeps_as_many_weights_of_each_layer_and_an_update_starts_them_at_zero(
     make_trainer: MakeTrainer, method: str, changes: tuple[str, ...]
 ) -> None:

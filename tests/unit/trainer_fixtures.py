@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from region_workers.data.store import ensure_store
 from region_workers.training.device import World, prepare_process
-from region_workers.training.family import UNetFamily
+from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan
+from tests.conftest import store_of
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -28,7 +28,7 @@ class Parts:
 
     plan: Plan
     network: nn.Module
-    family: UNetFamily
+    family: ModelFamily
     randomness: StepRandomness
     sampler: TimestepSampler
     world: World
@@ -53,9 +53,8 @@ def make_parts(
         prepare_process(plan.training)
         world = World(torch.device("cpu"), 0, 1)
         randomness = StepRandomness(plan.seed, "draw", job.draw.timesteps, world.device)
-        family = UNetFamily(
-            job, ensure_store(plan.data, cache_dir).samples(), world.device, randomness.seed_for("data")
-        )
+        samples = store_of(plan, cache_dir).samples()
+        family = family_of(job, samples, world.device, randomness.seed_for("data"))
         torch.manual_seed(0)
         sampler = TimestepSampler(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
         return Parts(plan, family.build_dense(), family, randomness, sampler, world)
