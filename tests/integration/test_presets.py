@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import tiny_vae
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
+from drawing_files import with_drawings
 from PIL import Image
 from serial_cluster import SerialCluster
 
@@ -18,17 +19,16 @@ from ebdiff_orchestrator.run.launch import RunHandle
 from schemas.errors import PlanError
 from schemas.plan import Plan
 
-SMALL = (
+SHORT = (
     "training.batch_size=4",
     "training.steps=2",
     "draw.interval_steps=1",
     "draw.threshold=1.0",
     "draw.queue_length=2",
-    "model.layers_per_block=1",
-    "model.norm_num_groups=4",
     "sampling.steps=5",
     "sampling.num_images=3",
 )
+SMALL = (*SHORT, "model.layers_per_block=1", "model.norm_num_groups=4")
 IMAGES = 12
 
 
@@ -115,6 +115,16 @@ def test_the_whole_path_of_a_preset(preset: str, launch: Launch, tmp_path: Path)
     assert {held.job for held in manifest.usage} >= {"region 0-260", "ensemble", "samples"}
     assert ("encode" in {held.job for held in manifest.usage}) == preset.endswith("-ldm")
     assert all(record.peak_memory_bytes for name, record in manifest.stages.items() if name.startswith("train/"))
+
+
+@pytest.mark.parametrize("preset", ["kanji", "kanji-rigl", "chirodiff-quickdraw"])
+def test_the_whole_path_of_a_preset_of_drawings(preset: str, launch: Launch, tmp_path: Path) -> None:
+    (path,) = with_drawings(("data.path=DRAWINGS",), tmp_path)
+    plan = load_plan(preset, [path, *SHORT, "model.hidden_size=8"])
+    handle = launch(plan, "run")
+    assert handle.manifest.finished()
+    assert len(list((tmp_path / "run/samples").glob("0*.svg"))) == 3
+    assert len(handle.ensemble(batch_size=2, show_progress=False).drawings) == 2
 
 
 def _hub_folders(folder: Path) -> dict[str, Path]:
