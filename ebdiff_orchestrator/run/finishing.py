@@ -54,8 +54,7 @@ def finish(ledger: Ledger, view: View, executor: Executor | None = None) -> bool
     ledger.finish_here(
         ASSEMBLE, ensemble_key, lambda: run_one(executor, assemble, plan, location, files, vae, owner), gpus
     )
-    what = plan.data.kind
-    view.line(f"Sampling {plan.sampling.num_images} {what} in {plan.sampling.steps} steps ...")
+    view.line(f"Sampling {plan.sampling.num_images} {plan.data.kind} in {plan.sampling.steps} steps ...")
     report = sampling_report(view) if isinstance(executor, ThisProcess) else None  # it cannot be sent elsewhere
     ledger.finish_here(
         SAMPLE,
