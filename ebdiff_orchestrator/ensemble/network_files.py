@@ -16,6 +16,7 @@ from safetensors.torch import load
 from torch import nn
 
 from ebdiff_orchestrator.ensemble.folders import read_sealed
+from region_workers.networks.packed_weights import masks_of, unpack, write_weights
 from schemas.errors import UserError, user_error
 
 CONFIG = "config.json"
@@ -45,7 +46,11 @@ def write_network(network: nn.Module, folder: Path) -> None:
         raise user_error(
             "network", class_path(network), "a diffusers ModelMixin, which can be saved", "Derive it from ModelMixin."
         )
-    cast(Any, network).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
+    if masks := masks_of(network):
+        cast(Any, network).save_config(folder)
+        write_weights(folder / WEIGHTS, network.state_dict(), masks)
+    else:
+        cast(Any, network).save_pretrained(folder, safe_serialization=True, max_shard_size="1TB")
     config = json.loads((folder / CONFIG).read_text())
     config.pop("_name_or_path", None)  # where diffusers found the weights: a path of this machine
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -59,7 +64,7 @@ def read_network(folder: Path, path: str) -> nn.Module:
     network = _network(folder, path)
     weights = read_sealed(folder / WEIGHTS)
     with _weights_that_fit(folder):
-        network.load_state_dict(load(weights), strict=True)
+        network.load_state_dict(unpack(load(weights), network), strict=True)
     return network
 
 
@@ -75,7 +80,7 @@ def fill_network(network: nn.Module, folder: Path, device: torch.device) -> None
     dtypes = {name: tensor.dtype for name, tensor in network.state_dict().items()}
     data = read_sealed(folder / WEIGHTS)
     with _weights_that_fit(folder):
-        read = load(data)
+        read = unpack(load(data), network)
     weights = {name: tensor.to(device, dtypes.get(name), copy=True) for name, tensor in read.items()}
     with _weights_that_fit(folder):
         network.load_state_dict(weights, strict=True, assign=True)
@@ -111,7 +116,7 @@ def _weights_that_fit(folder: Path) -> Iterator[None]:
     """Weights that are damaged, missing or misshapen are a `UserError`."""
     try:
         yield
-    except (RuntimeError, OSError, SafetensorError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise user_error(
             "network", folder, f"weights that fit its {CONFIG}", f"Save the ensemble again ({error})."
         ) from error

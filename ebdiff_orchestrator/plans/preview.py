@@ -132,4 +132,5 @@ def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:
         return {}
     macs = {"theoretical_forward_macs": costs.forward_macs, "theoretical_step_macs": costs.step_macs}
     kept = {"maskable": costs.maskable, "kept": costs.kept, "kept_params": costs.kept_params}
-    return {"sparse": {"method": sparsity.method, "sparsity": sparsity.sparsity, **kept, **macs}}
+    stored = {"stored_bytes": costs.stored_bytes}
+    return {"sparse": {"method": sparsity.method, "sparsity": sparsity.sparsity, **kept, **macs, **stored}}

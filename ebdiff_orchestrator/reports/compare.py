@@ -51,6 +51,7 @@ class Row:
             "kept_params": self.sparse and self.sparse.kept_params,
             "theoretical_forward_macs": self.sparse and self.sparse.forward_macs,
             "theoretical_step_macs": self.sparse and self.sparse.step_macs,
+            "stored_bytes": found.stored_bytes,
             **distance_fields(found.evaluations, "inception", "fid"),
             **distance_fields(found.evaluations, "random-conv", "fd_random_conv"),
             "steps": found.steps,
@@ -164,7 +165,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 def _sizes(row: Row, with_sparse: bool) -> dict[str, str]:
     """By heading; the theoretical ones only where a run is sparse."""
-    costs, sparse = row.costs, row.sparse
+    costs, sparse, stored_bytes = row.costs, row.sparse, row.measures.stored_bytes
     cells = {
         "params M": f"{costs.params / 1e6:.2f}",
         "MACs G": f"{costs.macs / 1e9:.3f}",
@@ -174,6 +175,7 @@ def _sizes(row: Row, with_sparse: bool) -> dict[str, str]:
         cells["kept M"] = f"{sparse.kept_params / 1e6:.2f}" if sparse else MISSING
         cells["theoretical G"] = f"{sparse.forward_macs / 1e9:.3f}" if sparse else MISSING
         cells["theoretical step G"] = f"{sparse.step_macs / 1e9:.3f}" if sparse else MISSING
+        cells["stored MB"] = MISSING if stored_bytes is None else f"{stored_bytes / 1e6:.2f}"
     return cells
 
 
@@ -206,7 +208,8 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
     if any(row.sparse for row in rows):
         notes.append(
             "kept: parameters that are not masked. theoretical: MACs with the attention's products, of a forward pass "
-            "and of a training step, if masked weights cost nothing; no device at hand skips them."
+            "and of a training step, if masked weights cost nothing; no device at hand skips them. "
+            "stored: the files of all experts' weights."
         )
     if any(row.measures.dense_start_steps != 0 for row in rows):
         notes.append(

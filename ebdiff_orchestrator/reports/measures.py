@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ebdiff_orchestrator.reports.distances import Evaluations, best_evaluations
+from schemas.job import WEIGHTS_FILE
 from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Manifest, StageRecord
 from schemas.plan import Plan
 
@@ -34,6 +35,7 @@ class Measures:
 
     `train_s`: the slowest region's training. `draw_share`: draws' part of all work. `dense_start_s`: the dense training
     that the run starts from, 0 where it starts fresh, None where that is unknown. `all_hours`: with those of the start.
+    `stored_bytes`: the files of all experts' weights.
     """
 
     steps: tuple[int, ...] | None
@@ -45,6 +47,7 @@ class Measures:
     dense_start_s: float | None
     dense_start_steps: int | None
     peak_memory_bytes: int | None
+    stored_bytes: int | None
     evaluations: Evaluations
     reused_stages: tuple[str, ...]
     on_cpu: bool
@@ -69,10 +72,16 @@ def measures_of(manifest: Manifest) -> Measures:
         dense_start_s=0.0 if start is None else cost.active_s if cost else None,
         dense_start_steps=0 if start is None else cost.steps if cost else None,
         peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
+        stored_bytes=_stored_bytes(trainings) if trained else None,
         evaluations=best_evaluations(manifest),
         reused_stages=tuple(record.name for record in worked if record.reused_from),
         on_cpu=any(record.hardware is not None and record.hardware.device == "cpu" for record in worked),
     )
+
+
+def _stored_bytes(trainings: Sequence[StageRecord]) -> int | None:
+    files = [item.size_bytes for record in trainings for item in record.artifacts if item.path.endswith(WEIGHTS_FILE)]
+    return sum(files) if len(files) == len(trainings) else None
 
 
 def _seconds(stages: Sequence[StageRecord]) -> float:

@@ -14,28 +14,32 @@ _HEADINGS = (
     "kept total M",
     "theoretical MACs G: forward",
     "theoretical MACs G: step",
+    "stored MB",
 )
 
 
 def sparse_table(preview: PlanPreview) -> TextTable:
     """One row a region beside the dense network; each column of multiply-accumulates says that it is theoretical."""
-    dense = preview.dense
-    rows = [
-        ("dense", "", "", "", _millions(dense.params), *_macs(dense.macs_with_attention, 3 * dense.macs_with_attention))
-    ]
+    dense, stored_bytes = preview.dense, 0
+    macs = _macs(dense.macs_with_attention, 3 * dense.macs_with_attention)
+    rows = [("dense", "", "", "", _millions(dense.params), *macs, "")]
     for region in preview.regions:
         sparsity, costs = preview.plan.sparsity_of(region.region), region.sparse
         assert sparsity is not None
         assert costs is not None
-        rows.append((region.region.name, f"{sparsity.method} {sparsity.sparsity:.0%}", *_cells(costs)))
+        stored_bytes += costs.stored_bytes
+        stored = f"{_millions(costs.stored_bytes)} of {_millions(costs.dense_bytes)}"
+        rows.append((region.region.name, f"{sparsity.method} {sparsity.sparsity:.0%}", *_cells(costs), stored))
     if weighted := preview.weighted_sparse:
-        rows.append(("weighted", "", *_cells(weighted)))
+        rows.append(("weighted", "", *_cells(weighted), ""))
     return TextTable(
         _HEADINGS,
         tuple(rows),
         (
             f"Theoretical: of {preview.sample}, if masked weights",
             "cost nothing. No device at hand skips them: a step takes as long as a dense one.",
+            "Stored: the weights in the expert's file, of what they would take without a mask;",
+            f"{_millions(stored_bytes)} MB together.",
         ),
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.networks.drawing_gru import DrawingGRU
-from region_workers.networks.sparse_costs import SparseCosts, sparse_costs
+from region_workers.networks.sparse_costs import SparseCosts, sparse_costs, weight_macs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim
@@ -67,6 +67,7 @@ class CostCounter:
         self._inputs = example_inputs
         self._at: dict[float, Costs] = {}
         self._counted: dict[tuple[int, ...], Costs] = {}
+        self._weight_macs: dict[float, dict[str, int]] = {}  # by ratio
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -85,8 +86,10 @@ class CostCounter:
 
     def sparse_at(self, ratio: float, plan: SparsityPlan) -> SparseCosts:
         """In theory, of the network pruned at `ratio` and masked as planned."""
-        dense = self.at(ratio)
-        return sparse_costs(self.network_at(ratio), dense.params, dense.macs_with_attention, self._inputs, plan)
+        network, dense = self.network_at(ratio), self.at(ratio)
+        if ratio not in self._weight_macs:
+            self._weight_macs[ratio] = weight_macs(network, self._inputs)
+        return sparse_costs(network, dense.params, dense.macs_with_attention, self._weight_macs[ratio], plan)
 
     def network_at(self, ratio: float) -> nn.Module:
         """A network of its own of that size, on the meta device."""

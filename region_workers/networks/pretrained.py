@@ -15,6 +15,7 @@ from torch import nn
 from region_workers.networks.costs import CostCounter, cost_counter
 from region_workers.networks.dense import build_dense, loading_arguments, network_class
 from region_workers.networks.drawing_gru import DrawingGRU
+from region_workers.networks.packed_weights import whole_shapes
 from region_workers.networks.supported import check_prunable, network_inputs
 from region_workers.storage.integrity import file_digest, is_whole
 from region_workers.storage.json_files import read_manifest, read_object
@@ -131,16 +132,17 @@ def _check_weights(folder: Path, network: nn.Module) -> None:
 
     Only their headers are read. Names are left to the loading, since diffusers knows older ones too.
     """
-    found: Counter[tuple[int, ...]] = Counter()
+    stored = dict[str, tuple[int, ...]]()
     for path in _weight_files(folder):
         if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
             raise _bad_weights(folder, f"{path.name} is no regular file")
         try:
             with safe_open(path, framework="pt") as file:
-                found.update(tuple(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+                stored |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise _bad_weights(folder, f"{path.name} is no whole safetensors file: {error}") from None
-    expected = Counter(tuple(tensor.shape) for tensor in network.state_dict().values())
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found, expected = Counter(whole_shapes(stored, shapes)), Counter(shapes.values())
     for shape in (found - expected) + (expected - found):
         counts = f"{found[shape]} weights of shape {list(shape)}, not {expected[shape]}"
         raise _bad_weights(folder, f"{WEIGHTS_FILE} holds {counts} as by {_CONFIG}")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from region_workers.networks.packed_weights import unpack
 from region_workers.pruning.slim import slim
 from region_workers.storage.integrity import check_sealed
 from schemas.job import KeptChannels
@@ -53,6 +54,13 @@ class LoadedStrictly:
             weight.data = weight.data.clone()  # it lay in the mapped file, at any address
         model.register_to_config(_name_or_path="")  # no part of the network: a path of this machine
         return (model, report) if wants_report else model
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """What diffusers calls before it looks at names and shapes: the weights of a packed file become whole."""
+        weights = unpack(state_dict, self)  # type: ignore[arg-type]  # it is a mixin of networks
+        state_dict.clear()
+        state_dict.update(weights)
+        super()._fix_state_dict_keys_on_load(state_dict)  # type: ignore[misc]
 
 
 def build_narrow(model: nn.Module, build: Callable[[], None], kept: Mapping[str, Any] | None) -> None:

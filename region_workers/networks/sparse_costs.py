@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from region_workers.networks.drawing_gru import DrawingGRU
+from region_workers.networks.packed_weights import stored_bytes
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.pruning.groups import meta_copy
@@ -21,7 +22,8 @@ class SparseCosts:
     """Kept of the `maskable` weights and of all parameters; multiply-accumulates of one sample, in theory.
 
     `forward_macs` and `step_macs` count convolutions, linear layers and the attention's products: of a forward pass,
-    and of a training step by the method's average.
+    and of a training step by the method's average. `stored_bytes`: what the weights take in the expert's file, its
+    header left out, and `dense_bytes`: what they would if none were masked.
     """
 
     maskable: int
@@ -29,20 +31,33 @@ class SparseCosts:
     kept_params: int
     forward_macs: int
     step_macs: int
+    stored_bytes: int
+    dense_bytes: int
 
 
 def sparse_costs(
-    network: nn.Module, params: int, dense_macs: int, inputs: Mapping[str, Tensor], plan: SparsityPlan
+    network: nn.Module, params: int, dense_macs: int, macs_of_weights: Mapping[str, int], plan: SparsityPlan
 ) -> SparseCosts:
-    """Of a network that has `params` parameters and `dense_macs`, the attention's products included, if it is dense."""
+    """Of a network that has `params` parameters and `dense_macs`, the attention's products included, if it is dense.
+
+    `macs_of_weights`: as `weight_macs` counts them.
+    """
     shapes = maskable_shapes(network)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     counts = kept_counts(shapes, plan.sparsity, plan.distribution)
     maskable, kept = sum(sizes.values()), sum(counts.values())
-    saved = sum((1 - counts[name] / sizes[name]) * macs for name, macs in weight_macs(network, inputs).items())
+    saved = sum((1 - counts[name] / sizes[name]) * macs for name, macs in macs_of_weights.items())
     forward = dense_macs - saved
+    dense_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
+    not_stored = sum(sizes[name] * 4 - stored_bytes(sizes[name], counts[name]) for name in shapes)
     return SparseCosts(
-        maskable, kept, params - maskable + kept, round(forward), round(_step(forward, dense_macs, plan))
+        maskable=maskable,
+        kept=kept,
+        kept_params=params - maskable + kept,
+        forward_macs=round(forward),
+        step_macs=round(_step(forward, dense_macs, plan)),
+        stored_bytes=dense_bytes - not_stored,
+        dense_bytes=dense_bytes,
     )
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors.torch import save_file
-
 from region_workers.networks.dense import load_verified
+from region_workers.networks.packed_weights import write_weights
 from region_workers.storage.checkpoint_files import state_key, ticket_artifacts, ticket_folder
 from region_workers.storage.durable import write_folder
 from region_workers.storage.integrity import DamagedFileError, check_sealed, files_in
@@ -58,12 +57,11 @@ class Train(Stage):
         return self.trainer.step >= self._steps
 
     def write_products(self) -> list[Path]:
-        """A diffusers model folder with the weights that the stage hands on."""
+        """A diffusers model folder with the weights that the stage hands on, packed where they are sparse."""
 
         def write(folder: Path) -> None:
             cast(Any, self._expert).save_config(folder)
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.trainer.final_weights().items()}
-            save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+            write_weights(folder / WEIGHTS_FILE, self.trainer.final_weights(), self.trainer.sparse.masks)
 
         write_folder(self.folder / EXPERT_FOLDER, write)
         return files_in(self.folder / EXPERT_FOLDER)

@@ -24,7 +24,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import dense_config
 from schemas.digest import digest
 from schemas.errors import UserError
-from schemas.job import Hardware
+from schemas.job import Artifact, Hardware
 from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch, Manifest
 from schemas.plan import Plan
 
@@ -99,6 +99,16 @@ def _write(
 
 def _reread(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
     RunDirectory(folder).write(change(RunDirectory(folder).read()))
+
+
+def _with_weights(manifest: Manifest, size_bytes: int) -> Manifest:
+    """Each training has left an expert whose weights' file is that large."""
+    for record in list(manifest.stages.values()):
+        if record.name.startswith("train/"):
+            names = {"config.json": 300, "diffusion_pytorch_model.safetensors": size_bytes}
+            files = (Artifact(path=f"{record.name}/expert/{n}", size_bytes=s, sha256="0") for n, s in names.items())
+            manifest = manifest.with_stage(record.model_copy(update={"artifacts": tuple(files)}))
+    return manifest
 
 
 def _evaluation(fid: float, images: int, at: float, ensemble: str = digest([])) -> Evaluation:
@@ -237,6 +247,8 @@ def test_on_cpus_hours_are_worker_hours_and_shared_cores_are_mentioned(tmp_path:
 def test_a_sparse_run_brings_columns_of_what_it_keeps_that_say_theoretical(tmp_path: Path, tiny_plan: MakePlan) -> None:
     plan = tiny_plan(TWO_SPARSE, "sparsity.method=static", "sparsity.distribution=uniform")  # 30%, then 50%
     runs = _write(tmp_path / "dense", tiny_plan(DENSE), [300.0]), _write(tmp_path / "sparse", plan, [150.0, 150.0])
+    for run, size_bytes in zip(runs, (4_000_000, 1_234_567), strict=True):
+        _reread(run, lambda manifest, size_bytes=size_bytes: _with_weights(manifest, size_bytes))
     comparison = compare_runs(runs)
     dense, sparse = comparison.rows
     assert dense.sparse is None
@@ -250,6 +262,8 @@ def test_a_sparse_run_brings_columns_of_what_it_keeps_that_say_theoretical(tmp_p
     cells = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
     assert cells[0]["kept M"] == "-"
     assert cells[1]["theoretical G"] == f"{sparse.sparse.forward_macs / 1e9:.3f}"
+    assert [row["stored MB"] for row in cells] == ["4.00", "2.47"]  # of all experts
+    assert sparse.as_json()["stored_bytes"] == 2 * 1_234_567
     assert any("no device at hand skips them" in note for note in table.footnotes)
     assert "kept M" not in comparison_table(compare_runs(runs[:1])).headings
 

@@ -11,6 +11,8 @@ from drawing_files import VECTOR
 from safetensors.torch import load_file
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
+from ebdiff_orchestrator.plans.preview import preview_plan
+from region_workers.networks.packed_weights import masks_of
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.training.sparse import exchanged_share
@@ -158,14 +160,21 @@ def test_an_expert_is_saved_as_sparse_as_asked_for(
     regions: str,
     draws: int,
 ) -> None:
-    (job,) = make_jobs(tiny_plan(regions, *sparse_plan("rigl"), "training.steps=4", "draw.threshold=1.0"), tmp_path)
+    plan = tiny_plan(regions, *sparse_plan("rigl"), "training.steps=4", "draw.threshold=1.0")
+    (job,) = make_jobs(plan, tmp_path)
     run_job(job)
     folder = tmp_path / "train/all/expert"
     network = PrunedUNet2DModel.from_pretrained(folder)
     assert bool(network.config.kept_channels) == bool(draws)
     counts = kept_counts(maskable_shapes(network), 0.75 if not draws else 0.6, "erk")
-    saved = load_file(folder / WEIGHTS_FILE)
-    assert _kept(saved, set(counts)) == counts
+    assert _kept(network.state_dict(), set(counts)) == counts
+    state = load_file(next(tmp_path.glob("train/all/checkpoints/*/state.safetensors")))
+    assert all(torch.equal(mask, state[f"mask.{name}"]) for name, mask in masks_of(network).items())
+    planned = preview_plan(plan).regions[0].sparse
+    stored = load_file(folder / WEIGHTS_FILE)
+    assert planned is not None
+    assert sum(tensor.nbytes for tensor in stored.values()) == planned.stored_bytes < planned.dense_bytes
+    assert planned.dense_bytes == sum(weight.nbytes for weight in network.parameters())
 
 
 @pytest.mark.parametrize("method", ["static", "rigl"])

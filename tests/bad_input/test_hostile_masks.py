@@ -1,0 +1,125 @@
+"""Packed weights made to do harm: masks and values that do not agree, of shapes and sizes that nothing has."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from places import DENSE, WEIGHTS, plan_of
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from region_workers.networks.dense import build_dense, load_network, load_verified
+from region_workers.networks.packed_weights import unpack, write_weights
+from region_workers.networks.pretrained import find_dense
+from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
+from region_workers.storage.integrity import file_digests, seal_folder
+from schemas.errors import RunFailed, UserError
+
+NAME = "mid_block.resnets.0.conv1.weight"
+MASK = f"{NAME}.mask"
+Tensors = dict[str, Tensor]
+PEOPLE = (UserError, RunFailed)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An expert with one packed weight, of which every third value is kept, and an ensemble of it."""
+    place, plan = tmp_path_factory.mktemp("good"), plan_of(**DENSE)
+    folder = place / "expert"
+    network = extract_expert(build_dense(plan.model, plan.data), {})
+    weight = network.get_parameter(NAME)
+    mask = torch.arange(weight.numel()).view_as(weight) % 3 == 0
+    weight.data *= mask
+    network.save_config(folder)
+    write_weights(folder / WEIGHTS, network.state_dict(), {NAME: mask})
+    experts = [load_network(folder)]
+    save_ensemble(place / "ensemble", experts, [(0, 1000)], ["all"], plan.diffusion, plan.sampling)
+    return place
+
+
+def _expert(place: Path, spoilt: bytes) -> Path:
+    """The expert's folder, with these weights."""
+    (place / "expert" / WEIGHTS).write_bytes(spoilt)
+    return place / "expert"
+
+
+def _ensemble(place: Path, spoilt: bytes) -> Path:
+    """The ensemble, its expert with these weights and its seals made to fit."""
+    folder = place / "ensemble"
+    (folder / "unet/all" / WEIGHTS).write_bytes(spoilt)
+    seal_folder(folder / "unet")
+    seal_folder(folder)
+    return folder
+
+
+def _offloaded(place: Path, spoilt: bytes) -> None:
+    load_ensemble(_ensemble(place, spoilt), offload=True)(1, num_inference_steps=2, show_progress=False)
+
+
+def _verified(place: Path, spoilt: bytes) -> None:
+    folder = _expert(place, spoilt)
+    load_verified(folder, file_digests(folder))
+
+
+READERS: dict[str, Callable[[Path, bytes], object]] = {
+    "expert": lambda place, spoilt: load_network(_expert(place, spoilt)),
+    "verified expert": _verified,
+    "plain": lambda place, spoilt: PrunedUNet2DModel.from_pretrained(_expert(place, spoilt)),
+    "ensemble": lambda place, spoilt: load_ensemble(_ensemble(place, spoilt)),
+    "offloaded ensemble": _offloaded,
+    "pretrained": lambda place, spoilt: find_dense(str(_expert(place, spoilt))).load(dropout=0.0, side=8),
+}
+
+
+def _lies(whole: Tensors) -> Iterator[tuple[str, Tensors]]:
+    values, mask, most = whole[NAME], whole[MASK], 2**20
+    without = {name: tensor for name, tensor in whole.items() if name not in (NAME, MASK)}
+    yield "a value too few", {**whole, NAME: values[1:]}
+    yield "a value too many", {**whole, NAME: torch.cat([values, values[:1]])}
+    yield "no value", {**whole, NAME: values[:0]}
+    yield "very many values", {**whole, NAME: torch.zeros(most)}
+    yield "values in rows", {**whole, NAME: values[: values.numel() // 2 * 2].reshape(2, -1)}
+    yield "one number", {**whole, NAME: torch.tensor(1.0)}
+    yield "a mask that keeps all", {**whole, MASK: torch.full_like(mask, 255)}
+    yield "a mask that keeps none", {**whole, MASK: torch.zeros_like(mask)}
+    yield "a mask one byte short", {**whole, MASK: mask[:-1]}
+    yield "a mask one byte long", {**whole, MASK: torch.cat([mask, mask[:1] * 0])}
+    yield "a mask of very many bytes", {**whole, MASK: torch.zeros(most, dtype=torch.uint8)}
+    yield "a mask of nothing", {**whole, MASK: mask[:0]}
+    yield "a mask in rows", {**whole, MASK: mask.reshape(2, -1)}
+    yield "a mask of signed bytes", {**whole, MASK: mask.view(torch.int8)}
+    yield "a mask of long numbers", {**whole, MASK: mask.long()}
+    yield "a mask of truths", {**whole, MASK: mask > 0}
+    yield "values without a mask", {**without, NAME: values}
+    yield "a mask without values", {**without, MASK: mask}
+    yield "neither", without
+    yield "a mask of what there is not", {**whole, "nothing.weight.mask": mask}
+    yield "values and a mask of what there is not", {**whole, "nothing.weight": values, "nothing.weight.mask": mask}
+    yield "a mask of a whole tensor", {**whole, "conv_in.weight.mask": mask}
+    yield "a mask of a mask", {**whole, f"{MASK}.mask": mask}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_masks_and_values_that_do_not_agree_are_refused(kind: str, good: Path, tmp_path: Path) -> None:
+    whole = load_file(good / "expert" / WEIGHTS)
+    for name, tensors in [("the truth", whole), *_lies(whole)]:
+        save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "spoilt")
+        place = Path(shutil.copytree(good, tmp_path / name))
+        spoilt = (tmp_path / "spoilt").read_bytes()
+        if name == "the truth":
+            READERS[kind](place, spoilt)
+            continue
+        with pytest.raises(PEOPLE if kind != "plain" else (ValueError, RuntimeError)) as refused:
+            READERS[kind](place, spoilt)
+        assert kind == "plain" or "xpected" in str(refused.value), name
+
+
+def test_bits_behind_the_last_value_are_refused() -> None:
+    mask = torch.tensor([0b10000000, 0b10000001], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"places that there are not"):
+        unpack({"weight": torch.ones(2), "weight.mask": mask}, torch.nn.Linear(3, 3, bias=False))
