@@ -18,7 +18,7 @@ from region_workers.data.svg import strokes_of_svg
 from schemas.errors import plan_error
 from schemas.plan import DataPlan
 
-MOST_BYTES = 1 << 20  # of one drawing as text, some thousand times what people draw
+MOST_BYTES = 256 << 10  # of one drawing as text, some hundred times what people draw
 _EXPECTED = "a QuickDraw .ndjson file, a folder of them, or a folder or .zip of SVG files"
 
 

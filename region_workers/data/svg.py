@@ -19,7 +19,7 @@ from region_workers.data.svg_paths import strokes_of_path
 Matrix = npt.NDArray[np.float64]  # [3, 3]
 
 _GROUPS = frozenset({"svg", "g", "a", "switch"})
-_TRANSFORM = re.compile(r"\s*,?\s*(\w+)\s*\(([^()]*)\)")
+_TRANSFORM = re.compile(r"[\s,]*+(\w++)\s*+\(([^()]*+)\)")
 _ELLIPSE = "M {left} {cy} A {rx} {ry} 0 1 0 {right} {cy} A {rx} {ry} 0 1 0 {left} {cy} Z"
 
 
@@ -30,7 +30,8 @@ def strokes_of_svg(file: bytes) -> list[Stroke]:
     parser.StartElementHandler, parser.EndElementHandler = reader.start, reader.end
     parser.EntityDeclHandler = reader.refuse_entity
     try:
-        parser.Parse(file, True)
+        with np.errstate(all="ignore"):  # numbers without bound give strokes that are none: `rows_of` says so
+            parser.Parse(file, True)
         return reader.strokes
     except UnreadableDrawingError:
         raise
@@ -87,10 +88,8 @@ def _moved(stroke: Stroke, matrix: Matrix | None) -> Stroke:
 def _matrix_of(transforms: str) -> Matrix:
     """The matrix of an attribute `transform`, a list of functions of which the last holds first."""
     matrix, end = np.eye(3), 0
-    for found in _TRANSFORM.finditer(transforms):
+    while (found := _TRANSFORM.match(transforms, end)) and found[1] in _FUNCTIONS:
         numbers = [float(number) for number in found[2].replace(",", " ").split()]
-        if found.start() != end or found[1] not in _FUNCTIONS:
-            break
         matrix, end = matrix @ _FUNCTIONS[found[1]](*numbers), found.end()
     if transforms[end:].strip():
         raise UnreadableDrawingError(f"its transform {transforms[end : end + 40]!r} is not known")

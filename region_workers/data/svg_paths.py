@@ -11,11 +11,13 @@ import numpy as np
 
 from region_workers.data.drawings import Stroke, UnreadableDrawingError
 
-_COMMAND = re.compile(r"([MZLHVCSQTA])([^MZLHVCSQTA]*)", re.IGNORECASE)
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_NUMBERS, _SPACE = re.compile(_NUMBER), " \t\r\n\f,"
-# The flags of an arc may stand without a space between them.
-_ARCS = re.compile(rf"({_NUMBER})" + rf"[\s,]*({_NUMBER})" * 2 + r"[\s,]*([01])" * 2 + rf"[\s,]*({_NUMBER})" * 2)
+# All quantifiers are possessive, so that the time is linear in a text that does not fit.
+_NUMBER = r"[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?+"
+_COMMAND = re.compile(r"([MZLHVCSQTA])([^MZLHVCSQTA]*+)", re.IGNORECASE)
+_NUMBERS, _SPACE = re.compile(_NUMBER, re.ASCII), " \t\r\n\f,"
+_ARC = re.compile(  # whose flags may stand without a space between them
+    rf"[\s,]*+({_NUMBER})" * 3 + r"[\s,]*+([01])" * 2 + rf"[\s,]*+({_NUMBER})" * 2, re.ASCII
+)
 _SIZES = {"M": 2, "Z": 0, "L": 2, "H": 1, "V": 1, "C": 6, "S": 4, "Q": 4, "T": 2, "A": 7}  # numbers of each command
 
 _POINTS = 16  # of a Bezier curve; resampling then goes along straight lines between them
@@ -60,9 +62,13 @@ def _commands(data: str) -> Iterator[tuple[str, list[float]]]:
 
 
 def _numbers_of(letter: str, text: str) -> list[float]:
+    texts: list[str] = []
     if letter in "Aa":
-        groups, rest = [found.groups() for found in _ARCS.finditer(text)], _ARCS.sub("", text)
-        texts = [number for group in groups for number in group]
+        end = 0
+        while found := _ARC.match(text, end):
+            texts += found.groups()
+            end = found.end()
+        rest = text[end:]
     else:
         texts, rest = _NUMBERS.findall(text), _NUMBERS.sub("", text)
     if rest.strip(_SPACE):
@@ -89,7 +95,8 @@ class _Pen:
         """Carry out one command."""
         command, origin, kind = letter.upper(), self._at if letter.islower() else 0j, ""
         if command == "Z":
-            self._line(self._start)
+            if self._at != self._start:
+                self._line(self._start)
         elif command == "H":
             self._line(complex(numbers[0] + origin.real, self._at.imag))
         elif command == "V":

@@ -203,7 +203,7 @@ def test_a_line_without_end_is_one_unreadable_drawing(tmp_path: Path) -> None:
     path.write_text(f"{as_line(DRAWINGS[0])}\n{'[' * (3 * MOST_BYTES)}\n{as_line(DRAWINGS[1])}\n")
     source = open_drawings(plan_of(path))
     _, long, last = list(source.items())
-    with pytest.raises(UnreadableDrawingError, match="more than 1,048,576 bytes"):
+    with pytest.raises(UnreadableDrawingError, match="more than 262,144 bytes"):
         source.strokes(long)
     assert last.name == "line 3"
     assert len(source.strokes(last)) == len(DRAWINGS[1])
@@ -217,7 +217,7 @@ def test_files_of_an_archive_or_folder_that_do_not_read_are_unreadable(tmp_path:
     outside, inside = source.items()
     assert outside.name == "../../b.svg"  # a name alone: nothing is unpacked to the disk
     assert len(source.strokes(outside)) == len(DRAWINGS[0])
-    with pytest.raises(UnreadableDrawingError, match="more than 1,048,576 bytes"):
+    with pytest.raises(UnreadableDrawingError, match="more than 262,144 bytes"):
         source.strokes(inside)
     whole = zipped(tmp_path / "b.zip", {"a.svg": as_svg(DRAWINGS[0])}).read_bytes()
     (tmp_path / "b.zip").write_bytes(whole.replace(b"a.svg", b"b.svg", 1))  # the two lists of names disagree
