@@ -44,7 +44,9 @@ def open_drawings(plan: DataPlan) -> DrawingSource:
     if path.is_dir():
         return _folder_source(path, plan)
     if not path.is_file():  # to open a pipe would wait for its other end
-        raise plan_error("data.path", plan.path, _EXPECTED, f"There is no such file at {path.absolute()}.")
+        raise plan_error(
+            "data.path", plan.path, _EXPECTED, f"There is no such file at {path.absolute()}: check the path."
+        )
     check_not_split(plan)
     if path.suffix.lower() == LINES:
         return LinesSource(path, path.parent, [path.name])
@@ -137,7 +139,9 @@ def strokes_of_json(line: bytes) -> list[Stroke]:
     """The strokes of a line of a QuickDraw file, float64 [n, 2]; times, if it has them, are left out."""
     try:
         strokes = [np.array(stroke[:2], np.float64) for stroke in json.loads(line)["drawing"]]
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (LookupError, TypeError) as error:
+        raise UnreadableDrawingError("it is no object with a list `drawing` of strokes") from error
+    except (ValueError, OverflowError, RecursionError) as error:
         raise UnreadableDrawingError(f"{type(error).__name__}: {error}") from error
     if any(stroke.ndim != 2 or len(stroke) != 2 for stroke in strokes):
         raise UnreadableDrawingError("a stroke is no list of x and of y, equally long")

@@ -165,8 +165,8 @@ class _Content:
                 self.too_long.append(item.name)
             except UnreadableDrawingError as error:
                 self.unreadable.append((item.name, str(error)))
-                check_unreadable(self.unreadable, self.done, total, data)
             if self.done % _REPORT_EVERY == 0:
+                check_unreadable(self.unreadable, self.done, total, data)
                 report(self.done, total)
         report(self.done, total)
         check_unreadable(self.unreadable, self.done, self.done, data)

@@ -31,7 +31,7 @@ from schemas.plan import DIGITS, DataPlan
 
 _EXPECTED = f"a Parquet file, a folder of Parquet files or of images, a data set's name on the hub, or {DIGITS}"
 
-_DRAWINGS = "Drawings need a section data.drawings, and model.family = vector."
+_DRAWINGS = "It holds drawings: add a section data.drawings, and set model.family to vector."
 
 
 class Source(Protocol):

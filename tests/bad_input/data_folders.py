@@ -185,6 +185,51 @@ LABELS = (
     ),
 )
 
+
+def _drawn(file: str, *changes: str, says: tuple[str, ...]) -> Case:
+    changes = ("model={family: vector}", "data.random_flip=false", f"data.path=drawings/{file}", *changes)
+    drawings = () if any(change.startswith("data.drawings") for change in changes) else ("data.drawings={}",)
+    return _data(f"drawings of '{file}' {' '.join(changes[3:])}".rstrip(), *changes, *drawings, says=says)
+
+
+DRAWINGS = (
+    _drawn("nosuch.ndjson", says=("data.path = drawings/nosuch.ndjson", "a QuickDraw .ndjson file", "check the path")),
+    _drawn("one.svg", says=("drawings/one.svg", "one drawing", "give the folder")),
+    _drawn("empty.ndjson", says=("drawings/empty.ndjson", "at least one drawing", "choose another")),
+    _drawn("empty", says=("drawings/empty", "neither .ndjson nor .svg files", "choose another")),
+    _drawn("both", says=("drawings/both", "1 .ndjson and 1 .svg files", "separate them")),
+    _drawn("text.zip", says=("drawings/text.zip", "a .zip of SVG files", "replace the file")),
+    _drawn("no drawings.zip", says=("drawings/no drawings.zip", "holds no SVG files", "choose another")),
+    _drawn("pipe.ndjson", says=("drawings/pipe.ndjson", "a QuickDraw .ndjson file", "check the path")),
+    _drawn("../images/good", says=("images/good", "neither .ndjson nor .svg files")),
+    _drawn("../tables/good.parquet", says=("good.parquet", "a QuickDraw .ndjson file", "Choose another")),
+    _drawn(
+        "broken.ndjson",
+        says=(
+            "data.max_unreadable = 0.01",
+            "3 of the 15 drawings",
+            "line 13 (it is no object",
+            "Repair or remove",
+        ),
+    ),
+    _drawn("entities", says=("data.max_unreadable", "1 of the 1 drawings", "a.svg (it defines the entity 'a'")),
+    _drawn("good.ndjson", "training.batch_size=16", says=("training.batch_size = 16", "12 drawings", "Lower it")),
+    _drawn(
+        "good.ndjson",
+        "data.drawings={max_points: 3}",
+        says=("data.drawings.max_points = 3", "at least one of the 12 drawings", "Raise it"),
+    ),
+    _drawn("good.ndjson", "data.split=test", says=("data.split = test", "train", "leave data.split out")),
+    _drawn("good.ndjson", "data.label_column=word", says=("data.label_column = word", "null", "Leave it out")),
+    _drawn("good.ndjson", "data.drawings={spacing: 1}", says=("data.drawings.spacing", "data.drawings.point_spacing")),
+    _drawn(
+        "good.ndjson",
+        "data.drawings={scale: 1e99}",
+        says=("data.drawings.scale", "less than or equal to"),
+    ),
+    _data("drawings as images", "data.path=drawings/good.ndjson", says=("data.path", "data.drawings", "model.family")),
+)
+
 PLACES = tuple(
     Case(
         f"bad images with --run-dir {place}",
@@ -194,4 +239,4 @@ PLACES = tuple(
     for place in ("new/and/deeper", "runs/empty")
 )
 
-CASES = (*PLACES, *FOLDERS, *TABLES, *LABELS)
+CASES = (*PLACES, *FOLDERS, *TABLES, *LABELS, *DRAWINGS)

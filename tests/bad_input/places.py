@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from conftest import TINY, tiny_vae
+from drawing_files import as_svg, scribbles, write_lines
 from finished_run import finished_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -36,6 +38,7 @@ def make_site(folder: Path) -> None:
     (folder / "a file").write_text("not a run, not a plan\n")
     _images(folder / "images")
     _tables(folder / "tables")
+    _drawings(folder / "drawings")
     _runs(folder / "runs")
     _networks(folder / "networks")
     _vaes(folder / "vaes")
@@ -123,6 +126,22 @@ def _tables(folder: Path) -> None:
     both.mkdir()
     shutil.copy(folder / "good.parquet", both)
     png(both / "a.png")
+
+
+def _drawings(folder: Path) -> None:
+    for name in ("empty", "both", "entities"):
+        (folder / name).mkdir(parents=True)
+    good = write_lines(folder / "good.ndjson", scribbles(12)).read_text()
+    (folder / "broken.ndjson").write_text(good + "{}\n[]\nno JSON\n")
+    (folder / "empty.ndjson").write_text("\n\n")
+    write_lines(folder / "both/a.ndjson", scribbles(1))
+    for name in ("one.svg", "both/a.svg"):
+        (folder / name).write_text(as_svg(scribbles(1)[0]))
+    (folder / "entities/a.svg").write_text('<!DOCTYPE svg [<!ENTITY a "M0 0L1 1">]><svg><path d="&a;"/></svg>')
+    (folder / "text.zip").write_text("no archive")
+    with zipfile.ZipFile(folder / "no drawings.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    os.mkfifo(folder / "pipe.ndjson")
 
 
 def _parquet(path: Path, columns: dict[str, Any]) -> None:

@@ -83,7 +83,9 @@ DATA = (
 )
 
 MODEL = (
-    _set("model.family=vector", "model.family = vector: expected", "'pixel' or 'latent'"),
+    _set("model.family=voxel", "model.family = voxel: expected", "'pixel' or 'latent' or 'vector'"),
+    _set("model={family: vector}", "data.drawings = None: expected", "a section", "model.family = vector"),
+    _set("data.drawings={}", "model.family = pixel: expected", "vector", "leave data.drawings out"),
     _set("model.family=latnt", "model.family = latnt: expected", "'pixel' or 'latent'"),
     _set("model.block_out_channels=[]", "[]", "at least one"),
     _set("model.block_out_channels=64", "model.block_out_channels = 64: expected", "a list"),
@@ -448,7 +450,7 @@ def _bounded(section: type[BaseModel], above: str) -> Iterator[str]:
 HUGE = tuple(
     _set(f"{field}=1{'0' * 100}", field, "less than")
     for field in _bounded(Plan, "")
-    if not field.startswith(("data.crop.", "sparsity."))
+    if not field.startswith(("data.crop.", "data.drawings.", "sparsity."))
 )
 HUGE_WORKERS = (
     _set("workers.cpus=1e300", "workers.cpus = 1e+300: expected", "less than or equal to 4096"),
