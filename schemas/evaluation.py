@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from schemas.drawings import RasterPlan
 from schemas.manifest import Evaluation, ExtractorName
 from schemas.plan import DataPlan, TrainingPlan
 from schemas.section import Sealed, Section
 
 
 class SampledImages(Section):
-    """Images drawn from an ensemble: image i depends on (seed, i) alone."""
+    """Images or drawings of an ensemble: number i depends on (seed, i) alone."""
 
     kind: Literal["sampled"] = "sampled"
     ensemble: str = Field(description="The ensemble's folder.")
@@ -24,7 +25,7 @@ class SampledImages(Section):
 
 
 class StoredImages(Section):
-    """The first images of a run's own data, as it trains on them, unflipped."""
+    """The first images or drawings of a run's own data, as it trains on them, unflipped."""
 
     kind: Literal["stored"] = "stored"
     data: DataPlan
@@ -50,10 +51,18 @@ class ExtractorChoice(Section):
         None, description="Of Inception, if it was given; null: where torch hub keeps it, on each node."
     )
 
+
+class Measure(Section):
+    """What is compared of two sets of images: values of two measures are never held against each other."""
+
+    extractor: ExtractorChoice
+    raster: RasterPlan | None = Field(None, description="How drawings are rendered; null: images.")
+
     @property
-    def key(self) -> dict[str, str]:
+    def key(self) -> dict[str, Any]:
         """Its part of what a result is known by."""
-        return {self.name: self.digest}
+        rendered = {} if self.raster is None else {"raster": self.raster.model_dump(mode="json")}
+        return {self.extractor.name: self.extractor.digest, **rendered}
 
 
 class FeatureJob(Section):
@@ -62,7 +71,7 @@ class FeatureJob(Section):
     folder: str
     num_images: int
     images: Annotated[SampledImages | StoredImages | FolderImages, Field(discriminator="kind")]
-    extractor: ExtractorChoice
+    measure: Measure
     training: TrainingPlan
     use_gpu: bool = False
 

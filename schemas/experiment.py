@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.drawings import DrawingsPlan
+from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import cross_field_error
 from schemas.limits import (
     LARGE,
@@ -68,6 +68,11 @@ class DataPlan(Section):
     def kind(self) -> Literal["images", "drawings"]:
         """What there is of it, in a word for people."""
         return "images" if self.drawings is None else "drawings"
+
+    @property
+    def raster(self) -> RasterPlan | None:
+        """How drawings are rendered; None for images."""
+        return None if self.drawings is None else self.drawings.raster
 
 
 class DiffusionPlan(Section):

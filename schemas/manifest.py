@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from schemas.drawings import RasterPlan
 from schemas.job import Artifact, Hardware
 from schemas.plan import Plan
 from schemas.section import Sealed, Section, is_none
@@ -101,6 +102,9 @@ class Evaluation(Section):
     guidance_scale: float
     inception_sha256: str | None = Field(None, exclude_if=is_none, description="Of Inception's weights.")
     extractor_sha256: str | None = Field(None, exclude_if=is_none, description="Of another extractor's weights.")
+    raster: RasterPlan | None = Field(
+        None, exclude_if=is_none, description="How drawings were rendered, both sides'; null: images were measured."
+    )
     reference_digest: str
     reference_images: int
     seconds_per_image: float = Field(description="Of one worker: sampling alone.")

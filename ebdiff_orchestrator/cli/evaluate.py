@@ -67,7 +67,7 @@ def evaluate(
     address: AddressOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a finished run's images: FID against its own data, and what sampling costs.
+    """Measure a finished run's images or drawings: FID against its own data, and what sampling costs.
 
     Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's; with
     --extractor random-conv it is another distance, which needs no weights and is no FID.
@@ -104,7 +104,9 @@ def report_table(report: EvaluationReport) -> Table:
     table.add_column(overflow="fold")
     guidance = f", guidance {measured.guidance_scale:g}" if measured.guidance_scale != 1 else ""
     rows = {
-        "images": f"{measured.num_images:,} in {measured.steps} steps, seed {measured.seed}{guidance}",
+        "images"
+        if measured.raster is None
+        else "drawings": f"{measured.num_images:,} in {measured.steps} steps, seed {measured.seed}{guidance}",
         "reference": report.reference,
         **_weights(measured),
         "sampling": f"{measured.seconds_per_image:.3g} s an image and worker, {measured.workers} workers",

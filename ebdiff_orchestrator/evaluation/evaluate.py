@@ -23,6 +23,7 @@ from ebdiff_orchestrator.evaluation.records import (
     report_of,
     whole_report,
 )
+from ebdiff_orchestrator.evaluation.sources import own_store
 from ebdiff_orchestrator.evaluation.statistics import (
     Reference,
     frechet_distance,
@@ -36,12 +37,11 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from ebdiff_orchestrator.run.view import View
-from region_workers.data.store import ensure_store
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import UserError, user_error
-from schemas.evaluation import ExtractorChoice, FeatureJob, FolderImages, SampledImages, StoredImages
+from schemas.evaluation import ExtractorChoice, FeatureJob, FolderImages, Measure, SampledImages, StoredImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, ExtractorName, Manifest
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -127,14 +127,15 @@ def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, 
     manifest = _finished(directory)
     plan, view = manifest.plan, workers.view
     extractor = choose_extractor(options.extractor, options.inception_weights)
+    measure = Measure(extractor=extractor, raster=plan.data.raster)
     job = FeatureJob(
         folder="",
         num_images=options.num_images,
         images=images,
-        extractor=extractor,
+        measure=measure,
         training=plan.training,
     )
-    reference = _reference(plan, options, extractor, view)
+    reference = _reference(plan, options, measure, view)
     key = evaluation_key(manifest, job, reference.digest)
     folder = directory.fetch_folder(evaluation_folder(Path(), key).as_posix())
     recorded = whole_report(folder) if key in manifest.evaluations else None
@@ -194,14 +195,21 @@ def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> Sa
     )
 
 
-def _reference(plan: Plan, options: Options, extractor: ExtractorChoice, view: View) -> Reference:
+def _reference(plan: Plan, options: Options, measure: Measure, view: View) -> Reference:
     cache_dir = cache_dir_of(plan.workers.cache_dir).resolve()
     if options.reference is not None:
         if options.reference_images is not None:
             raise UserError("--reference and --reference-images: expected one of the two. Leave one out.")
-        return given_reference(options.reference, cache_dir, extractor, plan.data.max_pixels)
-    store = ensure_store(plan.data, cache_dir, view.images)
-    return own_reference(plan, store, cache_dir, options.reference_images, extractor)
+        return given_reference(options.reference, cache_dir, measure, plan.data.max_pixels, _side(plan, measure))
+    store = own_store(plan.data, cache_dir, view.images)
+    return own_reference(plan, store, cache_dir, options.reference_images, measure)
+
+
+def _side(plan: Plan, measure: Measure) -> int | None:
+    """In pixels, that of images which can be compared with the run's; None for any: Inception resizes all alike."""
+    if measure.raster is not None:
+        return measure.raster.canvas_px
+    return None if measure.extractor.name == "inception" else plan.data.resolution
 
 
 def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, workers: Workers) -> Evaluation:
@@ -217,16 +225,17 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, wor
     make_features(workers, job, "evaluate")
     workers.view.line("Computing the Frechet distance ...")
     ours = shard_statistics(folder, job.num_images)
-    write_statistics(folder / STATISTICS_FILE, ours)
+    write_statistics(folder / STATISTICS_FILE, ours, job.measure)
     records = [finished_record(folder, shard) for shard in shards_of(job.num_images)]
     return Evaluation(
         key=key,
         ensemble_digest=ensemble,
-        **_result(job.extractor, frechet_distance(ours, theirs)),
+        **_result(job.measure.extractor, frechet_distance(ours, theirs)),
         num_images=job.num_images,
         steps=job.images.steps,
         seed=job.images.seed,
         guidance_scale=job.images.guidance_scale,
+        raster=job.measure.raster,
         reference_digest=reference.digest,
         reference_images=theirs.num_images,
         seconds_per_image=sum(record.making_s for record in records if record is not None) / job.num_images,

@@ -25,7 +25,7 @@ class Extractor(Protocol):
         """Float32 [N, features]. Takes uint8 [N, H, W, 1 or 3]; `report(done, total)` counts images."""
 
 
-def choose_extractor(name: str, inception_weights: Path | None) -> ExtractorChoice:
+def choose_extractor(name: str, inception_weights: Path | None = None) -> ExtractorChoice:
     """The extractor of that name, known by its weights. UserError if there is none, or its weights cannot be had."""
     if name == "inception":
         return choose_inception(inception_weights)

@@ -38,7 +38,7 @@ def evaluation_key(manifest: Manifest, job: FeatureJob, reference_digest: str) -
             "ensemble": ensemble_digest(manifest),
             "num_images": job.num_images,
             "drawn": job.images.model_dump(mode="json", include=drawn),
-            **job.extractor.key,
+            **job.measure.key,
             "reference": reference_digest,
         }
     )
@@ -68,19 +68,23 @@ def recorded_report(run_dir: str | Path, evaluation: Evaluation) -> EvaluationRe
 def label_of(evaluation: Evaluation) -> str:
     """The name to print beside the number: `FID-50k`, or `FID-1k (1,000 images; not comparable with FID-50k)`."""
     count, notes = evaluation.num_images, []
+    name = measure_name(evaluation, f"-{thousands(count)}")
     if evaluation.extractor != "inception":
-        return f"{measure_name(evaluation)}-{thousands(count)}"
+        return name
     if count < FULL_IMAGES:
-        notes.append(f"{count:,} images; not comparable with FID-50k")
+        notes.append(f"{count:,} {'drawings' if evaluation.raster else 'images'}; not comparable with FID-50k")
     if evaluation.inception_sha256 != OFFICIAL_SHA256:
         notes.append(f"Inception weights {evaluation.weights_sha256[:8]} are not pytorch-fid's: not a published FID")
-    name = f"{measure_name(evaluation)}-{thousands(count)}"
     return f"{name} ({'; '.join(notes)})" if notes else name
 
 
-def measure_name(evaluation: Evaluation) -> str:
-    """`FID`, or `FD-random-conv`."""
-    return "FID" if evaluation.extractor == "inception" else f"FD-{evaluation.extractor}"
+def measure_name(evaluation: Evaluation, count: str = "") -> str:
+    """`FID`, or `FD-random-conv`; of drawings with the renderer's settings: `FID, 64 px, line 1 px, margin 5%`."""
+    name = ("FID" if evaluation.extractor == "inception" else f"FD-{evaluation.extractor}") + count
+    if evaluation.raster is None:
+        return name
+    how = evaluation.raster
+    return f"{name}, {how.canvas_px} px, line {how.line_width_px:g} px, margin {how.margin * 100:g}%"
 
 
 def thousands(count: int) -> str:

@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
-from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 
 from ebdiff_orchestrator.ensemble.images import to_pil
-from ebdiff_orchestrator.ensemble.loading import load_ensemble
-from ebdiff_orchestrator.ensemble.samples import samples_of
 from ebdiff_orchestrator.evaluation.extractors import load_extractor
 from ebdiff_orchestrator.evaluation.inception import BATCH_IMAGES
-from region_workers.data.decode import open_image
-from region_workers.data.store import ensure_store
+from ebdiff_orchestrator.evaluation.sources import Images, image_source
 from region_workers.storage.durable import replace_model, write_bytes, write_model
 from region_workers.storage.integrity import file_digest, holds
-from region_workers.storage.places import cache_dir_of
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.failures import message_for_people
 from schemas.errors import RunFailed, UserError
-from schemas.evaluation import FeatureJob, FolderImages, SampledImages, ShardRecord, StoredImages
+from schemas.evaluation import FeatureJob, SampledImages, ShardRecord
 from schemas.job import Progress
 from schemas.process import unix_time
 
 SHARD_IMAGES = 5 * BATCH_IMAGES  # whole batches, so that batches fall as pytorch-fid's do
 IMAGES_FOLDER = "images"
 _PROGRESS_EVERY_S = 1.0
-
-Images = np.ndarray[Any, Any]
-OnProgress = Callable[[int, int], None]  # parts of the work that are done, of how many
 
 
 @dataclass(frozen=True)
@@ -48,12 +39,14 @@ class Shard:
     count: int
 
     @property
+    def images(self) -> range:
+        """Their numbers."""
+        return range(self.first, self.first + self.count)
+
+    @property
     def name(self) -> str:
         """What its files are called."""
         return f"features-{self.index:05d}"
-
-
-ImageSource = Callable[[Shard, OnProgress], Images]  # a shard's images, uint8 [count, H, W, 1 or 3]
 
 
 def shards_of(num_images: int) -> tuple[Shard, ...]:
@@ -136,78 +129,24 @@ def make_shards(job_json: str, indices: tuple[int, ...]) -> str | None:
     return None
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, as pytorch-fid lists them."""
-    return sorted(file for extension in IMAGE_EXTENSIONS for file in folder.glob(f"*.{extension}"))
-
-
 def _make_shards(job: FeatureJob, indices: tuple[int, ...]) -> None:
     prepare_process(job.training.model_copy(update={"determinism": "exact"}))
     device = current_world(job.use_gpu).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     folder, keep = Path(job.folder), isinstance(job.images, SampledImages) and job.images.keep_images
-    extractor = load_extractor(job.extractor, device)
-    source = _source(job, device)
+    extractor = load_extractor(job.measure.extractor, device)
+    source = image_source(job, device)
     shards = shards_of(job.num_images)
     for shard in (shards[index] for index in indices):
         if finished_record(folder, shard, keep) is not None:
             continue
         began = time.monotonic()
         progress = _ShardProgress(folder, shard)
-        images_NHWC = source(shard, progress.making)
+        images_NHWC = source(shard.images, progress.making)
         making_s = time.monotonic() - began
         if keep:
             _write_pngs(folder, shard, images_NHWC)
         write_shard(folder, shard, extractor.features(images_NHWC, progress.features), making_s, name)
-
-
-def _source(job: FeatureJob, device: torch.device) -> ImageSource:
-    if isinstance(job.images, SampledImages):
-        return _sampled(job.images, device)
-    return _stored(job.images) if isinstance(job.images, StoredImages) else _of_folder(job.images)
-
-
-def _sampled(how: SampledImages, device: torch.device) -> ImageSource:
-    pipeline = load_ensemble(how.ensemble, device=device)
-    guidance = None if pipeline.num_classes is None else how.guidance_scale
-
-    def images(shard: Shard, on_progress: OnProgress) -> Images:
-        size, seed, first = how.batch_size, how.seed, shard.first
-        samples = samples_of(pipeline, shard.count, seed, how.steps, size, on_progress, first, guidance_scale=guidance)
-        return cast(Images, samples)
-
-    return images
-
-
-def _stored(images: StoredImages) -> ImageSource:
-    store = ensure_store(images.data, cache_dir_of(images.cache_dir))
-    if store.digest != images.store_digest:
-        raise RunFailed(
-            f"data.path = {images.data.path}: the images on this node are not the driver's "
-            f"(digest {store.digest[:12]}, expected {images.store_digest[:12]}). Make them the same."
-        )
-    return lambda shard, _: store.piece(shard.first, shard.first + shard.count)
-
-
-def _of_folder(references: FolderImages) -> ImageSource:
-    files = image_files(Path(references.folder))
-
-    def images(shard: Shard, on_progress: OnProgress) -> Images:
-        chosen = files[shard.first : shard.first + shard.count]
-        if len(chosen) != shard.count:
-            raise RunFailed(f"A folder of reference images lost files ({len(files)} left), or is not shared.")
-        return np.stack([_read_image(file, references.max_pixels) for file in chosen])
-
-    return images
-
-
-def _read_image(file: Path, max_pixels: int) -> Images:
-    try:
-        with open_image(str(file), max_pixels) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:
-        remedy = "Remove or replace it, then the same command goes on."
-        raise RunFailed(f"--reference: {file} does not read as an image ({error}). {remedy}") from error
 
 
 def _write_pngs(folder: Path, shard: Shard, images_NHWC: Images) -> None:

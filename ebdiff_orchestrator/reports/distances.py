@@ -71,6 +71,7 @@ def distance_fields(found: Evaluations, extractor: ExtractorName, name: str) -> 
         name: best and best.distance,
         f"{name}_images": best and best.num_images,
         f"{name}_sampling_steps": best and best.steps,
+        f"{name}_measure": best and measure_name(best),
     }
 
 

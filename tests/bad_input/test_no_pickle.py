@@ -32,6 +32,7 @@ from region_workers.data.store import ensure_store
 from region_workers.networks.pretrained import find_dense
 from region_workers.storage.integrity import file_digest
 from region_workers.worker.run import run_job
+from schemas.evaluation import Measure
 from schemas.manifest import Manifest
 from schemas.plan import DataPlan
 
@@ -127,8 +128,8 @@ def test_a_run_starts_from_a_network_and_is_evaluated_without_unpickling(
         in_process=True,
     )
     assert measured.num_images == 4
-    choice = choose_extractor("inception", tmp_path / "inception.safetensors")
-    assert given_reference(tmp_path / "reference.npz", tmp_path, choice).num_images == 4
+    measure = Measure(extractor=choose_extractor("inception", tmp_path / "inception.safetensors"))
+    assert given_reference(tmp_path / "reference.npz", tmp_path, measure).num_images == 4
     assert Manifest.model_validate_json((tmp_path / "run" / "manifest.json").read_bytes()).evaluations
     store = ensure_store(DataPlan(), cache_dir)
     assert len(store.piece(0, len(store))) == len(store)

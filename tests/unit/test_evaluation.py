@@ -35,7 +35,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.storage.integrity import file_digest, files_in
 from schemas.errors import RunFailed, UserError
-from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, SampledImages
+from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, Measure, SampledImages
 from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
@@ -191,8 +191,12 @@ def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
     itself = evaluate(run_dir, 6, reference=own, extractor="random-conv", in_process=True, steps=2)
     assert itself.distance == pytest.approx(0, abs=1e-4)
     write_statistics(tmp_path / "inception.npz", Statistics(np.zeros(2048), np.eye(2048), 9))
-    with pytest.raises(UserError, match=r"--reference = .*mu \(2048,\).*not \(352,\)"):
-        evaluate(run_dir, 6, reference=tmp_path / "inception.npz", extractor="random-conv", in_process=True, steps=2)
+    (tmp_path / "large").mkdir()
+    for index in range(2):
+        Image.new("L", (16, 16), index).save(tmp_path / f"large/{index}.png")
+    for wrong, told in (("inception.npz", r"mu \(2048,\).*not \(352,\)"), ("large", "images of 8x8, .*Not of 16x16")):
+        with pytest.raises(UserError, match=f"--reference = .*{told}"):
+            evaluate(run_dir, 6, reference=tmp_path / wrong, extractor="random-conv", in_process=True, steps=2)
 
 
 @pytest.fixture
@@ -205,7 +209,7 @@ def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
         folder=str(tmp_path / "shards"),
         num_images=6,
         images=images,
-        extractor=choose_extractor("inception", weights),
+        measure=Measure(extractor=choose_extractor("inception", weights)),
         training=plan.training,
         use_gpu=False,
     )
@@ -227,8 +231,8 @@ def test_how_shards_are_shared_out_changes_no_bit(
 
 
 def test_a_worker_with_other_weights_than_the_driver_s_says_so(job: FeatureJob) -> None:
-    for extractor, told in ((job.extractor, "on every node"), (choose_extractor("random-conv", None), "same one")):
-        wrong = job.model_copy(update={"extractor": extractor.model_copy(update={"digest": "0" * 64})})
+    for extractor, told in ((job.measure.extractor, "on every node"), (choose_extractor("random-conv"), "same one")):
+        wrong = job.model_copy(update={"measure": Measure(extractor=extractor.model_copy(update={"digest": "0" * 64}))})
         assert told in (make_shards(wrong.model_dump_json(), (0,)) or "")
 
 

@@ -40,10 +40,12 @@ from ebdiff_orchestrator.evaluation.work import (
 )
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
+from schemas.evaluation import ExtractorChoice, Measure
 from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
 CPU = torch.device("cpu")
+INCEPTION = Measure(extractor=ExtractorChoice(name="inception", digest="i", num_features=FEATURES))
 
 
 @pytest.fixture(scope="module")
@@ -100,15 +102,15 @@ def test_statistics_on_disk_are_pytorch_fid_s_too_and_never_pickles(tmp_path: Pa
     mean, covariance = compute_statistics_of_path(str(tmp_path / "a.npz"), None, 50, FEATURES, "cpu")
     assert np.array_equal(mean, statistics.mean)
     assert np.array_equal(covariance, statistics.covariance)
-    assert read_statistics(tmp_path / "a.npz", FEATURES).num_images == 12
+    assert read_statistics(tmp_path / "a.npz", INCEPTION).num_images == 12
     np.savez(tmp_path / "theirs.npz", mu=mean, sigma=covariance)
-    assert read_statistics(tmp_path / "theirs.npz", FEATURES).num_images == 0
+    assert read_statistics(tmp_path / "theirs.npz", INCEPTION).num_images == 0
     np.savez(tmp_path / "pickled.npz", mu=np.array([object()]), sigma=covariance)
     np.savez(tmp_path / "small.npz", mu=mean[:64], sigma=covariance[:64, :64])
     (tmp_path / "half.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:1000])
     for name in ("pickled", "small", "half"):
         with pytest.raises(ValueError, match=r".+"):
-            read_statistics(tmp_path / f"{name}.npz", FEATURES)
+            read_statistics(tmp_path / f"{name}.npz", INCEPTION)
 
 
 def test_the_distance_of_two_gaussians_is_the_closed_form() -> None:

@@ -23,6 +23,7 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import dense_config
 from schemas.digest import digest
+from schemas.drawings import RasterPlan
 from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
 from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch, Manifest
@@ -202,21 +203,26 @@ def test_each_measure_has_a_column_of_its_own(tmp_path: Path, tiny_plan: MakePla
     def run(name: str, *found: Evaluation) -> Path:
         return _write(tmp_path / name, tiny_plan(), [1.0] * 3, evaluations={each.key: each for each in found})
 
+    rendered = [random.model_copy(update={"raster": RasterPlan(margin=margin)}) for margin in (0.05, 0.1)]
     by_random, by_both = run("random", random), run("both", fid, random)
+    of_drawings = [run(f"drawings{index}", each) for index, each in enumerate(rendered)]
     for runs, shown in (
         ([by_random], {"FD-random-conv": ["0.1235 (1k)"]}),
         ([by_random, by_both], {"FID": ["-", "7.50"], "FD-random-conv": ["0.1235 (1k)"] * 2}),
+        (of_drawings, {f"FD-random-conv, 64 px, line 1 px, margin {margin}%": None for margin in (5, 10)}),
         ([by_both, run("weights", other_weights)], {"FID [i]": ["7.50", "-"], "FID [abcdef01]": ["-", "3.00"]}),
     ):
         table = comparison_table(compare_runs(runs))
         columns = dict(zip(table.headings, zip(*table.rows, strict=True), strict=True))
-        assert {name: list(columns[name]) for name in shown} == shown
+        for name, cells in shown.items():
+            assert columns[name].count("-") == 1 if cells is None else list(columns[name]) == cells
         assert ("FID" in columns) == ("FID" in shown)
         assert any("nothing with the literature" in note for note in table.footnotes)
         assert not any("different reference" in note for note in table.footnotes)
     assert not any("FID-50K" in note for note in comparison_table(compare_runs([by_random])).footnotes)
     fields = compare_runs([by_random]).rows[0].as_json()
     assert (fields["fid"], fields["fd_random_conv"], fields["fd_random_conv_images"]) == (None, 0.12345, 1000)
+    assert compare_runs(of_drawings).rows[1].as_json()["fd_random_conv_measure"].endswith("margin 10%")
 
 
 def test_a_reused_stage_counts_in_the_speed_up_but_not_by_the_clock(tmp_path: Path, tiny_plan: MakePlan) -> None:
