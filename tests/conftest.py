@@ -52,6 +52,7 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_ensemble_sampling",
     "test_data_store",
     "test_evaluation",
+    "test_evaluation_drawings",
     "test_evaluation_parts",
     "test_imports",
     "test_latents_store",

@@ -28,6 +28,9 @@ def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:
     """Write an ensemble of untrained networks to `path` and a manifest in which every stage is done."""
     torch.manual_seed(seed)
     experts = [build_dense(plan.model, plan.data).eval() for _ in plan.regions]
+    if plan.model.family == "vector":
+        for expert in experts:
+            expert.register_to_config(length_counts=[0, 0, 1, 2, 3])  # else its trainer's: how long drawings are
     names = [region.name for region in plan.regions]
     save_ensemble(path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling)
     files = tuple(artifact(path, file) for file in files_in(path / ASSEMBLE))

@@ -9,15 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawing_files import scribbles, write_lines
+from drawing_files import VECTOR, scribbles, with_drawings, write_lines
 from ensemble_fixtures import saved_ensemble
 from finished_run import an_evaluation, finished_run
 from PIL import Image
+from rich.console import Console
 
+from ebdiff_orchestrator import evaluate
+from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.ensemble import load_ensemble, samples_of
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv
-from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256, evaluation_key, label_of
+from ebdiff_orchestrator.evaluation.records import (
+    OFFICIAL_SHA256,
+    evaluation_folder,
+    evaluation_key,
+    label_of,
+    recorded_report,
+)
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
     given_reference,
@@ -26,6 +35,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.work import Shard, image_file, make_shards, read_features
+from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from region_workers.data.drawing_store import ensure_drawings
 from region_workers.data.rasters import raster
 from schemas.drawings import DrawingsPlan, RasterPlan
@@ -67,6 +77,27 @@ def test_drawings_of_both_sides_are_rendered_as_the_measure_says(tmp_path: Path)
     assert "the drawings on this node" in (make_shards(a_job(tmp_path / "x", other).model_dump_json(), (0,)) or "")
 
 
+def test_a_run_of_drawings_is_evaluated_and_compared(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    finished_run(run_dir, tiny_plan(*with_drawings(VECTOR, tmp_path)))
+    found = evaluate(run_dir, 6, extractor="random-conv", in_process=True, steps=2)
+    report = recorded_report(run_dir, found)
+    assert found.raster == RasterPlan()
+    assert report.label == "FD-random-conv-6, 64 px, line 1 px, margin 5%"
+    assert report.reference == "the run's data (24 drawings)"
+    Console(width=120).print(report_table(report))
+    shown = capsys.readouterr().out
+    assert f"{report.label}: {found.distance:.4f}" in shown
+    assert "6 in 2 steps" in shown
+    assert "drawings" in shown
+    assert "FD-random-conv, 64 px, line 1 px, margin 5%" in comparison_table(compare_runs([run_dir])).headings
+    own = evaluation_folder(run_dir, found.key) / "statistics.npz"
+    again = evaluate(run_dir, 6, reference=own, extractor="random-conv", in_process=True, steps=2)
+    assert again.distance == pytest.approx(0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "label"),
     [
@@ -95,7 +126,6 @@ def test_whatever_is_measured_otherwise_is_known_by_another_key(tiny_plan: Calla
     references = [own_reference(plan, store, tmp_path, None, measure) for measure in measures]
     assert len({evaluation_key(manifest, job, "r") for job in jobs}) == len(jobs)
     assert len({reference.digest for reference in references}) == len(references)
-    assert references[0].description == "the run's data (6 drawings)"
 
 
 def test_a_reference_of_another_size_or_measure_is_refused(tmp_path: Path) -> None:
