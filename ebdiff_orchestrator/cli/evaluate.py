@@ -97,8 +97,10 @@ def evaluate(
 
 def report_table(report: EvaluationReport) -> Table:
     """The number under its right name, what it was measured with, and what sampling costs."""
+    from ebdiff_orchestrator.evaluation.records import distance_text
+
     measured = report.evaluation
-    title = f"{report.label}: {measured.distance:.4f}"
+    title = f"{report.label}: {distance_text(measured, 4)}"
     table = Table(title=title, title_justify="left", show_header=False, show_edge=False, pad_edge=False, box=None)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

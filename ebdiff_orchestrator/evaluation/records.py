@@ -87,6 +87,13 @@ def measure_name(evaluation: Evaluation, count: str = "") -> str:
     return f"{name}, {how.canvas_px} px, line {how.line_width_px:g} px, margin {how.margin * 100:g}%"
 
 
+def distance_text(evaluation: Evaluation, decimals: int) -> str:
+    """An FID with so many decimals; another distance, which may be any size, with four digits."""
+    return (
+        f"{evaluation.distance:.{decimals}f}" if evaluation.extractor == "inception" else f"{evaluation.distance:.4g}"
+    )
+
+
 def thousands(count: int) -> str:
     """As in 50k, 2.5k, 64."""
     return f"{count / 1000:g}k" if count >= 1000 else str(count)

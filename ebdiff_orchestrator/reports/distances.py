@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ebdiff_orchestrator.evaluation.records import COMPARES_RUNS, ensemble_digest, measure_name, thousands
+from ebdiff_orchestrator.evaluation.records import (
+    COMPARES_RUNS,
+    distance_text,
+    ensemble_digest,
+    measure_name,
+    thousands,
+)
 from ebdiff_orchestrator.reports.formats import MISSING
 from schemas.manifest import Evaluation, ExtractorName, Manifest
 
@@ -17,7 +23,6 @@ class Measure(NamedTuple):
     weights_sha256: str
 
 
-_DECIMALS: dict[ExtractorName, int] = {"inception": 2, "random-conv": 4}
 Evaluations = Mapping[Measure, Evaluation]
 
 
@@ -83,4 +88,4 @@ def _cell(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return MISSING
     few = "" if evaluation.is_full else f" ({thousands(evaluation.num_images)})"
-    return f"{evaluation.distance:.{_DECIMALS[evaluation.extractor]}f}{few}"
+    return distance_text(evaluation, 2) + few

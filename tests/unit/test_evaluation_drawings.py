@@ -89,7 +89,7 @@ def test_a_run_of_drawings_is_evaluated_and_compared(
     assert report.reference == "the run's data (24 drawings)"
     Console(width=120).print(report_table(report))
     shown = capsys.readouterr().out
-    assert f"{report.label}: {found.distance:.4f}" in shown
+    assert f"{report.label}: {found.distance:.4g}" in shown
     assert "6 in 2 steps" in shown
     assert "drawings" in shown
     assert "FD-random-conv, 64 px, line 1 px, margin 5%" in comparison_table(compare_runs([run_dir])).headings
