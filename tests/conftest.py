@@ -43,6 +43,7 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_costs",
     "test_doctor_command",
     "test_drawing",
+    "test_drawing_store",
     "test_ensemble_classes",
     "test_ensemble_diffusers",
     "test_ensemble_latents",
