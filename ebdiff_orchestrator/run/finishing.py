@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +17,7 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name
 from ebdiff_orchestrator.run.view import View, sampling_report
+from region_workers.data.encode import on_threads
 from region_workers.data.vae import load_vae
 from region_workers.networks.dense import load_verified
 from region_workers.storage.integrity import DamagedFileError, artifact, files_in
@@ -98,7 +98,7 @@ def sample(
     device = torch.device("cuda" if use_gpu else "cpu")
     sampling = plan.sampling
     run = RunDirectory(location, owner)
-    with _cpu_threads(plan.training.cpu_threads):
+    with on_threads(plan.training.cpu_threads):
         samples = samples_of(
             load_ensemble(run.ensemble() / ASSEMBLE, device=device),
             sampling.num_images,
@@ -110,16 +110,6 @@ def sample(
     with run.fenced():
         write_samples(samples, run.path / SAMPLE)
         return _published(run, SAMPLE)
-
-
-@contextmanager
-def _cpu_threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _expert(stage_folder: Path, files: tuple[Artifact, ...]) -> nn.Module:

@@ -63,24 +63,25 @@ def encode_shard(
     stop: int,
     device: torch.device | None = None,
     progress: Callable[[int], None] | None = None,
+    loaded: tuple[Any, VaeInfo] | None = None,
 ) -> Latents:
     """The scaled latents of the images [start, stop): float16 [V, stop - start, C, h, w]; V = 2 with mirrored ones.
 
     On `device`; default: this process's GPU, if there is one and the job may use it. `progress(images)` hears of the
-    images done. Raises RunFailed if this machine's images or VAE are not those of the job, and for values that float16
-    does not hold.
+    images done. `loaded`: the job's VAE, if it is at hand. Raises RunFailed if this machine's images or VAE are not
+    those of the job, and for values that float16 does not hold.
     """
     cache_dir = Path(job.cache_dir)
     store = ImageStore.find(cache_dir, job.images_digest) or ensure_store(job.data, cache_dir)
     if store.digest != job.images_digest:
         raise _not_the_same("data.path", job.data.path, store.digest, job.images_digest)
-    vae, info = load_vae(job.model, job.data.channels)
+    vae, info = loaded or load_vae(job.model, job.data.channels)
     if info.digest != job.vae.digest:
         raise _not_the_same("model.vae", job.model.vae, info.digest, job.vae.digest)
     if device is None:
         device = torch.device("cuda" if job.use_gpu and torch.cuda.is_available() else "cpu")
     vae, pieces = vae.to(device), []
-    with torch.no_grad(), _same_bits(job.cpu_threads):
+    with torch.no_grad(), on_threads(job.cpu_threads), _same_bits():
         for first in range(start, stop, _BATCH_IMAGES):
             last = min(first + _BATCH_IMAGES, stop)
             pieces.append(_encode_batch(job, vae, store, range(first, last), device))
@@ -113,16 +114,25 @@ def _encode_batch(job: EncodeJob, vae: Any, store: ImageStore, images: range, de
 
 
 @contextmanager
-def _same_bits(cpu_threads: int) -> Iterator[None]:
+def on_threads(count: int) -> Iterator[None]:
+    """Within it, torch computes on so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _same_bits() -> Iterator[None]:
     """Within it, equal images give equal bits on the same kind of device; afterwards torch is set as it was."""
-    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-    torch.set_num_threads(cpu_threads)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
 

@@ -134,8 +134,9 @@ def _build(
         _log.info("%d of %d shards of latents are there already", len(digests), len(shards.spans))
 
     def encode_here(calls: list[tuple[EncodeJob, int, int]]) -> Iterator[tuple[int, Any]]:
+        vae = load_vae(job.model, job.data.channels) if calls else None
         for index, call in enumerate(calls):
-            yield index, encode_shard(*call, device=device, progress=lambda more: report(done + more, total))
+            yield index, encode_shard(*call, device, lambda more: report(done + more, total), vae)
 
     calls = [(job, *shards.spans[number]) for number in missing]
     for index, latents in encode_here(calls) if run_many is None else run_many(encode_shard, calls):
