@@ -109,8 +109,8 @@ def raise_if_failed(budgets: Mapping[str, Budget], how_to_go_on: str) -> None:
 
 def progress_of(attempt: Attempt, run: RunDirectory) -> Progress | None:
     """What this attempt last said, of its latest stage."""
-    said = [_read(Progress, run.fetch(f"{stage}/{PROGRESS_FILE}")) for stage in attempt.outline.stages]
-    return next((p for p in reversed(said) if p is not None and p.attempt == attempt.number), None)
+    latest_first = (_read(Progress, run.fetch(f"{name}/{PROGRESS_FILE}")) for name in reversed(attempt.outline.stages))
+    return next((p for p in latest_first if p is not None and p.attempt == attempt.number), None)
 
 
 def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_open: str) -> Failure:

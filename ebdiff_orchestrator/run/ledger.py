@@ -167,9 +167,11 @@ class Ledger:
         """Enter the stages that workers have finished, once their files are verified."""
         stages = [stage for job in jobs for stage in (job.draw, job.train) if stage and not self.is_done(stage.name)]
         for stage in stages:
+            if not all(self.is_done(source) for source in made_from(self.plan).get(stage.name, ())):
+                continue
             self.directory.fetch(f"{stage.name}/{RESULT_FILE}")
             result = finished_result(self.directory.path, stage)
-            if result is None or not all(self.is_done(source) for source in made_from(self.plan).get(stage.name, ())):
+            if result is None:
                 continue
             damaged = self.directory.damaged(result.artifacts)
             if damaged:
