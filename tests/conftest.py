@@ -5,6 +5,7 @@ What imports torch is imported where it is used: the process that only hands tes
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "unit" and item.path.stem not in _NOT_QUICK and item.path not in slow:
             item.add_marker("quick")
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: Python need not look through half a million objects again and again."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Libraries complain at the end of what is never looked at."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def do_nothing(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
 class ProcessCluster(ThisProcess):
     """Starts each job as a process on this machine; `sabotage(job, attempt, process)` may do it harm."""
 
-    poll_s = 0.5
+    poll_s = 0.25
 
     def __init__(self, workers: int, sabotage: Sabotage = do_nothing) -> None:
         super().__init__()

@@ -13,7 +13,6 @@ import networks
 import plan_files
 import plan_values
 import pytest
-import ray
 from harness import Answer, Case, call, check, contents
 from places import make_site
 
@@ -46,7 +45,7 @@ def test_bad_input_is_refused_in_words_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(site)
     monkeypatch.setattr(cluster, "start_early", lambda *_: None)
-    monkeypatch.setattr(ray, "init", _no_ray)
+    monkeypatch.setattr("ray.init", _no_ray)
     for name, value in case.environment:
         monkeypatch.setenv(name, value)
     if case.plan is not None:

@@ -88,7 +88,7 @@ def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(gate: Gate, tiny
         while not store.list_keys("train/all/checkpoints") and process.poll() is None:
             time.sleep(0.1)
         gate.shut()
-        time.sleep(15)
+        time.sleep(SHORT_LIMIT_S + 2)
         gate.open()
 
     cluster = ProcessCluster(1, cut)
