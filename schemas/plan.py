@@ -42,13 +42,14 @@ __all__ = [
 ]
 
 Placement = Literal["one-per-region", "packed", "balanced"]
-_NOT_THE_EXPERIMENT: dict[str, bool | set[str]] = {
+_NOT_THE_EXPERIMENT: dict[str, Any] = {
     "name": True,
     "placement": True,
     "workers": True,
     "checkpointing": True,
     "logging": True,
-    "data": {"path", "max_pixels"},  # images, the VAE and a dense start are known by their digests
+    # Images, the VAE and a dense start are known by their digests; how drawings are rendered changes none of them.
+    "data": {"path": True, "max_pixels": True, "drawings": {"raster"}},
     "model": {"pretrained", "vae", "vae_subfolder"},
 }
 

@@ -74,11 +74,11 @@ class GRULayer(nn.Module):
     def forward(self, rows: Tensor, packing: Packing) -> Tensor:
         """Rows in the packing's order, and so is what comes out."""
         forward, backward = (layer(rows) for layer in self.input)
-        inputs = torch.stack([forward, backward[packing.reverse]])
+        inputs = torch.stack([forward, backward.index_select(0, packing.reverse)])
         weights = torch.stack([layer.get_parameter("weight") for layer in self.recurrent])
         biases = torch.stack([layer.get_parameter("bias") for layer in self.recurrent])
         forward, backward = _Recurrence.apply(inputs, weights, biases, packing.sizes)
-        return torch.cat([forward, backward[packing.reverse]], dim=1)
+        return torch.cat([forward, backward.index_select(0, packing.reverse)], dim=1)
 
 
 class _Recurrence(torch.autograd.Function):

@@ -42,6 +42,11 @@ def test_every_number_of_a_plan_has_an_upper_bound_and_every_text_a_longest() ->
     assert list(unbounded(Plan.model_json_schema())) == []
 
 
+def _vector(**sections: dict[str, object]) -> dict[str, object]:
+    model = {"family": "vector", **sections.pop("model", {})}
+    return {"model": model, "data": {"path": "drawings.ndjson", "drawings": {}}, **sections}
+
+
 def _regions(*spans: tuple[int, int]) -> dict[str, object]:
     return {"regions": [{"train": list(span), "pruning_ratio": 0.5} for span in spans]}
 
@@ -79,6 +84,12 @@ def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it()
         (_drawings(crop={"center_x": 5, "center_y": 5, "size": 4}), "data.crop", "null, since data.drawings is set"),
         (_drawings(drawings={"point_spacing": 0}), "data.drawings.point_spacing", "greater"),
         (_drawings(drawings={"raster": {"margin": 0.5}}), "data.drawings.raster.margin", "less than 0.5"),
+        (_vector(training={"precision": "bf16"}), "training.precision", "fp32, since model.family = vector"),
+        (_vector(training={"compile": True}), "training.compile", "false, since model.family = vector"),
+        (_vector(training={"channels_last": True}), "training.channels_last", "false, since model.family = vector"),
+        (_vector(sampling={"guidance_scale": 2}), "sampling.guidance_scale", "the model has no classes"),
+        (_vector(model={"time_embed_dim": 7}), "model.time_embed_dim", "a multiple of 2"),
+        (_vector(model={"num_classes": 3}), "model.num_classes", "a key that plans have"),
         ({"name": ".."}, "name", "pattern"),
         ({"regions": [{"name": "..", "train": [0, 1000], "pruning_ratio": 0.5}]}, "name", "pattern"),
         ({"training": {"stepz": 3}}, "training.stepz", "Did you mean training.steps?"),

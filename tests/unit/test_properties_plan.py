@@ -129,6 +129,7 @@ OF_THE_RESULT = {
     "seed": st.integers(1, 2**62),
     "training.batch_size": st.sampled_from([4, 16, 32]),
     "training.learning_rate": st.floats(1e-6, 1e-4),
+    "training.learning_rate_decay": st.floats(0.1, 0.9),
     "training.precision": st.just("bf16"),
     "training.cpu_threads": st.integers(2, 64),
     "training.ema_decay": st.floats(0.1, 0.9),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from drawing_files import VECTOR
 
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, with_what_follows
 from schemas.plan import Plan
@@ -45,6 +46,14 @@ def test_a_plan_without_sparsity_is_written_and_hashed_without_it(tiny_plan: Mak
     assert "sparsity" not in tiny_plan().model_dump_json()
     assert "sparsity" not in str(tiny_plan().experiment())
     assert "sparsity" in str(tiny_plan(_STATIC).experiment())
+
+
+def test_how_drawings_are_rendered_and_where_they_lie_is_no_part_of_a_run_of_theirs(tiny_plan: MakePlan) -> None:
+    plan, other = (tiny_plan(*VECTOR, f"data.drawings.raster.canvas_px={side}") for side in (28, 64))
+    assert _keys(plan) == _keys(other)
+    assert plan.experiment_digest() == other.experiment_digest()
+    wider = tiny_plan(*VECTOR, "model.hidden_size=16")
+    assert not set(_keys(wider)) & set(_keys(plan))
 
 
 def test_a_training_after_a_shared_draw_does_not_depend_on_the_other_tickets(tiny_plan: MakePlan) -> None:

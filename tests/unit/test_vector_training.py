@@ -16,6 +16,7 @@ from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.resolve import adopt_dense
 from region_workers.networks.dense import load_network
 from region_workers.networks.drawing_gru import DrawingGRU
+from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
 from schemas.job import Ticket, WorkerJob
@@ -111,6 +112,18 @@ def test_a_ticket_narrows_the_network_to_its_most_important_units(
         assert isinstance(expert, DrawingGRU)
         assert expert.config.hidden_size == 4
         assert sum(expert.config.length_counts) == 24
+
+
+def test_a_sparse_network_on_top_of_a_ticket_is_saved_as_what_it_is(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    sparsity = "sparsity={method: rigl, sparsity: 0.6, interval_steps: 2}"
+    (job,) = make_jobs(tiny_plan(*VECTOR, ONE_REGION, "draw.threshold=1", sparsity, "training.steps=4"), tmp_path)
+    run_job(job)
+    expert = DrawingGRU.from_pretrained(tmp_path / "train/all/expert")
+    assert expert.config.hidden_size == 4
+    counts = kept_counts(maskable_shapes(expert), 0.6, "erk")
+    assert {name: int(expert.get_parameter(name).count_nonzero()) for name in counts} == counts
 
 
 @pytest.fixture(scope="module")
