@@ -19,6 +19,7 @@ STOP_FILE = "stop-requested"
 GROW_FILE = "grow-requested"  # in a train stage's folder
 MASKS_FILE = "masks.arrow"
 METRICS_FILE = "metrics.parquet"
+MASK_MOVES_FILE = "mask_moves.parquet"  # of a sparse training
 TICKETS_FOLDER = "tickets"
 CHECKPOINTS_FOLDER = "checkpoints"
 TICKET_FILE = "ticket.json"

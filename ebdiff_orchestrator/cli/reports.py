@@ -37,8 +37,8 @@ DenseOption = Annotated[
 AgainstOption = Annotated[
     list[Path] | None, Option(metavar="RUN", help="Another run whose tickets to compare with; repeatable.")
 ]
-OutOption = Annotated[Path | None, Option(metavar="FOLDER", help="Write each ticket's distances as CSV and PNG.")]
-PlotOption = Annotated[Path | None, Option(metavar="FILE.png", help="Write all heat maps as one picture.")]
+OutOption = Annotated[Path | None, Option(metavar="FOLDER", help="Write CSV and PNG of each ticket and sparse region.")]
+PlotOption = Annotated[Path | None, Option(metavar="FILE.png", help="Write all pictures as one.")]
 StepsOption = Annotated[int, Option(min=2, max=MOST_TIMESTEPS, help="Steps to time of each network; 2 on a slow CPU.")]
 DenseStepsOption = Annotated[
     int | None, Option(min=1, max=MOST_STEPS, help="Steps of the dense training to compare with.")
@@ -60,7 +60,7 @@ def tickets(
     out: OutOption = None,
     plot: PlotOption = None,
 ) -> None:
-    """Show when tickets were drawn, when they would have been by other rules, and how masks and tickets differ."""
+    """Show when tickets were drawn, when they would have been by other rules, how they differ, and how masks move."""
     from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
     from ebdiff_orchestrator.reports.tickets_view import check_out, draw_pictures, show, write_report
 
@@ -73,8 +73,8 @@ def tickets(
         check_out(out)
     report = report_tickets(run_dir, settings, against or (), dense)
     written = write_report(report, out, last) if out is not None else []
-    if plot is not None and report.tickets:
-        written.append(draw_pictures(report.tickets, plot, last))
+    if plot is not None and (report.tickets or report.moves):
+        written.append(draw_pictures(report, plot, last))
     if as_json:
         print(json.dumps(report.as_json()))
         return

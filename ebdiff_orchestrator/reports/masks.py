@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
 
+_Read = TypeVar("_Read")
 Words = npt.NDArray[np.uint64]
 Distances = npt.NDArray[np.float64]
 
@@ -104,8 +105,8 @@ def drawn_at(distances: Distances, plan: DrawPlan) -> int | None:
 def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
     ticket_folder = run_dir / draw_folder(plan, region)
     stage_folder = ticket_folder.parents[1]
-    stage_rows, finished = _rows(stage_folder)
-    rows = [row for row in stage_rows if row["region"] == region.name]
+    stage_rows, finished = newest_of_stage(stage_folder, MASKS_FILE, read_masks)
+    rows = [row for row in stage_rows or [] if row["region"] == region.name]
     return RecordedMasks(
         region=region.name,
         pruning_ratio=region.pruning_ratio,
@@ -118,25 +119,28 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
     )
 
 
-def _rows(stage_folder: Path) -> tuple[list[Row], bool]:
-    """The masks of a draw, and whether it has ended; until then they are those of its newest checkpoint."""
+def newest_of_stage(stage_folder: Path, name: str, read: Callable[[bytes], _Read]) -> tuple[_Read | None, bool]:
+    """A file of a stage as `read` takes its bytes, and whether the stage has ended; until then its newest checkpoint's.
+
+    None: there is none yet, or the stage leaves none. UserError for one that is not what was written.
+    """
     for last_try in (False, False, True):  # a worker may finish, or drop a checkpoint, between looking and reading
         finished = (stage_folder / RESULT_FILE).is_file()
         checkpoints = checkpoint_folders(stage_folder / CHECKPOINTS_FOLDER)
         if not finished and not checkpoints:
             break
-        file = (stage_folder if finished else checkpoints[-1]) / MASKS_FILE
+        file = (stage_folder if finished else checkpoints[-1]) / name
         try:
             digests = _of_result(stage_folder) if finished else _of_checkpoint(file.parent)
-            return read_masks(read_verified(file, digests.get(MASKS_FILE))), finished
+            return read(read_verified(file, digests[name])) if name in digests else None, finished
         except (pa.ArrowException, ValueError, OSError) as error:
             if last_try:
                 raise _bad_file(file, str(error).splitlines()[0]) from None
-    return [], False
+    return None, False
 
 
 def _of_result(stage_folder: Path) -> dict[str, str]:
-    """The digests of a finished draw's files, by name."""
+    """The digests of a finished stage's files, by name."""
     result = StageResult.model_validate_json((stage_folder / RESULT_FILE).read_bytes())
     return {item.path.removeprefix(f"{result.stage}/"): item.sha256 for item in result.artifacts}
 
@@ -161,7 +165,9 @@ def _bytes_of(row: Row) -> bytes:
 
 
 def _bad_file(file: Path | None, reason: str) -> UserError:
-    return UserError(f"{file}: expected as the draw has written it, but it does not read ({reason}). Restore the file.")
+    return UserError(
+        f"{file}: expected as its stage has written it, but it does not read ({reason}). Restore the file."
+    )
 
 
 def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[NamedMask]:

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ebdiff_orchestrator.reports.mask_moves import RecordedMoves, recorded_moves
 from ebdiff_orchestrator.reports.masks import (
     Distances,
     NamedMask,
@@ -96,10 +97,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class TicketsReport:
-    """What `ebdiff tickets` shows of a run."""
+    """What `ebdiff tickets` shows of a run: `tickets` of channels, `moves` of masks of weights."""
 
     run: str
     tickets: tuple[TicketReport, ...]
+    moves: tuple[RecordedMoves, ...]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
 
@@ -108,6 +110,7 @@ class TicketsReport:
         return {
             "run": self.run,
             "tickets": [_ticket_as_json(report) for report in self.tickets],
+            "sparse": [moves.as_json() for moves in self.moves],
             "differences": [vars(difference) for difference in self.differences],
             "notes": list(self.notes),
         }
@@ -118,23 +121,26 @@ def report_tickets(
 ) -> TicketsReport:
     """The report of a run, drawing or finished; UserError for a folder without a run or masks of another network."""
     plan, recorded = _recorded(run_dir)
-    manifest = RunDirectory(run_dir).read()
-    notes = [note for region in plan.regions if (note := _note(manifest, region))]
+    run = RunDirectory(run_dir)
+    manifest, moves = run.read(), recorded_moves(run, plan)
+    recorded_regions = {found.region for found in moves}
+    others = [region for region in plan.regions if region.name not in recorded_regions]
+    notes = [note for region in others if (note := _note(manifest, region))]
     notes += [f"{masks.region}: no mask has been saved yet." for masks in recorded if not len(masks)]
     own = [masks for masks in recorded if len(masks)]
     tickets = tuple(_ticket_report(masks, settings, plan.draw) for masks in own)
     chosen = [masks.chosen() for masks in own]
-    others = [masks.chosen(f"{path}: ") for path in against for masks in _recorded(path)[1] if len(masks)]
-    differences = [_difference(a, b) for index, a in enumerate(chosen) for b in [*chosen[index + 1 :], *others]]
+    against_masks = [masks.chosen(f"{path}: ") for path in against for masks in _recorded(path)[1] if len(masks)]
+    differences = [_difference(a, b) for index, a in enumerate(chosen) for b in [*chosen[index + 1 :], *against_masks]]
     if dense is not None:
         ratios = [masks.pruning_ratio for masks in own]
         differences += [_difference(a, b) for a, b in zip(chosen, dense_masks(plan, dense, ratios), strict=True)]
         notes.append(f"the dense model: the magnitude of the weights in {dense}, at each ticket's own ratio.")
-    return TicketsReport(str(run_dir), tickets, tuple(differences), tuple(notes))
+    return TicketsReport(str(run_dir), tickets, moves, tuple(differences), tuple(notes))
 
 
 def _note(manifest: Manifest, region: RegionPlan) -> str | None:
-    """Of a region without a ticket's masks, or with a mask of its weights: what there is, and how far it has moved."""
+    """Of a region without a ticket's masks, or with a mask of its weights that has left no record: what there is."""
     sparsity = manifest.plan.sparsity_of(region)
     if sparsity is None:
         return None if region.pruning_ratio else f"{region.name}: keeps everything, so no mask is taken."

@@ -35,9 +35,11 @@ def _largest(keys: Tensor, among: Tensor, count: int) -> Tensor:
     if count == 0:
         return torch.zeros_like(among)
     # The others come last, all of different keys: numpy takes 20 times as long where very many are equal.
-    keys = keys * among - torch.arange(keys.numel(), dtype=keys.dtype, device=keys.device) * ~among
+    others = torch.arange(-1, -keys.numel() - 1, -1, dtype=keys.dtype, device=keys.device)
+    all_ones = among.to(keys.dtype).neg_()  # among them, or else no bits: so bits choose, five times as fast as `where`
+    keys = (keys ^ others).bitwise_and_(all_ones).bitwise_xor_(others)
     threshold = _kth_largest(keys, count)
-    chosen = (keys >= threshold) & among
+    chosen = keys >= threshold
     if int(chosen.count_nonzero()) > count:
         above = keys > threshold
         ties = chosen & ~above

@@ -1,4 +1,4 @@
-"""The Arrow tables of a run: every interval's masks, and the metrics of each stage."""
+"""The Arrow tables of a run: every interval's masks, the moves of sparse ones, and the metrics of each stage."""
 
 from __future__ import annotations
 
@@ -27,6 +27,18 @@ METRICS = pa.schema(
         pa.field("learning_rate", pa.float64()),
         pa.field("steps_per_s", pa.float64()),
         pa.field("unix_time_s", pa.float64()),
+    ]
+)
+
+MASK_MOVES = pa.schema(  # a row for each layer: at step 0 of the first mask, then of each update, in its step's place
+    [
+        pa.field("step", pa.int64()),
+        pa.field("layer", pa.string()),
+        pa.field("weights", pa.int64()),
+        pa.field("kept", pa.int64()),
+        pa.field("exchanged", pa.int64()),  # kept before the update, not after it
+        pa.field("replaced", pa.int64()),  # kept by the first mask, not by this one
+        pa.field("ever_kept", pa.int64()),  # by any mask so far
     ]
 )
 
@@ -62,3 +74,13 @@ def read_metrics(source: Path | bytes) -> list[Row]:
     file = pa.BufferReader(source) if isinstance(source, bytes) else source
     rows: list[Row] = pq.read_table(file, schema=METRICS).to_pylist()
     return rows
+
+
+def write_mask_moves(path: Path, table: pa.Table) -> None:
+    """Write a table of the form MASK_MOVES as one Parquet file, durably."""
+    write_file(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_mask_moves(data: bytes) -> pa.Table:
+    """The table of `write_mask_moves`, from the file's bytes."""
+    return pq.read_table(pa.BufferReader(data), schema=MASK_MOVES)

@@ -10,6 +10,7 @@ from torch import nn
 
 from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.pruning.weight_masks import moved_mask, random_mask
+from region_workers.training.mask_moves import MaskMoves
 from region_workers.training.randomness import StepRandomness
 from schemas.sparsity import SparsityPlan
 
@@ -34,6 +35,7 @@ class SparseWeights:
             name: torch.empty_like(weight, dtype=torch.bool).copy_(self._first_mask(name))
             for name, weight in self._weights.items()
         }
+        self.moves = MaskMoves(self.masks)
         self.mask_weights()
 
     @torch.no_grad()
@@ -58,30 +60,30 @@ class SparseWeights:
         """
         share = 0.0 if self._plan is None else exchanged_share(self._plan, step, self._steps)
         is_random = self._plan is not None and self._plan.method == "magran"
+        counts = []
         for name, mask in self.masks.items() if share else ():
             weight = self._weights[name]
             assert weight.grad is not None, name
             growth = self._randomness.generator(step, f"growth of {name}") if is_random else weight.grad
             moved = moved_mask(mask, weight, int(share * self._kept[name]), growth)
+            counts.append(self.moves.count(name, mask, moved))
             stayed = (mask & moved).to(weight.dtype)
             mask.copy_(moved)
             state = optimizer.state[weight]
             for values in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], *((ema[name],) if ema else ())):
                 values.mul_(stayed)
-
-    def replaced_share(self) -> float:
-        """Of the weights that the first masks kept, the share that these do not."""
-        replaced = sum(int((self._first_mask(name) & ~mask).count_nonzero()) for name, mask in self.masks.items())
-        return replaced / max(sum(self._kept[name] for name in self.masks), 1)
+        if counts:
+            self.moves.note(step, counts)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
-        return {_PREFIX + name: mask for name, mask in self.masks.items()}
+        return {_PREFIX + name: mask for name, mask in self.masks.items()} | self.moves.state_tensors()
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on with the masks of `state_tensors`."""
         for name, mask in self.masks.items():
             mask.copy_(tensors[_PREFIX + name])
+        self.moves.load_state_tensors(tensors)
 
     def _first_mask(self, name: str) -> torch.Tensor:
         generator = self._randomness.generator(0, f"first mask of {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,8 @@ from region_workers.networks.packed_weights import write_weights
 from region_workers.storage.checkpoint_files import state_key, ticket_artifacts, ticket_folder
 from region_workers.storage.durable import write_folder
 from region_workers.storage.integrity import DamagedFileError, check_sealed, files_in
+from region_workers.storage.tables import read_mask_moves, write_mask_moves
+from region_workers.training.checkpoints import Checkpoint
 from region_workers.training.device import World
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
@@ -19,6 +22,7 @@ from region_workers.training.trainer import Trainer
 from schemas.errors import RunFailed
 from schemas.job import (
     EXPERT_FOLDER,
+    MASK_MOVES_FILE,
     REPLACED_SHARE,
     WEIGHTS_FILE,
     TrainStage,
@@ -53,6 +57,17 @@ class Train(Stage):
         self.checkpoint_key = state_key(plan, self.inputs)
         self.most_steps = self._steps = plan.steps
 
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """The moves of the masks so far, which a checkpoint of a version without them lacks."""
+        if MASK_MOVES_FILE in checkpoint.files:
+            self.trainer.sparse.moves.restore(read_mask_moves(checkpoint.files[MASK_MOVES_FILE]))
+
+    def checkpoint_writer(self) -> Callable[[Path], None] | None:
+        if not self.trainer.sparse.masks:
+            return None
+        moves = self.trainer.sparse.moves.table()
+        return lambda folder: write_mask_moves(folder / MASK_MOVES_FILE, moves)
+
     def is_done(self) -> bool:
         return self.trainer.step >= self._steps
 
@@ -64,13 +79,17 @@ class Train(Stage):
             write_weights(folder / WEIGHTS_FILE, self.trainer.final_weights(), self.trainer.sparse.masks)
 
         write_folder(self.folder / EXPERT_FOLDER, write)
-        return files_in(self.folder / EXPERT_FOLDER)
+        files = files_in(self.folder / EXPERT_FOLDER)
+        if write_moves := self.checkpoint_writer():
+            write_moves(self.folder)
+            files.append(self.folder / MASK_MOVES_FILE)
+        return files
 
     def figures(self) -> dict[str, float]:
         loss = self.reporter.metrics[-1]["loss"] if self.reporter.metrics else None
         figures = {"loss": loss} if isinstance(loss, float) else {}
         sparse = self.trainer.sparse
-        return figures | ({REPLACED_SHARE: sparse.replaced_share()} if sparse.masks else {})
+        return figures | ({REPLACED_SHARE: sparse.moves.replaced_share()} if sparse.masks else {})
 
 
 def _check_ticket(folder: Path) -> None:

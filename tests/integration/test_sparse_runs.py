@@ -13,7 +13,8 @@ from drawing_files import VECTOR
 from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
 
-from schemas.job import WEIGHTS_FILE, WorkerJob
+from region_workers.storage.tables import read_mask_moves
+from schemas.job import MASK_MOVES_FILE, WEIGHTS_FILE, WorkerJob
 from schemas.plan import Plan
 
 MakeJob = Callable[[str, Path, Sequence[str]], WorkerJob]
@@ -53,8 +54,10 @@ def test_a_run_killed_around_an_update_and_one_of_two_workers_end_as_a_whole_one
     _kill_in_training(killed)
     run_worker(killed)
     _check_equal(_state(tmp_path / "killed"), whole)
-    expert = f"train/all/expert/{WEIGHTS_FILE}"
-    assert (tmp_path / "killed" / expert).read_bytes() == (tmp_path / "whole" / expert).read_bytes()
+    for file in (f"expert/{WEIGHTS_FILE}", MASK_MOVES_FILE):
+        assert (tmp_path / "killed/train/all" / file).read_bytes() == (tmp_path / "whole/train/all" / file).read_bytes()
+    moves = read_mask_moves((tmp_path / "killed/train/all" / MASK_MOVES_FILE).read_bytes())
+    assert sorted(set(moves["step"].to_pylist())) == [0, 2, 4]
     first = _state(tmp_path / "killed", 2)
     run_worker(make_job(method, tmp_path / "shared", family), 2)
     shared = _state(tmp_path / "shared")

@@ -186,7 +186,7 @@ def test_files_hold_the_matrix_and_pictures(tmp_path: Path, tiny_plan: MakePlan)
     assert heading == ["interval", *map(str, range(1, 8))]
     expected = report.tickets[0].distances
     assert np.allclose(np.array(rows, dtype=float)[:, 1:], expected)
-    draw_pictures(report.tickets, tmp_path / "both.png", last=3)
+    draw_pictures(report, tmp_path / "both.png", last=3)
     both, one = Image.open(tmp_path / "both.png"), Image.open(tmp_path / "out/240-460.png")
     assert (both.width, both.height) == (2 * one.width, one.height)
     assert len(one.getcolors(1 << 20) or []) > 20

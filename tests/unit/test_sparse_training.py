@@ -49,7 +49,8 @@ def check_every_step(trainer: Trainer, method: str, sparsity: float) -> None:
     """Counts after every step, and what an update leaves of the weights that it exchanged."""
     counts = kept_counts(maskable_shapes(trainer.network), sparsity, "erk")
     before = _masks(trainer)
-    first, moved = before, 0
+    first, ever, moved = before, _masks(trainer), 0
+    rows = [_row(0, name, 0, first[name], mask, ever[name]) for name, mask in before.items()]
     assert {name: int(mask.sum()) for name, mask in before.items()} == {name: counts[name] for name in before}
     assert all(counts[name] == trainer.parameters[name].numel() for name in counts.keys() - before.keys())
     for step in range(STEPS):
@@ -65,12 +66,32 @@ def check_every_step(trainer: Trainer, method: str, sparsity: float) -> None:
             values += [trainer.ema[name]] if trainer.ema is not None else []
             gone = ~mask | changed[name]  # what came in this step is still 0, in the moments too
             assert not any(value[gone].any() for value in values), (step, name)
+        for name, mask in after.items():
+            ever[name] |= mask
+        if any(places.any() for places in changed.values()):
+            rows += [_row(step, n, int(changed[n].sum()) // 2, first[n], mask, ever[n]) for n, mask in after.items()]
         before = after
+    assert trainer.sparse.moves.table().to_pylist() == rows
     assert all(torch.equal(first[name], before[name]) for name in first) == (method == "static")
     gone = sum(int((first[name] & ~before[name]).sum()) for name in first)
-    assert trainer.sparse.replaced_share() == gone / sum(counts[name] for name in first)
+    assert trainer.sparse.moves.replaced_share() == gone / sum(counts[name] for name in first)
     weights = trainer.final_weights()
     assert _kept(weights, set(first)) == _kept(trainer.parameters, set(first)) == {name: counts[name] for name in first}
+
+
+def _row(
+    step: int, name: str, exchanged: int, first: torch.Tensor, mask: torch.Tensor, ever: torch.Tensor
+) -> dict[str, object]:
+    """What is recorded of a layer's mask."""
+    return {
+        "step": step,
+        "layer": name,
+        "weights": mask.numel(),
+        "kept": int(mask.sum()),
+        "exchanged": exchanged,
+        "replaced": int((first & ~mask).sum()),
+        "ever_kept": int(ever.sum()),
+    }
 
 
 @pytest.mark.parametrize(("method", "changes"), [("static", ()), ("static", VECTOR), *MOVING])
