@@ -67,8 +67,7 @@ class VectorPipeline(RoutedPipeline):
         lengths: Lengths = None,
         raster: RasterPlan = RasterPlan(),  # noqa: B008 - immutable
     ) -> VectorPipelineOutput | tuple[Any, ...]:
-        """Draw `batch_size` drawings, and render them as `raster` says ("pil"); or, as the one entry of a
-        tuple, give their rows ("rows").
+        """Draw `batch_size` drawings: strokes, and pictures by `raster` ("pil"); or a tuple of all their rows ("rows").
 
         Rows are what the network denoises, float32 [L, 3]: x, y and the pen, above 0.8 where a stroke ends.
         `lengths` are the rows of all drawings or of each, at most as many as the longest of the training has; default:

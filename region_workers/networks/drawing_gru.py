@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from region_workers.networks.gru import GRULayer, Packing
 from region_workers.networks.pruned_network import LoadedStrictly
 from region_workers.pruning.groups import ChannelGroup, Member
-from schemas.errors import problem
+from schemas.errors import problem, shown
 from schemas.job import KeptChannels
 
 _FEATURES = 5  # position, velocity and pen
@@ -42,6 +42,7 @@ class DrawingGRU(LoadedStrictly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         length_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        _check_time(frequencies, num_train_timesteps)
         time_width = 2 * len(frequencies)
         inputs = (_FEATURES + time_width, *[2 * hidden_size] * (num_layers - 1))
         self.layers = nn.ModuleList(GRULayer(width, hidden_size) for width in inputs)
@@ -116,6 +117,14 @@ class DrawingGRU(LoadedStrictly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         else:
             other = places.cumsum(dim=1)
         return torch.cat([sample, other], dim=2)
+
+
+def _check_time(frequencies: Sequence[float], num_train_timesteps: int) -> None:
+    if not all(isinstance(each, int | float) and math.isfinite(each) for each in frequencies):
+        raise ValueError(problem("frequencies", shown(frequencies), "finite numbers", "Give those of the training."))
+    if type(num_train_timesteps) is not int or num_train_timesteps < 1:
+        expected = "a whole number of 1 or more"
+        raise ValueError(problem("num_train_timesteps", shown(num_train_timesteps), expected, "Give the training's."))
 
 
 def _checked(sample: Tensor, lengths: Tensor | None) -> Tensor:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_vae
+from drawing_files import scribbles, write_lines
 from forked import RunningProcess
 from PIL import Image
 from process_cluster import ProcessCluster, do_nothing
@@ -92,15 +93,34 @@ def _latents(images: Path, vae: Path) -> dict[str, Any]:
     )
 
 
+def _drawings(file: Path) -> dict[str, Any]:
+    """Strokes, by an expert narrowed and one that is sparse as well, sampled with less noise than DDPM's."""
+    return {
+        **_SHORT,
+        "name": "drawings",
+        "model": {"family": "vector", "hidden_size": 8, "num_layers": 2},
+        "data": {"path": str(file), "drawings": {}},
+        "diffusion": {"num_train_timesteps": 35, "beta_start": 0.002857, "beta_end": 0.5714},
+        "regions": [
+            {"train": [0, 20], "pruning_ratio": 0.5, "name": "late", "sparsity": 0.0},
+            {"train": [18, 35], "pruning_ratio": 0.25, "name": "early"},
+        ],
+        "sparsity": {"method": "magran", "sparsity": 0.5, "interval_steps": 2},
+        "sampling": {"steps": 7, "spacing": "uniform", "eta": 1.0, "variance_strength": 0.75, "num_images": 3},
+    }
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     """Every kind of run, by name."""
     folder = tmp_path_factory.mktemp("materials")
     images, vae = _write_images(folder / "images"), tiny_vae(folder / "vae")
+    drawings = write_lines(folder / "drawings.ndjson", scribbles(24))
     return {
         "digits": Kind(_digits()),
         "pixels": Kind(_pixels(images)),
         "latents": Kind(_latents(images, vae)),
+        "drawings": Kind(_drawings(drawings)),
         "alone": Kind(_tiny()),
         "sparse": Kind(_tiny(sparsity={"method": "rigl", "sparsity": 0.6, "interval_steps": 2})),
         "two workers": Kind(_tiny(placement="balanced"), workers=2),

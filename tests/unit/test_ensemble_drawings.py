@@ -26,6 +26,7 @@ from ebdiff_orchestrator.ensemble import (
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from region_workers.data.drawings import strokes_of
 from region_workers.data.rasters import raster
+from region_workers.data.svg import strokes_of_svg
 from region_workers.storage.integrity import seal_folder
 from schemas.drawings import RasterPlan
 from schemas.errors import UserError
@@ -167,6 +168,9 @@ def test_experts_that_do_not_belong_together_make_no_ensemble() -> None:
         ({"hidden_size": -1}, "expected a config.json of a"),
         ({"hidden_size": 5}, "expected weights that fit"),
         ({"frequencies": []}, "expected weights that fit"),
+        *[({"frequencies": bad}, "frequencies = ") for bad in (["a", "b"], "ab", [float("inf"), 1.0], [None, 1])],
+        ({"frequencies": 7}, "expected a config.json of a"),
+        *[({"num_train_timesteps": bad}, "num_train_timesteps = ") for bad in (0, -5, "many", 2.5)],
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -196,6 +200,9 @@ def test_an_svg_has_a_path_a_stroke_in_the_order_drawn(tmp_path: Path) -> None:
     names = sorted(file.name for file in (tmp_path / "out").iterdir())
     assert names == ["00000.svg", "00001.svg", "00002.svg", "00003.svg", "grid.png", "grid.svg"]
     assert paths(tmp_path / "out/00000.svg") == ["M58 58l884 0 0 884", "M500 279l0 442"]
+    read_back = strokes_of_svg((tmp_path / "out/00000.svg").read_bytes())
+    ends = [(stroke[0].tolist(), stroke[-1].tolist()) for stroke in read_back]
+    assert ends == [([58, 58], [942, 942]), ([500, 279], [500, 721])]
     assert paths(tmp_path / "out/00001.svg") == ["M500 500h0"]
     assert paths(tmp_path / "out/00002.svg") == []
     assert paths(tmp_path / "out/00003.svg") == ["M500 500h0"]
