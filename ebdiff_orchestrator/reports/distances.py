@@ -36,7 +36,9 @@ def best_evaluations(manifest: Manifest) -> dict[Measure, Evaluation]:
 
 def distance_cells(runs: Sequence[Evaluations]) -> list[dict[str, str]]:
     """For each run its cells by heading, the FID first; a column of dashes where nothing was measured at all."""
-    measures = sorted({measure for found in runs for measure in found}, key=lambda measure: measure.name != "FID")
+    measures = sorted(
+        {measure for found in runs for measure in found}, key=lambda measure: (measure.name != "FID", measure)
+    )
     if not measures:
         return [{"FID": MISSING} for _ in runs]
     names = [measure.name for measure in measures]
