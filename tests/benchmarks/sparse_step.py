@@ -40,6 +40,8 @@ def main() -> None:
         report.add(f"an update: {name}", seconds_of_update, "s", at_most=0.3)
     mask_bytes = sum(mask.numel() * mask.element_size() for mask in static.sparse.masks.values())
     report.add("masks, for each parameter", mask_bytes / weights, "bytes", at_most=1)
+    recorded_bytes = 2 * sum(bits.nbytes for bits in rigl.sparse.moves.state_tensors().values())  # first, and ever kept
+    report.add("what is kept of them on the host for the record", recorded_bytes / weights, "bytes")
     report.show(options.json)
 
 
