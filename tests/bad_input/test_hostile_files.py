@@ -26,6 +26,7 @@ from small_training import job_of, small_plan, train_here
 
 from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.ensemble import load_ensemble
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.inception import load_inception
 from ebdiff_orchestrator.evaluation.statistics import given_reference
 from ebdiff_orchestrator.plans.load import load_plan
@@ -43,8 +44,11 @@ from region_workers.storage.integrity import file_digest, is_whole, seal_folder
 from region_workers.worker.run import run_job
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError
+from schemas.evaluation import Measure
 from schemas.job import Artifact, WorkerJob
 from schemas.plan import DataPlan
+
+_MEASURE = Measure(extractor=choose_extractor("random-conv"))
 
 PEOPLE = (UserError, RunFailed)
 EXPERT = "train/all/expert"
@@ -167,7 +171,7 @@ def test_pickled_arrays_are_refused_and_not_run(cache_dir: Path, tmp_path: Path)
     array = np.array([_Harm(mark)], dtype=object)
     np.savez(tmp_path / "statistics.npz", mu=array, sigma=array)
     with pytest.raises(UserError, match=r"--reference.*mu and sigma"):
-        given_reference(tmp_path / "statistics.npz", tmp_path, "0")
+        given_reference(tmp_path / "statistics.npz", tmp_path, _MEASURE)
     store = ensure_store(DataPlan(path=_folder_of_images(tmp_path / "images")), tmp_path / "cache")
     assert (store.folder / SAMPLES).exists()
     np.save(store.folder / SAMPLES, array)
@@ -351,7 +355,7 @@ def test_statistics_that_unpack_without_bound_are_refused_at_once(tmp_path: Path
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("mu.npy", b"\0" * (129 << 20))
     with pytest.raises(UserError, match="unpacks to"):
-        given_reference(tmp_path / "bomb.npz", tmp_path, "0")
+        given_reference(tmp_path / "bomb.npz", tmp_path, _MEASURE)
 
 
 def test_anchors_that_explode_are_refused_within_a_second_and_little_memory(tmp_path: Path) -> None:

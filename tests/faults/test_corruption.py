@@ -187,7 +187,7 @@ def test_a_damaged_manifest_is_refused_and_its_run_is_found_again_without_it(
 def test_damaged_masks_and_tickets_are_not_reported(run_dir: Path, name: str) -> None:
     assert len(report_tickets(run_dir, Settings()).tickets) == 2
     flip_some_bit(run_dir / name, seed=6)
-    with pytest.raises(UserError, match=f"{name}: expected as the draw has written it"):
+    with pytest.raises(UserError, match=f"{name}: expected as its stage has written it"):
         report_tickets(run_dir, Settings())
 
 

@@ -62,9 +62,9 @@ def test_a_folder_that_is_damaged_while_it_is_read_is_noticed(
     plan, known = adopt_dense(small_plan(f"model.pretrained={folder}"))
     load = DenseFolder.load
 
-    def damaged(dense: DenseFolder, *arguments: object) -> object:
+    def damaged(dense: DenseFolder, *arguments: object, **named: object) -> object:
         flip_some_bit(folder / Path(WEIGHTS).name, seed=4)
-        return load(dense, *arguments)  # type: ignore[arg-type]
+        return load(dense, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(DenseFolder, "load", damaged)
     assert known is not None

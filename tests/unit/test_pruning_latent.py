@@ -249,5 +249,5 @@ def test_an_expert_cannot_be_pruned_again() -> None:
 
 
 def test_a_network_of_another_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="dense = Linear: expected UNet2DModel or UNet2DConditionModel"):
+    with pytest.raises(ValueError, match="dense = Linear: expected UNet2DModel, UNet2DConditionModel or DrawingGRU"):
         extract_expert(nn.Linear(1, 1), {})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ebdiff_orchestrator.ensemble.images import image_generator
+from ebdiff_orchestrator.ensemble.samples import sample_generator
 from region_workers.training.randomness import StepRandomness
 from schemas.digest import seed_from
 
@@ -18,7 +18,7 @@ SPAN = (0, 260)
 
 
 def _image_seeds() -> Iterator[int]:
-    return (image_generator(0, index).initial_seed() for index in range(MANY))
+    return (sample_generator(0, index).initial_seed() for index in range(MANY))
 
 
 def _step_seeds() -> Iterator[int]:
@@ -61,7 +61,7 @@ def test_every_bit_of_the_runs_seed_counts() -> None:
 
 def test_stages_regions_and_purposes_of_one_step_have_seeds_of_their_own() -> None:
     places = [(stage, span) for stage in ("draw", "train") for span in (SPAN, (240, 460), (440, 1000))]
-    seeds = [image_generator(0, 7).initial_seed()]
+    seeds = [sample_generator(0, 7).initial_seed()]
     for stage, span in places:
         randomness = StepRandomness(0, stage, span, CPU)
         seeds += [randomness.generator(7, purpose).initial_seed() for purpose in ("noise", "random-importance")]
@@ -73,7 +73,7 @@ def test_stages_regions_and_purposes_of_one_step_have_seeds_of_their_own() -> No
 
 
 def test_neighbouring_seeds_give_noise_that_has_nothing_in_common() -> None:
-    noise = torch.stack([torch.randn(3072, generator=image_generator(0, index)) for index in range(500)])
+    noise = torch.stack([torch.randn(3072, generator=sample_generator(0, index)) for index in range(500)])
     shared = (noise[:-1] * noise[1:]).mean(1)
     assert abs(float(shared.mean())) < 4 / (500 * 3072) ** 0.5
     assert float(shared.std()) == pytest.approx(3072**-0.5, rel=0.15)
