@@ -103,7 +103,9 @@ def _inherited(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> dict[str, 
 
 def _prove(expert: PrunedNetwork) -> None:
     """One forward pass on a small sample: what goes in comes out, in shape. Channels are what may not fit."""
-    side = 2 if isinstance(expert, DrawingGRU) else 2 ** len(expert.config.block_out_channels)
+    draws = isinstance(expert, DrawingGRU)
+    side = 2 if draws else 2 ** len(expert.config.block_out_channels)
     inputs = network_inputs(expert, expert.device, side)
     predicted = expert(**{**inputs, "sample": inputs["sample"].to(expert.dtype)}).sample
-    assert predicted.shape[2:] == inputs["sample"].shape[2:], f"the expert gives {tuple(predicted.shape)}"
+    shape = inputs["sample"].shape if draws else (1, expert.config.out_channels, side, side)
+    assert predicted.shape == shape, f"the expert gives {tuple(predicted.shape)}"
