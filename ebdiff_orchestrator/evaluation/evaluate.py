@@ -23,7 +23,6 @@ from ebdiff_orchestrator.evaluation.records import (
     report_of,
     whole_report,
 )
-from ebdiff_orchestrator.evaluation.sources import own_store
 from ebdiff_orchestrator.evaluation.statistics import (
     Reference,
     frechet_distance,
@@ -37,6 +36,7 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from ebdiff_orchestrator.run.view import View
+from region_workers.data.drawing_store import ensure_data
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
@@ -201,7 +201,7 @@ def _reference(plan: Plan, options: Options, measure: Measure, view: View) -> Re
         if options.reference_images is not None:
             raise UserError("--reference and --reference-images: expected one of the two. Leave one out.")
         return given_reference(options.reference, cache_dir, measure, plan.data.max_pixels, _side(plan, measure))
-    store = own_store(plan.data, cache_dir, view.images)
+    store = ensure_data(plan.data, cache_dir, view.images)
     return own_reference(plan, store, cache_dir, options.reference_images, measure)
 
 

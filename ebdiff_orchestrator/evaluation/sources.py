@@ -14,15 +14,13 @@ from ebdiff_orchestrator.ensemble.drawings import Drawing
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of
 from region_workers.data.decode import open_image
-from region_workers.data.drawing_store import DrawingStore, ensure_drawings
+from region_workers.data.drawing_store import ensure_data
 from region_workers.data.rasters import raster
-from region_workers.data.store import ImageStore, ensure_store
-from region_workers.storage.locks import Report
+from region_workers.data.store import ImageStore
 from region_workers.storage.places import cache_dir_of
 from schemas.drawings import RasterPlan
 from schemas.errors import RunFailed
 from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
-from schemas.plan import DataPlan
 
 Images = np.ndarray[Any, Any]
 OnProgress = Callable[[int, int], None]  # parts of the work that are done, of how many
@@ -34,11 +32,6 @@ def image_source(job: FeatureJob, device: torch.device) -> ImageSource:
     if isinstance(job.images, SampledImages):
         return _sampled(job.images, job.measure.raster, device)
     return _stored(job.images, job.measure.raster) if isinstance(job.images, StoredImages) else _of_folder(job.images)
-
-
-def own_store(data: DataPlan, cache_dir: Path, report: Report | None = None) -> ImageStore | DrawingStore:
-    """The store of the run's own images or drawings."""
-    return (ensure_store if data.drawings is None else ensure_drawings)(data, cache_dir, report)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -64,7 +57,7 @@ def _rendered(drawings: Sequence[Drawing], how: RasterPlan | None) -> Images:
 
 
 def _stored(images: StoredImages, rendered: RasterPlan | None) -> ImageSource:
-    store = own_store(images.data, cache_dir_of(images.cache_dir))
+    store = ensure_data(images.data, cache_dir_of(images.cache_dir))
     if store.digest != images.store_digest:
         raise RunFailed(
             f"data.path = {images.data.path}: the {images.data.kind} on this node are not the driver's "

@@ -12,10 +12,10 @@ from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.resolve import ResolvedPlan
 from ebdiff_orchestrator.run.view import View
-from region_workers.data.drawing_store import DrawingStore, ensure_drawings
+from region_workers.data.drawing_store import DrawingStore, ensure_data
 from region_workers.data.labels import check_labels
 from region_workers.data.latents import ensure_latents, find_latents
-from region_workers.data.store import ImageStore, Store, ensure_store
+from region_workers.data.store import ImageStore, Store
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.process import unix_time
@@ -66,10 +66,8 @@ def encode_images(resolved: ResolvedPlan, images: Store, ledger: Ledger, executo
 
 def _decoded(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore:
     data, report = resolved.plan.data, partial(view.images, what=resolved.plan.data.kind)
-    if data.drawings is not None:
-        return ensure_drawings(data, resolved.cache_dir, report)
     try:
-        return ensure_store(data, resolved.cache_dir, report)
+        return ensure_data(data, resolved.cache_dir, report)
     except ChildProcessError as error:
         raise RunFailed(f"data.path = {data.path}: {error}.") from error
 

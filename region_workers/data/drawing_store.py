@@ -28,8 +28,10 @@ from region_workers.data.rasters import raster
 from region_workers.data.samples import DrawingSamples, Numbers, npy_header
 from region_workers.data.store import (
     SAMPLES,
+    ImageStore,
     Store,
     check_unchanged,
+    ensure_store,
     make_place,
     read_array,
     write_array,
@@ -71,6 +73,11 @@ class DrawingStore(Store):
             (rows_L3,) = samples.read(np.array([number]))
             pictures.append(raster(strokes_of(rows_L3, self.info.coordinates), plan))
         return np.stack(pictures) if pictures else np.empty((0, plan.canvas_px, plan.canvas_px, 1), np.uint8)
+
+
+def ensure_data(plan: DataPlan, cache_dir: Path, report: Report | None = None) -> ImageStore | DrawingStore:
+    """The store of the plan's images or drawings, as `ensure_store` and `ensure_drawings` make them."""
+    return (ensure_store if plan.drawings is None else ensure_drawings)(plan, cache_dir, report)
 
 
 def ensure_drawings(plan: DataPlan, cache_dir: Path, report: Report | None = None) -> DrawingStore:

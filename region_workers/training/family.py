@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from region_workers.data.batches import BatchSource, DrawingBatches
-from region_workers.data.drawing_store import ensure_drawings
+from region_workers.data.drawing_store import ensure_data
 from region_workers.data.latents import open_latents
 from region_workers.data.samples import DrawingSamples, Samples
-from region_workers.data.store import Store, ensure_store
+from region_workers.data.store import Store
 from region_workers.networks.pretrained import dense_network
 from region_workers.networks.supported import network_inputs
 from region_workers.training.diffusion import alphas_cumprod
@@ -148,8 +148,7 @@ def open_samples(job: WorkerJob, cache_dir: Path, device: torch.device, report: 
     if isinstance(job.model, LatentModelPlan):
         threads, digest = job.training.cpu_threads, job.store_digest
         return open_latents(job.model, job.data, cache_dir, digest, cpu_threads=threads, device=device, report=report)
-    is_vector = isinstance(job.model, VectorModelPlan)
-    store = (ensure_drawings if is_vector else ensure_store)(job.data, cache_dir, report)
+    store = ensure_data(job.data, cache_dir, report)
     if store.digest != job.store_digest:
         raise RunFailed(
             f"The {store.what}s of data.path = {job.data.path} are not those the run began with "
