@@ -2,7 +2,7 @@
 
 python examples/launch_and_plot.py [PLAN] [--set KEY=VALUE]... [--run-dir DIR] [--plot losses.png]
 
-The plot needs matplotlib (`pip install '.[plots]'`).
+The plot needs matplotlib.
 """
 
 from __future__ import annotations
