@@ -100,9 +100,10 @@ class DrawPlan(Section):
     scope: Literal["per-region", "shared"] = Field(
         "per-region", description="per-region: each region on its own timesteps; shared: one dense warm-up over all."
     )
-    method: Literal["early-bird", "one-shot"] = Field(
+    method: Literal["early-bird", "one-shot", "slim"] = Field(
         "early-bird",
-        description="early-bird: train until the mask stops changing; one-shot: one mask of model.pretrained as it is.",
+        description="early-bird: train until the mask stops changing; one-shot: one mask of model.pretrained as it is; "
+        "slim: none, the control: networks of the ratios' widths with fresh weights.",
     )
     inherit_weights: bool = Field(
         True, description="false: the expert keeps the ticket's channels and starts from fresh weights (`scratch`)."
@@ -141,6 +142,18 @@ class DrawPlan(Section):
     )
     on_timeout: Literal["error", "take_last"] = "error"
     weights: Literal["raw", "ema"] = Field("raw", description="The weights that are ranked and inherited.")
+
+    @property
+    def trains_dense(self) -> bool:
+        """Whether the dense network is trained for the tickets."""
+        return self.method == "early-bird"
+
+    @model_validator(mode="after")
+    def _slim_draws_nothing(self) -> Self:
+        if self.method == "slim" and self.scope == "shared":
+            expected = "per-region with draw.method = slim, which draws nothing that could be shared"
+            raise cross_field_error("draw.scope", self.scope, expected, "Leave it out.")
+        return self
 
     @model_validator(mode="after")
     def _queue_can_fill(self) -> Self:

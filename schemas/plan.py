@@ -109,6 +109,13 @@ class Plan(Section):
         return self
 
     @model_validator(mode="after")
+    def _slim_starts_fresh(self) -> Self:
+        if self.draw.method == "slim" and self.model.pretrained is not None:
+            expected = "null with draw.method = slim, whose weights are fresh"
+            raise cross_field_error("model.pretrained", self.model.pretrained, expected, "Leave it out.")
+        return self
+
+    @model_validator(mode="after")
     def _sparsity_has_a_method(self) -> Self:
         for index, region in enumerate(self.regions):
             if region.sparsity is not None and self.sparsity is None:

@@ -176,7 +176,7 @@ def kept_for_backward_bytes(network: nn.Module, inputs: dict[str, torch.Tensor])
 
 def _largest_network(plan: Plan) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """On the meta device: the dense network if a draw trains it, else the region's that is pruned least."""
-    ratio = min(region.pruning_ratio for region in plan.regions) if plan.draw.method == "one-shot" else 0.0
+    ratio = min(region.pruning_ratio for region in plan.regions) if not plan.draw.trains_dense else 0.0
     inputs = example_inputs(plan.model, plan.data)
     network = cost_counter(plan.model, plan.data).network_at(ratio)
     return network, {name: tensor.to("meta") for name, tensor in inputs.items()}

@@ -46,7 +46,7 @@ def interval_steps(plan: Plan, images: int | None = None) -> int | None:
 
     None if it is an epoch and neither `images` nor the data set's size is known.
     """
-    if plan.draw.method == "one-shot" or not any(region.pruning_ratio for region in plan.regions):
+    if not plan.draw.trains_dense or not any(region.pruning_ratio for region in plan.regions):
         return 0
     if plan.draw.interval_steps is not None:
         return plan.draw.interval_steps
@@ -65,7 +65,7 @@ def draw_steps_of(plan: Plan, interval: int, intervals: int) -> dict[str, int]:
 
     `interval`: steps between two masks; `intervals`: the masks after which a draw converges.
     """
-    masks = 1 if plan.draw.method == "one-shot" else drawn_after(plan, intervals)
+    masks = {"early-bird": drawn_after(plan, intervals), "one-shot": 1, "slim": 0}[plan.draw.method]
     span = (0, plan.diffusion.num_train_timesteps)
     pruned = any(region.pruning_ratio for region in plan.regions)
     if plan.draw.scope == "shared":

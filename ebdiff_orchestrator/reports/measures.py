@@ -128,6 +128,8 @@ def _dense(plan: Plan) -> str | None:
 
 def _one_region(plan: Plan) -> str:
     ratio, importance = f"{plan.regions[0].pruning_ratio:.0%}", _IMPORTANCES[plan.draw.importance]
+    if plan.draw.method == "slim":
+        return f"Slim {ratio}"
     if plan.draw.method == "one-shot":
         if not plan.draw.inherit_weights:
             return f"Scratch {ratio}"
@@ -138,6 +140,8 @@ def _one_region(plan: Plan) -> str:
 
 def _several_regions(plan: Plan) -> str:
     ratios = "/".join(f"{region.pruning_ratio * 100:g}" for region in plan.regions) + "%"
+    if plan.draw.method == "slim":
+        return f"TA slim {ratios}"
     details = [_IMPORTANCES[plan.draw.importance]]
     if plan.draw.scope == "shared":
         details.append("shared draw")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
     has_converged,
@@ -26,7 +27,7 @@ from region_workers.training.family import ModelFamily
 from region_workers.training.masks import mask_maker
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.stage_loop import Stage, stopped_at
-from region_workers.training.tickets import Tickets
+from region_workers.training.tickets import Tickets, fresh_expert
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.digest import seed_from
@@ -156,9 +157,13 @@ class Draw(Stage):
         self._tickets.drawn[target.region] = ticket
         if not self.world.is_rank_zero:
             return
-        fresh_seed = seed_from(self.job.seed, "fresh weights", *self._timesteps, str(ratio))
+        dense, kept = self.trainer.network, ticket.kept_channels
         with self.trainer.using_weights(self.trainer.ema if self._plan.weights == "ema" else None):
-            self._tickets.write(ticket, self.trainer.network, None if self._plan.inherit_weights else fresh_seed)
+            if self._plan.inherit_weights:
+                expert = extract_expert(dense, kept)
+            else:
+                expert = fresh_expert(dense, kept, self.job.seed, self._timesteps, ratio)
+            self._tickets.write(ticket, expert)
 
     def _not_drawn(self) -> TicketNotDrawnError:
         names = ", ".join(target.region for target in self._waiting())

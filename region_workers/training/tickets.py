@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.pruned_unet import PrunedNetwork, extract_expert
 from region_workers.storage.durable import write_folder, write_model
 from region_workers.storage.integrity import file_digest, files_in, read_verified, seal_folder
-from schemas.job import EXPERT_FOLDER, TICKET_FILE, TICKETS_FOLDER, Ticket
+from schemas.digest import seed_from
+from schemas.job import EXPERT_FOLDER, TICKET_FILE, TICKETS_FOLDER, KeptChannels, Ticket
 
 
 class Tickets:
@@ -31,12 +32,8 @@ class Tickets:
                 data = read_verified(self._folder / name, self.digests[name])
                 self.drawn[region] = Ticket.model_validate_json(data)
 
-    def write(self, ticket: Ticket, dense: nn.Module, fresh_seed: int | None) -> None:
-        """The ticket, and its expert with the weights that the dense network has now, or with fresh ones if seeded."""
-        expert = extract_expert(dense, ticket.kept_channels)
-        if fresh_seed is not None:
-            torch.manual_seed(fresh_seed)
-            expert = type(expert).from_config(expert.config)
+    def write(self, ticket: Ticket, expert: PrunedNetwork) -> None:
+        """The ticket, and the expert that training begins with."""
 
         def write(folder: Path) -> None:
             write_model(folder / TICKET_FILE, ticket)
@@ -50,3 +47,13 @@ class Tickets:
     def files(self) -> list[Path]:
         """All that is in the tickets' folder."""
         return files_in(self._folder / TICKETS_FOLDER)
+
+
+def fresh_expert(
+    dense: nn.Module, kept: Mapping[str, KeptChannels], seed: int, timesteps: tuple[int, int], ratio: float
+) -> PrunedNetwork:
+    """The expert of these kept channels with fresh weights, on the CPU; of `dense`, on any device, the shapes count."""
+    expert = extract_expert(dense, kept)
+    torch.manual_seed(seed_from(seed, "fresh weights", *timesteps, str(ratio)))
+    fresh: PrunedNetwork = type(expert).from_config(expert.config)
+    return fresh

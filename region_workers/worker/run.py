@@ -25,6 +25,7 @@ from region_workers.training.failures import (
 from region_workers.training.family import family_of, open_samples
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start, is_told
+from region_workers.training.slim import Slim
 from region_workers.training.stage_loop import Stage, StageLoop
 from region_workers.training.train import Train
 from region_workers.worker.uploader import Uploader, working_folder
@@ -85,7 +86,7 @@ def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: Store, worl
     randomness = StepRandomness(job.seed, kind, plan.timesteps, world.device)
     family = family_of(job, store.samples(), world.device, randomness.seed_for("data"))
     if isinstance(plan, DrawStage):
-        return Draw(job, plan, family, randomness, world)
+        return (Slim if job.draw_plan.method == "slim" else Draw)(job, plan, family, randomness, world)
     return Train(job, plan, family, randomness, world)
 
 

@@ -162,7 +162,7 @@ DIFFUSION = (
 
 DRAW = (
     _set("draw.scope=all", "draw.scope = all: expected", "'per-region' or 'shared'"),
-    _set("draw.method=lottery", "draw.method = lottery: expected", "'early-bird' or 'one-shot'"),
+    _set("draw.method=lottery", "draw.method = lottery: expected", "'early-bird', 'one-shot' or 'slim'"),
     _set("draw.method=one-shot", "model.pretrained", "a trained dense network"),
     _set("draw.inherit_weights=some", "draw.inherit_weights = some: expected", "true or false"),
     _set("draw.importance=magnitud", "draw.importance = magnitud: expected", "Did you mean magnitude?"),

@@ -184,7 +184,7 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(la
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed", "rigl", "ta-sparse"])
+@pytest.mark.parametrize("method", ["released", "eb-iterwise", "eb-speed", "speed", "rigl", "slim", "ta-sparse"])
 def test_the_methods_that_need_no_dense_run(method: str, launch: Launch, tmp_path: Path) -> None:
     manifest = launch(load_plan(f"cifar10-{method}", [*_cifar10(tmp_path), *SMALL]), "run").manifest
     assert manifest.finished()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.plans.preview import preview_plan
@@ -82,6 +82,45 @@ def test_scratch_keeps_the_channels_of_the_trained_network_and_none_of_its_weigh
         assert torch.equal(weight, again.get_parameter(name))
     assert not torch.equal(fresh.conv_in.weight, inherited.conv_in.weight)
     assert fresh.conv_in.weight.shape == inherited.conv_in.weight.shape
+
+
+def test_slim_has_the_widths_of_a_ticket_and_fresh_weights_and_makes_no_dense_ones(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, inherited = _run(tiny_plan(ONE_REGION, "draw.threshold=1"), make_jobs, tmp_path / "eb")
+    devices = []
+    build = UNet2DModel.__init__
+
+    def noted(self: UNet2DModel, *args: object, **kwargs: object) -> None:
+        devices.append(torch.empty(0).device.type)
+        build(self, *args, **kwargs)
+
+    monkeypatch.setattr(UNet2DModel, "__init__", noted)
+    slim, fresh = _run(tiny_plan(ONE_REGION, "draw.method=slim"), make_jobs, tmp_path / "slim")
+    assert set(devices) == {"meta"}
+    _, again = _run(tiny_plan(ONE_REGION, "draw.method=slim"), make_jobs, tmp_path / "again")
+    _, other = _run(tiny_plan(ONE_REGION, "draw.method=slim", "seed=1"), make_jobs, tmp_path / "other")
+    assert (slim.importance, slim.step, slim.realised_ratio) == ("none", 0, drawn.realised_ratio)
+    assert {name: p.shape for name, p in fresh.named_parameters()} == {
+        name: p.shape for name, p in inherited.named_parameters()
+    }
+    assert all(torch.equal(p, again.get_parameter(name)) for name, p in fresh.named_parameters())
+    assert not torch.equal(fresh.conv_in.weight, inherited.conv_in.weight)
+    assert not torch.equal(fresh.conv_in.weight, other.conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        (("draw.scope=shared",), r"draw\.scope = shared: expected per-region"),
+        (("model.pretrained=somewhere",), r"model\.pretrained = somewhere: expected null"),
+    ],
+)
+def test_slim_goes_with_nothing_that_would_be_drawn_or_inherited(
+    tiny_plan: MakePlan, changes: tuple[str, ...], refusal: str
+) -> None:
+    with pytest.raises(PlanError, match=refusal):
+        tiny_plan("draw.method=slim", *changes)
 
 
 def test_a_dense_start_trains_on_when_nothing_is_pruned(

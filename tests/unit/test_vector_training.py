@@ -155,6 +155,18 @@ def test_a_trained_network_is_pruned_once_and_keeps_its_weights_and_frequencies(
     assert torch.equal(expert.out_proj.bias, dense.out_proj.bias[list(kept.outputs)])
 
 
+def test_slim_draws_frequencies_and_lengths_as_a_draw_does(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
+) -> None:
+    configs = []
+    for changes in (("draw.threshold=1",), ("draw.method=slim",)):
+        folder = tmp_path / changes[0]
+        (job,) = make_jobs(tiny_plan(*VECTOR, ONE_REGION, "training.steps=1", *changes), folder)
+        run_job(job)
+        configs.append(dict(DrawingGRU.from_pretrained(folder / "train/all/expert").config))
+    assert configs[0] == configs[1]
+
+
 @pytest.mark.parametrize(
     ("changes", "refusal"),
     [
