@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from schemas.model import ModelPlan
 from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, Plan, TrainingPlan
-from schemas.section import Sealed, Section
+from schemas.section import Sealed, Section, is_none
 from schemas.sparsity import SparsityPlan
 
 RESULT_FILE = "result.json"
@@ -152,7 +152,11 @@ class StageResult(Sealed):
 
 
 class Progress(Section):
-    """Where a job stands; rewritten every second or so. `attempt` and `owner` are those of the job."""
+    """Where a job stands; rewritten every second or so. `attempt` and `owner` are those of the job.
+
+    `mask_distances`: of a draw, by region that waits for its ticket, once its queue of masks is full: the largest
+    distance of the newest mask to the others in it. The ticket is drawn when it is at most `mask_threshold`.
+    """
 
     stage: str
     attempt: int = 0
@@ -164,6 +168,8 @@ class Progress(Section):
     loss: float | None = None
     steps_per_s: float | None = None
     note: str = ""
+    mask_distances: dict[str, float] = Field(default_factory=dict, exclude_if=lambda distances: not distances)
+    mask_threshold: float | None = Field(None, exclude_if=is_none)
     stage_started_at: float = 0.0
     updated_at: float = 0.0
 

@@ -115,7 +115,8 @@ class Draw(Stage):
             late = self._plan.on_timeout == "take_last" and interval == self._plan.max_intervals
             if converged or late:
                 self._draw_ticket(target, mask, distances or (), interval, converged)
-        self.reporter.note(self._describe_distances())
+        largest = self._largest_distances()
+        self.reporter.note_masks(self._describe(largest), largest, self._plan.threshold)
 
     def _compute_masks(self, interval: int) -> list[tuple[DrawTarget, torch.Tensor]]:
         """One mask for each target that is pruned, rank zero's, also noted for the stage's file."""
@@ -167,24 +168,28 @@ class Draw(Stage):
 
     def _not_drawn(self) -> TicketNotDrawnError:
         names = ", ".join(target.region for target in self._waiting())
+        distances = self._describe(self._largest_distances())
         return TicketNotDrawnError(
             f"No ticket for region {names} after draw.max_intervals = {self._plan.max_intervals} masks "
-            f"(one every {self._interval} steps): {self._describe_distances()}, threshold {self._plan.threshold}. "
+            f"(one every {self._interval} steps): {distances}, threshold {self._plan.threshold}. "
             "Raise draw.max_intervals and launch again (the draw goes on where it stopped), or, in a new run, raise "
             "draw.threshold or draw.interval_steps, or set draw.on_timeout=take_last."
         )
 
-    def _describe_distances(self) -> str:
+    def _largest_distances(self) -> dict[str, float]:
+        """Of each region that waits for its ticket and has a full queue."""
+        queues = {target.region: queue_distances(self._masks[target.region], self._plan) for target in self._waiting()}
+        return {region: max(distances) for region, distances in queues.items() if distances is not None}
+
+    def _describe(self, largest: Mapping[str, float]) -> str:
         parts = []
         for target in self._targets:
-            masks = self._masks[target.region]
-            distances = queue_distances(masks, self._plan)
             if target.region in self._tickets.drawn:
                 parts.append(f"ticket {target.region} at step {self._tickets.drawn[target.region].step}")
-            elif distances is None:
-                parts.append(f"{len(masks)} masks, queue of {self._plan.queue_length} filling")
+            elif target.region in largest:
+                parts.append(f"largest mask distance {largest[target.region]:.3f}")
             else:
-                parts.append(f"largest mask distance {max(distances):.3f}")
+                parts.append(f"{len(self._masks[target.region])} masks, queue of {self._plan.queue_length} filling")
         return "; ".join(parts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import replace_model
@@ -105,8 +106,13 @@ class StageReporter:
         return bool(self._world.broadcast_int(int(asked)))
 
     def note(self, text: str) -> None:
-        """A few words beside the numbers (the distances of a draw, say)."""
+        """A few words beside the numbers."""
         self._progress = self._progress.model_copy(update={"note": text})
+
+    def note_masks(self, text: str, distances: Mapping[str, float], threshold: float) -> None:
+        """How far a draw is from its tickets: in words, and as Progress has it."""
+        update = {"note": text, "mask_distances": dict(distances), "mask_threshold": threshold if distances else None}
+        self._progress = self._progress.model_copy(update=update)
 
     def announce(self, state: ProgressState, step: int) -> None:
         """Rewrite the progress file."""
