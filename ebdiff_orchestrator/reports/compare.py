@@ -9,9 +9,10 @@ from typing import Any
 
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.distances import distance_cells, distance_fields, distance_notes
-from ebdiff_orchestrator.reports.formats import MISSING, TextTable, duration, gib, number
+from ebdiff_orchestrator.reports.formats import MISSING, TextTable, gib, number
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of, wall_s
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.time_left import duration
 from region_workers.networks.costs import Costs
 from region_workers.networks.sparse_costs import SparseCosts
 from region_workers.networks.supported import POINTS_COUNTED
@@ -149,12 +150,18 @@ def comparison_table(comparison: Comparison) -> TextTable:
     """The table for people: a dash where nothing was measured, footnotes for what a label means."""
     hours = _hours_heading(comparison)
     names, any_sparse = _names(comparison.rows), any(row.sparse for row in comparison.rows)
-    evaluations = [row.measures.evaluations for row in comparison.rows]
+    quality = distance_cells([row.measures.evaluations for row in comparison.rows])
     rows = [
         {"method": name, **_sizes(row, any_sparse), **distances, **_cells(row, hours)}
-        for name, row, distances in zip(names, comparison.rows, distance_cells(evaluations), strict=True)
+        for name, row, distances in zip(names, comparison.rows, quality, strict=True)
     ]
-    return TextTable(tuple(rows[0]), tuple(tuple(row.values()) for row in rows), _footnotes(comparison))
+    return TextTable(
+        tuple(rows[0]),
+        tuple(tuple(row.values()) for row in rows),
+        _footnotes(comparison),
+        most_wanted=(*quality[0], "MACs G", "speed-up", hours, "params M", "wall-clock", "saved"),
+        whole_with="--format markdown, csv or json",
+    )
 
 
 def _names(rows: Sequence[Row]) -> list[str]:

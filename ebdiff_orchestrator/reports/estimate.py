@@ -12,9 +12,10 @@ from rich.console import Console
 from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, drawn_after, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
-from ebdiff_orchestrator.reports.formats import TextTable, duration, gib, print_table, say
+from ebdiff_orchestrator.reports.formats import TextTable, gib, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.resolve import adopt_dense
+from ebdiff_orchestrator.run.time_left import duration
 from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of

@@ -14,21 +14,23 @@ from rich.text import Text
 
 MISSING = "-"
 _BETWEEN = " | "  # as wide as what rich draws between two columns
+_LONG_WORD = 20
+Lines = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Headings, rows of as many texts, and footnotes; the first column is left-aligned, the others right."""
+    """Headings, rows of as many texts, and footnotes; the first column is left-aligned, the others right.
+
+    `most_wanted`: the headings that a narrow terminal shows first, if it cannot show all; the others follow in order.
+    `whole_with`: the option that shows all of them anywhere.
+    """
 
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     footnotes: tuple[str, ...] = ()
-
-
-def duration(seconds: float) -> str:
-    """hours:minutes:seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    most_wanted: tuple[str, ...] = ()
+    whole_with: str = "--json"
 
 
 def number(value: float | None, form: str) -> str:
@@ -56,15 +58,22 @@ def plain_table(headings: Sequence[str], left: Container[str], title: str | None
 
 
 def print_table(table: TextTable, console: Console) -> None:
-    """For people, at the terminal; columns that do not fit beside each other come in a table of their own below."""
-    for columns in _columns_that_fit(table, console.width):
-        drawn = Table(show_edge=False, pad_edge=False)
-        for index in columns:
-            drawn.add_column(Text(table.headings[index]), justify="right" if index else "left", overflow="fold")
-        for row in table.rows:
-            drawn.add_row(*(Text(row[index]) for index in columns))
-        console.print(drawn)
-        console.print()
+    """For people, at the terminal: one table in the first form that fits.
+
+    As it is, its headings on several lines if need be; turned, the first column's texts as headings; or with as many
+    of the most wanted columns as there is room for, and a line that names the others.
+    """
+    turned = tuple(zip(table.headings, *table.rows, strict=True))
+    for lines in ((table.headings, *table.rows), turned):
+        if (widths := _fitting_widths(lines, console.width)) is not None:
+            _draw(lines, widths, console)
+            say(console, *table.footnotes)
+            return
+    kept = _columns_that_fit(table, console.width)
+    lines = tuple(tuple(cells[index] for index in kept) for cells in (table.headings, *table.rows))
+    _draw(lines, _fitting_widths(lines, console.width), console)
+    left_out = ", ".join(heading for index, heading in enumerate(table.headings) if index not in kept)
+    say(console, f"Too narrow for: {left_out}. A wider terminal shows them, and so does {table.whole_with}.")
     say(console, *table.footnotes)
 
 
@@ -94,14 +103,52 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _columns_that_fit(table: TextTable, width: int) -> list[list[int]]:
-    """The columns in groups of at most `width` characters, each led by the first column."""
-    widths = [max(map(len, column)) for column in zip(table.headings, *table.rows, strict=True)]
-    groups, used = [[0]], widths[0]
-    for index in range(1, len(widths)):
-        if used + len(_BETWEEN) + widths[index] > width and len(groups[-1]) > 1:
-            groups.append([0])
-            used = widths[0]
-        groups[-1].append(index)
-        used += len(_BETWEEN) + widths[index]
-    return groups
+def _draw(lines: Lines, widths: Sequence[int] | None, console: Console) -> None:
+    """The first line as the headings; without widths as rich folds it."""
+    drawn = Table(show_edge=False, pad_edge=False)
+    for index, heading in enumerate(lines[0]):
+        width = None if widths is None else widths[index]
+        drawn.add_column(Text(heading), justify="right" if index else "left", overflow="fold", width=width)
+    for line in lines[1:]:
+        drawn.add_row(*map(Text, line))
+    console.print(drawn)
+    console.print()
+
+
+def _fitting_widths(lines: Lines, width: int) -> list[int] | None:
+    """Of each column, so that all fit beside each other with their cells whole; None if they do not.
+
+    Headings, and the first column's texts, may be wrapped between their words; they get the room that is left.
+    """
+    columns = list(zip(*lines, strict=True))
+    widest = [max(map(len, column)) for column in columns]
+    least = [max(_wrapped(heading), *map(len, cells), 1) for heading, *cells in columns]
+    least[0] = max(map(_wrapped, columns[0]))
+    left = width - sum(least) - len(_BETWEEN) * (len(columns) - 1)
+    if left < 0:
+        return None
+    for index, most in enumerate(widest):
+        more = min(left, most - least[index])
+        least[index] += more
+        left -= more
+    return least
+
+
+def _wrapped(text: str) -> int:
+    """The width that a text needs on several lines; a very long word is broken."""
+    return min(max(map(len, text.split()), default=1), _LONG_WORD)
+
+
+def _columns_that_fit(table: TextTable, width: int) -> list[int]:
+    """The first column and the most wanted others, in their order; at least two, whatever their width."""
+    wanted = sorted(
+        range(1, len(table.headings)),
+        key=lambda index: (*table.most_wanted, *table.headings).index(table.headings[index]),
+    )
+    kept = [0, *wanted[:1]]
+    for index in wanted[1:]:
+        more = sorted([*kept, index])
+        lines = tuple(tuple(cells[column] for column in more) for cells in (table.headings, *table.rows))
+        if _fitting_widths(lines, width) is not None:
+            kept = more
+    return kept

@@ -20,9 +20,10 @@ from ebdiff_orchestrator.placement.works import (
 )
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.estimate import Say, measure_steps
-from ebdiff_orchestrator.reports.formats import TextTable, duration, plain_table, print_table, say
+from ebdiff_orchestrator.reports.formats import TextTable, plain_table, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.reports.sparse_table import sparse_table
+from ebdiff_orchestrator.run.time_left import duration
 from region_workers.networks.costs import Costs
 from schemas.errors import user_error
 from schemas.plan import Placement, Plan

@@ -122,7 +122,8 @@ class JobLoop:
         self._running[name] = Attempt(outline, number, workers, self._executor.run_job(job, workers), unix_time())
         how = f"goes on with {workers} workers" if joins else f"started (attempt {budget.attempts})"
         self._view.line(f"{name}: {how}.")
-        self._view.job(name, Progress(stage=self._ledger.first_open(outline), state="starting"))
+        starting = Progress(stage=self._ledger.first_open(outline), state="starting", updated_at=unix_time())
+        self._view.job(name, starting)
 
     def _grow(self, decision: Decision) -> None:
         """Ask the training that would end last to stop at its next checkpoint, to go on with the free workers too."""

@@ -142,7 +142,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
     if not directory.exists():
         resolved.check_networks()
     with directory.held(take_over, view.line):
-        ledger = Ledger.begin(directory, resolved.plan, view.line)
+        ledger = Ledger.begin(directory, resolved.plan, view)
         ledger.record_dense(resolved.dense)
         ledger.reopen_damaged_and_failed()
         if ledger.manifest.finished():
@@ -151,6 +151,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
             return
         resolved.check_networks()
         ledger.begin_launch()
+        view.previews(directory.previews())
         with view, directory.discarded_if_refused():
             yield resolved, ledger
 

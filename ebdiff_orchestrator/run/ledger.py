@@ -16,18 +16,16 @@ from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manif
 from schemas.plan import Plan
 from schemas.process import unix_time
 
-Say = Callable[[str], None]
-
 
 class Ledger:
     """What is known of a run. Only the driver holds one."""
 
-    def __init__(self, directory: RunDirectory, say: Say | None = None) -> None:
-        self.directory, self.manifest, self._say = directory, directory.read(), say or View().line
+    def __init__(self, directory: RunDirectory, view: View | None = None) -> None:
+        self.directory, self.manifest, self._view = directory, directory.read(), view or View()
         self._launch: Launch | None = None
 
     @classmethod
-    def begin(cls, directory: RunDirectory, plan: Plan, say: Say | None = None) -> Ledger:
+    def begin(cls, directory: RunDirectory, plan: Plan, view: View | None = None) -> Ledger:
         """The ledger of this plan's run: a new one, or the one at hand if it is of the same experiment.
 
         A run in which no job has begun yet gives way. UserError, showing what differs, if the run is of another.
@@ -35,7 +33,7 @@ class Ledger:
         known = directory.read() if directory.exists() else None
         begun = known is not None and known.begun()
         directory.write(continued(known, plan, directory.path) if known and begun else new_manifest(plan))
-        return cls(directory, say)
+        return cls(directory, view)
 
     def extend(self, plan: Plan) -> None:
         """Give the run its plan with more steps; PlanError if that is not all that differs."""
@@ -179,7 +177,7 @@ class Ledger:
             else:
                 self._enter(result)
                 source = f", taken over from {result.reused_from}" if result.reused_from else ""
-                self._say(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps{source}).")
+                self._view.line(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps{source}).")
 
     def mark(self, stage: str, status: Status, error: str | None) -> None:
         """Set a stage's status and what is to be said of it."""
@@ -217,7 +215,7 @@ class Ledger:
         )
 
     def _forget(self, stage: str, damaged: str) -> None:
-        self._say(f"{stage}: {damaged} is missing or damaged; the stage is done again.")
+        self._view.line(f"{stage}: {damaged} is missing or damaged; the stage is done again.")
         self.directory.discard(f"{stage}/{RESULT_FILE}")
 
     def _enter(self, result: StageResult) -> None:
@@ -248,3 +246,4 @@ class Ledger:
             earlier = tuple(one for one in manifest.launches if one.started_at != launch.started_at)
             manifest = manifest.model_copy(update={"launches": (*earlier, launch)})
         self.manifest = self.directory.write(manifest)
+        self._view.run(self.manifest)

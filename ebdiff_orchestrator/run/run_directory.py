@@ -21,6 +21,7 @@ from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.process import unix_time
 
 _SHOWN = 5
+_PREVIEWS_FOLDER = "previews"
 
 
 class RunDirectory:
@@ -113,6 +114,10 @@ class RunDirectory:
     def saved_steps(self, stage: str) -> int:
         """How many steps of a stage its newest checkpoint has; 0 without one."""
         return newest_step(self._files.list_keys(f"{stage}/{CHECKPOINTS_FOLDER}"))
+
+    def previews(self) -> int:
+        """How many pictures the run has of how far it is."""
+        return sum(key.endswith(".json") for key in self._files.list_keys(_PREVIEWS_FOLDER))
 
     def fetch_recorded(self, artifacts: Sequence[Artifact]) -> None:
         """Have these files in `path`."""

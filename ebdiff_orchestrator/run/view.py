@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
+
+from ebdiff_orchestrator.run.run_table import RunTable, job_row, run_table, step_text
+from ebdiff_orchestrator.run.time_left import stage_left
 
 if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help has a view, too
     from schemas.job import Progress, ProgressState
+    from schemas.manifest import Manifest
 
 _LINE_EVERY_S = 15.0
 
@@ -36,6 +39,12 @@ class View:
 
     def job(self, name: str, progress: Progress) -> None:
         """Where a job stands; may be said often."""
+
+    def run(self, manifest: Manifest) -> None:
+        """Where the run that the jobs belong to stands; may be said often."""
+
+    def previews(self, count: int) -> None:
+        """How many previews the run has by now."""
 
 
 class Lines(View):
@@ -73,6 +82,9 @@ class LiveTable(View):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._jobs: dict[str, Progress] = {}
+        self._stages: dict[str, Progress] = {}
+        self._manifest: Manifest | None = None
+        self._previews = 0
         self._status = ""
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=False)
 
@@ -96,10 +108,21 @@ class LiveTable(View):
 
     def job(self, name: str, progress: Progress) -> None:
         self._status = ""
-        self._jobs[name] = progress
+        self._jobs[name] = self._stages[progress.stage] = progress
+
+    def run(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def previews(self, count: int) -> None:
+        self._previews = count
 
     def _render(self) -> RenderableType:
-        return progress_table(self._jobs, self._status) if self._jobs else self._status
+        if self._manifest is not None:
+            from schemas.process import unix_time
+
+            return run_table(self._manifest, self._stages, unix_time(), self._previews, self._status)
+        rows = [job_row(name, progress) for name, progress in self._jobs.items()]
+        return RunTable(rows, caption=self._status, heading="job") if rows else self._status
 
 
 def terminal_view() -> View:
@@ -111,55 +134,24 @@ def terminal_view() -> View:
 def sampling_report(view: View) -> Callable[[int, int], None]:
     """A `report(done, total)` for sampling that shows on a view."""
     from schemas.job import Progress
+    from schemas.process import unix_time
 
     began = time.monotonic()
 
     def report(done: int, total: int) -> None:
         rate = done / max(time.monotonic() - began, 1e-9)
         state: ProgressState = "done" if done == total else "running"
-        view.job("sampling", Progress(stage="samples", state=state, step=done, total_steps=total, steps_per_s=rate))
+        steps = {"step": done, "total_steps": total, "steps_per_s": rate}
+        view.job("sampling", Progress(stage="samples", state=state, updated_at=unix_time(), **steps))
 
     return report
 
 
-def progress_table(jobs: dict[str, Progress], caption: str = "") -> Table:
-    """One row a job: stage, step, loss, steps/s, time left, and what its worker notes."""
-    table = Table(caption=caption or None, show_edge=False, pad_edge=False)
-    for heading in ("job", "stage", "step", "loss", "steps/s", "left", "note"):
-        table.add_column(heading, justify="right" if heading in ("step", "loss", "steps/s", "left") else "left")
-    for name, progress in jobs.items():
-        table.add_row(name, progress.stage, *_cells(progress), progress.note)
-    return table
-
-
-def _cells(progress: Progress) -> tuple[str, str, str, str]:
-    if progress.state == "starting":
-        return "", "", "", "starting"
-    total = f"/{progress.total_steps}" if progress.total_steps and not _is_draw(progress) else ""
-    loss = "" if progress.loss is None else f"{progress.loss:.4g}"
-    rate = "" if progress.steps_per_s is None else f"{progress.steps_per_s:.2f}"
-    left = progress.state if progress.state in ("done", "stopped") else time_left(progress)
-    return f"{progress.step}{total}", loss, rate, left
-
-
-def time_left(progress: Progress) -> str:
-    """hours:minutes:seconds to the stage's last step; a draw ends when it ends, so at most that."""
-    if not progress.total_steps or not progress.steps_per_s:
-        return ""
-    seconds = int((progress.total_steps - progress.step) / progress.steps_per_s)
-    text = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    return f"≤ {text}" if _is_draw(progress) else text
-
-
-def _is_draw(progress: Progress) -> bool:
-    return progress.stage.startswith("draw/")
-
-
 def _in_words(progress: Progress) -> str:
-    step, loss, rate, left = _cells(progress)
-    parts = [progress.stage, f"step {step}"]
-    parts += [f"loss {loss}"] if loss else []
-    parts += [f"{rate} steps/s"] if rate else []
-    parts += [f"{left} left"] if left and progress.state == "running" else []
+    left = stage_left(progress) if progress.state == "running" else None
+    parts = [progress.stage, f"step {step_text(progress)}"]
+    parts += [] if progress.loss is None else [f"loss {progress.loss:.4g}"]
+    parts += [] if progress.steps_per_s is None else [f"{progress.steps_per_s:.2f} steps/s"]
+    parts += [f"{left} left"] if left else []
     parts += [progress.note] if progress.note else []
     return ", ".join(parts)

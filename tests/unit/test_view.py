@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from ebdiff_orchestrator.run import view
-from ebdiff_orchestrator.run.view import Lines, LiveTable, progress_table, time_left
+from ebdiff_orchestrator.run.manifests import new_manifest
+from ebdiff_orchestrator.run.run_table import run_table
+from ebdiff_orchestrator.run.time_left import TimeLeft, stage_left, trainings_left
+from ebdiff_orchestrator.run.view import Lines, LiveTable
 from schemas.job import Progress
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+from schemas.process import unix_time
 
-TRAINING = Progress(stage="train/0-260", step=250, total_steps=1000, loss=12.345, steps_per_s=2.5, note="fine")
+MakePlan = Callable[..., Plan]
+
+NOW = 5000.0
+TRAINING = Progress(
+    stage="train/0-260", step=250, total_steps=1000, loss=12.345, steps_per_s=2.5, note="fine", updated_at=NOW
+)
+MASKS = {"mask_distances": {"240-460": 0.2}, "mask_threshold": 0.1, "note": "largest mask distance 0.200"}
+WHY = "No ticket for region [440, 1000) after draw.max_intervals = 100 masks. Raise draw.max_intervals. " * 2
+EPOCHS = "draw.interval_steps=null"
 
 
 def _text(console: Console) -> str:
@@ -20,17 +37,150 @@ def _text(console: Console) -> str:
     return file.getvalue()
 
 
-def test_progress_shows_stage_step_loss_rate_and_time_left() -> None:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(progress_table({"region 0-260": TRAINING}))
-    for part in ("region 0-260", "train/0-260", "250/1000", "12.35", "2.50", "0:05:00", "fine"):
-        assert part in _text(console)
+def _progress(stage: str, **fields: Any) -> Progress:
+    return TRAINING.model_copy(update={"stage": stage, "note": "", **fields})
+
+
+def _run(plan: Plan, **stages: dict[str, Any]) -> Manifest:
+    """A manifest whose stages, `draw_0_260` for draw/0-260, have these fields."""
+    manifest = new_manifest(plan)
+    for name, fields in stages.items():
+        record = manifest.stage(name.replace("_", "/", 1).replace("_", "-"))
+        manifest = manifest.with_stage(record.model_copy(update=fields))
+    return manifest
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+@pytest.mark.parametrize("system", [None, "truecolor"])
+def test_a_run_is_one_table_that_fits_with_all_that_is_told(tiny_plan: MakePlan, width: int, system: Any) -> None:
+    manifest = _run(
+        tiny_plan(),
+        draw_0_260={"status": "done", "active_s": 4134.0, "steps": 4680},
+        draw_240_460={"status": "running", "attempts": 2},
+        draw_440_1000={"status": "failed", "attempts": 3, "error": WHY},
+        train_0_260={"status": "running", "attempts": 1},
+        train_240_460={"attempts": 1},
+        train_440_1000={"status": "running"},
+    )
+    reports = {
+        "draw/240-460": _progress("draw/240-460", step=3900, total_steps=39_000, steps_per_s=7.31, **MASKS),
+        "train/0-260": _progress("train/0-260", step=212_340, total_steps=800_000, note="checkpoint 3 passed over"),
+        "train/440-1000": _progress("train/440-1000", updated_at=NOW - 125),
+    }
+    console = Console(file=io.StringIO(), width=width, force_terminal=system is not None, color_system=system)
+    console.print(run_table(manifest, reports, NOW, previews=7))
+    text = re.sub(r"\x1b\[[0-9;]*m", "", _text(console))
+    assert ("\x1b" in _text(console)) == (system is not None)
+    assert max(map(len, text.splitlines())) <= width
+    said = " ".join(text.split())
+    assert said.startswith("run tiny: 1 of 8 stages done, training ≤ 65:17:44 left, 7 previews")
+    for part in (WHY.strip(), "train/0-260: checkpoint 3 passed over", "a ticket at 0.1 or less"):
+        assert part in said
+    assert "more than one: draw/240-460 2, draw/440-1000 3." in said
+    if width < 60:
+        return  # rows are broken, nothing is cut
+    rows = {line.split()[0]: line for line in text.splitlines() if "/" in line.split()[0] or "samples" in line}
+    for stage, parts in {
+        "draw/0-260": ["done in 1:08:54", "4680"],
+        "draw/240-460": ["≤ 1:20:02 left", "3900 ", "0.200"],
+        "draw/440-1000": ["failed"],
+        "train/0-260": ["65:17:44 left", "212340/800000", "26%"],
+        "train/240-460": ["starting"],
+        "train/440-1000": ["silent 0:02:05"],
+        "samples": ["pending"],
+    }.items():
+        assert all(part in rows[stage] for part in parts), rows[stage]
+    if width >= 80:
+        bar = re.search("█+░+", rows["draw/240-460"])
+        assert bar is not None
+        assert bar[0].count("█") == len(bar[0]) // 2  # twice as far as a ticket may be
+        assert rows["draw/240-460"].split()[-2:] == ["12.35", "7.31"]
+        assert rows["train/0-260"].split()[-2:] == ["12.35", "2.50"]
+
+
+def test_words_that_several_stages_share_are_told_once(tiny_plan: MakePlan) -> None:
+    names, filling = ("draw/0-260", "draw/240-460"), "2 masks, queue of 5 filling"
+    manifest = _run(tiny_plan(), **{name.replace("/", "_").replace("-", "_"): {"status": "running"} for name in names})
+    console = Console(file=io.StringIO(), width=80)
+    console.print(run_table(manifest, {name: _progress(name, note=filling) for name in names}, NOW, 0))
+    assert f"{', '.join(names)}: {filling}" in _text(console)
 
 
 def test_a_draw_has_at_most_so_much_time_left() -> None:
-    draw = TRAINING.model_copy(update={"stage": "draw/0-260"})
-    assert time_left(draw) == "≤ 0:05:00"
-    assert time_left(TRAINING.model_copy(update={"steps_per_s": None})) == ""
+    assert str(stage_left(_progress("draw/0-260"))) == "≤ 0:05:00"
+    assert stage_left(TRAINING) == TimeLeft(300.0)
+    assert stage_left(TRAINING.model_copy(update={"steps_per_s": None})) is None
+
+
+DRAWN = {"status": "done", "steps": 100, "active_s": 50.0}  # the dense network: 0.5 s a step
+TRAINED = {"status": "done", "steps": 12, "active_s": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages", "at_work", "expected"),
+    [
+        pytest.param([], {}, {}, None, id="nobody is at work"),
+        pytest.param(
+            [],
+            {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
+            {"train/240-460": (2, 0.1), "train/440-1000": (7, 0.1)},
+            TimeLeft(100.0),
+            id="the longest of those at work",
+        ),
+        pytest.param(
+            [],
+            {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
+            {"train/240-460": (2, 0.1)},
+            TimeLeft(106.0, at_most=True),
+            id="one waits for a worker, its steps as long as a larger network's at most",
+        ),
+        pytest.param(
+            ["regions.2.pruning_ratio=0.3"],
+            {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
+            {"train/240-460": (2, 0.1)},
+            TimeLeft(106.0),
+            id="one waits for a worker, a network of its size was timed",
+        ),
+        pytest.param(
+            [],
+            {"draw_240_460": DRAWN, "draw_440_1000": DRAWN, "train_240_460": TRAINED, "train_440_1000": TRAINED},
+            {"draw/0-260": (10, 2.0)},
+            TimeLeft(25.0 + 6.0, at_most=True),
+            id="a draw takes all its masks at most, its training as long as dense steps",
+        ),
+        pytest.param(
+            [EPOCHS], {}, {"draw/0-260": (10, 2.0)}, TimeLeft(3 * 12 * 0.5 + 25.0 + 2 * 30.0, at_most=True),
+            id="draws by epochs are as long as the one at work",
+        ),
+        pytest.param([], {"draw_0_260": DRAWN}, {"train/0-260": (0, None)}, TimeLeft(6.0 + 2 * (30.0 + 6.0), at_most=True), id="rate"),
+        pytest.param([], {"draw_0_260": {**DRAWN, "reused_from": "x"}}, {"train/0-260": (0, None)}, None, id="reused"),
+        pytest.param(
+            [],
+            {"draw_240_460": {"status": "failed"}, "draw_440_1000": {"status": "failed"}, "draw_0_260": DRAWN},
+            {"train/0-260": (2, 1.0)},
+            TimeLeft(10.0),
+            id="what has failed is not waited for",
+        ),
+        pytest.param(
+            ["draw.scope=shared"], {}, {"draw/shared": (10, 2.0)}, TimeLeft(25.0 + 3 * 6.0, at_most=True),
+            id="all wait for a shared draw",
+        ),
+    ],
+)  # fmt: skip
+def test_the_time_left_of_all_trainings(
+    tiny_plan: MakePlan,
+    changes: list[str],
+    stages: dict[str, Any],
+    at_work: dict[str, tuple[int, float | None]],
+    expected: TimeLeft | None,
+) -> None:
+    totals = {True: 60, False: 12}
+    reports = {
+        name: _progress(name, step=step, steps_per_s=rate, total_steps=totals[name.startswith("draw/")])
+        for name, (step, rate) in at_work.items()
+    }
+    begun = {name.replace("/", "_").replace("-", "_"): {"status": "running", "attempts": 1} for name in at_work}
+    assert trainings_left(_run(tiny_plan(*changes), **stages, **begun), reports, draw_steps=60) == expected
 
 
 def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,8 +199,8 @@ def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(mon
 
 def test_a_job_that_is_starting_has_a_row_but_no_line() -> None:
     starting = Progress(stage="draw/0-260", state="starting")
-    console = Console(file=io.StringIO(), width=120)
-    console.print(progress_table({"region 0-260": starting}))
+    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
+        table.job("region 0-260", starting)
     assert "starting" in _text(console)
     lines = Lines(console := Console(file=io.StringIO(), width=120))
     lines.job("region 0-260", starting)
@@ -63,10 +213,16 @@ def test_lines_are_not_cut_or_marked_up() -> None:
     assert "[0, 260) " + "x" * 100 in _text(console)
 
 
-def test_the_live_table_follows_jobs_in_a_terminal() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    with LiveTable(console) as table:
+def test_the_live_table_follows_jobs_and_the_run_in_a_terminal(tiny_plan: MakePlan) -> None:
+    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
         table.line("region 0-260: started (attempt 1).")
         table.job("region 0-260", TRAINING)
     assert "started (attempt 1)" in _text(console)
+    assert "250/1000" in _text(console)
+    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
+        table.run(_run(tiny_plan(), train_0_260={"status": "running"}))
+        table.previews(3)
+        table.job("region 0-260", TRAINING.model_copy(update={"updated_at": unix_time()}))
+        table.waiting("waiting for a worker")
+    assert re.search("run tiny: 0 of 8 stages done.* 3 previews", _text(console))
     assert "250/1000" in _text(console)
