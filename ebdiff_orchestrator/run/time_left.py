@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ebdiff_orchestrator.placement.search import Piece, finish_times, longest_first
-from ebdiff_orchestrator.run.stages import made_from, stage_names
 
 if TYPE_CHECKING:
     from schemas.job import Progress
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
     from schemas.plan import Plan
 
 Reports = Mapping[str, "Progress"]  # by stage, what a worker said last
+Sources = Mapping[str, tuple[str, ...]]  # by stage, what it is made from
 
 
 class TimeLeft(NamedTuple):
@@ -52,12 +52,16 @@ def trainings_left(manifest: Manifest, reports: Reports, draw_steps: int | None 
     larger one do; a draw takes at most all its masks. Jobs that wait follow those at work, the longest first, on as
     many workers as are at work now. Failed attempts, the ensemble and its samples are not foreseen.
     """
-    if not reports:
+    from ebdiff_orchestrator.run.stages import made_from  # and with it the schemas
+
+    sources = made_from(manifest.plan)
+    jobs = _jobs(manifest.plan, sources)
+    if not any(name in reports for job in jobs for name in job):
         return None
-    pace = _Pace(manifest, reports, draw_steps)
+    pace = _Pace(manifest, reports, draw_steps, sources)
     at_work: list[TimeLeft] = []
     waiting: list[TimeLeft] = []
-    for job in _jobs(manifest.plan):
+    for job in jobs:
         if any(manifest.stage(name).status == "failed" for name in job):
             continue
         left = [pace.left(name) for name in job]
@@ -78,19 +82,20 @@ def _is_begun(record: StageRecord, reports: Reports) -> bool:
     return record.name in reports or record.status == "running" or (record.status == "pending" and on_its_way)
 
 
-def _jobs(plan: Plan) -> list[Sequence[str]]:
+def _jobs(plan: Plan, sources: Sources) -> list[Sequence[str]]:
     """The stages that follow one another on a worker; a shared draw is a job that all others wait for."""
-    names = [name for name in stage_names(plan) if name.startswith("train/")]
+    trainings = {name: draws for name, draws in sources.items() if name.startswith("train/")}
     if plan.draw.scope == "shared":
-        return [("draw/shared",), *((name,) for name in names)]
-    return [(*made_from(plan)[name], name) for name in names]
+        return [*set(trainings.values()), *((name,) for name in trainings)]
+    return [(*draws, name) for name, draws in trainings.items()]
 
 
 class _Pace:
     """Seconds a step of the networks that a run has timed, by pruning ratio, 0 for the dense one."""
 
-    def __init__(self, manifest: Manifest, reports: Reports, draw_steps: int | None) -> None:
+    def __init__(self, manifest: Manifest, reports: Reports, draw_steps: int | None, sources: Sources) -> None:
         self._manifest, self._reports, self._plan = manifest, reports, manifest.plan
+        self._sources = sources
         interval, most = manifest.plan.draw.interval_steps, manifest.plan.draw.max_intervals
         self._draw_steps = draw_steps if interval is None else interval * most
         self._ratios = {f"train/{region.name}": region.pruning_ratio for region in self._plan.regions}
@@ -126,5 +131,5 @@ class _Pace:
 
     def _draws(self, stage: str) -> bool:
         """Whether a draw stage trains at all."""
-        regions = [r for r in self._plan.regions if stage in made_from(self._plan)[f"train/{r.name}"]]
+        regions = [r for r in self._plan.regions if stage in self._sources[f"train/{r.name}"]]
         return self._plan.draw.method == "early-bird" and any(region.pruning_ratio for region in regions)

@@ -292,11 +292,28 @@ def test_every_format_has_a_row_a_run_in_the_order_given(tmp_path: Path, tiny_pl
     assert "8.00x" in show("table")
 
 
-def test_a_narrow_terminal_shows_every_column_whole_in_tables_below_each_other() -> None:
-    headings = ("method", *(f"measure {index}" for index in range(12)))
-    table = TextTable(headings, (("TA-EB 30/60/80%", *(f"value{index:05d}" for index in range(12))),))
-    console = Console(file=io.StringIO(), width=60)
+RUNS = ("Dense", "TA-EB 30/60/80% (magnitude)", "Scratch 50%", "TA-EB 30/60/80% (magnitude, shared draw) [a-run]")
+
+
+@pytest.mark.parametrize(
+    ("runs", "width", "columns"),
+    [(1, 40, 13), (3, 80, 13), (3, 100, 13), (3, 200, 13), (12, 20, 1), (12, 80, 5), (12, 100, 7), (12, 220, 13)],
+)
+def test_a_comparison_is_one_table_that_fits_and_names_what_it_leaves_out(runs: int, width: int, columns: int) -> None:
+    headings = tuple(f"measure_{index}" for index in range(13))
+    rows = tuple((RUNS[run % 4], *(f"{run:02d}.{index:04d}" for index in range(13))) for run in range(runs))
+    wanted = (headings[9], headings[1], headings[5])
+    table = TextTable(("method", *headings), rows, ("A footnote.",), wanted, "--format csv")
+    console = Console(file=io.StringIO(), width=width)
     print_table(table, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert all(f"value{index:05d}" in text and f"measure {index}" in text for index in range(12))
-    assert text.count("TA-EB 30/60/80%") > 1
+    assert max(map(len, text.splitlines())) <= width
+    shown = [index for index in range(13) if f"00.{index:04d}" in text]
+    assert len(shown) == columns
+    assert set(shown) >= set((9, 1, 5)[:columns])
+    assert all(cells[1 + index] in text for cells in rows for index in shown)
+    left_out = [heading for index, heading in enumerate(headings) if index not in shown]
+    said = " ".join(text.replace("\n", " ").split())
+    assert said.endswith("A footnote.")
+    assert (f"Too narrow for: {', '.join(left_out)}. " in said and "--format csv" in said) == bool(left_out)
+    assert sum("╇" in line for line in text.splitlines()) == 1, "one table"

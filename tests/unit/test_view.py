@@ -120,6 +120,7 @@ TRAINED = {"status": "done", "steps": 12, "active_s": 6.0}
     ("changes", "stages", "at_work", "expected"),
     [
         pytest.param([], {}, {}, None, id="nobody is at work"),
+        pytest.param([], {}, {"samples": (10, 2.0)}, None, id="only samples are drawn"),
         pytest.param(
             [],
             {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
@@ -152,7 +153,10 @@ TRAINED = {"status": "done", "steps": 12, "active_s": 6.0}
             [EPOCHS], {}, {"draw/0-260": (10, 2.0)}, TimeLeft(3 * 12 * 0.5 + 25.0 + 2 * 30.0, at_most=True),
             id="draws by epochs are as long as the one at work",
         ),
-        pytest.param([], {"draw_0_260": DRAWN}, {"train/0-260": (0, None)}, TimeLeft(6.0 + 2 * (30.0 + 6.0), at_most=True), id="rate"),
+        pytest.param(
+            [], {"draw_0_260": DRAWN}, {"train/0-260": (0, None)}, TimeLeft(6.0 + 2 * (30.0 + 6.0), at_most=True),
+            id="a training that has just begun is timed as its draw",
+        ),
         pytest.param([], {"draw_0_260": {**DRAWN, "reused_from": "x"}}, {"train/0-260": (0, None)}, None, id="reused"),
         pytest.param(
             [],
