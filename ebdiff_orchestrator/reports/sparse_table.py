@@ -36,9 +36,9 @@ def sparse_table(preview: PlanPreview) -> TextTable:
         _HEADINGS,
         tuple(rows),
         (
-            f"Theoretical: of {preview.sample}, if masked weights",
-            "cost nothing. No device at hand skips them: a step takes as long as a dense one.",
-            "Stored: the weights in the expert's file, of what they would take without a mask;",
+            f"Theoretical: of {preview.sample}, if masked weights cost nothing. No device at hand skips them: a step "
+            "takes as long as a dense one.",
+            "Stored: the weights in the expert's file, of what they would take without a mask; "
             f"{_millions(stored_bytes)} MB together.",
         ),
     )
