@@ -18,8 +18,12 @@ def main() -> None:
     Thread(target=_end_with_the_input, name="driver", daemon=True).start()
     _give_way()
     from ebdiff_orchestrator.previews.preview import make_preview  # which takes seconds: not before we give way
+    from region_workers.training.failures import message_for_people
 
-    record = make_preview(*sys.argv[1:])
+    try:
+        record = make_preview(*sys.argv[1:])
+    except Exception as error:  # noqa: BLE001 - the driver shows one line
+        sys.exit(" ".join(message_for_people(error).split()))
     if record is not None:
         print(record.model_dump_json())
 
