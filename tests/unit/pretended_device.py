@@ -9,6 +9,7 @@ threshold, sparse masks, drawings' lengths, a batch whose timesteps have several
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -167,3 +168,7 @@ def _plan(name: str, option: dict[str, Any]) -> Plan:
             **{key: value for key, value in option.items() if key not in ("model", "training")},
         }
     )
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-n", "0", "-q", "-p", "no:cacheprovider", __file__]))
