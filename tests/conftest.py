@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from schemas.job import WorkerJob
     from schemas.plan import Plan
 
+gc.disable()  # while tests are imported, as in quick_imports
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "model": {"block_out_channels": [16, 32], "layers_per_block": 1, "norm_num_groups": 4, "dropout": 0.1},
@@ -88,6 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is there by now stays: Python need not look through half a million objects again and again."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_sessionfinish() -> None:

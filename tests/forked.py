@@ -7,6 +7,7 @@ environment, folder, output, exit code and signals are a new process's. Ray is n
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import multiprocessing
 import multiprocessing.connection
@@ -177,6 +178,7 @@ def _work(
     begin: Callable[[], None],
 ) -> None:
     """The life of a forked process."""
+    gc.freeze()  # as in tests/conftest.py
     begin()
     os.environ.clear()
     os.environ.update(environment)
