@@ -15,6 +15,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compil
 
 import pytest
 from drawing_files import VECTOR, with_drawings
+from forked import sync_nothing
 
 if TYPE_CHECKING:
     from serial_cluster import SerialCluster
@@ -91,6 +92,7 @@ def pytest_collection_finish() -> None:
     """What is there by now stays: Python need not look through half a million objects again and again."""
     gc.freeze()
     gc.enable()
+    sync_nothing()
 
 
 def pytest_sessionfinish() -> None:
