@@ -33,6 +33,11 @@ def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:
             expert.register_to_config(length_counts=[0, 0, 1, 2, 3])  # else its trainer's: how long drawings are
     names = [region.name for region in plan.regions]
     save_ensemble(path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling)
+    return recorded_as_finished(path, plan)
+
+
+def recorded_as_finished(path: Path, plan: Plan) -> Manifest:
+    """Write the manifest of a run of the plan in which every stage is done, whose ensemble is there already."""
     files = tuple(artifact(path, file) for file in files_in(path / ASSEMBLE))
     directory = RunDirectory(path)
     manifest = Ledger.begin(directory, plan).manifest

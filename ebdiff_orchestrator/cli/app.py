@@ -19,6 +19,7 @@ from ebdiff_orchestrator.cli.launch import extend, launch, resume
 from ebdiff_orchestrator.cli.plan import plan, presets
 from ebdiff_orchestrator.cli.reports import compare, estimate, tickets
 from ebdiff_orchestrator.cli.sample import sample
+from ebdiff_orchestrator.cli.share import export, push
 from ebdiff_orchestrator.cli.status import status
 from ebdiff_orchestrator.run.interrupts import RunStopped
 from schemas.errors import RunFailed, UserError, disk_problem, problem, shown, without_secrets
@@ -63,7 +64,22 @@ def common(
     _debug.append(debug)
 
 
-for command in (launch, resume, extend, status, plan, presets, tickets, compare, estimate, sample, evaluate, doctor):
+for command in (
+    launch,
+    resume,
+    extend,
+    status,
+    plan,
+    presets,
+    tickets,
+    compare,
+    estimate,
+    sample,
+    evaluate,
+    export,
+    push,
+    doctor,
+):
     app.command()(command)
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+from diffusers import ModelMixin
 
-from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.routes import to_device
 from schemas.errors import user_error
 
@@ -59,7 +59,7 @@ def scale_of(guidance_scale: float | None, default: float | None, num_classes: i
 
 
 def predicted_noise(
-    unet: TimestepRouter, sample_BCHW: torch.Tensor, timestep: int | float, labels_B: torch.Tensor | None, scale: float
+    unet: ModelMixin, sample_BCHW: torch.Tensor, timestep: int | float, labels_B: torch.Tensor | None, scale: float
 ) -> torch.Tensor:
     """eps_null + scale (eps_class - eps_null), float32 [B, C, H, W], from one pass.
 
@@ -81,5 +81,5 @@ def predicted_noise(
     return eps_null + scale * (eps_class - eps_null)
 
 
-def _run(unet: TimestepRouter, sample: torch.Tensor, timestep: int | float, **labels: torch.Tensor) -> torch.Tensor:
+def _run(unet: ModelMixin, sample: torch.Tensor, timestep: int | float, **labels: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, unet(sample, timestep, **labels).sample.float())

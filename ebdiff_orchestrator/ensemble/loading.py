@@ -12,14 +12,18 @@ from diffusers import SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from torch import nn
 
-from ebdiff_orchestrator.ensemble.folders import check_whole, has_sums, read_sealed
+from ebdiff_orchestrator.ensemble.folders import SUMS_FILE, check_whole, has_sums, read_sealed
 from ebdiff_orchestrator.ensemble.network_files import cast_to, check_dtype, read_network
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from ebdiff_orchestrator.ensemble.routed_pipeline import MODEL_INDEX, RoutedPipeline, component, is_ensemble
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vector_pipeline import VectorPipeline
+from region_workers.storage.hub import HubError, download, is_hub_name
 from schemas.errors import UserError, user_error
+
+# What an export consists of; its modules lie there to be verified, and are not imported.
+_OF_AN_ENSEMBLE = ("*.json", "*.safetensors", "*.py", SUMS_FILE)
 
 
 def load_ensemble(
@@ -29,9 +33,12 @@ def load_ensemble(
     *,
     compile: bool = False,  # noqa: A002 - torch's word and the plan's
     offload: bool = False,
+    revision: str | None = None,
 ) -> RoutedPipeline:
-    """The pipeline in an ensemble folder, or in a run directory's `ensemble/`; from local files alone.
+    """The pipeline in an ensemble folder, in a run directory's `ensemble/`, or on the hub as `owner/name`.
 
+    What is on the hub is downloaded once, from the branch, tag or commit `revision` (default: the newest of `main`); no
+    code in it is run. A folder of that name goes first; then only local files are looked at.
     `torch_dtype`: float32, bfloat16 or float16 for the networks; default: as saved, float32. `device`: default the CPU.
     `compile`: `torch.compile` each expert at its first step, and again at another batch size.
     `offload`: the experts' weights stay in their files; only the expert at work has its own in memory, on `device`. A
@@ -40,7 +47,7 @@ def load_ensemble(
     Raises `UserError` if there is no ensemble there, a file of it is missing or not what was saved, or the options do
     not go together.
     """
-    folder = _folder_of_ensemble(Path(path))
+    folder = _folder_of_ensemble(_on_this_machine(path, revision))
     check_dtype(torch_dtype, device)
     home = torch.device(device or "cpu")
     router = TimestepRouter.from_pretrained(
@@ -74,6 +81,20 @@ def _check_compiles(router: TimestepRouter) -> None:
     if _draws_drawings(router):
         expected = "False for drawings: their network runs step by step over drawings of many lengths"
         raise user_error("compile", True, expected, "Leave compile out.")
+
+
+def _on_this_machine(path: str | Path, revision: str | None) -> Path:
+    """The path itself, or where its namesake of the hub was downloaded to."""
+    if Path(path).exists() or not is_hub_name(str(path)):
+        if revision is not None:
+            raise user_error("revision", revision, f"None, since {path} is no name on the hub", "Leave it out.")
+        return Path(path)
+    try:
+        return download(str(path), _OF_AN_ENSEMBLE, revision)
+    except HubError as error:
+        expected = "an ensemble's folder, a run directory, or the name of an ensemble on the hub"
+        remedy = f"There is no such folder here, and the hub gives none ({error}). A private one needs HF_TOKEN."
+        raise user_error("path", path, expected, remedy) from None
 
 
 def _folder_of_ensemble(path: Path) -> Path:

@@ -17,7 +17,6 @@ from torch import nn
 
 from ebdiff_orchestrator.ensemble.folders import read_sealed
 from region_workers.networks.packed_weights import masks_of, unpack, write_weights
-from region_workers.networks.pruned_network import NoFreshWeights
 from schemas.errors import UserError, user_error
 
 CONFIG = "config.json"
@@ -62,8 +61,7 @@ def read_network(folder: Path, path: str) -> nn.Module:
 
     `path` is its `class_path`. Raises `UserError` when a file is missing or does not fit.
     """
-    with NoFreshWeights():
-        network = _network(folder, path)
+    network = _network(folder, path)
     weights = read_sealed(folder / WEIGHTS)
     with _weights_that_fit(folder):
         network.load_state_dict(unpack(load(weights), network), strict=True)
@@ -72,7 +70,7 @@ def read_network(folder: Path, path: str) -> nn.Module:
 
 def empty_network(folder: Path, path: str, dtype: torch.dtype | None) -> nn.Module:
     """`read_network` without the weights: its parameters, of `dtype` if one is given, are on the meta device."""
-    with torch.device("meta"), NoFreshWeights():
+    with torch.device("meta"):
         network = _network(folder, path)
     return cast_to(network, dtype)
 
@@ -102,7 +100,7 @@ def cast_to(module: nn.Module, dtype: torch.dtype | None) -> nn.Module:
 
 def _network(folder: Path, path: str) -> nn.Module:
     """The network of that config, as it is built, in eval mode. Raises `UserError` when a file is missing."""
-    kind = _class_at(path)
+    kind = class_at(path)
     config = read_sealed(folder / CONFIG)
     try:
         return cast(nn.Module, kind.from_config(json.loads(config)).eval())
@@ -124,7 +122,7 @@ def _weights_that_fit(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _class_at(path: str) -> Any:
+def class_at(path: str) -> Any:
     """The class of that path. A module outside diffusers and this project must have been imported by the caller:
     a config file must not decide which code runs."""
     module_name, _, class_name = path.rpartition(".")
@@ -136,9 +134,10 @@ def _class_at(path: str) -> Any:
         raise user_error(
             "expert_classes", path, "a class of an imported module", f"import {module_name} before loading."
         )
-    if not hasattr(module, class_name):
-        raise user_error("expert_classes", path, f"a class in {module_name}", "Update the package.")
-    return getattr(module, class_name)
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise user_error("expert_classes", path, f"a network's class in {module_name}", "Update the package.")
+    return found
 
 
 def check_dtype(dtype: torch.dtype | None, device: str | torch.device | None) -> None:

@@ -10,7 +10,6 @@ from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 from ebdiff_orchestrator.ensemble.guidance import ClassLabels, labels_of_batch, predicted_noise, scale_of
 from ebdiff_orchestrator.ensemble.network_files import check_vae
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
-from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators
 from region_workers.data.vae import decode
 
@@ -29,7 +28,7 @@ class EnsemblePipeline(RoutedPipeline):
     model_cpu_offload_seq = "unet->vae"
     _optional_components = ["vae"]  # noqa: RUF012 - diffusers' own form
 
-    def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin, vae: ModelMixin | None = None) -> None:
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin, vae: ModelMixin | None = None) -> None:
         super().__init__()
         if vae is not None:
             check_vae(vae, unet.config.in_channels)

@@ -16,7 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from ebdiff_orchestrator.ensemble.folders import write_own_folder, write_sums
 from ebdiff_orchestrator.ensemble.network_files import write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
-from ebdiff_orchestrator.ensemble.scheduler import Generators, ListDDIMScheduler
+from ebdiff_orchestrator.ensemble.scheduler import Generators
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.json_files import read_object
 from schemas.errors import user_error
@@ -37,7 +37,7 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]
     @property
     def num_classes(self) -> int | None:
         """Classes of a class-conditional ensemble; None without. Label `num_classes` is "no class"."""
-        return cast(TimestepRouter, self.unet).num_classes
+        return cast(int | None, self.unet.num_classes)
 
     def finished(self, samples: Any) -> Any:
         """What is kept of a call's finite samples, given as `sample_type`."""
@@ -124,7 +124,7 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Each timestep as the scheduler takes it, ours a plain number, diffusers' own its tensor; and as a number."""
         tensors = self.scheduler.timesteps
         values = tensors.tolist()
-        return list(zip(values if isinstance(self.scheduler, ListDDIMScheduler) else tensors, values, strict=True))
+        return list(zip(values if getattr(self.scheduler, "takes_numbers", False) else tensors, values, strict=True))
 
     def _step_options(self, eta: float | None, generator: Generators) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters

@@ -68,6 +68,7 @@ class ListDDIMScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """
 
     order = 1
+    takes_numbers = True  # as timesteps of `step`: a tensor would be read back
     init_noise_sigma = 1.0
     _compatibles = [scheduler.name for scheduler in KarrasDiffusionSchedulers]  # noqa: RUF012 - diffusers' own form
 

@@ -6,17 +6,16 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from diffusers import SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ebdiff_orchestrator.ensemble.drawings import Drawing
 from ebdiff_orchestrator.ensemble.images import to_pil
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
-from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators
 from region_workers.data.drawings import strokes_of
-from region_workers.data.rasters import raster as raster_of
+from region_workers.data.rasters import raster
 from schemas.drawings import RasterPlan
 from schemas.errors import shown, user_error
 
@@ -42,7 +41,7 @@ class VectorPipeline(RoutedPipeline):
     sample_type: ClassVar[str] = "rows"
     model_cpu_offload_seq = "unet"
 
-    def __init__(self, unet: TimestepRouter, scheduler: SchedulerMixin) -> None:
+    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin) -> None:
         super().__init__()
         coordinates = unet.config.get("coordinates")
         if coordinates not in ("absolute", "delta"):
@@ -93,7 +92,7 @@ class VectorPipeline(RoutedPipeline):
         if output_type == "rows":
             return (rows,)
         drawings = self.finished(rows)
-        images = [to_pil(raster_of(drawing, raster)) for drawing in drawings]
+        images = [_picture(drawing, raster) for drawing in drawings]
         return VectorPipelineOutput(drawings=drawings, images=images) if return_dict else (drawings, images)
 
     def finished(self, samples: Sequence[np.ndarray]) -> list[Drawing]:
@@ -130,6 +129,10 @@ class VectorPipeline(RoutedPipeline):
             for each in generators
         ]
         return torch.searchsorted(up_to_length, torch.cat(chosen), right=True)
+
+
+def _picture(drawing: Drawing, plan: RasterPlan) -> Image.Image:
+    return to_pil(raster(drawing, plan))
 
 
 def _summed(counts: Any) -> torch.Tensor:

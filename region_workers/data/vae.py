@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import bytes_digest
 from region_workers.storage.json_files import read_object
 from schemas.digest import digest
-from schemas.errors import RunFailed, plan_error
+from schemas.errors import plan_error
 from schemas.model import LatentModelPlan
 from schemas.store import VaeInfo
 
@@ -22,7 +22,6 @@ _CLASSES = ("AutoencoderKL", "VQModel")
 _SUBFOLDERS = ("", "vae", "vqvae", "vqmodel")  # in a folder of its own, or as diffusers' pipelines call it
 _WEIGHTS = "diffusion_pytorch_model"
 _WEIGHT_FILES = (f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-*.safetensors")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EXPECTED = "a folder or a hub name of a diffusers AutoencoderKL or VQModel, or of a pipeline that has one"
 
 
@@ -53,14 +52,6 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
     _check(vae, model, channels)
     vae.register_to_config(scaling_factor=_scaling_factor(model, name, config))
     return vae, _info(vae, name, _posterior(model, name))
-
-
-def load_known_vae(model: LatentModelPlan, channels: int, known_digest: str | None) -> Any:
-    """The VAE of `load_vae`. RunFailed if it is not the one of that digest."""
-    vae, info = load_vae(model, channels)
-    if info.digest != known_digest:
-        raise RunFailed(f"model.vae = {model.vae}: not the VAE that the latents are of. Restore it, then resume.")
-    return vae
 
 
 def encode(vae: Any, images_BCHW: torch.Tensor, generators: Sequence[torch.Generator] | None = None) -> torch.Tensor:
@@ -152,7 +143,7 @@ def _find(model: LatentModelPlan) -> Path:
     path = Path(model.vae).expanduser()
     places = _SUBFOLDERS if model.vae_subfolder is None else (model.vae_subfolder,)
     if not path.is_dir():
-        if not _HUB_NAME.fullmatch(model.vae):
+        if not is_hub_name(model.vae):
             raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is no folder {path.absolute()}: check the path.")
         path = _download(model.vae, places)
     for place in places:
@@ -163,13 +154,9 @@ def _find(model: LatentModelPlan) -> Path:
 
 
 def _download(name: str, places: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (_CONFIG, *_WEIGHT_FILES)]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = f"There is no such folder here, and the hub gives none ({reason}): check the path or the name."
+        return download(name, wanted)
+    except HubError as error:
+        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
         raise plan_error(_FIELD, name, _EXPECTED, remedy) from error

@@ -61,7 +61,7 @@ class DrawingGRU(LoadedStrictly, ModelMixin, ConfigMixin):  # type: ignore[misc]
         `timestep`: [B] or a number, from 0; `lengths`: int64 [B], best on the CPU, from 1 to L; None: all are L long.
         What lies behind a drawing's length changes nothing. ValueError for other shapes or lengths.
         """
-        packing = Packing.of(_checked(sample, lengths), sample.device)
+        packing = Packing.of(_checked_lengths(sample, lengths), sample.device)
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         time = self._embed(timesteps).to(sample.dtype)[packing.sequence]
         rows = torch.cat([packing.pack(self._features(sample)), time], dim=1)
@@ -127,7 +127,7 @@ def _check_time(frequencies: Sequence[float], num_train_timesteps: int) -> None:
         raise ValueError(problem("num_train_timesteps", shown(num_train_timesteps), expected, "Give the training's."))
 
 
-def _checked(sample: Tensor, lengths: Tensor | None) -> Tensor:
+def _checked_lengths(sample: Tensor, lengths: Tensor | None) -> Tensor:
     """The drawings' lengths, int64 [B], on the CPU."""
     if sample.ndim != 3 or sample.shape[2] != 3:
         raise ValueError(problem("sample", tuple(sample.shape), "drawings [B, L, 3]", "Give rows of x, y and pen."))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from region_workers.networks.dense import build_dense, loading_arguments, networ
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import whole_shapes
 from region_workers.networks.supported import check_prunable, network_inputs
+from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import file_digest, is_whole
 from region_workers.storage.json_files import read_manifest, read_object
 from schemas.digest import digest
@@ -27,7 +27,6 @@ from schemas.model import ModelPlan
 from schemas.plan import DataPlan
 
 _CONFIG = "config.json"
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EXPECTED = "a diffusers model folder or pipeline, a hub name, or the directory of a finished dense run"
 _FIELD = "model.pretrained"
 
@@ -68,7 +67,7 @@ def find_dense(pretrained: str) -> DenseFolder:
         run, folder = path.resolve(), _expert_of(path)
     elif path.exists():
         folder = _network_folder(path, pretrained)
-    elif _HUB_NAME.fullmatch(pretrained):
+    elif is_hub_name(pretrained):
         folder = _network_folder(_download(pretrained), pretrained)
     else:
         raise plan_error(_FIELD, pretrained, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
@@ -223,13 +222,9 @@ def _network_folder(path: Path, pretrained: str) -> Path:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     patterns = [_CONFIG, "*.safetensors", f"unet/{_CONFIG}", "unet/*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["vae/*", "vqvae/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        remedy = f"There is no such folder here, and the hub gives none ({reason}): check the path or the name."
+        return download(name, patterns, without=["vae/*", "vqvae/*"])
+    except HubError as error:
+        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
         raise plan_error(_FIELD, name, _EXPECTED, remedy) from None

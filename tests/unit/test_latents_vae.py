@@ -165,7 +165,7 @@ def test_a_hub_name_is_downloaded_without_what_is_not_needed(tmp_path: Path, mon
     save_vq(tmp_path / "snapshot" / "vqvae")
     asked: list[str] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, allow_patterns: list[str], **_: Any) -> str:
         asked.extend([name, *allow_patterns])
         return str(tmp_path / "snapshot")
 

@@ -1,0 +1,128 @@
+"""A run's ensemble as a folder for others, which plain diffusers opens where this package is not installed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+from ebdiff_orchestrator.ensemble.folders import SUMS_FILE, check_whole, damaged, has_sums, write_own_folder, write_sums
+from ebdiff_orchestrator.ensemble.images import GRID
+from ebdiff_orchestrator.ensemble.routed_pipeline import MODEL_INDEX
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
+from ebdiff_orchestrator.sharing.card import CARD_FILE, model_card
+from ebdiff_orchestrator.sharing.modules import Symbol, module_source
+from region_workers.storage.integrity import SEAL_FILE, files_in, is_whole, seal_folder
+from region_workers.storage.json_files import read_object
+from schemas.errors import shown, user_error
+from schemas.job import CONFIG_FILE
+from schemas.manifest import Manifest
+
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,99}")
+_PIPELINE = "_class_name"  # what model_index.json calls the pipeline itself
+_EXPERTS: dict[str, Symbol] = {  # by what a router's config calls them
+    "region_workers.pruned_unet.PrunedUNet2DModel": ("region_workers.networks.pruned_unet", "PrunedUNet2DModel"),
+    "region_workers.conditional_unet.PrunedUNet2DConditionModel": (
+        "region_workers.networks.conditional_unet",
+        "PrunedUNet2DConditionModel",
+    ),
+    "region_workers.drawing_gru.DrawingGRU": ("region_workers.networks.drawing_gru", "DrawingGRU"),
+}
+_FILES = {  # of the modules, by class: diffusers keeps those of all folders side by side, so each has a name of its own
+    "TimestepRouter": "timestep_router",
+    "ListDDIMScheduler": "list_ddim_scheduler",
+    "EnsemblePipeline": "ensemble_pipeline",
+    "VectorPipeline": "vector_pipeline",
+}
+_MARK = f"unet/{_FILES['TimestepRouter']}.py"  # only exports have it
+
+
+def export_run(run_dir: str | Path, folder: str | Path, license_id: str | None = None, name: str | None = None) -> Path:
+    """Write a finished run's ensemble to `folder`, with its modules, samples and a model card; the folder.
+
+    `license_id`: what the card says, as the hub calls it. `name`: what the card's examples load, default the folder's.
+    The folder appears whole or not at all, in place of an older export. UserError if the run has no whole ensemble, or
+    one with classes of somebody else's, or if `folder` holds anything else.
+    """
+    folder = Path(folder)
+    if license_id is not None and not _LICENSE.fullmatch(license_id):
+        raise user_error("--license", shown(license_id), "a licence's short name, such as cc-by-4.0", "Correct it.")
+    run = RunDirectory(run_dir)
+    manifest = run.read()
+    ensemble = _ensemble_of(run, manifest)
+    modules = module_files(ensemble)
+    grid = _grid_of(run, manifest)
+    card = model_card(manifest, name or folder.resolve().name, license_id, grid is not None)
+    write_own_folder(
+        folder, partial(_write, ensemble=ensemble, modules=modules, card=card, grid=grid), _is_export, "an export"
+    )
+    return folder
+
+
+def module_files(ensemble: Path) -> dict[str, str]:
+    """The modules that an ensemble's folder needs to be loaded without this package, by file. UserError as above."""
+    classes = read_object(ensemble / "unet" / CONFIG_FILE)["expert_classes"]
+    if strange := [each for each in classes if each not in _EXPERTS and not each.startswith("diffusers.")]:
+        raise user_error("expert_classes", strange[0], "networks of ebdiff or of diffusers", "Share its code yourself.")
+    experts = {_EXPERTS[each]: None for each in classes if each in _EXPERTS}
+    return {
+        f"{'' if part == _PIPELINE else f'{part}/'}{_FILES[symbol[1]]}.py": module_source(
+            f"{symbol[1]} of an ensemble.", [symbol, *(experts if part == "unet" else ())]
+        )
+        for part, symbol in _own_classes(ensemble).items()
+    }
+
+
+def _own_classes(ensemble: Path) -> dict[str, Symbol]:
+    """Our classes in an ensemble by what model_index.json calls them: the experts' in their router's module."""
+    draws = read_object(ensemble / "unet" / CONFIG_FILE).get("coordinates") is not None
+    pipeline = ("vector_pipeline", "VectorPipeline") if draws else ("pipeline", "EnsemblePipeline")
+    parts = {"unet": ("router", "TimestepRouter"), "scheduler": ("scheduler", "ListDDIMScheduler"), _PIPELINE: pipeline}
+    return {part: (f"ebdiff_orchestrator.ensemble.{module}", name) for part, (module, name) in parts.items()}
+
+
+def _ensemble_of(run: RunDirectory, manifest: Manifest) -> Path:
+    """The folder of the run's ensemble, checked to be whole."""
+    if manifest.stage(ASSEMBLE).status != "done":
+        remedy = f"Go on with it: ebdiff resume {run.short_location}"
+        raise user_error("RUN", run.short_location, "a run that has its ensemble", remedy)
+    ensemble = run.ensemble() / ASSEMBLE
+    if not (ensemble / MODEL_INDEX).is_file():
+        raise damaged(ensemble / MODEL_INDEX)
+    check_whole(ensemble, has_sums)
+    check_whole(ensemble / "unet", lambda _: True)
+    return ensemble
+
+
+def _grid_of(run: RunDirectory, manifest: Manifest) -> Path | None:
+    """The picture of the run's samples, if there is one, as it was recorded."""
+    recorded = [item for item in manifest.stage(SAMPLE).artifacts if item.path == f"{SAMPLE}/{GRID}"]
+    run.fetch_recorded(recorded)
+    return run.path / recorded[0].path if recorded and is_whole(run.path, recorded[0]) else None
+
+
+def _write(folder: Path, ensemble: Path, modules: dict[str, str], card: str, grid: Path | None) -> None:
+    """What loading needs is sealed; the card and the picture, which people edit on the hub, are not."""
+    for file in files_in(ensemble):
+        if file.name not in (SEAL_FILE, SUMS_FILE):
+            place = folder / file.relative_to(ensemble)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place)
+    for name, source in modules.items():
+        (folder / name).write_text(source, encoding="utf-8")
+    own = {part: [_FILES[name], name] for part, (_, name) in _own_classes(ensemble).items()}
+    index = {**read_object(folder / MODEL_INDEX), **own}
+    (folder / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    seal_folder(folder / "unet")
+    write_sums(folder)
+    seal_folder(folder)
+    if grid is not None:
+        shutil.copyfile(grid, folder / GRID)
+    (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _is_export(folder: Path) -> bool:
+    return (folder / _MARK).is_file() and (folder / MODEL_INDEX).is_file()

@@ -1,0 +1,352 @@
+"""An ensemble for others: opened by plain diffusers where this package is not installed, and shared on a hub."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bare_environment import bare_python
+from drawing_files import VECTOR
+from finished_run import an_evaluation, recorded_as_finished
+from forked import ForkedProcess
+from hub_server import TOKEN, Hub, client_settings, serving_hub, use_hub
+from huggingface_hub import ModelCard
+
+from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from ebdiff_orchestrator.evaluation.records import ensemble_digest
+from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.sharing.card import model_card
+from ebdiff_orchestrator.sharing.export import export_run, module_files
+from ebdiff_orchestrator.sharing.push import push_run
+from ebdiff_orchestrator.sharing.standalone import RasterPlan as RasterStandIn
+from region_workers.networks.packed_weights import masks_of
+from region_workers.storage.integrity import seal_folder
+from schemas.drawings import RasterPlan
+from schemas.errors import RunFailed, UserError
+from schemas.plan import DiffusionPlan, Plan, SamplingPlan
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+
+from ensemble_fixtures import CLASSES, KINDS, draw, saved_ensemble
+from test_ensemble_pruned import NAMES, pruned_expert
+
+ALL_KINDS = (*KINDS, "pruned", "packed")
+REPO = "me/digits"
+# What a stranger runs: every kind from its folder, one from the hub; the samples go to files.
+STRANGER = """
+import importlib.util, json, sys
+import numpy as np, torch
+from diffusers import DiffusionPipeline
+
+ours = ("ebdiff_orchestrator", "region_workers", "schemas", "pydantic", "ray", "torch_pruning", "accelerate")
+assert not [name for name in ours if importlib.util.find_spec(name)]
+torch.set_num_threads(1)
+out, classes, folders = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+for kind, place in folders.items():
+    pipeline = DiffusionPipeline.from_pretrained(place, trust_remote_code=True)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"generator": [torch.Generator().manual_seed(seed) for seed in (1, 2)]}
+    if pipeline.num_classes:
+        options["class_labels"] = [seed % classes for seed in (1, 2)]
+    if kind == "drawings":
+        (rows,) = pipeline(2, output_type="rows", **options)
+        assert len(pipeline(2, **options).drawings) == 2
+        samples = np.stack([np.pad(each, ((0, 6 - len(each)), (0, 0))) for each in rows])
+    else:
+        samples = pipeline(2, output_type="pt", **options).images.numpy()
+    np.save(f"{out}/{kind}.npy", samples)
+try:
+    pipeline.save_pretrained(out)
+except ValueError as error:
+    print(error)
+config = open(f"{folders['pixels']}/unet/config.json", "a")
+config.write(" ")
+config.close()
+try:
+    DiffusionPipeline.from_pretrained(folders["pixels"], trust_remote_code=True)
+except ValueError as error:
+    print(error)
+"""
+
+
+def _packed(expert: Any, seed: int) -> Any:
+    """The expert with a third of its convolutions' weights, which its file then holds packed."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = {}
+    for name, weight in expert.named_parameters():
+        if weight.ndim == 4:
+            mask = torch.rand(weight.shape, generator=generator) < 0.33
+            weight.data *= mask
+            masks[name] = torch.from_numpy(np.packbits(mask.numpy()))
+    expert.packed_masks = masks
+    return expert
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that counts as finished, by the kind of its ensemble."""
+    found = {kind: tmp_path_factory.mktemp("runs") / kind for kind in ALL_KINDS}
+    for kind, run in found.items():
+        if kind in KINDS:
+            saved_ensemble(run / "ensemble", kind=kind)
+        else:
+            experts = [pruned_expert(0.25, 0), pruned_expert(0.75, 1)]
+            experts = [_packed(expert, 2) for expert in experts] if kind == "packed" else experts
+            routes = [(0, 500), (500, 1000)]
+            save_ensemble(run / "ensemble", experts, routes, NAMES, DiffusionPlan(), SamplingPlan(steps=4))
+        recorded_as_finished(run, Plan())
+    return found
+
+
+@pytest.fixture(scope="module")
+def exports(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The export of each, moved to another place."""
+    first, moved = tmp_path_factory.mktemp("first"), tmp_path_factory.mktemp("moved")
+    for kind, run in runs.items():
+        shutil.move(export_run(run, first / kind), moved / kind)
+    return {kind: moved / kind for kind in runs}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    with serving_hub() as server:
+        yield server
+
+
+@pytest.fixture
+def at_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """The stand-in is this process's hub, and knows its token."""
+    for name, value in client_settings(hub.url, str(tmp_path / "hub")).items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
+
+
+def _ebdiff(*words: str, url: str, cache: Path, token: str) -> tuple[int, str]:
+    """The exit code and all that the command prints; the token comes by the environment alone."""
+    env = {"PATH": "/usr/bin:/bin", "HOME": str(cache), "HF_TOKEN": token}
+    process = ForkedProcess("ebdiff", *words, env=env, begin=partial(use_hub, url, str(cache)))
+    code = process.wait(100)
+    return code, "".join(process.communicate())
+
+
+def test_strangers_draw_our_bits_from_folders_and_from_the_hub(
+    runs: dict[str, Path], exports: dict[str, Path], at_hub: Hub, tmp_path: Path
+) -> None:
+    assert masks_of(load_ensemble(runs["packed"]).unet.experts[0])
+    push_run(runs["classes"], "me/classes")
+    before = {kind: draw(load_ensemble(run), 1, 2).numpy() for kind, run in runs.items()}
+    read_only = [path for folder in exports.values() for path in (folder, *folder.rglob("*"))]
+    for path in read_only:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    (exports["pixels"] / "unet" / "config.json").chmod(0o644)  # which the program damages at its end
+
+    places = {**{kind: str(folder) for kind, folder in exports.items()}, "from-hub": "me/classes"}
+    python = bare_python(tmp_path / "environment")
+    env = {"HF_ENDPOINT": at_hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    command = [python, "-I", "-c", STRANGER, tmp_path, str(CLASSES), json.dumps(places)]
+    told = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert told.returncode == 0, told.stderr
+    assert "might require the following packages" not in told.stderr
+    for kind, samples in {**before, "from-hub": before["classes"]}.items():
+        assert np.array_equal(np.load(tmp_path / f"{kind}.npy"), samples), kind
+    no_saving, damage = told.stdout.splitlines()
+    assert "Copy the folder" in no_saving
+    assert "config.json: expected the file as it was exported" in damage
+    for path in read_only:
+        path.chmod(0o755)
+
+
+def test_we_load_an_export_to_the_same_bits_and_notice_damage(
+    runs: dict[str, Path], exports: dict[str, Path], tmp_path: Path
+) -> None:
+    for kind in ("packed", "VQModel", "drawings"):
+        assert torch.equal(draw(load_ensemble(exports[kind]), 1, 2), draw(load_ensemble(runs[kind]), 1, 2))
+    copy = Path(shutil.copytree(exports["packed"], tmp_path / "copy"))
+    (copy / "README.md").write_text("Cards are edited on the hub.")
+    load_ensemble(copy)
+    with (copy / "ensemble_pipeline.py").open("a") as module:
+        module.write("#")
+    with pytest.raises(UserError, match=r"ensemble_pipeline\.py: expected the file as it was saved"):
+        load_ensemble(copy)
+
+
+def test_modules_are_what_our_sources_give_today_and_import_nothing_of_ours(
+    runs: dict[str, Path], exports: dict[str, Path]
+) -> None:
+    for kind, run in runs.items():
+        files = module_files(run / "ensemble")
+        assert {path.relative_to(exports[kind]).as_posix() for path in exports[kind].rglob("*.py")} == set(files)
+        for name, source in files.items():
+            assert (exports[kind] / name).read_text() == source
+            imported = {
+                (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+                for node in ast.walk(ast.parse(source))
+                if isinstance(node, ast.Import | ast.ImportFrom)
+            }
+            allowed = {"torch", "diffusers", "safetensors", "numpy", "PIL", *sys.stdlib_module_names}
+            assert imported <= allowed, name
+    assert vars(RasterStandIn()) == RasterPlan().model_dump()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        (lambda run: (run / "ensemble/unet/0-260/config.json").write_text("{}"), "config.json: expected the file as"),
+        (lambda run: shutil.rmtree(run / "ensemble"), "model_index.json: expected the file as"),
+        (lambda run: (run / "manifest.json").unlink(), "no run here"),
+    ],
+)
+def test_a_run_that_is_not_whole_is_not_exported(break_it: Any, said: str, tmp_path: Path) -> None:
+    saved_ensemble(tmp_path / "run" / "ensemble")
+    recorded_as_finished(tmp_path / "run", Plan())
+    break_it(tmp_path / "run")
+    with pytest.raises(UserError, match=said):
+        export_run(tmp_path / "run", tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_only_an_export_is_replaced_and_only_networks_with_code_here_are_exported(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    export_run(runs["pixels"], tmp_path / "export")
+    export_run(runs["drawings"], tmp_path / "export")
+    assert not (tmp_path / "export" / "ensemble_pipeline.py").exists()
+    for taken in (runs["pixels"], runs["pixels"] / "ensemble"):
+        with pytest.raises(UserError, match="expected a new or empty folder, or one that holds an export"):
+            export_run(runs["pixels"], taken)
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text('{"expert_classes": ["mine.Net"]}')
+    with pytest.raises(UserError, match=r"expert_classes = mine\.Net"):
+        module_files(tmp_path)
+
+
+def test_the_command_pushes_and_what_it_pushed_loads_by_its_name(
+    runs: dict[str, Path], at_hub: Hub, tmp_path: Path
+) -> None:
+    words = ("push", str(runs["pixels"]), REPO, "--private", "--license", "cc0-1.0", "--message", "First")
+    code, said = _ebdiff(*words, url=at_hub.url, cache=tmp_path, token=TOKEN)
+    assert (code, at_hub.private[REPO], at_hub.messages[-1]) == (0, True, "First"), said
+    assert f"{at_hub.url}/{REPO}/commit/{at_hub.branches[REPO]['main']}" in said
+    assert TOKEN not in said
+    code, refused = _ebdiff(*words, url=at_hub.url, cache=tmp_path, token="hf_unknown")
+    assert (code, "HF_TOKEN = ...: expected a token that the hub knows" in refused) == (2, True), refused
+    assert "hf_unknown" not in refused
+    card = at_hub.files(REPO)["README.md"].decode()
+    assert "license: cc0-1.0" in card
+    assert f"from_pretrained('{REPO}', trust_remote_code=True)" in card
+    assert torch.equal(draw(load_ensemble(REPO), 1, 2), draw(load_ensemble(runs["pixels"]), 1, 2))
+
+    first = at_hub.branches[REPO]["main"]
+    push_run(runs["drawings"], REPO, revision="drawings")
+    assert "ensemble_pipeline.py" not in at_hub.files(
+        REPO, "drawings"
+    )  # what the branch began with, and has no use for
+    push_run(runs["pruned"], REPO)
+    assert {name.split("/")[1] for name in at_hub.files(REPO) if name.endswith(".safetensors")} == set(NAMES)
+    for revision, kind in (("drawings", "drawings"), (first, "pixels"), (None, "pruned")):
+        assert torch.equal(draw(load_ensemble(REPO, revision=revision), 1, 2), draw(load_ensemble(runs[kind]), 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("repo", "license_id", "token", "refuse", "kind", "said"),
+    [
+        (REPO, None, None, None, UserError, "HF_TOKEN = nothing"),
+        ("others/model", None, TOKEN, None, UserError, "expected a repository that you may write to (403"),
+        ("model", None, TOKEN, None, UserError, "expected owner/name"),
+        ("me/new", "none-such", TOKEN, None, UserError, "must be one of"),
+        ("me/new", "two\nlines", TOKEN, None, UserError, "--license"),
+        ("me/new", None, TOKEN, 500, RunFailed, "the hub did not take it"),
+    ],
+)
+def test_what_the_hub_refuses_is_told_and_leaves_nothing_there(
+    repo: str, license_id: str | None, token: str | None, refuse: int | None, kind: type[Exception], said: str,
+    runs: dict[str, Path], at_hub: Hub, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(at_hub, "refuse", refuse)
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    before = dict(at_hub.branches)
+    with pytest.raises(kind, match=re.escape(said)):
+        push_run(runs["pixels"], repo, license_id)
+    assert at_hub.branches == before
+
+
+def test_without_a_hub_or_such_a_repository_there_is_a_reason(
+    runs: dict[str, Path], at_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_run(runs["pixels"], "me/public")
+    with pytest.raises(UserError, match="--private = me/public: expected a new or a private repository"):
+        push_run(runs["pixels"], "me/public", private=True)
+    for arguments in (("me/nothing",), ("me/public", "v9")):
+        with pytest.raises(UserError, match=r"the hub gives none .*Not Found"):
+            load_ensemble(arguments[0], revision=arguments[1] if len(arguments) > 1 else None)
+    with pytest.raises(UserError, match="revision = v1: expected None"):
+        load_ensemble(runs["pixels"], revision="v1")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunFailed, match="the hub did not take it"):
+        push_run(runs["pixels"], "me/public")
+    with pytest.raises(UserError, match=r"the hub gives none .*refused"):
+        load_ensemble("me/nothing")
+
+
+def test_what_is_loaded_runs_no_code_of_the_repository(runs: dict[str, Path], tmp_path: Path) -> None:
+    folder = export_run(runs["pruned"], tmp_path / "export")
+    config = folder / "unet" / "config.json"
+    values = json.loads(config.read_text())
+    evil = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    for module in folder.rglob("*.py"):
+        module.write_text(evil)
+    for name in ("os.system", "timestep_router.TimestepRouter", "diffusers.DiffusionPipeline", None):
+        config.write_text(json.dumps({**values, "expert_classes": [name] * len(NAMES)} if name else values))
+        for sealed in (folder / "unet", folder):  # as whoever owns the repository can
+            seal_folder(sealed)
+        if name is None:
+            load_ensemble(folder)
+        else:
+            with pytest.raises(UserError, match=f"expert_classes = {name}"):
+                load_ensemble(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_card_says_what_is_known_and_nothing_of_the_machine(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    plan = tiny_plan(f"data.path={tmp_path}/secret/x](http:evil) <script>alert(1)<script> `| photos")
+    manifest = recorded_as_finished(tmp_path, plan)
+    found = an_evaluation(num_images=1000, fid=12.345, ensemble_digest=ensemble_digest(manifest))
+    card = model_card(manifest.model_copy(update={"evaluations": {"k": found}}), "me/it", None, has_grid=True)
+    metadata = ModelCard(card).data
+    assert (metadata.license, metadata.datasets, metadata.library_name) == (None, None, "diffusers")
+    assert "<script>" not in card
+    assert "x](http" not in card
+    assert "secret" not in card
+    assert str(tmp_path) not in card
+    assert "\\`\\| photos" in card
+    assert "12.3" in card
+    assert "1,000" in card
+    assert "Licence\n\nNone is stated" in card
+    for region in plan.regions:
+        assert f"`{region.name}`" in card
+    card = model_card(manifest, "me/it", "mit", has_grid=False)
+    assert ModelCard(card).data.license == "mit"
+    assert "The weights: mit." in card
+    assert "Nothing was measured" in card
+
+    of_the_hub = tiny_plan("data.path=someone/pictures", "model.num_classes=10", "data.label_column=label")
+    card = model_card(Ledger.begin(RunDirectory(tmp_path / "b"), of_the_hub).manifest, "me/it", "mit", has_grid=False)
+    assert ModelCard(card).data.datasets == ["someone/pictures"]
+    assert "class_labels=0" in card
+    drawings = tiny_plan(*VECTOR)
+    card = model_card(Ledger.begin(RunDirectory(tmp_path / "c"), drawings).manifest, "me/it", "mit", has_grid=False)
+    assert "drawings = pipeline(batch_size=4).drawings" in card
