@@ -7,16 +7,16 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from schemas.process import wait_passively
+from schemas.job import WorkerJob
+from schemas.process import quick_imports, wait_passively
 
 wait_passively()
+with quick_imports():
+    import torch
+    import torch.distributed as dist
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-
-from region_workers.training.failures import StopRequestedError  # noqa: E402
-from region_workers.worker.run import run_job  # noqa: E402
-from schemas.job import WorkerJob  # noqa: E402
+    from region_workers.training.failures import StopRequestedError
+    from region_workers.worker.run import run_job
 
 
 def main() -> int:

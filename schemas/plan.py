@@ -20,6 +20,7 @@ from schemas.experiment import (
     TrainingPlan,
 )
 from schemas.model import ModelPlan, PixelModelPlan
+from schemas.previews import PreviewsPlan
 from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
 from schemas.section import Section, is_none
 from schemas.sparsity import SparsityPlan
@@ -34,6 +35,7 @@ __all__ = [
     "LoggingPlan",
     "Placement",
     "Plan",
+    "PreviewsPlan",
     "SamplingPlan",
     "SparsityPlan",
     "TimestepPlan",
@@ -48,6 +50,7 @@ _NOT_THE_EXPERIMENT: dict[str, Any] = {
     "workers": True,
     "checkpointing": True,
     "logging": True,
+    "previews": True,
     # Images, the VAE and a dense start are known by their digests; how drawings are rendered changes none of them.
     "data": {"path": True, "max_pixels": True, "drawings": {"raster"}},
     "model": {"pretrained", "vae", "vae_subfolder"},
@@ -80,6 +83,9 @@ class Plan(Section):
     sampling: SamplingPlan = SamplingPlan()
     checkpointing: CheckpointPlan = CheckpointPlan()
     logging: LoggingPlan = LoggingPlan()
+    previews: PreviewsPlan | None = Field(
+        None, exclude_if=is_none, description="A few images while the run trains; null: none."
+    )
     workers: WorkersPlan = WorkersPlan()
     placement: Placement = Field(
         "one-per-region",
@@ -127,10 +133,11 @@ class Plan(Section):
     @model_validator(mode="after")
     def _sampling_fits(self) -> Self:
         total = self.diffusion.num_train_timesteps
-        if self.sampling.steps > total:
-            raise cross_field_error(
-                "sampling.steps", self.sampling.steps, f"at most diffusion.num_train_timesteps = {total}", "Lower it."
-            )
+        asked_for = {"sampling": self.sampling.steps, **({"previews": self.previews.steps} if self.previews else {})}
+        for section, steps in asked_for.items():
+            if steps > total:
+                expected = f"at most diffusion.num_train_timesteps = {total}"
+                raise cross_field_error(f"{section}.steps", steps, expected, "Lower it.")
         steps, offset = self.sampling.steps, self.sampling.steps_offset
         highest = int(0.8 * total) if self.sampling.spacing == "quadratic" else (steps - 1) * (total // steps)
         if offset and highest + offset >= total:
@@ -204,7 +211,7 @@ class Plan(Section):
         return None if self.sparsity is None else self.sparsity.of_region(region.sparsity)
 
     def experiment(self) -> dict[str, Any]:
-        """What determines the result, as JSON values: all but the name, workers, checkpointing and logging.
+        """What determines the result, as JSON values: all but the name, workers, checkpointing, logging and previews.
 
         The images are known by their digest, kept in the manifest, not by where they lie. A limit on the draw
         decides only whether it fails, unless the plan takes the last mask at the limit; so a draw that ran into it

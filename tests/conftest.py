@@ -15,6 +15,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compil
 
 import pytest
 from drawing_files import VECTOR, with_drawings
+from forked import sync_nothing
 
 if TYPE_CHECKING:
     from serial_cluster import SerialCluster
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from region_workers.data.store import Store
     from schemas.job import WorkerJob
     from schemas.plan import Plan
+
+gc.disable()  # while tests are imported, as in quick_imports
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -88,6 +91,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is there by now stays: Python need not look through half a million objects again and again."""
     gc.freeze()
+    gc.enable()
+    sync_nothing()
 
 
 def pytest_sessionfinish() -> None:

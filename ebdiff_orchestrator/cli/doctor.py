@@ -11,6 +11,7 @@ from typer import Argument, Exit, Option
 
 from ebdiff_orchestrator.cli.arguments import SetOption
 from schemas.limits import MANY, MOST_WORKERS
+from schemas.process import quick_imports
 
 PlanArgument = Annotated[
     str | None,
@@ -35,11 +36,12 @@ def doctor(
     as_json: Annotated[bool, Option("--json", help="Findings and the nodes' facts as JSON.")] = False,
 ) -> None:
     """Check this machine, or every node of a cluster, before a long run; exit 1 if something is wrong."""
-    from ebdiff_orchestrator.doctor.examine import Question, examine
-    from ebdiff_orchestrator.doctor.report import any_wrong, show
-    from ebdiff_orchestrator.doctor.report import as_json as report
-    from ebdiff_orchestrator.plans.load import load_plan
-    from ebdiff_orchestrator.run.resolve import adopt_dense
+    with quick_imports():
+        from ebdiff_orchestrator.doctor.examine import Question, examine
+        from ebdiff_orchestrator.doctor.report import any_wrong, show
+        from ebdiff_orchestrator.doctor.report import as_json as report
+        from ebdiff_orchestrator.plans.load import load_plan
+        from ebdiff_orchestrator.run.resolve import adopt_dense
 
     loaded = load_plan(plan, changes or ()) if plan is not None else None
     if loaded is not None and loaded.model.pretrained is not None:

@@ -12,6 +12,7 @@ from typer import Option
 from ebdiff_orchestrator.cli.arguments import RunArgument, SeedOption
 from ebdiff_orchestrator.run.view import View, terminal_view
 from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
+from schemas.process import quick_imports
 
 if TYPE_CHECKING:
     from schemas.evaluation import EvaluationReport
@@ -72,8 +73,9 @@ def evaluate(
     Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's; with
     --extractor random-conv it is another distance, which needs no weights and is no FID.
     """
-    from ebdiff_orchestrator.evaluation.evaluate import evaluate
-    from ebdiff_orchestrator.evaluation.records import recorded_report
+    with quick_imports():
+        from ebdiff_orchestrator.evaluation.evaluate import evaluate
+        from ebdiff_orchestrator.evaluation.records import recorded_report
 
     evaluation = evaluate(
         run_dir,

@@ -10,6 +10,7 @@ from typer import Option
 from ebdiff_orchestrator.cli.arguments import AddressOption, PlanArgument, RunArgument, SetOption
 from ebdiff_orchestrator.run.view import terminal_view
 from schemas.errors import UserError
+from schemas.process import quick_imports
 
 if TYPE_CHECKING:
     from schemas.plan import Plan
@@ -40,7 +41,8 @@ def launch(
     view = terminal_view()
     view.line(f"{loaded.name}: launching in {folder} ...")  # torch and Ray take seconds, on a busy machine minutes
     _start_ray_early(folder, loaded, address)
-    from ebdiff_orchestrator.run.launch import launch as launch_plan
+    with quick_imports():
+        from ebdiff_orchestrator.run.launch import launch as launch_plan
 
     launch_plan(loaded, folder, address=address, view=view, reuse=reuse or (), take_over=take_over)
 
@@ -55,14 +57,16 @@ def resume(
     view = terminal_view()
     view.line(f"Going on with {run_dir} ...")
     _start_ray_early(run_dir, None, address)
-    from ebdiff_orchestrator.run.launch import resume as resume_run
+    with quick_imports():
+        from ebdiff_orchestrator.run.launch import resume as resume_run
 
     resume_run(run_dir, address=address, view=view, reuse=reuse or (), take_over=take_over)
 
 
 def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOption = None) -> None:
     """Train a run's experts further, as in --set training.steps=300000; the bits are those of one long run."""
-    from ebdiff_orchestrator.run.launch import extend as extend_run
+    with quick_imports():
+        from ebdiff_orchestrator.run.launch import extend as extend_run
 
     if not changes:
         raise UserError("--set: expected the new number of steps. Give it, as in --set training.steps=300000.")

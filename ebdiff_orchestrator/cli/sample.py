@@ -12,6 +12,7 @@ from ebdiff_orchestrator.run.view import sampling_report, terminal_view
 from region_workers.storage.places import check_writable_folder
 from schemas.errors import UserError
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
+from schemas.process import quick_imports
 
 EnsembleArgument = Annotated[Path, Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")]
 OutOption = Annotated[Path, Option(metavar="DIR", help="Folder for the PNGs, of drawings the SVGs, and a grid.")]
@@ -59,9 +60,10 @@ def sample(
     address: AddressOption = None,
 ) -> None:
     """Draw images or drawings from a finished ensemble."""
-    from ebdiff_orchestrator.ensemble.images import GRID
-    from ebdiff_orchestrator.ensemble.samples import write_samples
-    from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
+    with quick_imports():
+        from ebdiff_orchestrator.ensemble.images import GRID
+        from ebdiff_orchestrator.ensemble.samples import write_samples
+        from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 
     _check_places(out, workers, address)
     job = SampleJob(

@@ -18,6 +18,7 @@ from ebdiff_orchestrator.cluster.executor import Request
 from region_workers.storage.run_files import local_folder
 from schemas.digest import digest
 from schemas.job import WorkerJob
+from schemas.process import quick_imports
 
 RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 _NOTICE_S = 5.0
@@ -28,8 +29,9 @@ class RegionWorker:
 
     def run(self, job: str) -> None:
         """Complete the job, or save it as far as it is where the run is to stop."""
-        from region_workers.training.failures import StopRequestedError
-        from region_workers.worker.run import run_job
+        with quick_imports():
+            from region_workers.training.failures import StopRequestedError
+            from region_workers.worker.run import run_job
 
         with suppress(StopRequestedError):
             run_job(WorkerJob.model_validate_json(job), _DrainNotice())
@@ -123,8 +125,9 @@ def _work(config: dict[str, str]) -> None:
     """Runs on each of a trainer's workers; they ask for a notice at the log interval."""
     from ray.train import get_preemption_info
 
-    from region_workers.training.failures import StopRequestedError
-    from region_workers.worker.run import run_job
+    with quick_imports():
+        from region_workers.training.failures import StopRequestedError
+        from region_workers.worker.run import run_job
 
     with suppress(StopRequestedError):
         run_job(WorkerJob.model_validate_json(config["job"]), lambda: get_preemption_info() is not None)

@@ -26,8 +26,12 @@ def write_drawings(drawings: Sequence[Drawing], folder: Path) -> None:
         (folder / f"{index:05d}.svg").write_text(svg(drawing))
     shown = drawings[:GRID_SAMPLES]
     (folder / SVG_GRID).write_text(svg_grid(shown))
-    cells_NHWC = np.stack([raster(drawing, _CELL) for drawing in shown])
-    to_pil(image_grid(cells_NHWC)).save(folder / GRID)
+    to_pil(drawing_grid(shown)).save(folder / GRID)
+
+
+def drawing_grid(drawings: Sequence[Drawing]) -> np.ndarray:
+    """The drawings side by side as pixels, as `image_grid` has them."""
+    return image_grid(np.stack([raster(drawing, _CELL) for drawing in drawings]))
 
 
 def svg(drawing: Drawing) -> str:

@@ -17,6 +17,7 @@ from torch import nn
 
 from ebdiff_orchestrator.ensemble.folders import read_sealed
 from region_workers.networks.packed_weights import masks_of, unpack, write_weights
+from region_workers.networks.pruned_network import NoFreshWeights
 from schemas.errors import UserError, user_error
 
 CONFIG = "config.json"
@@ -61,7 +62,8 @@ def read_network(folder: Path, path: str) -> nn.Module:
 
     `path` is its `class_path`. Raises `UserError` when a file is missing or does not fit.
     """
-    network = _network(folder, path)
+    with NoFreshWeights():
+        network = _network(folder, path)
     weights = read_sealed(folder / WEIGHTS)
     with _weights_that_fit(folder):
         network.load_state_dict(unpack(load(weights), network), strict=True)
@@ -70,7 +72,7 @@ def read_network(folder: Path, path: str) -> nn.Module:
 
 def empty_network(folder: Path, path: str, dtype: torch.dtype | None) -> nn.Module:
     """`read_network` without the weights: its parameters, of `dtype` if one is given, are on the meta device."""
-    with torch.device("meta"):
+    with torch.device("meta"), NoFreshWeights():
         network = _network(folder, path)
     return cast_to(network, dtype)
 

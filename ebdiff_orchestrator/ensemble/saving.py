@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
+from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from schemas.errors import user_error
@@ -40,13 +41,25 @@ def save_ensemble(
     folder appears whole or not at all, in place of an older ensemble. Raises `UserError` if the experts, routes,
     timesteps and VAE do not fit together, or if `path` holds something else.
     """
+    ensemble_of(experts, routes, names, diffusion, sampling, vae).save_pretrained(path)
+
+
+def ensemble_of(
+    experts: Sequence[nn.Module],
+    routes: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    diffusion: DiffusionPlan,
+    sampling: SamplingPlan,
+    vae: nn.Module | None = None,
+) -> RoutedPipeline:
+    """The pipeline that `save_ensemble` writes."""
     router = TimestepRouter(experts, routes, names)
     covered = routes[-1][1]
     if covered != diffusion.num_train_timesteps:
         raise user_error(
             "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
         )
-    pipeline_of(router, scheduler_of(diffusion, sampling), vae).save_pretrained(path)
+    return pipeline_of(router, scheduler_of(diffusion, sampling), vae)
 
 
 def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:

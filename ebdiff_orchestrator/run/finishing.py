@@ -18,7 +18,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name
 from ebdiff_orchestrator.run.view import View, sampling_report
 from region_workers.data.encode import on_threads
-from region_workers.data.vae import load_vae
+from region_workers.data.vae import load_known_vae
 from region_workers.networks.dense import load_verified
 from region_workers.storage.integrity import DamagedFileError, artifact, files_in
 from schemas.digest import digest
@@ -123,10 +123,7 @@ def _vae(plan: Plan, vae_digest: str | None) -> nn.Module | None:
     """The VAE of a plan on latents; its config says how the experts' latents are scaled."""
     if not isinstance(plan.model, LatentModelPlan):
         return None
-    vae, info = load_vae(plan.model, plan.data.channels)
-    if info.digest != vae_digest:
-        raise RunFailed(f"model.vae = {plan.model.vae}: not the VAE that the latents are of. Restore it, then resume.")
-    return cast(nn.Module, vae)
+    return cast(nn.Module, load_known_vae(plan.model, plan.data.channels, vae_digest))
 
 
 def _published(run: RunDirectory, folder: str) -> tuple[Artifact, ...]:

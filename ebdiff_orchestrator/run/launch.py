@@ -16,6 +16,7 @@ from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.job_loop import JobLoop
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.placing import place_jobs
+from ebdiff_orchestrator.run.previews import Previews
 from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
 from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -89,7 +90,8 @@ def launch(
                 view.line(f"{len(jobs)} jobs, {workers.request} each; free: {workers.describe_free()}.")
                 for finish_run in (finish_or_reopen, finish):
                     placement = place_jobs(jobs, resolved.preview, len(data), ledger, workers, view)
-                    JobLoop(jobs, placement, ledger, workers, view).run()
+                    with Previews(resolved.plan.previews, directory, jobs, view):
+                        JobLoop(jobs, placement, ledger, workers, view).run()
                     if finish_run(ledger, view, workers):
                         break
         view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.run.manifests import continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import Inputs, JobOutline, made_from, with_what_follows
+from ebdiff_orchestrator.run.stages import Inputs, JobOutline, inputs_of, made_from, with_what_follows
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import finished_result
 from schemas.errors import UserError
@@ -88,9 +88,7 @@ class Ledger:
     @property
     def inputs(self) -> Inputs:
         """What the run's stages start from; recorded before any job."""
-        store, dense = self.manifest.store_digest, self.manifest.dense
-        assert store is not None
-        return Inputs(store, dense.digest if dense else None, self.manifest.vae_digest)
+        return inputs_of(self.manifest)
 
     def record_dense(self, dense: DenseSource | None) -> None:
         """Record the dense start of the run; UserError if it began with another."""

@@ -101,6 +101,10 @@ class RunDirectory:
             write_model(self.path / key, Note(owner=self.owner, attempts=attempts))
             self._files.publish(key)
 
+    def list_keys(self, folder: str) -> list[str]:
+        """The keys of all files in a folder of the run, at any depth, as they are now."""
+        return self._files.list_keys(folder)
+
     def fetch(self, key: str) -> Path:
         """The path of a file, which is there as the run has it now, or not at all."""
         self._files.fetch([key])

@@ -9,6 +9,7 @@ from typing import Any
 
 from schemas.digest import digest
 from schemas.job import TICKETS_FOLDER, DrawStage, DrawTarget, TrainStage, WorkerJob, from_plan
+from schemas.manifest import Manifest
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
 
@@ -38,6 +39,13 @@ class Inputs:
     store: str
     dense: str | None = None
     vae: str | None = None
+
+
+def inputs_of(manifest: Manifest) -> Inputs:
+    """What a run's stages start from; recorded before any job."""
+    store, dense = manifest.store_digest, manifest.dense
+    assert store is not None
+    return Inputs(store, dense.digest if dense else None, manifest.vae_digest)
 
 
 def outline_jobs(plan: Plan, inputs: Inputs) -> tuple[JobOutline, ...]:

@@ -134,7 +134,7 @@ class DecodeProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[descriptor],
-            env={**os.environ, "PYTHONPATH": _import_path(), "OPENBLAS_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": import_path(), "OPENBLAS_NUM_THREADS": "1"},
             start_new_session=True,  # a Ctrl-C is for the program; this process ends with its input
         )
         os.close(descriptor)
@@ -160,6 +160,6 @@ class DecodeProcess:
         return self._room_NHWC[: len(payloads) - len(unreadable)].copy(), unreadable
 
 
-def _import_path() -> str:
+def import_path() -> str:
     """Where this process finds its modules, so that the other finds the same ones."""
     return os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)

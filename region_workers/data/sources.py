@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,14 +65,10 @@ class DigitsSource:
     """scikit-learn's 1,797 greyscale digits, 8 x 8 pixels; needs neither files nor a network."""
 
     def __init__(self, label_column: str | None = None) -> None:
-        from sklearn.datasets import load_digits
-
         if label_column not in (None, FOLDER_LABEL):
             raise plan_error("data.label_column", label_column, f"{FOLDER_LABEL} for {DIGITS}", "Set it so.")
-        digits = load_digits()
-        values = digits.images  # float64 [1797, 8, 8], 0 to 16
-        self._images = np.rint(values * 255 / 16).astype(np.uint8)
-        self._labels = [int(label) for label in digits.target] if label_column else None
+        self._images, labels = _digits()
+        self._labels = labels if label_column else None
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "digits", "digest": bytes_digest([self._images.tobytes()])}
@@ -88,6 +85,16 @@ class DigitsSource:
         for row in range(start, len(self._images)):
             file = header + self._images[row].tobytes()
             yield Item(f"row {row}", file, self._labels[row] if self._labels else None)
+
+
+@cache
+def _digits() -> tuple[np.ndarray, list[int]]:
+    """uint8 [1797, 8, 8] and what each shows; scikit-learn reads them from a text."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    values = digits.images  # float64, 0 to 16
+    return np.rint(values * 255 / 16).astype(np.uint8), [int(label) for label in digits.target]
 
 
 class FolderSource:

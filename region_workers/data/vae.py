@@ -12,7 +12,7 @@ from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import bytes_digest
 from region_workers.storage.json_files import read_object
 from schemas.digest import digest
-from schemas.errors import plan_error
+from schemas.errors import RunFailed, plan_error
 from schemas.model import LatentModelPlan
 from schemas.store import VaeInfo
 
@@ -52,6 +52,14 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
     _check(vae, model, channels)
     vae.register_to_config(scaling_factor=_scaling_factor(model, name, config))
     return vae, _info(vae, name, _posterior(model, name))
+
+
+def load_known_vae(model: LatentModelPlan, channels: int, known_digest: str | None) -> Any:
+    """The VAE of `load_vae`. RunFailed if it is not the one of that digest."""
+    vae, info = load_vae(model, channels)
+    if info.digest != known_digest:
+        raise RunFailed(f"model.vae = {model.vae}: not the VAE that the latents are of. Restore it, then resume.")
+    return vae
 
 
 def encode(vae: Any, images_BCHW: torch.Tensor, generators: Sequence[torch.Generator] | None = None) -> torch.Tensor:

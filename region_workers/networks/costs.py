@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.networks.drawing_gru import DrawingGRU
+from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.sparse_costs import SparseCosts, sparse_costs, weight_macs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -112,7 +113,7 @@ class CostCounter:
 @lru_cache(maxsize=8)
 def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     """The counter of a plan's dense network, on the meta device; the last few are kept."""
-    with torch.device("meta"):
+    with torch.device("meta"), NoFreshWeights():
         network = build_dense(model, data)
     return CostCounter(network, example_inputs(model, data))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import unpack
+from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.storage.integrity import read_verified, sealed_files
@@ -81,7 +82,8 @@ def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.M
     weights = read_verified(folder / WEIGHTS_FILE, sha256.get(WEIGHTS_FILE))
     try:
         config = json.loads(data)
-        network: nn.Module = network_class(str(config.get("_class_name"))).from_config(config)
+        with NoFreshWeights():
+            network: nn.Module = network_class(str(config.get("_class_name"))).from_config(config)
         network.load_state_dict(unpack(load(weights), network), strict=True)
     except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise _no_network(folder, error) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from region_workers.networks.packed_weights import unpack
 from region_workers.pruning.slim import slim
@@ -16,6 +17,18 @@ from region_workers.storage.integrity import check_sealed
 from schemas.job import KeptChannels
 
 KeptConfig = dict[str, dict[str, list[int] | None]]
+
+
+class NoFreshWeights(TorchFunctionMode):
+    """Within this context layers are built without drawing weights that are loaded afterwards, or never looked at.
+
+    What lies in them meanwhile is undefined; buffers have their values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def takes_arguments_of(dense: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -72,7 +85,7 @@ def build_narrow(model: nn.Module, build: Callable[[], None], kept: Mapping[str,
     if not kept:
         build()
         return
-    with torch.device("meta"):
+    with torch.device("meta"), NoFreshWeights():
         build()
     slim(model, {name: KeptChannels.model_validate(channels) for name, channels in kept.items()})
     if device.type != "meta":

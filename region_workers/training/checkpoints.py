@@ -29,6 +29,7 @@ from region_workers.training.device import World
 from schemas.errors import RunFailed
 
 _STATE, _METRICS = "state.safetensors", "metrics.parquet"
+_LOOKS = 3
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,18 @@ class Checkpoints:
         remove_folder(folder)
         if self._on_deleted is not None:
             self._on_deleted(folder)
+
+
+def newest_readable(folder: Path, key: str) -> Checkpoint | None:
+    """The newest whole checkpoint in a stage's folder, for a reader beside the stage's worker; nothing is changed.
+
+    The worker may delete a checkpoint that is being read; then there is a newer one.
+    """
+    for _ in range(_LOOKS):
+        for path in reversed(checkpoint_folders(folder)):
+            with suppress(DamagedFileError):
+                return _load(path, key)
+    return None
 
 
 class _HostCopy:

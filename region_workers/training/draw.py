@@ -30,7 +30,6 @@ from region_workers.training.stage_loop import Stage, stopped_at
 from region_workers.training.tickets import Tickets, fresh_expert
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
-from schemas.digest import seed_from
 from schemas.job import MASKS_FILE, DrawStage, DrawTarget, Ticket, WorkerJob
 
 
@@ -46,7 +45,6 @@ class Draw(Stage):
         self._plan, self._targets, self._timesteps = job.draw_plan, plan.targets, plan.timesteps
         self._family, self._randomness = family, randomness
         self._interval = self._plan.interval_steps or family.steps_per_epoch
-        torch.manual_seed(seed_from(job.seed, "initial weights"))  # every region draws from the same start
         dense = family.build_dense()
         self._groups = find_groups(dense, family.example_inputs(dense))
         sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)

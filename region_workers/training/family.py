@@ -18,6 +18,7 @@ from region_workers.data.store import Store
 from region_workers.networks.pretrained import dense_network
 from region_workers.networks.supported import network_inputs
 from region_workers.training.diffusion import alphas_cumprod
+from schemas.digest import seed_from
 from schemas.errors import RunFailed
 from schemas.job import WorkerJob
 from schemas.model import LatentModelPlan, VectorModelPlan
@@ -46,7 +47,7 @@ class ModelFamily(Protocol):
         """Batches in one pass over the data."""
 
     def build_dense(self) -> nn.Module:
-        """The unpruned network on the CPU: fresh, from torch's default generator, or with the plan's dense start."""
+        """As the function `build_dense`."""
 
     def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
         """Arguments of one forward pass of the dense network, batch of one, on the meta device: enough to trace it."""
@@ -80,7 +81,7 @@ class UNetFamily:
         return self._batches.steps_per_epoch
 
     def build_dense(self) -> nn.Module:
-        return dense_network(self._job.model, self._job.data, self._job.dense_digest)
+        return build_dense(self._job)
 
     def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
         return network_inputs(network)
@@ -103,20 +104,16 @@ class VectorFamily:
     """Drawings, as rows of points, denoised by a DrawingGRU."""
 
     def __init__(self, job: WorkerJob, samples: DrawingSamples, device: torch.device, data_seed: int) -> None:
-        self._job = job
+        self._job, self._samples = job, samples
         self.alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
         self._batches = DrawingBatches(samples, device, job.training.batch_size, data_seed)
-        self._length_counts = np.bincount(samples.lengths).tolist()
 
     @property
     def steps_per_epoch(self) -> int:
         return self._batches.steps_per_epoch
 
     def build_dense(self) -> nn.Module:
-        network: Any = dense_network(self._job.model, self._job.data, self._job.dense_digest)
-        total = self._job.diffusion.num_train_timesteps
-        network.register_to_config(num_train_timesteps=total, length_counts=self._length_counts)
-        return cast(nn.Module, network)
+        return build_dense(self._job, self._samples)
 
     def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
         return network_inputs(network)
@@ -131,6 +128,19 @@ class VectorFamily:
     def predict(self, network: nn.Module, batch: Batch, noisy: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
         predicted_BL3: torch.Tensor = network(noisy, timesteps_B, lengths=batch.lengths, return_dict=False)[0]
         return predicted_BL3
+
+
+def build_dense(job: WorkerJob, drawings: DrawingSamples | None = None) -> nn.Module:
+    """The unpruned network that every draw of the run begins with, on the CPU: fresh, or with the plan's dense start.
+
+    `drawings`: those that it is to draw, if it draws: it knows how long they are.
+    """
+    torch.manual_seed(seed_from(job.seed, "initial weights"))
+    network = dense_network(job.model, job.data, job.dense_digest)
+    if drawings is not None:
+        total, counts = job.diffusion.num_train_timesteps, np.bincount(drawings.lengths).tolist()
+        cast(Any, network).register_to_config(num_train_timesteps=total, length_counts=counts)
+    return network
 
 
 def family_of(job: WorkerJob, samples: Samples, device: torch.device, data_seed: int) -> ModelFamily:

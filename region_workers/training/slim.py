@@ -18,7 +18,6 @@ from region_workers.training.stage_loop import Stage
 from region_workers.training.tickets import Tickets, fresh_expert
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
-from schemas.digest import seed_from
 from schemas.job import MASKS_FILE, DrawStage, Ticket, WorkerJob
 
 
@@ -32,7 +31,6 @@ class Slim(Stage):
         self, job: WorkerJob, plan: DrawStage, family: ModelFamily, randomness: StepRandomness, world: World
     ) -> None:
         (target,) = plan.targets
-        torch.manual_seed(seed_from(job.seed, "initial weights"))  # what is no weight is drawn as in a draw
         with torch.device("meta"):
             dense = family.build_dense()
         groups = find_groups(dense, family.example_inputs(dense))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -179,6 +179,12 @@ class Trainer:
     def _copy_weights(self, weights: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
+
+
+def weights_handed_on(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`Trainer.final_weights` of a state that `Trainer.state_tensors` gave."""
+    prefix = "ema." if any(name.startswith("ema.") for name in state) else "weights."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def ema_decay(step: int, training: TrainingPlan) -> float:

@@ -265,6 +265,16 @@ SAMPLING_AND_WORKERS = (
     _set("workers.cache_dir=7", "workers.cache_dir = 7: expected", "text"),
 )
 
+PREVIEWS = (
+    _set("previews=true", "previews = true: expected", "section"),
+    _set("previews.interval_s=0", "previews.interval_s = 0: expected", "greater than 0"),
+    _set("previews.interval_s=1e300", "previews.interval_s = 1e+300: expected", "less than or equal to"),
+    _set("previews.num_images=257", "previews.num_images = 257: expected", "less than or equal to 256"),
+    _set("previews.steps=0", "previews.steps = 0: expected", f"{_MORE} 1"),
+    _set("previews.steps=1001", "previews.steps = 1001: expected", "at most diffusion.num_train_timesteps = 1000"),
+    _set("previews.images=4", "previews.images = 4: expected", "a key that plans have"),
+)
+
 _RIGL = ("sparsity.method=rigl",)
 SPARSITY = (
     _set("sparsity=0.5", "sparsity = 0.5: expected", "section"),
@@ -450,7 +460,7 @@ def _bounded(section: type[BaseModel], above: str) -> Iterator[str]:
 HUGE = tuple(
     _set(f"{field}=1{'0' * 100}", field, "less than")
     for field in _bounded(Plan, "")
-    if not field.startswith(("data.crop.", "data.drawings.", "sparsity."))
+    if not field.startswith(("data.crop.", "data.drawings.", "previews.", "sparsity."))
 )
 HUGE_WORKERS = (
     _set("workers.cpus=1e300", "workers.cpus = 1e+300: expected", "less than or equal to 4096"),
@@ -472,6 +482,7 @@ CASES = (
     *DRAW,
     *TRAINING,
     *SAMPLING_AND_WORKERS,
+    *PREVIEWS,
     *SPARSITY,
     *REGIONS,
     *MISSPELT,

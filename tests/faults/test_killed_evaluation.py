@@ -15,16 +15,16 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.integrity import file_digest
 from schemas.plan import Plan
 
-# Shards of 4 images for speed; and the distance, half a minute on two cores, is left out: it is made at the very end.
+# Shards of 2 images for speed; and the distance, half a minute on two cores, is left out: it is made at the very end.
 _SCRIPT = """
 import sys
 from unittest.mock import patch
 from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.evaluation import work
 
-work.SHARD_IMAGES = 4
+work.SHARD_IMAGES = 2
 with patch("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", lambda ours, theirs: float(ours.mean[0])):
-    evaluate(sys.argv[1], 16, reference_images=8, inception_weights=sys.argv[2], in_process=True)
+    evaluate(sys.argv[1], 8, reference_images=4, inception_weights=sys.argv[2], in_process=True)
 """
 
 

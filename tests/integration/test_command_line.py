@@ -18,8 +18,6 @@ from region_workers.storage.integrity import file_digest
 from schemas.manifest import Manifest
 
 REGIONS = ("0-260", "240-460", "440-1000")
-ROOT = Path(__file__).resolve().parents[2]
-CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
 LONG_ENOUGH_TO_OVERLAP = {
     **TINY,
     "training": {**TINY["training"], "steps": 120},
@@ -94,24 +92,6 @@ def test_status_and_sample_work_on_a_finished_run_without_ray(finished_run: Path
     result = ebdiff("sample", finished_run, "-n", "5", "--steps", "3", "--out", out, "--seed", "7")
     assert result.returncode == 0, result.stderr
     assert sorted(p.name for p in out.iterdir()) == [f"{i:05d}.png" for i in range(5)] + ["grid.png"]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CIFAR10.is_file(), reason="needs ../shared/data/cifar10-train.parquet")
-def test_the_paper_s_cifar10_job_finishes_when_shrunk(cache_dir: Path, tmp_path: Path) -> None:
-    changes = [
-        f"data.path={CIFAR10}",
-        "training.batch_size=2",
-        "training.steps=2",
-        "draw.interval_steps=1",
-        "draw.queue_length=2",
-        "sampling.num_images=2",
-        "sampling.steps=2",
-    ]
-    options = [part for change in changes for part in ("--set", change)]
-    result = ebdiff("launch", "cifar10", "--run-dir", tmp_path / "run", *options)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert np.asarray(Image.open(tmp_path / "run" / "samples" / "00001.png")).shape == (32, 32, 3)
 
 
 def test_plan_json_has_the_paper_s_numbers() -> None:

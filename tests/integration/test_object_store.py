@@ -20,6 +20,7 @@ from s3_server import BUCKET, s3_server
 
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
+from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -35,6 +36,7 @@ from schemas.errors import PlanError, UserError
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
 from schemas.plan import Plan
+from schemas.previews import PreviewRecord, picture_key
 
 MakePlan = Callable[..., Plan]
 
@@ -52,7 +54,9 @@ def _digests(manifest: Manifest) -> dict[str, str]:
     return {item.path: item.sha256 for item in artifacts if not item.path.endswith("metrics.parquet")}
 
 
-def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, RunningProcess], None]:
+def _kill_once_saved(
+    url: str, then: Callable[[], object] = lambda: None
+) -> Callable[[WorkerJob, int, RunningProcess], None]:
     """Kills a worker by SIGKILL once the store holds a checkpoint of its training."""
 
     def sabotage(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
@@ -60,6 +64,7 @@ def _kill_once_saved(url: str) -> Callable[[WorkerJob, int, RunningProcess], Non
         while attempt == 1 and process.poll() is None:
             if any("train/" in key and key.endswith("checkpoint.json") for key in store.list_keys()):
                 process.send_signal(signal.SIGKILL)
+                then()
                 return
             time.sleep(0.05)
 
@@ -70,13 +75,21 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     url = f"s3://{BUCKET}/runs/mine"
-    plan = tiny_plan(ONE_REGION, *SLOW)
+    plan = tiny_plan(ONE_REGION, *SLOW, "previews={interval_s: 1e6, num_images: 2, steps: 2}")
     whole_dir = tmp_path / "whole"
     whole = driver.launch(plan, whole_dir, executor=ProcessCluster(1)).manifest
 
-    cluster = ProcessCluster(1, _kill_once_saved(url))
+    previews: list[PreviewRecord | None] = []
+    cluster = ProcessCluster(1, _kill_once_saved(url, lambda: previews.append(make_preview(url))))
     handle = driver.launch(plan, url, executor=cluster)
     assert cluster.attempts == {"region all": 2}
+    assert previews[0] is not None
+    assert (previews[0].source, previews[0].steps["all"] % 20) == ({"all": "expert"}, 0)
+    for place in (url, whole_dir):
+        make_preview(str(place))
+    first, second = (ObjectStore(url).read(picture_key(number)) for number in (1, 2))
+    assert second == (whole_dir / picture_key(1)).read_bytes()
+    assert second != first
     assert _digests(handle.manifest) == _digests(whole)
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
     assert read_status(url).progress["train/all"].first_step > 0, "the second attempt began anew"

@@ -85,6 +85,8 @@ def _unconditional_ldm(folder: Path) -> Sequence[str]:
     )
 
 
+ROOT = Path(__file__).resolve().parents[2]
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10-train.parquet"
 Launch = Callable[[Plan, str], RunHandle]
 
 
@@ -125,6 +127,22 @@ def test_the_whole_path_of_a_preset_of_drawings(preset: str, launch: Launch, tmp
     assert handle.manifest.finished()
     assert len(list((tmp_path / "run/samples").glob("0*.svg"))) == 3
     assert len(handle.ensemble(batch_size=2, show_progress=False).drawings) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CIFAR10.is_file(), reason="needs ../shared/data/cifar10-train.parquet")
+def test_the_paper_s_cifar10_job_finishes_when_shrunk(launch: Launch, tmp_path: Path) -> None:
+    quick = [
+        f"data.path={CIFAR10}",
+        "training.batch_size=2",
+        "training.steps=2",
+        "draw.interval_steps=1",
+        "draw.queue_length=2",
+        "sampling.num_images=2",
+        "sampling.steps=2",
+    ]
+    assert launch(load_plan("cifar10", quick), "run").manifest.finished()
+    assert np.asarray(Image.open(tmp_path / "run" / "samples" / "00001.png")).shape == (32, 32, 3)
 
 
 def _hub_folders(folder: Path) -> dict[str, Path]:

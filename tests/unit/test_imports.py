@@ -30,6 +30,7 @@ ORDER = {  # a folder imports itself and those before it
         "placement",
         "run",
         "evaluation",
+        "previews",
         "reports",
         "sharing",
         "doctor",

@@ -1,0 +1,14 @@
+"""Runs pretended_device.py in a process of its own: torch must know of the device before its first backward pass."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.forked import run_forked
+
+
+def test_nothing_is_left_on_the_host() -> None:
+    done = run_forked(Path(__file__).with_name("pretended_device.py"), timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^[0-9]+ passed", done.stdout, re.MULTILINE), done.stdout

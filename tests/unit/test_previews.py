@@ -1,0 +1,253 @@
+"""Previews: what they show, when they come, what they may cost, and that they are nothing to the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_vae
+from drawing_files import VECTOR
+from forked import ForkedProcess
+from run_products import products
+
+from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.previews.preview import make_preview
+from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.previews import Spent, seconds_to_wait
+from ebdiff_orchestrator.run.view import View
+from region_workers.training.failures import StopRequestedError
+from region_workers.worker.run import run_job
+from schemas.job import WorkerJob
+from schemas.plan import Plan
+from schemas.previews import PreviewRecord, PreviewsPlan
+
+MakePlan = Callable[..., Plan]
+TWO = (
+    "regions=[{train: [0, 600], pruning_ratio: 0.5, name: low}, {train: [500, 1000], pruning_ratio: 0.25, name: high}]"
+)
+SHOWN = "previews={interval_s: 0.1, num_images: 4, steps: 4}"  # as many, in as many steps, as the run's own samples
+RARELY = SHOWN.replace("0.1", "1e6")
+LIMIT_S = 120.0
+
+
+def _until(there: Callable[[], Any]) -> Any:
+    until = time.monotonic() + LIMIT_S
+    while not (found := there()):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.02)
+    return found
+
+
+class Lines(View):
+    """All that is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+class Stopping(ThisProcess):
+    """The region `low` first stops in the midst of its draw; `look` is called whenever a job has ended or stopped."""
+
+    def __init__(self, look: Callable[[WorkerJob], None]) -> None:
+        super().__init__()
+        self._look = look
+        self._stopped = False
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        stops = job.name == "region low" and not self._stopped
+        self._stopped = self._stopped or stops
+        try:
+            run_job(job, preemption_notice=(lambda: True) if stops else None)
+        except StopRequestedError:
+            assert stops
+        self._look(job)
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+
+def _record(run_dir: Path, number: int) -> PreviewRecord:
+    return PreviewRecord.model_validate_json((run_dir / f"previews/{number:06d}.json").read_text())
+
+
+def _picture(run_dir: Path, number: int) -> bytes:
+    return (run_dir / f"previews/{number:06d}.png").read_bytes()
+
+
+def _watched_run(plan: Plan, run_dir: Path, by_process: bool) -> tuple[list[PreviewRecord | None], list[str]]:
+    """Launch; what previews show after each job, the second also by the run's own process, and what the driver said."""
+    made: list[PreviewRecord | None] = []
+    view = Lines()
+
+    def look(job: WorkerJob) -> None:
+        if by_process and len(made) == 1:
+            _until(lambda: any("review" in line for line in view.said))
+        made.append(make_preview(job.run_dir, job.owner))
+
+    launch(plan, run_dir, executor=Stopping(look), view=view)
+    return made, view.said
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Any:
+    """A run of pixels: its directory, what previews show after each job, and what the driver said."""
+    run_dir = tmp_path_factory.mktemp("watched") / "run"
+    return run_dir, *_watched_run(tiny_plan(TWO, SHOWN), run_dir, by_process=True)
+
+
+def test_previews_come_while_a_run_trains_and_end_in_the_samples_of_the_run(watched: Any) -> None:
+    run_dir, (first, mixed, last), said = watched
+    assert first is None, "one region had nothing yet"
+    own = _record(run_dir, 1)  # the run's own process has drawn it, the others this one
+    assert (own.source, own.steps) == ({"high": "expert", "low": "dense"}, {"high": 12, "low": 1})
+    assert (own.num_images, own.sampling_steps, own.number) == (4, 4, 1)
+    assert min(own.seconds, own.processor_s) > 0
+    assert (mixed.number, mixed.source, mixed.steps) == (2, own.source, own.steps)
+    assert _picture(run_dir, 2) == _picture(run_dir, 1), "the same checkpoints give the same images"
+    assert (last.number, last.source, last.steps) == (3, {"low": "expert", "high": "expert"}, {"low": 12, "high": 12})
+    assert _picture(run_dir, 3) == (run_dir / "samples/grid.png").read_bytes()
+    assert _picture(run_dir, 3) != _picture(run_dir, 2)
+    assert f"Preview 1: {run_dir}/previews/000001.png" in said
+    assert sorted(path.name for path in (run_dir / "previews").iterdir()) == [
+        f"{number:06d}.{kind}" for number in (1, 2, 3) for kind in ("json", "png")
+    ]
+
+
+def _latents(images: Path, vae: Path) -> tuple[str, ...]:
+    blocks = "down_block_types: [DownBlock2D, DownBlock2D], up_block_types: [UpBlock2D, UpBlock2D]"
+    small = "block_out_channels: [16, 32], layers_per_block: 1, norm_num_groups: 4, num_classes: 2"
+    return (
+        f"model={{family: latent, vae: {vae}, latent_channels: 3, latent_downscale: 2, {small}, {blocks}}}",
+        f"data={{path: {images}, resolution: 16, channels: 3, label_column: label}}",
+        "sampling.guidance_scale=2",
+    )
+
+
+@pytest.mark.parametrize("kind", ["drawings", "latents of classes"])
+def test_previews_of_other_families_end_in_the_samples_too(tiny_plan: MakePlan, tmp_path: Path, kind: str) -> None:
+    changes = VECTOR if kind == "drawings" else _latents(_images(tmp_path / "images"), tiny_vae(tmp_path / "vae"))
+    run_dir = tmp_path / "run"
+    first, mixed, last = _watched_run(tiny_plan(*changes, TWO, RARELY), run_dir, by_process=False)[0]
+    assert first is None
+    assert mixed is not None
+    assert mixed.source == {"high": "expert", "low": "dense"}
+    assert last is not None
+    assert last.source == {"low": "expert", "high": "expert"}
+    assert _picture(run_dir, 2) == (run_dir / "samples/grid.png").read_bytes()
+    assert _picture(run_dir, 2) != _picture(run_dir, 1)
+
+
+def _images(folder: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    for number in range(16):
+        place = folder / f"class-{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(place / f"{number:02}.png")
+    return folder
+
+
+def _drawing_processes(run_dir: Path) -> list[int]:
+    """The processes that draw previews of the run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            continue
+        if b"ebdiff_orchestrator.previews" in words and str(run_dir).encode() in words:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def failing(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> tuple[Path, list[str]]:
+    """A run whose every preview fails, and what the driver said."""
+    run_dir, view = tmp_path_factory.mktemp("failing") / "run", Lines()
+
+    def look(job: WorkerJob) -> None:
+        if (run_dir / "train/low/result.json").is_file():
+            _until(lambda: any("No more previews" in line for line in view.said))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        launch(tiny_plan(TWO, SHOWN), run_dir, executor=Stopping(look), view=view)
+    return run_dir, view.said
+
+
+def test_failed_previews_are_warnings_and_the_run_ends_in_the_same_bits(
+    watched: Any, failing: tuple[Path, list[str]]
+) -> None:
+    run_dir, said = failing
+    failure = "No preview: its process ended with exit status 1. The run goes on."
+    last = f"{failure} No more previews, after 3 failures in a row."
+    assert [line for line in said if "review" in line] == [failure, failure, last]
+    assert not (run_dir / "previews").exists()
+    assert products(run_dir) == products(watched[0])
+
+
+_DRIVER = """
+import sys, time
+from pathlib import Path
+from ebdiff_orchestrator.run.launch import RunHandle
+from ebdiff_orchestrator.run.previews import Previews
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import inputs_of, outline_jobs
+from ebdiff_orchestrator.run.view import View
+
+manifest = RunHandle(sys.argv[1]).manifest
+jobs = outline_jobs(manifest.plan, inputs_of(manifest))
+with Previews(manifest.plan.previews, RunDirectory(sys.argv[1]), jobs, View()):
+    time.sleep(600)
+"""
+
+
+def test_a_killed_driver_leaves_neither_a_process_nor_half_a_preview(failing: tuple[Path, list[str]]) -> None:
+    run_dir, _ = failing
+    driver = ForkedProcess("-c", _DRIVER, run_dir)
+    try:
+        (process,) = _until(lambda: _drawing_processes(run_dir))
+        _until(lambda: os.getpriority(os.PRIO_PROCESS, process) == 19)
+        driver.send_signal(signal.SIGKILL)
+        _until(lambda: not _drawing_processes(run_dir))
+    finally:
+        driver.send_signal(signal.SIGKILL)
+    assert not (run_dir / "previews").exists()
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "since_last_s", "spent", "cores", "expected_s"),
+    [
+        pytest.param(0, 0, Spent(), 2, 60, id="the first comes after the interval"),
+        pytest.param(60, 60, Spent(), 2, 0, id="whatever it may cost"),
+        pytest.param(60, 60, Spent(0, 6), 2, 240, id="unless an earlier launch's tells what one costs"),
+        pytest.param(100, 10, Spent(10, 10), 2, 900, id="10 s for the one drawn and 10 s for the next, of 2 cores"),
+        pytest.param(100, 10, Spent(10, 10), 64, 50, id="on many cores the interval decides"),
+        pytest.param(1000, 60, Spent(10, 10), 2, 0, id="when that is 1% of what has passed"),
+        pytest.param(1000, 60, Spent(10, 30), 2, 1000, id="a dear one makes the next wait"),
+    ],
+)
+def test_previews_wait_for_the_interval_and_for_their_share_of_the_processor_time(
+    elapsed_s: float, since_last_s: float, spent: Spent, cores: float, expected_s: float
+) -> None:
+    plan = PreviewsPlan(interval_s=60)
+    assert seconds_to_wait(plan, elapsed_s, since_last_s, spent, cores) == pytest.approx(expected_s)
+
+
+def test_previews_are_no_part_of_the_experiment_nor_of_a_plan_without_them(tiny_plan: MakePlan) -> None:
+    without, withs = tiny_plan(TWO), tiny_plan(TWO, SHOWN)
+    assert "previews" not in without.model_dump(mode="json")
+    assert without.experiment_digest() == withs.experiment_digest()
+    assert withs == Plan.model_validate(withs.model_dump(mode="json"))
