@@ -98,10 +98,9 @@ class Previews:
             except Exception as error:  # noqa: BLE001 - a preview's failure is none of the run's
                 failures += 1
                 self._last_at = time.monotonic()
-                no_more = (
-                    f" No more previews, after {failures} failures in a row." if failures == _MOST_FAILURES else ""
-                )
-                self._view.line(f"No preview: {error}. The run goes on.{no_more}")
+                self._view.line(f"No preview: {str(error).rstrip('.')}. The run goes on.")
+        if failures == _MOST_FAILURES:
+            self._view.line(f"No more previews in this launch, after {failures} failures in a row.")
 
     def _pause_s(self, plan: PreviewsPlan) -> float:
         now, cores = time.monotonic(), usable_cores()
@@ -111,10 +110,7 @@ class Previews:
     def _draw_if_newer(self) -> bool:
         """Whether there was something new to be seen."""
         newest = self._newest()
-        shown = (
-            {name: (self._last.source[name], steps) for name, steps in self._last.steps.items()} if self._last else {}
-        )
-        if newest is None or newest == shown:
+        if newest is None or (self._last is not None and newest == _shown_by(self._last)):
             return False
         record = self._draw()
         self._last_at = time.monotonic()
@@ -154,6 +150,10 @@ class Previews:
                 raise RunFailed(_reason(process.returncode, _last_line(errors)))
             said = _last_line(output)
         return PreviewRecord.model_validate_json(said) if said else None
+
+
+def _shown_by(record: PreviewRecord) -> dict[str, tuple[Source, int]]:
+    return {name: (record.source[name], steps) for name, steps in record.steps.items()}
 
 
 def _wait_for(process: subprocess.Popen[bytes], over: Event) -> float:

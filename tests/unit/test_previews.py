@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_vae
 from drawing_files import VECTOR
 from forked import ForkedProcess
@@ -22,6 +23,7 @@ from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.previews import Spent, seconds_to_wait
 from ebdiff_orchestrator.run.view import View
+from region_workers.training.checkpoints import Checkpoints, newest_readable
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
 from schemas.job import WorkerJob
@@ -192,8 +194,8 @@ def test_failed_previews_are_warnings_and_the_run_ends_in_the_same_bits(
 ) -> None:
     run_dir, said = failing
     failure = "No preview: its process ended with exit status 1. The run goes on."
-    last = f"{failure} No more previews, after 3 failures in a row."
-    assert [line for line in said if "review" in line] == [failure, failure, last]
+    last = "No more previews in this launch, after 3 failures in a row."
+    assert [line for line in said if "review" in line] == [failure, failure, failure, last]
     assert not (run_dir / "previews").exists()
     assert products(run_dir) == products(watched[0])
 
@@ -244,6 +246,22 @@ def test_previews_wait_for_the_interval_and_for_their_share_of_the_processor_tim
 ) -> None:
     plan = PreviewsPlan(interval_s=60)
     assert seconds_to_wait(plan, elapsed_s, since_last_s, spent, cores) == pytest.approx(expected_s)
+
+
+def test_a_reader_beside_the_worker_takes_the_newest_whole_checkpoint_and_changes_nothing(tmp_path: Path) -> None:
+    assert newest_readable(tmp_path, "key") is None
+    with Checkpoints(tmp_path, "key", keep=2) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, 0.0, {"weights.w": torch.tensor(step)}, [])
+    newest = newest_readable(tmp_path, "key")
+    assert newest is not None
+    assert newest.info.step == 2
+    (tmp_path / "step-000000002/state.safetensors").unlink()  # as the worker does, in the midst of it
+    older = newest_readable(tmp_path, "key")
+    assert older is not None
+    assert older.info.step == 1
+    assert newest_readable(tmp_path, "another key") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000000001", "step-000000002"]
 
 
 def test_previews_are_no_part_of_the_experiment_nor_of_a_plan_without_them(tiny_plan: MakePlan) -> None:
