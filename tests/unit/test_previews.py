@@ -58,16 +58,16 @@ class Lines(View):
 
 
 class Stopping(ThisProcess):
-    """The region `low` first stops in the midst of its draw; `look` is called whenever a job has ended or stopped."""
+    """Some jobs stop at first after a step of their first stage; `look` is called when a job has ended or stopped."""
 
     def __init__(self, look: Callable[[WorkerJob], None]) -> None:
         super().__init__()
         self._look = look
-        self._stopped = False
+        self._to_be_stopped = {"region low", "shared draw"}
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
-        stops = job.name == "region low" and not self._stopped
-        self._stopped = self._stopped or stops
+        stops = job.name in self._to_be_stopped
+        self._to_be_stopped.discard(job.name)
         try:
             run_job(job, preemption_notice=(lambda: True) if stops else None)
         except StopRequestedError:
@@ -132,21 +132,32 @@ def _latents(images: Path, vae: Path) -> tuple[str, ...]:
         f"model={{family: latent, vae: {vae}, latent_channels: 3, latent_downscale: 2, {small}, {blocks}}}",
         f"data={{path: {images}, resolution: 16, channels: 3, label_column: label}}",
         "sampling.guidance_scale=2",
+        "draw.scope=shared",
     )
 
 
-@pytest.mark.parametrize("kind", ["drawings", "latents of classes"])
+@pytest.mark.parametrize("kind", ["drawings", "latents of classes, drawn together"])
 def test_previews_of_other_families_end_in_the_samples_too(tiny_plan: MakePlan, tmp_path: Path, kind: str) -> None:
-    changes = VECTOR if kind == "drawings" else _latents(_images(tmp_path / "images"), tiny_vae(tmp_path / "vae"))
+    together = kind != "drawings"
+    changes = _latents(_images(tmp_path / "images"), tiny_vae(tmp_path / "vae")) if together else VECTOR
     run_dir = tmp_path / "run"
-    first, mixed, last = _watched_run(tiny_plan(*changes, TWO, RARELY), run_dir, by_process=False)[0]
-    assert first is None
-    assert mixed is not None
-    assert mixed.source == {"high": "expert", "low": "dense"}
-    assert last is not None
-    assert last.source == {"low": "expert", "high": "expert"}
-    assert _picture(run_dir, 2) == (run_dir / "samples/grid.png").read_bytes()
-    assert _picture(run_dir, 2) != _picture(run_dir, 1)
+    made = _watched_run(tiny_plan(*changes, TWO, RARELY), run_dir, by_process=False)[0]
+    shown = [record and {name: (record.source[name], record.steps[name]) for name in record.steps} for record in made]
+    dense, ticket, first, whole = ("dense", 1), ("expert", 0), ("expert", 1), ("expert", 12)
+    assert shown == (
+        [
+            {"low": dense, "high": dense},
+            {"low": ticket, "high": ticket},
+            {"low": ticket, "high": whole},
+            {"low": first, "high": whole},
+            {"low": whole, "high": whole},
+        ]
+        if together
+        else [None, {"low": dense, "high": whole}, {"low": whole, "high": whole}]
+    )
+    pictures = [_picture(run_dir, number + 1) for number in range(len(made) - made.count(None))]
+    assert pictures[-1] == (run_dir / "samples/grid.png").read_bytes()
+    assert pictures[0] != pictures[-1]
 
 
 def _images(folder: Path) -> Path:
