@@ -1,7 +1,7 @@
 """`python -m ebdiff_orchestrator.previews LOCATION OWNER`: draw one preview, out of everybody's way, and end.
 
 It prints the preview's record, or nothing if a region has no whole checkpoint at the moment. It ends with its input, so
-with the driver that started it. It takes torch's half a gigabyte and its networks only as long as it draws.
+with the driver that started it. It takes the 0.8 GB of torch and diffusers, and its networks, only as long as it draws.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+from schemas.process import quick_imports
+
 
 def main() -> None:
     """Draw the preview of the run at LOCATION, on behalf of the driver whose claim is OWNER."""
     Thread(target=_end_with_the_input, name="driver", daemon=True).start()
     _give_way()
-    from ebdiff_orchestrator.previews.preview import make_preview  # which takes seconds: not before we give way
-    from region_workers.training.failures import message_for_people
+    with quick_imports():  # of torch: not before we give way
+        from ebdiff_orchestrator.previews.preview import make_preview
+        from region_workers.training.failures import message_for_people
 
     try:
         record = make_preview(*sys.argv[1:])
