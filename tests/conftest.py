@@ -64,6 +64,7 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_methods",
     "test_plan",
     "test_precision",
+    "test_previews",
     "test_properties_plan",
     "test_pruning_configs",
     "test_pruning_expert",
