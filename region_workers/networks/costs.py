@@ -16,7 +16,7 @@ from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.sparse_costs import SparseCosts, sparse_costs, weight_macs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
-from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.pruning.mask import group_mask, kept_channels
 from region_workers.pruning.slim import slim
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
@@ -63,15 +63,13 @@ def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs
 
 
 class CostCounter:
-    """The costs of one dense network and of its prunings; the groups are found once."""
+    """The costs of one dense network and of its prunings; groups are found, and each size counted, once."""
 
     def __init__(self, network: nn.Module, example_inputs: Mapping[str, Tensor]) -> None:
         """`network` is the dense one, on any device; it is left alone. `example_inputs` as for `find_groups`."""
         self._network = meta_copy(network)
         self._inputs = example_inputs
-        self._at: dict[float, Costs] = {}
-        self._counted: dict[tuple[int, ...], Costs] = {}
-        self._weight_macs: dict[float, dict[str, int]] = {}  # by ratio
+        self._sizes: dict[tuple[int, ...], _Size] = {}  # by the channels that each group keeps; (): dense
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -84,30 +82,42 @@ class CostCounter:
 
     def at(self, ratio: float) -> Costs:
         """The costs, for one sample, of the network pruned at `ratio`; they do not depend on which channels stay."""
-        if ratio not in self._at:
-            self._at[ratio] = self._count(self.network_at(ratio) if ratio else self._network)
-        return self._at[ratio]
+        return self._size(ratio).costs
 
     def sparse_at(self, ratio: float, plan: SparsityPlan) -> SparseCosts:
         """In theory, of the network pruned at `ratio` and masked as planned."""
-        network, dense = self.network_at(ratio), self.at(ratio)
-        if ratio not in self._weight_macs:
-            self._weight_macs[ratio] = weight_macs(network, self._inputs)
-        return sparse_costs(network, dense.params, dense.macs_with_attention, self._weight_macs[ratio], plan)
+        size = self._size(ratio)
+        return sparse_costs(size.network, size.costs.params, size.costs.macs_with_attention, size.weight_macs, plan)
 
     def network_at(self, ratio: float) -> nn.Module:
         """A network of its own of that size, on the meta device."""
-        network = copy.deepcopy(self._network)
-        if ratio:
-            mask = compute_mask(self.groups, [torch.zeros(group.size) for group in self.groups], ratio)
-            slim(network, kept_channels(self.groups, mask))
-        return network
+        return copy.deepcopy(self._size(ratio).network)
 
-    def _count(self, network: nn.Module) -> Costs:
-        shapes = tuple(side for weight in network.parameters() for side in weight.shape)
-        if shapes not in self._counted:
-            self._counted[shapes] = count_costs(network, self._inputs)
-        return self._counted[shapes]
+    def _size(self, ratio: float) -> _Size:
+        masks = [group_mask(group, torch.zeros(group.size), ratio) for group in self.groups] if ratio else []
+        widths = tuple(int(mask.sum()) for mask in masks)
+        if widths not in self._sizes:
+            network = copy.deepcopy(self._network)
+            if masks:
+                slim(network, kept_channels(self.groups, torch.cat(masks)))
+            self._sizes[widths] = _Size(network, self._inputs)
+        return self._sizes[widths]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A network on the meta device, and what it costs, counted when it is first asked for."""
+
+    network: nn.Module
+    inputs: Mapping[str, Tensor]
+
+    @cached_property
+    def costs(self) -> Costs:
+        return count_costs(self.network, self.inputs)
+
+    @cached_property
+    def weight_macs(self) -> dict[str, int]:
+        return weight_macs(self.network, self.inputs)
 
 
 @lru_cache(maxsize=8)

@@ -61,7 +61,8 @@ class ChannelGroup:
     order: int = 0
 
 
-_FOUND: dict[str, tuple[ChannelGroup, ...]] = {}  # by what the network is
+_FOUND: dict[str, tuple[ChannelGroup, ...]] = {}  # by what the network is; the last _KEPT
+_KEPT = 16
 
 
 def find_groups(
@@ -86,6 +87,8 @@ def find_groups(
     structure = repr((type(model), dict(config), model, shapes, list(protected)))
     if structure not in _FOUND:
         _FOUND[structure] = _find_groups(model, example_inputs, protected)
+        if len(_FOUND) > _KEPT:
+            del _FOUND[next(iter(_FOUND))]
     return _FOUND[structure]
 
 
