@@ -240,15 +240,15 @@ def check_run_space(needed: RunSize, free_bytes: int, there_bytes: int, folder: 
 
 
 def check_store_space(needed: RunSize, nodes: Sequence[Node]) -> Finding:
-    """Whether the decoded images fit in each node's cache; one that is there already counts as room."""
+    """Whether the decoded images or drawings fit in each node's cache; one that is there already counts as room."""
     if needed.store_bytes is None:
-        return note(_SPACE, "the number of images is not known before they are read, nor the size of their store")
+        return note(_SPACE, "how many samples there are is not known before they are read, nor the size of their store")
     lacking = [
         f"{node.name}: {facts.cache_dir} has {_gb(facts.cache_free_bytes)}"
         for node, facts in answering(nodes)
         if needed.store_bytes > facts.cache_free_bytes + facts.cache_used_bytes
     ]
-    wanted = f"the image store takes {_gb(needed.store_bytes)}"
+    wanted = f"the decoded data take {_gb(needed.store_bytes)}"
     remedy = "Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
     return wrong_or_fine(_SPACE, [f"{wanted}, but {'; '.join(lacking)}"] if lacking else [], remedy, wanted)
 

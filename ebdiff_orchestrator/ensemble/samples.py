@@ -22,7 +22,7 @@ from schemas.errors import RunFailed, user_error
 
 Samples = np.ndarray | list[Drawing]  # images, uint8 [N, H, W, C], or strokes
 
-_KIND = "images written before"
+_KIND = "samples written before"
 _OWN_NAME = re.compile(r"(\d{5,}|grid)\.(png|svg)")
 
 
