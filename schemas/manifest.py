@@ -16,7 +16,7 @@ RAY_LOG = "ray.log"  # not there unless Ray had something to say
 MANIFEST_VERSION = 3
 EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost
 
-ExtractorName = Literal["inception", "random-conv"]
+ExtractorName = Literal["inception", "random-conv", "wavelet"]
 Status = Literal["pending", "running", "done", "failed"]
 
 
@@ -95,7 +95,19 @@ class Evaluation(Section):
         "inception", exclude_if=lambda name: name == "inception", description="The network that made the features."
     )
     fid: float | None = Field(None, exclude_if=is_none, description="The Frechet distance of Inception's features.")
-    frechet_distance: float | None = Field(None, exclude_if=is_none, description="Of another extractor's: no FID.")
+    frechet_distance: float | None = Field(
+        None,
+        exclude_if=is_none,
+        description="Of another extractor's: no FID. Of wavelet packets their distances' mean.",
+    )
+    packet_level: int | None = Field(None, exclude_if=is_none, description="Of wavelet packets: halvings of the side.")
+    feature_images: int | None = Field(
+        None, exclude_if=is_none, description="The first so many features of each side gave kid, precision and recall."
+    )
+    kid: float | None = Field(None, exclude_if=is_none, description="Kernel distance of the features, mean of subsets.")
+    kid_deviation: float | None = Field(None, exclude_if=is_none, description="Over the subsets.")
+    precision: float | None = Field(None, exclude_if=is_none, description="Share of images among the reference's.")
+    recall: float | None = Field(None, exclude_if=is_none, description="Share of the reference among the images.")
     num_images: int
     steps: int = Field(description="Sampling steps an image.")
     seed: int
@@ -118,6 +130,8 @@ class Evaluation(Section):
         ours, theirs = (by_inception, by_other) if self.extractor == "inception" else (by_other, by_inception)
         if None in ours or theirs != (None, None):
             raise ValueError("fid and inception_sha256 are Inception's, frechet_distance and extractor_sha256 others'")
+        if (self.extractor == "wavelet") != (self.packet_level is not None):
+            raise ValueError("packet_level is of wavelet packets alone, which have one")
         return self
 
     @property

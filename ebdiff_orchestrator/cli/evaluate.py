@@ -99,15 +99,17 @@ def evaluate(
 
 def report_table(report: EvaluationReport) -> Table:
     """The number under its right name, what it was measured with, and what sampling costs."""
-    from ebdiff_orchestrator.evaluation.records import distance_text
+    from ebdiff_orchestrator.evaluation.values import values_of
 
     measured = report.evaluation
-    title = f"{report.label}: {distance_text(measured, 4)}"
+    distance, *others = values_of(measured)
+    title = f"{report.label}: {distance.text(4)}"
     table = Table(title=title, title_justify="left", show_header=False, show_edge=False, pad_edge=False, box=None)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     guidance = f", guidance {measured.guidance_scale:g}" if measured.guidance_scale != 1 else ""
     rows = {
+        **{each.label: each.text(4) for each in others},
         "images"
         if measured.raster is None
         else "drawings": f"{measured.num_images:,} in {measured.steps} steps, seed {measured.seed}{guidance}",
@@ -131,7 +133,7 @@ def report_table(report: EvaluationReport) -> Table:
 
 
 def _weights(measured: Evaluation) -> dict[str, str]:
-    from ebdiff_orchestrator.evaluation.records import COMPARES_RUNS
+    from ebdiff_orchestrator.evaluation.values import COMPARES_RUNS
 
     if measured.extractor == "inception":
         return {"Inception weights": f"SHA-256 {measured.weights_sha256[:16]}"}

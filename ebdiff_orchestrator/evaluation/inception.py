@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256
+from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError, user_error
 from schemas.evaluation import ExtractorChoice

@@ -1,4 +1,4 @@
-"""What of an evaluation is on record, what its number is called, and what the sampling that it measured costs."""
+"""What of an evaluation is on record, and what the sampling that it measured costs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.scheduler import spaced_timesteps
+from ebdiff_orchestrator.evaluation.values import label_of
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
@@ -18,10 +19,6 @@ from schemas.plan import Plan
 REPORT_FILE, STATISTICS_FILE = "report.json", "statistics.npz"
 EVALUATION_FOLDER = "evaluation"
 _VERSION = 2  # of how images are drawn and measured
-FULL_IMAGES = 50_000
-COMPARES_RUNS = "compares runs of this tool with each other, and nothing with the literature"
-# Of pytorch-fid's weights; the eight digits that it begins with stand in their file's name.
-OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 
 
 def ensemble_digest(manifest: Manifest) -> str:
@@ -63,40 +60,6 @@ def recorded_report(run_dir: str | Path, evaluation: Evaluation) -> EvaluationRe
     report = whole_report(evaluation_folder(RunDirectory(run_dir).path, evaluation.key))
     assert report is not None, "it is recorded with its report"
     return report
-
-
-def label_of(evaluation: Evaluation) -> str:
-    """The name to print beside the number: `FID-50k`, or `FID-1k (1,000 images; not comparable with FID-50k)`."""
-    count, notes = evaluation.num_images, []
-    name = measure_name(evaluation, f"-{thousands(count)}")
-    if evaluation.extractor != "inception":
-        return name
-    if count < FULL_IMAGES:
-        notes.append(f"{count:,} {'drawings' if evaluation.raster else 'images'}; not comparable with FID-50k")
-    if evaluation.inception_sha256 != OFFICIAL_SHA256:
-        notes.append(f"Inception weights {evaluation.weights_sha256[:8]} are not pytorch-fid's: not a published FID")
-    return f"{name} ({'; '.join(notes)})" if notes else name
-
-
-def measure_name(evaluation: Evaluation, count: str = "") -> str:
-    """`FID`, or `FD-random-conv`; of drawings with the renderer's settings: `FID, 64 px, line 1 px, margin 5%`."""
-    name = ("FID" if evaluation.extractor == "inception" else f"FD-{evaluation.extractor}") + count
-    if evaluation.raster is None:
-        return name
-    how = evaluation.raster
-    return f"{name}, {how.canvas_px} px, line {how.line_width_px:g} px, margin {how.margin * 100:g}%"
-
-
-def distance_text(evaluation: Evaluation, decimals: int) -> str:
-    """An FID with so many decimals; another distance, which may be any size, with four digits."""
-    return (
-        f"{evaluation.distance:.{decimals}f}" if evaluation.extractor == "inception" else f"{evaluation.distance:.4g}"
-    )
-
-
-def thousands(count: int) -> str:
-    """As in 50k, 2.5k, 64."""
-    return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
 def steps_by_region(plan: Plan, steps: int) -> dict[str, int]:

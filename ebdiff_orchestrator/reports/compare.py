@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.plans.preview import preview_plan
-from ebdiff_orchestrator.reports.distances import distance_cells, distance_fields, distance_notes
+from ebdiff_orchestrator.reports.distances import distance_cells, distance_fields, distance_notes, measured_fields
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable, gib, number
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of, wall_s
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -53,8 +53,9 @@ class Row:
             "theoretical_forward_macs": self.sparse and self.sparse.forward_macs,
             "theoretical_step_macs": self.sparse and self.sparse.step_macs,
             "stored_bytes": found.stored_bytes,
-            **distance_fields(found.evaluations, "inception", "fid"),
-            **distance_fields(found.evaluations, "random-conv", "fd_random_conv"),
+            **distance_fields(found.values, "FID", "fid"),
+            **distance_fields(found.values, "FD-random-conv", "fd_random_conv"),
+            "measured": measured_fields(found.values),
             "steps": found.steps,
             "dense_start_steps": found.dense_start_steps,
             "train_s": found.train_s,
@@ -150,7 +151,7 @@ def comparison_table(comparison: Comparison) -> TextTable:
     """The table for people: a dash where nothing was measured, footnotes for what a label means."""
     hours = _hours_heading(comparison)
     names, any_sparse = _names(comparison.rows), any(row.sparse for row in comparison.rows)
-    quality = distance_cells([row.measures.evaluations for row in comparison.rows])
+    quality = distance_cells([row.measures.values for row in comparison.rows])
     rows = [
         {"method": name, **_sizes(row, any_sparse), **distances, **_cells(row, hours)}
         for name, row, distances in zip(names, comparison.rows, quality, strict=True)
@@ -223,7 +224,7 @@ def _footnotes(comparison: Comparison) -> tuple[str, ...]:
             "Runs that start from a dense network are charged its training in speed-ups and savings (steps in "
             "brackets); ?: what it took is not known."
         )
-    notes += distance_notes([row.measures.evaluations for row in rows])
+    notes += distance_notes([row.measures.values for row in rows])
     notes += [
         f"{name}: {', '.join(row.measures.reused_stages)} taken over from another run; counted in the speed-up with "
         "what they took there, not in the hours and the wall-clock."

@@ -1,19 +1,14 @@
-"""The measured distances of runs: a column for each measure, since values of two measures cannot be compared."""
+"""The measured values of runs: a column for each measure, since values of two measures cannot be compared."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ebdiff_orchestrator.evaluation.records import (
-    COMPARES_RUNS,
-    distance_text,
-    ensemble_digest,
-    measure_name,
-    thousands,
-)
+from ebdiff_orchestrator.evaluation.records import ensemble_digest
+from ebdiff_orchestrator.evaluation.values import COMPARES_RUNS, FULL_IMAGES, MeasuredValue, thousands, values_of
 from ebdiff_orchestrator.reports.formats import MISSING
-from schemas.manifest import Evaluation, ExtractorName, Manifest
+from schemas.manifest import Manifest
 
 
 class Measure(NamedTuple):
@@ -23,22 +18,26 @@ class Measure(NamedTuple):
     weights_sha256: str
 
 
-Evaluations = Mapping[Measure, Evaluation]
+Values = Mapping[Measure, MeasuredValue]
 
 
-def best_evaluations(manifest: Manifest) -> dict[Measure, Evaluation]:
-    """By measure: the evaluation of the run's ensemble as it is now with most images; of those the newest."""
+def measured_values(manifest: Manifest) -> tuple[MeasuredValue, ...]:
+    """Of each measure the value of the run's ensemble as it is now with most images, of those the newest; FID first."""
+    found = best_values(manifest)
+    return tuple(found[measure] for measure in sorted(found, key=_order))
+
+
+def best_values(manifest: Manifest) -> dict[Measure, MeasuredValue]:
+    """The same by measure."""
     current = ensemble_digest(manifest)
     own = [found for found in manifest.evaluations.values() if found.ensemble_digest == current]
-    own.sort(key=_rank)
-    return {Measure(measure_name(found), found.weights_sha256): found for found in own}
+    values = sorted((value for evaluation in own for value in values_of(evaluation)), key=_rank)
+    return {Measure(value.name, value.evaluation.weights_sha256): value for value in values}
 
 
-def distance_cells(runs: Sequence[Evaluations]) -> list[dict[str, str]]:
+def distance_cells(runs: Sequence[Values]) -> list[dict[str, str]]:
     """For each run its cells by heading, the FID first; a column of dashes where nothing was measured at all."""
-    measures = sorted(
-        {measure for found in runs for measure in found}, key=lambda measure: (measure.name != "FID", measure)
-    )
+    measures = sorted({measure for found in runs for measure in found}, key=_order)
     if not measures:
         return [{"FID": MISSING} for _ in runs]
     names = [measure.name for measure in measures]
@@ -49,45 +48,72 @@ def distance_cells(runs: Sequence[Evaluations]) -> list[dict[str, str]]:
     return [{heading: _cell(found.get(measure)) for measure, heading in headings.items()} for found in runs]
 
 
-def distance_notes(runs: Sequence[Evaluations]) -> list[str]:
+def distance_notes(runs: Sequence[Values]) -> list[str]:
     """The footnotes that the columns need."""
-    by_measure: dict[Measure, list[Evaluation]] = {}
+    by_measure: dict[Measure, list[MeasuredValue]] = {}
     for found in runs:
-        for measure, evaluation in found.items():
-            by_measure.setdefault(measure, []).append(evaluation)
+        for measure, value in found.items():
+            by_measure.setdefault(measure, []).append(value)
     notes = []
-    if any(not each.is_full for all_of in by_measure.values() for each in all_of if each.extractor == "inception"):
+    if any(not each.evaluation.is_full for all_of in by_measure.values() for each in all_of if each.short == "FID"):
         notes.append("FID (n): from n images; fewer than 50,000 give a higher number, not to be compared with FID-50K.")
-    names = sorted({measure.name for measure in by_measure})
-    for name in names:
-        if not name.startswith("FID"):
-            notes.append(f"{name} (n): from n images, to be compared at equal n. It is no FID: it {COMPARES_RUNS}.")
+    names = {measure.name: all_of[0] for measure, all_of in by_measure.items()}
+    for name, value in sorted(names.items()):
+        if value.short != "FID":
+            notes.append(_note(name, value))
     if len(names) < len(by_measure):
         notes.append("In brackets after a measure: the SHA-256 of the weights of its network.")
     for measure, all_of in by_measure.items():
-        if len({each.reference_digest for each in all_of}) > 1:
+        if len({each.evaluation.reference_digest for each in all_of}) > 1:
             values = "FIDs" if measure.name == "FID" else f"values of {measure.name}"
             notes.append(f"The {values} are measured against different reference images.")
     return notes
 
 
-def distance_fields(found: Evaluations, extractor: ExtractorName, name: str) -> dict[str, Any]:
-    """Plain values of the extractor's best evaluation, their names led by `name`; None without one."""
-    best = max((each for each in found.values() if each.extractor == extractor), key=_rank, default=None)
+def _note(name: str, value: MeasuredValue) -> str:
+    if value.comparable_note == COMPARES_RUNS:
+        return f"{name} (n): from n images, to be compared at equal n. It is no FID: it {COMPARES_RUNS}."
+    higher = " Higher is better." if value.higher_is_better else ""
+    return f"{name} (n): from n images; {value.comparable_note}. It is no FID.{higher}"
+
+
+def distance_fields(found: Values, short: str, name: str) -> dict[str, Any]:
+    """Plain values of the best one called `short`, their names led by `name`; None without one."""
+    best = max((each for each in found.values() if each.short == short), key=_rank, default=None)
     return {
-        name: best and best.distance,
+        name: best and best.value,
         f"{name}_images": best and best.num_images,
-        f"{name}_sampling_steps": best and best.steps,
-        f"{name}_measure": best and measure_name(best),
+        f"{name}_sampling_steps": best and best.evaluation.steps,
+        f"{name}_measure": best and best.name,
     }
 
 
-def _rank(evaluation: Evaluation) -> tuple[int, float]:
-    return evaluation.num_images, evaluation.at
+def measured_fields(found: Values) -> list[dict[str, Any]]:
+    """Plain values of all measures."""
+    return [
+        {
+            "label": value.label,
+            "value": value.value,
+            "deviation": value.deviation,
+            "images": value.num_images,
+            "higher_is_better": value.higher_is_better,
+            "reference_images": value.evaluation.reference_images,
+            "sampling_steps": value.evaluation.steps,
+        }
+        for _, value in sorted(found.items(), key=lambda item: _order(item[0]))
+    ]
 
 
-def _cell(evaluation: Evaluation | None) -> str:
-    if evaluation is None:
+def _order(measure: Measure) -> tuple[bool, Measure]:
+    return measure.name != "FID", measure
+
+
+def _rank(value: MeasuredValue) -> tuple[int, float]:
+    return value.num_images, value.evaluation.at
+
+
+def _cell(value: MeasuredValue | None) -> str:
+    if value is None:
         return MISSING
-    few = "" if evaluation.is_full else f" ({thousands(evaluation.num_images)})"
-    return distance_text(evaluation, 2) + few
+    few = "" if value.num_images >= FULL_IMAGES else f" ({thousands(value.num_images)})"
+    return value.text(2) + few

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ebdiff_orchestrator.reports.distances import Evaluations, best_evaluations
+from ebdiff_orchestrator.reports.distances import Values, best_values
 from schemas.job import WEIGHTS_FILE
 from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Manifest, StageRecord
 from schemas.plan import Plan
@@ -48,7 +48,7 @@ class Measures:
     dense_start_steps: int | None
     peak_memory_bytes: int | None
     stored_bytes: int | None
-    evaluations: Evaluations
+    values: Values
     reused_stages: tuple[str, ...]
     on_cpu: bool
 
@@ -73,7 +73,7 @@ def measures_of(manifest: Manifest) -> Measures:
         dense_start_steps=0 if start is None else cost.steps if cost else None,
         peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
         stored_bytes=_stored_bytes(trainings) if trained else None,
-        evaluations=best_evaluations(manifest),
+        values=best_values(manifest),
         reused_stages=tuple(record.name for record in worked if record.reused_from),
         on_cpu=any(record.hardware is not None and record.hardware.device == "cpu" for record in worked),
     )

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.ensemble.images import GRID
-from ebdiff_orchestrator.evaluation.records import label_of
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
-from ebdiff_orchestrator.reports.distances import best_evaluations
+from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
 from ebdiff_orchestrator.run.time_left import duration
 from region_workers.networks.supported import POINTS_COUNTED
@@ -149,10 +148,18 @@ def _training(manifest: Manifest, found: Measures) -> str:
 
 
 def _measured(manifest: Manifest) -> str:
-    found = best_evaluations(manifest).values()
+    found = measured_values(manifest)
     if not found:
         return "## Quality\n\nNothing was measured. Look at the samples."
-    rows = [[_escaped(label_of(each)), f"{each.distance:.4g}", "lower", f"{each.num_images:,}"] for each in found]
+    rows = [
+        [
+            _escaped(f"{each.label} ({each.comparable_note})" if each.comparable_note else each.label),
+            each.text(2),
+            "higher" if each.higher_is_better else "lower",
+            f"{each.num_images:,}",
+        ]
+        for each in found
+    ]
     return "\n\n".join(["## Quality", _table(["measure", "value", "better", "images"], rows)])
 
 

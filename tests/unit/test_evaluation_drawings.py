@@ -20,13 +20,7 @@ from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.ensemble import load_ensemble, samples_of
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv
-from ebdiff_orchestrator.evaluation.records import (
-    OFFICIAL_SHA256,
-    evaluation_folder,
-    evaluation_key,
-    label_of,
-    recorded_report,
-)
+from ebdiff_orchestrator.evaluation.records import evaluation_folder, evaluation_key, recorded_report
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
     given_reference,
@@ -34,6 +28,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     read_statistics,
     write_statistics,
 )
+from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
 from ebdiff_orchestrator.evaluation.work import Shard, image_file, make_shards, read_features
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from region_workers.data.drawing_store import ensure_drawings

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.inception import FEATURES, image_features, load_inception, weights_file
 from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv, weights_digest
-from ebdiff_orchestrator.evaluation.records import OFFICIAL_SHA256, label_of, steps_by_region
+from ebdiff_orchestrator.evaluation.records import steps_by_region
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
     frechet_distance,
@@ -29,6 +29,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     shard_statistics,
     write_statistics,
 )
+from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
 from ebdiff_orchestrator.evaluation.work import (
     Shard,
     features_file,

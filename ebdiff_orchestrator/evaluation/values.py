@@ -1,0 +1,125 @@
+"""The values of an evaluation under their right names, each with its number of images: an FID is Inception's alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from schemas.manifest import Evaluation
+
+FULL_IMAGES = 50_000
+USUAL_LEVEL = 4
+COMPARES_RUNS = "compares runs of this tool with each other, and nothing with the literature"
+# Of pytorch-fid's weights; the eight digits that it begins with stand in their file's name.
+OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_WAVELET_NOTE = (
+    "Frechet wavelet distance, Haar packets of level {}; compare at equal numbers of images of one size "
+    "(the paper's are of 256 pixels, level 4)"
+)
+
+
+@dataclass(frozen=True)
+class MeasuredValue:
+    """One value of an evaluation, and what a reader must know of it.
+
+    `name`: of its column. `short`: that without the renderer's settings. `label`: with the number of images. `text`:
+    the value with as many digits as are told apart. `comparable_note`: with what it may be compared, "" if with all.
+    """
+
+    name: str
+    short: str
+    label: str
+    value: float
+    deviation: float | None
+    num_images: int
+    higher_is_better: bool
+    comparable_note: str
+    evaluation: Evaluation
+
+    def text(self, decimals: int) -> str:
+        """An FID with so many decimals, a share with three; another value, which may be any size, with four digits."""
+        if self.higher_is_better:
+            return f"{self.value:.3f}"
+        shown = f"{self.value:.{decimals}f}" if self.short == "FID" else f"{self.value:.4g}"
+        return shown if self.deviation is None else f"{shown} ± {self.deviation:.2g}"
+
+
+def values_of(evaluation: Evaluation) -> tuple[MeasuredValue, ...]:
+    """The Frechet distance first, then what else was measured of the same features."""
+    extractor = evaluation.extractor
+    first = {"inception": "FID", "wavelet": _wavelet_name(evaluation)}.get(extractor, f"FD-{extractor}")
+    found = [_value(evaluation, first, evaluation.distance, _distance_note(evaluation), evaluation.num_images)]
+    if evaluation.feature_images is None:
+        return tuple(found)
+    note = f"of {extractor} features; compare at equal numbers of images"
+    if extractor != "inception":
+        note = COMPARES_RUNS
+    if evaluation.kid is not None:
+        name = "KID" if extractor == "inception" else f"KID-{extractor}"
+        found.append(
+            _value(evaluation, name, evaluation.kid, note, evaluation.feature_images, evaluation.kid_deviation)
+        )
+    for name, share in (("precision", evaluation.precision), ("recall", evaluation.recall)):
+        if share is not None:
+            found.append(
+                _value(evaluation, f"{name}-{extractor}", share, note, evaluation.feature_images, better="higher")
+            )
+    return tuple(found)
+
+
+def _value(
+    evaluation: Evaluation,
+    short: str,
+    value: float,
+    note: str,
+    num_images: int,
+    deviation: float | None = None,
+    better: str = "lower",
+) -> MeasuredValue:
+    rendered = _rendered(evaluation)
+    return MeasuredValue(
+        name=short + rendered,
+        short=short,
+        label=f"{short}-{thousands(num_images)}{rendered}",
+        value=value,
+        deviation=deviation,
+        num_images=num_images,
+        higher_is_better=better == "higher",
+        comparable_note=note,
+        evaluation=evaluation,
+    )
+
+
+def label_of(evaluation: Evaluation) -> str:
+    """The distance's name to print beside it: `FID-50k`, or `FID-1k (1,000 images; not comparable with FID-50k)`."""
+    distance = values_of(evaluation)[0]
+    named = distance.short == "FID" and distance.comparable_note
+    return f"{distance.label} ({distance.comparable_note})" if named else distance.label
+
+
+def thousands(count: int) -> str:
+    """As in 50k, 2.5k, 64."""
+    return f"{count / 1000:g}k" if count >= 1000 else str(count)
+
+
+def _wavelet_name(evaluation: Evaluation) -> str:
+    """`FWD`; at another level than the paper's with it: `FWD-level-3`."""
+    return "FWD" if evaluation.packet_level == USUAL_LEVEL else f"FWD-level-{evaluation.packet_level}"
+
+
+def _rendered(evaluation: Evaluation) -> str:
+    """Of drawings the renderer's settings, as in `, 64 px, line 1 px, margin 5%`."""
+    how = evaluation.raster
+    return f", {how.canvas_px} px, line {how.line_width_px:g} px, margin {how.margin * 100:g}%" if how else ""
+
+
+def _distance_note(evaluation: Evaluation) -> str:
+    count, notes = evaluation.num_images, []
+    if evaluation.extractor == "wavelet":
+        return _WAVELET_NOTE.format(evaluation.packet_level)
+    if evaluation.extractor != "inception":
+        return COMPARES_RUNS
+    if count < FULL_IMAGES:
+        notes.append(f"{count:,} {'drawings' if evaluation.raster else 'images'}; not comparable with FID-50k")
+    if evaluation.inception_sha256 != OFFICIAL_SHA256:
+        notes.append(f"Inception weights {evaluation.weights_sha256[:8]} are not pytorch-fid's: not a published FID")
+    return "; ".join(notes)
