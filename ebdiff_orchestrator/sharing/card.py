@@ -63,17 +63,21 @@ def _summary(plan: Plan) -> str:
     what = "vector drawings" if plan.data.drawings else f"images of {side}x{side} pixels"
     if plan.model.num_classes is not None:
         what += f" of {plan.model.num_classes} classes"
-    experts = "one network" if count == 1 else f"{count} networks, one for each stretch of the denoising timesteps"
+    text = f"A diffusion model that draws {what}, trained with ebdiff-orchestrator: {_escaped(method_of(plan))}."
+    if count == 1:
+        return text
     return (
-        f"A diffusion model that draws {what}: {experts} behind the call of a single UNet, trained with "
-        f"ebdiff-orchestrator by the method of [Early-Bird Diffusion (CVPR 2025)]({_HOME})."
+        f"{text} It is {count} networks behind the call of a single UNet, one for each stretch of the denoising "
+        f"timesteps, as in [Early-Bird Diffusion (CVPR 2025)]({_HOME})."
     )
 
 
 def _loading(plan: Plan, name: str) -> str:
     labels = "" if plan.model.num_classes is None else ", class_labels=0"
     result = "drawings" if plan.data.drawings else "images"
-    draw = f"{result} = pipeline(batch_size=4{labels}).{result}  # {plan.sampling.steps} steps, as it was trained for"
+    draw = (
+        f"{result} = pipeline(batch_size=4{labels}).{result}  # in {plan.sampling.steps} steps, unless told otherwise"
+    )
     return f"""## Load it
 
 With diffusers alone. `trust_remote_code` runs the modules of this repository, the `.py` files: read them first.
@@ -94,7 +98,7 @@ pipeline = load_ensemble({name!r})
 {draw}
 ```
 
-`pipeline.to("cuda")` moves all networks. Image i of a batch depends on generator i alone if `generator` is a list."""
+`pipeline.to("cuda")` moves all networks. `generator` may be a list, one for each of the {plan.data.kind}."""
 
 
 def _networks(preview: PlanPreview) -> str:
@@ -107,14 +111,16 @@ def _networks(preview: PlanPreview) -> str:
     rows.append(["weighted by what they own", "", "", "", "", *_sizes(preview.weighted)])
     counted = f"one drawing of {POINTS_COUNTED} points" if preview.plan.data.drawings else "one image"
     note = (
-        f"Timesteps are counted from 0, the clean end. Multiply-accumulates are those of a forward pass on {counted}; "
-        "pruned by: the target share of channels, removed: the share of parameters that went."
+        f"Timesteps are counted from 0, the clean end. Multiply-accumulates are those of a forward pass on {counted}. "
+        "Pruned by: the target share of channels in each layer; removed: the share of all prunable ones that went."
     )
-    sparse = preview.weighted_sparse
-    if sparse is not None:
-        kept = f"{sparse.kept_params / 1e6:.2f} M parameters, weighted"
-        note += f" The experts are sparse: {kept}, are not masked; files hold these and a bit for each place."
-    return f"## What is in it\n\n{_table(headings, rows)}\n\n{note}"
+    sparse = [
+        f"- `{each.region.name}` is sparse: {each.sparse.kept_params / 1e6:.2f} M of its parameters are not masked; "
+        f"{each.sparse.forward_macs / 1e9:.3f} G multiply-accumulates, if masked weights cost nothing."
+        for each in preview.regions
+        if each.sparse is not None
+    ]
+    return "\n\n".join(["## What is in it", _table(headings, rows), note, *(["\n".join(sparse)] if sparse else [])])
 
 
 def _sizes(costs: Any) -> list[str]:
