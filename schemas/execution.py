@@ -25,10 +25,20 @@ class CheckpointPlan(Section):
     )
 
 
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+_BY_DEFAULT: tuple[TrackerName, ...] = ("tensorboard",)
+
+
 class LoggingPlan(Section):
-    """How often a worker reports; changes nothing in the result."""
+    """How often a worker reports, and to what; changes nothing in the result."""
 
     interval_steps: int = Field(50, ge=1, le=MOST_STEPS)
+    trackers: tuple[TrackerName, ...] = Field(
+        _BY_DEFAULT,
+        exclude_if=lambda names: names == _BY_DEFAULT,
+        description="Where curves and pictures go beside the run's own files: tensorboard (its folder tensorboard/), "
+        "mlflow, wandb; [] for none.",
+    )
 
 
 class WorkersPlan(Section):

@@ -17,6 +17,7 @@ PROGRESS_FILE = "progress.json"
 FAILURE_FILE = "failure.json"
 STOP_FILE = "stop-requested"
 GROW_FILE = "grow-requested"  # in a train stage's folder
+RECENT_METRICS_FILE = "recent_metrics.json"  # for who looks on; the truth is in Parquet
 MASKS_FILE = "masks.arrow"
 METRICS_FILE = "metrics.parquet"
 MASK_MOVES_FILE = "mask_moves.parquet"  # of a sparse training
@@ -172,6 +173,24 @@ class Progress(Section):
     mask_threshold: float | None = Field(None, exclude_if=is_none)
     stage_started_at: float = 0.0
     updated_at: float = 0.0
+
+
+class MetricsRow(Section):
+    """A row of a stage's metrics, as in Parquet."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    steps_per_s: float
+    unix_time_s: float
+
+
+class RecentMetrics(Section):
+    """The newest rows of a stage's metrics, behind `earlier` other rows."""
+
+    earlier: int
+    rows: tuple[MetricsRow, ...]
 
 
 class Failure(Section):

@@ -15,6 +15,7 @@ from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.job_loop import JobLoop
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.metrics_feed import fed_trackers
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.previews import Previews
 from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
@@ -23,6 +24,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.samples import decode_data, encode_images, samples_at_hand
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
 from ebdiff_orchestrator.run.view import View
+from ebdiff_orchestrator.trackers import check_trackers
 from region_workers.data.drawing_store import DrawingStore
 from region_workers.data.latents import LatentStore
 from region_workers.data.store import ImageStore, Store
@@ -84,14 +86,14 @@ def launch(
         data = decode_data(resolved, view)
         jobs = _jobs_at_hand(resolved, data, ledger, reuse, view)
         if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
-            with _workers(ledger, address, executor, view) as workers:
+            with _workers(ledger, address, executor, view) as workers, fed_trackers(ledger, view) as feed:
                 check_data_fits(resolved.plan, len(data), workers.request.processes)
                 jobs = jobs or _known_jobs(ledger, encode_images(resolved, data, ledger, workers, view), reuse, view)
                 view.line(f"{len(jobs)} jobs, {workers.request} each; free: {workers.describe_free()}.")
                 for finish_run in (finish_or_reopen, finish):
                     placement = place_jobs(jobs, resolved.preview, len(data), ledger, workers, view)
                     with Previews(resolved.plan.previews, directory, jobs, view):
-                        JobLoop(jobs, placement, ledger, workers, view).run()
+                        JobLoop(jobs, placement, ledger, workers, view, feed).run()
                     if finish_run(ledger, view, workers):
                         break
         view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")
@@ -143,6 +145,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
     resolved = resolve(plan, directory)
     if not directory.exists():
         resolved.check_networks()
+        check_trackers(plan.logging.trackers)
     with directory.held(take_over, view.line):
         ledger = Ledger.begin(directory, resolved.plan, view)
         ledger.record_dense(resolved.dense)
@@ -152,6 +155,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
             yield resolved, ledger
             return
         resolved.check_networks()
+        check_trackers(ledger.plan.logging.trackers)
         ledger.begin_launch()
         view.previews(directory.previews())
         with view, directory.discarded_if_refused():

@@ -11,10 +11,21 @@ from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import Row
 from region_workers.training.device import World
 from region_workers.training.trainer import Trainer
-from schemas.job import GROW_FILE, PROGRESS_FILE, STOP_FILE, Note, Progress, ProgressState, WorkerJob
+from schemas.job import (
+    GROW_FILE,
+    PROGRESS_FILE,
+    RECENT_METRICS_FILE,
+    STOP_FILE,
+    Note,
+    Progress,
+    ProgressState,
+    RecentMetrics,
+    WorkerJob,
+)
 from schemas.process import unix_time
 
 _HEARTBEAT_S = 1.0
+_RECENT_ROWS = 100  # told between checkpoints
 
 
 def announce_start(job: WorkerJob, stage: str) -> None:
@@ -46,8 +57,9 @@ class StageReporter:
         self._folder = Path(job.run_dir) / stage
         self._run_dir, self._owner = Path(job.run_dir), job.owner
         self._interval = job.logging.interval_steps
-        self._world, self._learning_rate = world, job.training.learning_rate
+        self._world = world
         self.metrics: list[Row] = []
+        self._rows_told = 0
         self.started_at = unix_time()
         self._progress = Progress(
             stage=stage,
@@ -68,7 +80,7 @@ class StageReporter:
 
     def begin(self, step: int, metrics: list[Row], earlier_s: float) -> None:
         """Start, or go on from a checkpoint made after `step` updates."""
-        self.metrics, self._earlier_s = list(metrics), earlier_s
+        self.metrics, self._earlier_s, self._rows_told = list(metrics), earlier_s, 0
         self._first_step = self._row_step = step
         self._row_at = time.perf_counter()
         self._progress = self._progress.model_copy(update={"first_step": step})
@@ -123,7 +135,16 @@ class StageReporter:
             update={"state": state, "step": step, "steps_per_s": rate or None, "updated_at": self._heartbeat_at}
         )
         if self._world.is_rank_zero:
+            self._tell_recent_metrics()
             replace_model(self._folder / PROGRESS_FILE, self._progress)
+
+    def _tell_recent_metrics(self) -> None:
+        if len(self.metrics) == self._rows_told:
+            return
+        self._rows_told = len(self.metrics)
+        rows = self.metrics[-_RECENT_ROWS:]
+        recent = {"earlier": len(self.metrics) - len(rows), "rows": rows}
+        replace_model(self._folder / RECENT_METRICS_FILE, RecentMetrics.model_validate(recent))
 
     def _add_row(self, trainer: Trainer) -> None:
         loss, gradient_norm = trainer.read_metrics()
@@ -135,7 +156,7 @@ class StageReporter:
                 "step": trainer.step,
                 "loss": loss,
                 "gradient_norm": gradient_norm,
-                "learning_rate": self._learning_rate,
+                "learning_rate": trainer.learning_rate,
                 "steps_per_s": rate,
                 "unix_time_s": unix_time(),
             }

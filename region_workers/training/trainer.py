@@ -81,6 +81,11 @@ class Trainer:
         self._losses += 1
         self.step += 1
 
+    @property
+    def learning_rate(self) -> float:
+        """That of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def _set_learning_rate(self) -> None:
         """A function of the step, so that a checkpoint need not hold it."""
         decay = self._training.learning_rate_decay

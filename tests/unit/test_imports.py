@@ -28,6 +28,7 @@ ORDER = {  # a folder imports itself and those before it
         "cluster",
         "plans",
         "placement",
+        "trackers",
         "run",
         "evaluation",
         "previews",

@@ -1,0 +1,239 @@
+"""Trackers: what is in them, read back by their own libraries, after every way that a run can go on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from serial_cluster import SerialCluster
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.run.interrupts import RunStopped
+from ebdiff_orchestrator.run.launch import extend, launch
+from ebdiff_orchestrator.run.view import View
+from ebdiff_orchestrator.trackers import Series, Trackers, group
+from region_workers.storage.tables import read_metrics
+from region_workers.training.failures import StopRequestedError
+from region_workers.worker.run import run_job
+from schemas.errors import PlanError
+from schemas.job import RecentMetrics, WorkerJob
+from schemas.plan import Plan
+from tests.conftest import ONE_REGION
+
+MakePlan = Callable[..., Plan]
+STAGES = ("draw", "train")
+EVERY_STEP = "logging={interval_steps: 1, trackers: [tensorboard, mlflow]}"
+
+
+class Lines(View):
+    """All that is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+class DriverDies(ThisProcess):
+    """The driver is interrupted once its job has stopped in the midst of a stage."""
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        with pytest.raises(StopRequestedError):
+            run_job(job, preemption_notice=lambda: True)
+        raise KeyboardInterrupt
+
+
+class WorkerDies(ThisProcess):
+    """The job's worker dies once in each of its first attempts, with steps behind its last checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attempts = 0
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        self._attempts += 1
+        if self._attempts > 1:
+            return super().run_job(job, workers)
+        future: Future[None] = Future()
+        try:
+            run_job(job, preemption_notice=lambda: True)
+        except Exception as error:  # noqa: BLE001 - as a worker's
+            future.set_exception(error)
+        return future
+
+
+def _rows(run: Path, stage: str) -> dict[int, float]:
+    rows = read_metrics(run / stage / "all/metrics.parquet")
+    return {int(str(row["step"])): float(str(row["loss"])) for row in rows}
+
+
+def _in_tensorboard(run: Path, tag: str, region: str = "all") -> list[tuple[int, float]]:
+    reader = EventAccumulator(str(run / "tensorboard" / region))
+    reader.Reload()
+    return [(event.step, event.value) for event in reader.Scalars(tag)]
+
+
+def _in_mlflow(run: Path, name: str) -> list[tuple[int, float]]:
+    client = MlflowClient(tracking_uri=(run / "mlflow").as_uri())
+    [experiment] = [each for each in client.search_experiments() if each.name != "Default"]
+    [found] = client.search_runs([experiment.experiment_id])
+    return [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)]
+
+
+def _check_every_step_is_there_once(run: Path) -> None:
+    for stage in STAGES:
+        rows = _rows(run, stage)
+        assert len(rows) > 2
+        events = _in_tensorboard(run, f"{stage}/loss")
+        assert [step for step, _ in events] == list(rows)
+        assert [value for _, value in events] == pytest.approx(list(rows.values()), rel=1e-6)
+        assert sorted(_in_mlflow(run, f"all/{stage}/loss")) == sorted(rows.items())
+
+
+@pytest.fixture(autouse=True)
+def _keeps_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
+def test_what_a_run_measures_is_in_its_trackers_step_by_step(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    plan = tiny_plan(EVERY_STEP, ONE_REGION)
+    launch(plan, run, executor=SerialCluster())
+    _check_every_step_is_there_once(run)
+    distances = dict(_in_tensorboard(run, "masks/largest_distance"))
+    assert dict(_in_tensorboard(run, "masks/threshold")) == dict.fromkeys(distances, plan.draw.threshold)
+    assert min(distances.values()) <= plan.draw.threshold
+    rates = [value for _, value in _in_tensorboard(run, "train/learning_rate")]
+    assert rates == pytest.approx([plan.training.learning_rate] * len(rates))
+    reader = EventAccumulator(str(run / "tensorboard/run"))
+    reader.Reload()
+    [grid] = reader.Images("samples")
+    assert grid.encoded_image_string.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("executor", [WorkerDies, DriverDies])
+def test_a_killed_run_that_goes_on_and_is_extended_has_every_step_once(
+    executor: type[ThisProcess], tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    run, plan = tmp_path / "run", tiny_plan(EVERY_STEP, ONE_REGION, "checkpointing.interval_steps=5")
+    try:
+        launch(plan, run, executor=executor())
+    except (RunStopped, KeyboardInterrupt, RuntimeError):
+        assert executor is DriverDies
+        launch(plan, run, executor=SerialCluster())
+    _check_every_step_is_there_once(run)
+    extend(run, ["training.steps=15"], executor=SerialCluster())
+    assert list(_rows(run, "train"))[-1] == 15
+    _check_every_step_is_there_once(run)
+
+
+def test_rows_that_came_too_fast_are_read_from_where_they_are_saved(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("region_workers.training.reporter._RECENT_ROWS", 2)
+    run = tmp_path / "run"
+    launch(tiny_plan(EVERY_STEP, ONE_REGION), run, executor=SerialCluster())
+    recent = RecentMetrics.model_validate_json((run / "train/all/recent_metrics.json").read_text())
+    assert (recent.earlier, [row.step for row in recent.rows]) == (10, [11, 12])
+    _check_every_step_is_there_once(run)
+
+
+def test_wandb_offline_keeps_the_run_and_what_it_was_told(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"
+    view = Lines()
+    launch(
+        tiny_plan("logging={interval_steps: 1, trackers: [wandb]}", ONE_REGION),
+        run,
+        executor=SerialCluster(),
+        view=view,
+    )
+    assert not [line for line in view.said if "given up" in line]
+    [file] = run.glob("wandb/offline-run-*/run-*.wandb")
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, steps = DataStore(), []
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.history.item:
+            if (item.key or "/".join(item.nested_key)) == "all/train/updates":
+                steps.append(int(item.value_json))
+    assert steps == list(_rows(run, "train"))
+
+
+class Broken:
+    """A tracker that raises or hangs at its third step."""
+
+    def __init__(self, hangs: bool) -> None:
+        self._hangs, self._calls = hangs, 0
+
+    def last_step(self, series: Series) -> int:
+        return -1
+
+    def scalars(self, series: Series, values: Mapping[str, float], step: int, unix_s: float) -> None:
+        self._calls += 1
+        if self._calls == 3:
+            if self._hangs:
+                time.sleep(3600)
+            raise OSError(28, "No space left on device")
+
+    def image(self, series: Series, step: int, png: Path, unix_s: float) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(("hangs", "reason"), [(False, "No space left on device"), (True, "not done")])
+def test_a_tracker_that_fails_or_hangs_costs_a_line(
+    hangs: bool, reason: str, tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "_make", lambda *_: Broken(hangs))
+    monkeypatch.setattr(group, "_CLOSE_LIMIT_S", 1.0)
+    view = Lines()
+    handle = launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=SerialCluster(), view=view)
+    assert handle.manifest.finished()
+    [told] = [line for line in view.said if line.startswith("tensorboard: given up")]
+    assert reason in told
+
+
+def test_a_tracker_that_is_behind_is_given_up_and_nobody_waits_for_it(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "_make", lambda *_: Broken(hangs=True))
+    monkeypatch.setattr(group, "_MOST_WAITING", 5)
+    began = time.monotonic()
+    with Trackers(tiny_plan(), tmp_path, "id") as trackers:
+        for step in range(1000):
+            trackers.scalars(Series("all", "train"), {"loss": 1.0}, step, 0.0)
+    assert time.monotonic() - began < 5
+    assert trackers.warnings()[0].startswith("tensorboard: given up (it does not answer)")
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_start(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(group._MODULES, "mlflow", "no_such_module")
+    with pytest.raises(PlanError, match=r"logging\.trackers = \['tensorboard', 'mlflow'\]: .*pip install"):
+        launch(tiny_plan(EVERY_STEP), tmp_path / "run", executor=SerialCluster())
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_are_no_part_of_the_experiment_and_may_be_none(tiny_plan: MakePlan) -> None:
+    plain, none = tiny_plan(), tiny_plan("logging.trackers=[]")
+    assert plain.experiment_digest() == none.experiment_digest()
+    assert "trackers" not in plain.model_dump()["logging"]
+    assert load_plan("digits", ["logging.trackers=[mlflow]"]).logging.trackers == ("mlflow",)
