@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -88,6 +89,26 @@ def _in_mlflow(run: Path, name: str) -> list[tuple[int, float]]:
     return [(metric.step, metric.value) for metric in client.get_metric_history(found.info.run_id, name)]
 
 
+def _in_wandb(file: Path) -> Iterator[tuple[str, str]]:
+    """All that was logged: names and JSON values. The file is in blocks of 32 KiB, as LevelDB's logs are."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, whole = file.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or its last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            for item in record.history.item:
+                yield item.key or "/".join(item.nested_key), item.value_json
+
+
 def _check_every_step_is_there_once(run: Path) -> None:
     for stage in STAGES:
         rows = _rows(run, stage)
@@ -160,17 +181,7 @@ def test_wandb_offline_keeps_the_run_and_what_it_was_told(
     )
     assert not [line for line in view.said if "given up" in line]
     [file] = run.glob("wandb/offline-run-*/run-*.wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    store, steps = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        for item in record.history.item:
-            if (item.key or "/".join(item.nested_key)) == "all/train/updates":
-                steps.append(int(item.value_json))
+    steps = [int(value) for key, value in _in_wandb(file) if key == "all/train/updates"]
     assert steps == list(_rows(run, "train"))
 
 
