@@ -14,7 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("ebdiff_orchestrator", "region_workers", "schemas")
+_PACKAGES = ("ebdiff_orchestrator", "region_workers", "schemas")
 _STANDALONE = "ebdiff_orchestrator.sharing.standalone"
 # Methods that need this package: the stand-in that takes their place, or None where nothing does.
 _INSTEAD = {
@@ -78,7 +78,7 @@ def _parsed(name: str) -> _Module:
 def _note_import(module: _Module, statement: ast.ImportFrom) -> None:
     assert statement.module is not None
     for alias in statement.names:
-        if statement.module.split(".")[0] in PACKAGES:
+        if statement.module.split(".")[0] in _PACKAGES:
             assert alias.asname is None, f"{statement.module}: {alias.name} under another name"
             module.ours[alias.name] = (statement.module, alias.name)
         else:
@@ -99,7 +99,7 @@ def _defined_by(statement: ast.stmt) -> Iterator[str]:
 
 
 def _reached(classes: Iterable[Symbol]) -> set[Symbol]:
-    """The definitions that these classes need, themselves included. No two have one name: they share a module then."""
+    """The definitions that these classes need, themselves included. No two share a name, as they share a module."""
     found, open_ends = set[Symbol](), [_resolved(*symbol) for symbol in classes]
     while open_ends:
         symbol = open_ends.pop()
@@ -149,7 +149,7 @@ def _is_replaced(kind: ast.ClassDef, part: ast.stmt) -> bool:
 
 
 def _in_order(modules: set[str]) -> list[str]:
-    """Each module after those that it imports; the stand-ins as late as what they stand for may be needed: first."""
+    """Each module after those that it imports, the stand-ins before whatever may use them."""
     order: list[str] = []
 
     def visit(module: str) -> None:
