@@ -8,33 +8,62 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from region_workers.storage.tables import MASK_MOVES
 
-_PREFIX = "ever_kept."
-Bits = npt.NDArray[np.uint8]
 Counts = tuple[int, int, int]  # of one mask: exchanged, replaced, ever kept, as MASK_MOVES has them
+
+_NOW, _FIRST, _EVER = 1, 2, 4
+
+
+class RecordedMask:
+    """The mask of one layer's weights and what is known of those before it, in one byte a weight, on its device.
+
+    A bit each: kept now, by the first mask, by any so far.
+    """
+
+    def __init__(self, weight: Tensor, first: Tensor) -> None:
+        self._bits = torch.empty_like(weight, dtype=torch.uint8).copy_(first)
+        self._bits.mul_(_NOW | _FIRST | _EVER)
+
+    def ones(self) -> Tensor:
+        """uint8: 1 where a weight is kept, else 0."""
+        return self._bits & _NOW
+
+    def kept(self) -> Tensor:
+        """bool: where a weight is kept."""
+        return self.ones().view(torch.bool)
+
+    def move(self, moved: Tensor) -> tuple[Tensor, Counts]:
+        """Have another mask of as many weights from now on; which stay, bool, and what that did."""
+        stay, weights = self.kept().logical_and_(moved), _count(moved)
+        was_first = self._bits >= (_FIRST | _EVER)
+        replaced = _count(was_first) - _count(was_first.logical_and_(moved))
+        self._bits.bitwise_and_(_FIRST | _EVER).bitwise_or_(moved.view(torch.uint8) * (_NOW | _EVER))
+        return stay, (weights - _count(stay), replaced, _count(self._bits >= _EVER))
+
+    def ever_kept(self) -> Tensor:
+        """uint8, on the host: a bit a weight."""
+        return torch.from_numpy(np.packbits((self._bits & _EVER).cpu().numpy()))
+
+    def load(self, kept: Tensor, ever_kept: Tensor | None) -> None:
+        """Go on from a checkpoint; one of a version that knows nothing of `ever_kept` leaves the first mask's."""
+        ever = self._bits & _EVER
+        if ever_kept is not None:
+            bits = np.unpackbits(ever_kept.cpu().numpy(), count=ever.numel())
+            ever.copy_(torch.from_numpy(bits).view(ever.shape)).mul_(_EVER)
+        self._bits.bitwise_and_(_FIRST).bitwise_or_(ever).bitwise_or_(kept.to(self._bits))
 
 
 class MaskMoves:
-    """The first masks, which are those that it is made of, and what every update has made of them.
+    """What every update has made of the masks, by their counts of weights and of kept ones."""
 
-    Two bits a weight stay on the host for it: of the first masks, and of all places that were ever kept.
-    """
-
-    def __init__(self, masks: Mapping[str, torch.Tensor]) -> None:
-        self._first = {name: _packed(mask) for name, mask in masks.items()}
-        self._ever_kept = {name: bits.copy() for name, bits in self._first.items()}
-        self._sizes = [(mask.numel(), _ones(self._first[name])) for name, mask in masks.items()]
+    def __init__(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        self._names, self._sizes = list(sizes), list(sizes.values())
         self._steps: list[int] = []
         self._counts: list[npt.NDArray[np.int64]] = []  # an update, [masks, 3]
         self.note(0, [(0, 0, kept) for _, kept in self._sizes])
-
-    def count(self, name: str, before: torch.Tensor, after: torch.Tensor) -> Counts:
-        """What an update of that mask did. Updates of different masks may be counted at once."""
-        now, ever = _packed(after), self._ever_kept[name]
-        np.bitwise_or(ever, now, out=ever)
-        return _ones(_packed(before) & ~now), _ones(self._first[name] & ~now), _ones(ever)
 
     def note(self, step: int, counts: Sequence[Counts]) -> None:
         """An update in the step after `step`, by the counts of all masks, in their order."""
@@ -47,32 +76,19 @@ class MaskMoves:
 
     def table(self) -> pa.Table:
         """All updates so far, of the form MASK_MOVES."""
-        updates, layers = len(self._steps), len(self._first)
+        updates, layers = len(self._steps), len(self._names)
         exchanged, replaced, ever_kept = np.concatenate(self._counts).T
         weights, kept = np.tile(np.array(self._sizes, dtype=np.int64).reshape(-1, 2), (updates, 1)).T
-        columns = (np.repeat(self._steps, layers), list(self._first) * updates)
+        columns = (np.repeat(self._steps, layers), self._names * updates)
         return pa.table([*columns, weights, kept, exchanged, replaced, ever_kept], schema=MASK_MOVES)
 
     def restore(self, table: pa.Table) -> None:
         """Go on from the updates of `table`."""
         counts = np.stack([table[name].to_numpy() for name in ("exchanged", "replaced", "ever_kept")], axis=1)
-        self._steps = table["step"].to_numpy()[:: len(self._first)].tolist()
+        self._steps = table["step"].to_numpy()[:: len(self._names)].tolist()
         self._counts = np.split(counts, len(self._steps))
 
-    def state_tensors(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint, beside the table."""
-        return {_PREFIX + name: torch.from_numpy(bits) for name, bits in self._ever_kept.items()}
 
-    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on with the places of `state_tensors`; a checkpoint of a version without them leaves the first masks'."""
-        for name, bits in self._ever_kept.items():
-            if _PREFIX + name in tensors:
-                bits[:] = tensors[_PREFIX + name].numpy()
-
-
-def _packed(mask: torch.Tensor) -> Bits:
-    return np.packbits(mask.cpu().numpy())
-
-
-def _ones(bits: Bits) -> int:
-    return int(np.bitwise_count(bits).sum())
+def _count(places: Tensor) -> int:
+    """Of a bool tensor."""
+    return int(np.count_nonzero(places.numpy()) if places.device.type == "cpu" else places.count_nonzero())

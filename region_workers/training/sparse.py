@@ -10,15 +10,15 @@ from torch import nn
 
 from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.pruning.weight_masks import moved_mask, random_mask
-from region_workers.training.mask_moves import MaskMoves
+from region_workers.training.mask_moves import MaskMoves, RecordedMask
 from region_workers.training.randomness import StepRandomness
 from schemas.sparsity import SparsityPlan
 
-_PREFIX = "mask."
+_PREFIX, _EVER_KEPT = "mask.", "ever_kept."
 
 
 class SparseWeights:
-    """The masks M of a network's weights θ, by parameter name: bool, one byte a weight. Dense layers have none.
+    """The masks M of a network's weights θ, by parameter name: one byte a weight. Dense layers have none.
 
     Without a plan, or at a sparsity of 0, every layer is dense, and nothing here does anything.
 
@@ -31,26 +31,33 @@ class SparseWeights:
         shapes = {} if plan is None else maskable_shapes(network)
         self._kept = {} if plan is None else kept_counts(shapes, plan.sparsity, plan.distribution)
         self._weights = {n: w for n, w in network.named_parameters() if self._kept.get(n, w.numel()) < w.numel()}
-        self.masks = {
-            name: torch.empty_like(weight, dtype=torch.bool).copy_(self._first_mask(name))
-            for name, weight in self._weights.items()
-        }
-        self.moves = MaskMoves(self.masks)
+        self._masks = {name: RecordedMask(weight, self._first_mask(name)) for name, weight in self._weights.items()}
+        self.moves = MaskMoves({name: (w.numel(), self._kept[name]) for name, w in self._weights.items()})
         self.mask_weights()
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether any layer is."""
+        return bool(self._masks)
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """A copy of the masks: bool."""
+        return {name: mask.kept() for name, mask in self._masks.items()}
 
     @torch.no_grad()
     def mask_weights(self) -> None:
         """θ·M."""
-        for name, mask in self.masks.items():
-            self._weights[name].mul_(mask)
+        for name, mask in self._masks.items():
+            self._weights[name].mul_(mask.ones())
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
         """g·M."""
-        for name, mask in self.masks.items():
+        for name, mask in self._masks.items():
             gradient = self._weights[name].grad
             assert gradient is not None, name
-            gradient.mul_(mask)
+            gradient.mul_(mask.ones())
 
     @torch.no_grad()
     def update(self, step: int, optimizer: torch.optim.Optimizer, ema: Mapping[str, torch.Tensor] | None) -> None:
@@ -61,14 +68,13 @@ class SparseWeights:
         share = 0.0 if self._plan is None else exchanged_share(self._plan, step, self._steps)
         is_random = self._plan is not None and self._plan.method == "magran"
         counts = []
-        for name, mask in self.masks.items() if share else ():
+        for name, mask in self._masks.items() if share else ():
             weight = self._weights[name]
             assert weight.grad is not None, name
             growth = self._randomness.generator(step, f"growth of {name}") if is_random else weight.grad
-            moved = moved_mask(mask, weight, int(share * self._kept[name]), growth)
-            counts.append(self.moves.count(name, mask, moved))
-            stayed = (mask & moved).to(weight.dtype)
-            mask.copy_(moved)
+            stay, count = mask.move(moved_mask(mask.kept(), weight, int(share * self._kept[name]), growth))
+            stayed = stay.to(weight.dtype)
+            counts.append(count)
             state = optimizer.state[weight]
             for values in (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"], *((ema[name],) if ema else ())):
                 values.mul_(stayed)
@@ -77,13 +83,13 @@ class SparseWeights:
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
-        return {_PREFIX + name: mask for name, mask in self.masks.items()} | self.moves.state_tensors()
+        ever = {_EVER_KEPT + name: mask.ever_kept() for name, mask in self._masks.items()}
+        return {_PREFIX + name: mask for name, mask in self.masks.items()} | ever
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on with the masks of `state_tensors`."""
-        for name, mask in self.masks.items():
-            mask.copy_(tensors[_PREFIX + name])
-        self.moves.load_state_tensors(tensors)
+        for name, mask in self._masks.items():
+            mask.load(tensors[_PREFIX + name], tensors.get(_EVER_KEPT + name))
 
     def _first_mask(self, name: str) -> torch.Tensor:
         generator = self._randomness.generator(0, f"first mask of {name}")

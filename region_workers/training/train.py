@@ -63,7 +63,7 @@ class Train(Stage):
             self.trainer.sparse.moves.restore(read_mask_moves(checkpoint.files[MASK_MOVES_FILE]))
 
     def checkpoint_writer(self) -> Callable[[Path], None] | None:
-        if not self.trainer.sparse.masks:
+        if not self.trainer.sparse.is_sparse:
             return None
         moves = self.trainer.sparse.moves.table()
         return lambda folder: write_mask_moves(folder / MASK_MOVES_FILE, moves)
@@ -89,7 +89,7 @@ class Train(Stage):
         loss = self.reporter.metrics[-1]["loss"] if self.reporter.metrics else None
         figures = {"loss": loss} if isinstance(loss, float) else {}
         sparse = self.trainer.sparse
-        return figures | ({REPLACED_SHARE: sparse.moves.replaced_share()} if sparse.masks else {})
+        return figures | ({REPLACED_SHARE: sparse.moves.replaced_share()} if sparse.is_sparse else {})
 
 
 def _check_ticket(folder: Path) -> None:

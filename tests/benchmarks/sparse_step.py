@@ -38,10 +38,8 @@ def main() -> None:
     report.add("a static step over a dense one", ratio(steps["static"], steps["dense"]), "x", at_most=1.02)
     for name, seconds_of_update in updates.items():
         report.add(f"an update: {name}", seconds_of_update, "s", at_most=0.3)
-    mask_bytes = sum(mask.numel() * mask.element_size() for mask in static.sparse.masks.values())
-    report.add("masks, for each parameter", mask_bytes / weights, "bytes", at_most=1)
-    recorded_bytes = 2 * sum(bits.nbytes for bits in rigl.sparse.moves.state_tensors().values())  # first, and ever kept
-    report.add("what is kept of them on the host for the record", recorded_bytes / weights, "bytes")
+    mask_bytes = sum(mask._bits.nbytes for mask in rigl.sparse._masks.values())
+    report.add("masks and the record of their moves, for each parameter", mask_bytes / weights, "bytes", at_most=1)
     report.show(options.json)
 
 

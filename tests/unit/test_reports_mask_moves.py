@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointI
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, file_digest
 from region_workers.storage.tables import write_mask_moves
-from region_workers.training.mask_moves import MaskMoves
+from region_workers.training.mask_moves import MaskMoves, RecordedMask
 from schemas.errors import UserError
 from schemas.job import MASK_MOVES_FILE, Hardware, StageResult
 from schemas.plan import Plan
@@ -43,9 +42,10 @@ def _series(updates: int) -> list[Masks]:
 
 
 def _record(series: list[Masks]) -> MaskMoves:
-    moves = MaskMoves(series[0])
-    for index, (before, after) in enumerate(pairwise(series)):
-        moves.note(10 * (index + 1), [moves.count(name, before[name], after[name]) for name in SHAPES])
+    moves = MaskMoves({name: (mask.numel(), int(mask.sum())) for name, mask in series[0].items()})
+    recorded = {name: RecordedMask(mask, mask) for name, mask in series[0].items()}
+    for index, masks in enumerate(series[1:]):
+        moves.note(10 * (index + 1), [recorded[name].move(masks[name])[1] for name in SHAPES])
     return moves
 
 
