@@ -120,9 +120,13 @@ class _Size:
         return weight_macs(self.network, self.inputs)
 
 
-@lru_cache(maxsize=8)
 def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     """The counter of a plan's dense network, on the meta device; the last few are kept."""
+    return _counter(model, data.model_copy(update={"path": ""}))  # the sizes of samples matter, not where they are
+
+
+@lru_cache(maxsize=8)
+def _counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     with torch.device("meta"), NoFreshWeights():
         network = build_dense(model, data)
     return CostCounter(network, example_inputs(model, data))

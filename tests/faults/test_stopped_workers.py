@@ -49,7 +49,7 @@ def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
     plan: Plan, make_jobs: MakeJobs, tmp_path: Path
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    slow = plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 400})})
+    slow = plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 200})})
     run_worker(make_jobs(slow, whole)[0])
 
     job = make_jobs(slow, stopped)[0].model_copy(update={"owner": _FIRST})
