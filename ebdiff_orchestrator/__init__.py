@@ -40,7 +40,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if (told := shadowing()) is not None:
         raise ImportError(told)
-    return getattr(import_module(_PLACES[name]), name)
+    from schemas.process import quick_imports
+
+    with quick_imports():
+        return getattr(import_module(_PLACES[name]), name)
 
 
 def shadowing() -> str | None:
