@@ -55,7 +55,9 @@ def newest_networks(files: RunFiles, manifest: Manifest) -> dict[str, RegionNetw
         if finished_result(files.folder, draw) is not None:
             newest = _expert(files, train)
         else:
-            newest = dense[draw.name] = dense[draw.name] if draw.name in dense else _dense(files, job, draw)
+            if draw.name not in dense:
+                dense[draw.name] = _dense(files, job, draw)
+            newest = dense[draw.name]
         if newest is None:
             return None
         found[train.region] = newest

@@ -19,7 +19,7 @@ from region_workers.data.encode import on_threads
 from region_workers.data.vae import load_known_vae
 from region_workers.storage.durable import remove_leftovers, write_bytes, write_model
 from region_workers.storage.locks import OwnFolder
-from region_workers.storage.places import cache_dir_of
+from region_workers.storage.places import SCRATCH_FOLDER, cache_dir_of
 from region_workers.storage.run_files import RunFiles
 from schemas.manifest import Manifest
 from schemas.model import LatentModelPlan
@@ -38,7 +38,7 @@ def make_preview(location: str, owner: str = "") -> PreviewRecord | None:
     began_s, run = time.monotonic(), RunDirectory(location, owner)
     manifest = run.read()
     cache = cache_dir_of(manifest.plan.workers.cache_dir)
-    with OwnFolder(cache / "work", "preview-") as scratch, on_threads(1):
+    with OwnFolder(cache / SCRATCH_FOLDER, "preview-") as scratch, on_threads(1):
         networks = newest_networks(RunFiles(run.location, scratch.path / "run"), manifest)
         if networks is None:
             return None

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from schemas.errors import user_error
 
+SCRATCH_FOLDER = "work"  # in the cache: where whoever works on a run in an object store has its files
+
 
 def cache_dir_of(chosen: str | Path | None = None) -> Path:
     """The cache: as chosen, else the environment's EBDIFF_CACHE, else ~/.cache/ebdiff."""

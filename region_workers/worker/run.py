@@ -12,7 +12,7 @@ from region_workers.data.store import Store
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
 from region_workers.storage.integrity import finished_result
 from region_workers.storage.locks import locked
-from region_workers.storage.places import cache_dir_of
+from region_workers.storage.places import SCRATCH_FOLDER, cache_dir_of
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.draw import Draw
 from region_workers.training.failures import (
@@ -34,7 +34,6 @@ from schemas.job import FAILURE_FILE, STOP_FILE, DrawStage, Failure, TrainStage,
 from schemas.process import unix_time
 
 _LOCK_WAIT_S = 120.0
-_SCRATCH_FOLDER = "work"  # in the cache: where workers of a run in an object store write
 
 
 def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None) -> None:
@@ -46,7 +45,7 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
     """
     prepare_process(job.training)
     world, store = current_world(job.use_gpu, preemption_notice), None
-    scratch = cache_dir_of(job.cache_dir) / _SCRATCH_FOLDER
+    scratch = cache_dir_of(job.cache_dir) / SCRATCH_FOLDER
     with working_folder(job, scratch, sends_all=world.is_rank_zero) as (job, uploader):
         if _is_called_off(job, world):
             raise StopRequestedError("the driver stopped, or gave this attempt up, before it began")
