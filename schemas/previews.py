@@ -26,7 +26,7 @@ class PreviewsPlan(Section):
         gt=0,
         le=10**8,
         description="Least seconds between two previews, and before the first. A preview also waits until all of them "
-        "together, if it costs what the last one did, take at most 1% of the processor time so far: of the seconds "
+        "together, if it costs what the last one did, take at most 0.5% of the processor time so far: of the seconds "
         "since the launch times the cores that the driver may use.",
     )
     num_images: int = Field(16, ge=1, le=256)

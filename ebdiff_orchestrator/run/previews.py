@@ -21,7 +21,7 @@ from schemas.errors import RunFailed
 from schemas.job import RESULT_FILE
 from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, PreviewsPlan, Source, picture_key, record_key
 
-MOST_SHARE = 0.01  # of the processor time
+MOST_SHARE = 0.005  # of the processor time; training, which shares caches with them, may lose a little more
 _LOOK_EVERY_S, _POLL_S, _END_LIMIT_S = 10.0, 0.2, 10.0
 _MOST_FAILURES = 3  # in a row
 _PROGRAM = "ebdiff_orchestrator.previews"

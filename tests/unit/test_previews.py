@@ -245,11 +245,11 @@ def test_a_killed_driver_leaves_neither_a_process_nor_half_a_preview(failing: tu
     [
         pytest.param(0, 0, Spent(), 2, 60, id="the first comes after the interval"),
         pytest.param(60, 60, Spent(), 2, 0, id="whatever it may cost"),
-        pytest.param(60, 60, Spent(0, 6), 2, 240, id="unless an earlier launch's tells what one costs"),
-        pytest.param(100, 10, Spent(10, 10), 2, 900, id="10 s for the one drawn and 10 s for the next, of 2 cores"),
+        pytest.param(60, 60, Spent(0, 6), 2, 540, id="unless an earlier launch's tells what one costs"),
+        pytest.param(100, 10, Spent(10, 10), 2, 1900, id="10 s for the one drawn and 10 s for the next, of 2 cores"),
         pytest.param(100, 10, Spent(10, 10), 64, 50, id="on many cores the interval decides"),
-        pytest.param(1000, 60, Spent(10, 10), 2, 0, id="when that is 1% of what has passed"),
-        pytest.param(1000, 60, Spent(10, 30), 2, 1000, id="a dear one makes the next wait"),
+        pytest.param(2000, 60, Spent(10, 10), 2, 0, id="when that is 0.5% of what has passed"),
+        pytest.param(2000, 60, Spent(10, 30), 2, 2000, id="a dear one makes the next wait"),
     ],
 )
 def test_previews_wait_for_the_interval_and_for_their_share_of_the_processor_time(
