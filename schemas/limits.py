@@ -11,5 +11,6 @@ MOST_CHANNELS = 65536
 MOST_IMAGES = 10**7  # of a batch, or of a sampling
 MOST_WORKERS = 4096  # of a region; CPUs and GPUs too
 MOST_GUIDANCE = 1000
+MOST_WAVELET_PX = 256  # the side of images whose wavelet packets are compared: the paper's
 MANY = 10**6  # of whatever else is counted
 LARGE = 1e12  # what is measured and has no bound of its own

@@ -19,6 +19,7 @@ from schemas.experiment import (
     TimestepPlan,
     TrainingPlan,
 )
+from schemas.limits import MOST_WAVELET_PX
 from schemas.model import ModelPlan, PixelModelPlan
 from schemas.previews import PreviewsPlan
 from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
@@ -143,6 +144,17 @@ class Plan(Section):
         if offset and highest + offset >= total:
             expected = f"at most {total - 1 - highest}, since the first of {steps} timesteps is {highest} without it"
             raise cross_field_error("sampling.steps_offset", offset, expected, "Lower it, or take fewer steps.")
+        return self
+
+    @model_validator(mode="after")
+    def _previews_can_be_measured(self) -> Self:
+        if self.previews is None or self.previews.measure is None:
+            return self
+        raster = self.data.raster
+        side = self.data.resolution if raster is None else raster.canvas_px
+        if self.previews.num_images < 2 or side % 2 or side > MOST_WAVELET_PX:
+            expected = f"null, or two images or more of an even side of at most {MOST_WAVELET_PX} pixels"
+            raise cross_field_error("previews.measure", self.previews.measure, expected, "Leave it out.")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from schemas.limits import MOST_TIMESTEPS
-from schemas.section import Section
+from schemas.section import Section, is_none
 
 PREVIEWS_FOLDER = "previews"  # in the run directory
 
@@ -31,6 +31,12 @@ class PreviewsPlan(Section):
     )
     num_images: int = Field(16, ge=1, le=256)
     steps: int = Field(20, ge=1, le=MOST_TIMESTEPS, description="Sampling steps; the rest is as in `sampling`.")
+    measure: Literal["wavelet"] | None = Field(
+        None,
+        exclude_if=is_none,
+        description="wavelet: the Frechet wavelet distance of the preview's images from as many of the data, evenly "
+        "spread. Of so few images it compares the previews of a run with each other, and nothing else; null: none.",
+    )
 
 
 class PreviewRecord(Section):

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from schemas.limits import MOST_WAVELET_PX
+
 Array = np.ndarray[Any, Any]
 
-LARGEST_PX = 256
+LARGEST_PX = MOST_WAVELET_PX
 _MOST_LEVELS = 4  # the paper's, of 256 pixels
 _NUMBERS_AT_ONCE = 2**22  # of covariances
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +16,10 @@ from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.previews.networks import RegionNetwork, newest_networks
 from ebdiff_orchestrator.run.previews import last_preview
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.data.drawing_store import ensure_data
 from region_workers.data.encode import on_threads
+from region_workers.data.rasters import raster
+from region_workers.data.store import ImageStore
 from region_workers.data.vae import load_known_vae
 from region_workers.storage.durable import remove_leftovers, write_bytes, write_model
 from region_workers.storage.locks import OwnFolder
@@ -23,6 +27,7 @@ from region_workers.storage.places import SCRATCH_FOLDER, cache_dir_of
 from region_workers.storage.run_files import RunFiles
 from schemas.manifest import Manifest
 from schemas.model import LatentModelPlan
+from schemas.plan import Plan
 from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key, record_key
 from schemas.process import unix_time
 
@@ -43,8 +48,9 @@ def make_preview(location: str, owner: str = "") -> PreviewRecord | None:
         if networks is None:
             return None
         samples = _samples(manifest, networks)
+        measures = _measures(manifest.plan, samples, cache)
     with run.fenced():
-        return _write(run, samples, manifest, networks, began_s)
+        return _write(run, samples, measures, manifest, networks, began_s)
 
 
 def _samples(manifest: Manifest, networks: dict[str, RegionNetwork]) -> Samples:
@@ -59,8 +65,32 @@ def _samples(manifest: Manifest, networks: dict[str, RegionNetwork]) -> Samples:
     return samples_of(pipeline, how.num_images, plan.seed, how.steps, min(at_once, how.num_images))
 
 
+def _measures(plan: Plan, samples: Samples, cache: Path) -> dict[str, float]:
+    """What the plan wants measured, of the preview's images against as many of the data, evenly spread over them."""
+    assert plan.previews is not None
+    name = plan.previews.measure
+    if name is None:
+        return {}
+    from ebdiff_orchestrator.evaluation.quick import quick_measure
+
+    store = ensure_data(plan.data, cache)
+    numbers = np.linspace(0, len(store), min(len(samples), len(store)), endpoint=False).astype(int).tolist()
+    if isinstance(store, ImageStore):
+        images, reference = samples, [store.piece(number, number + 1) for number in numbers]
+    else:
+        assert plan.data.raster is not None
+        images = np.stack([raster(drawing, plan.data.raster) for drawing in samples])
+        reference = [store.piece(number, number + 1, plan.data.raster) for number in numbers]
+    return {name: quick_measure(name, np.asarray(images), np.concatenate(reference))}
+
+
 def _write(
-    run: RunDirectory, samples: Samples, manifest: Manifest, networks: dict[str, RegionNetwork], began_s: float
+    run: RunDirectory,
+    samples: Samples,
+    measures: dict[str, float],
+    manifest: Manifest,
+    networks: dict[str, RegionNetwork],
+    began_s: float,
 ) -> PreviewRecord:
     """The picture, then the record, which says that it is whole."""
     assert manifest.plan.previews is not None
@@ -74,6 +104,7 @@ def _write(
         sampling_steps=manifest.plan.previews.steps,
         seconds=time.monotonic() - began_s,
         processor_s=usage.ru_utime + usage.ru_stime,
+        measures=measures,
     )
     png = io.BytesIO()
     grid_HWC = image_grid(samples) if isinstance(samples, np.ndarray) else drawing_grid(samples)

@@ -272,6 +272,8 @@ PREVIEWS = (
     _set("previews.num_images=257", "previews.num_images = 257: expected", "less than or equal to 256"),
     _set("previews.steps=0", "previews.steps = 0: expected", f"{_MORE} 1"),
     _set("previews.steps=1001", "previews.steps = 1001: expected", "at most diffusion.num_train_timesteps = 1000"),
+    _set("previews.measure=fid", "previews.measure = fid: expected", "'wavelet'"),
+    _set("previews={num_images: 1, measure: wavelet}", "previews.measure = wavelet: expected", "two images or more"),
     _set("previews.images=4", "previews.images = 4: expected", "a key that plans have"),
 )
 

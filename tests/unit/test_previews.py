@@ -34,7 +34,7 @@ MakePlan = Callable[..., Plan]
 TWO = (
     "regions=[{train: [0, 600], pruning_ratio: 0.5, name: low}, {train: [500, 1000], pruning_ratio: 0.25, name: high}]"
 )
-SHOWN = "previews={interval_s: 0.1, num_images: 4, steps: 4}"  # as many, in as many steps, as the run's own samples
+SHOWN = "previews={interval_s: 0.1, num_images: 4, steps: 4, measure: wavelet}"  # images and steps: as the samples
 RARELY = SHOWN.replace("0.1", "1e6")
 LIMIT_S = 120.0
 
@@ -115,6 +115,8 @@ def test_previews_come_while_a_run_trains_and_end_in_the_samples_of_the_run(watc
     assert (own.num_images, own.sampling_steps, own.number) == (4, 4, 1)
     assert min(own.seconds, own.processor_s) > 0
     assert (mixed.number, mixed.source, mixed.steps) == (2, own.source, own.steps)
+    assert min(own.measures["wavelet"], last.measures["wavelet"]) > 0
+    assert mixed.measures == own.measures
     assert _picture(run_dir, 2) == _picture(run_dir, 1), "the same checkpoints give the same images"
     assert (last.number, last.source, last.steps) == (3, {"low": "expert", "high": "expert"}, {"low": 12, "high": 12})
     assert _picture(run_dir, 3) == (run_dir / "samples/grid.png").read_bytes()
@@ -155,6 +157,7 @@ def test_previews_of_other_families_end_in_the_samples_too(tiny_plan: MakePlan, 
         if together
         else [None, {"low": dense, "high": whole}, {"low": whole, "high": whole}]
     )
+    assert all(record.measures["wavelet"] > 0 for record in made if record is not None)
     pictures = [_picture(run_dir, number + 1) for number in range(len(made) - made.count(None))]
     assert pictures[-1] == (run_dir / "samples/grid.png").read_bytes()
     assert pictures[0] != pictures[-1]
