@@ -118,6 +118,7 @@ class Previews:
             return False
         self._last, picture = record, picture_key(record.number)
         self._view.line(f"Preview {record.number}: {self._run.location}/{picture}")
+        self._view.previews(self._run.previews())
         return True
 
     def _newest(self) -> dict[str, tuple[Source, int]] | None:

@@ -18,10 +18,10 @@ from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
 from schemas.owner import OWNERS_FOLDER, is_claim
+from schemas.previews import PREVIEWS_FOLDER
 from schemas.process import unix_time
 
 _SHOWN = 5
-_PREVIEWS_FOLDER = "previews"
 
 
 class RunDirectory:
@@ -121,7 +121,7 @@ class RunDirectory:
 
     def previews(self) -> int:
         """How many pictures the run has of how far it is."""
-        return sum(key.endswith(".json") for key in self._files.list_keys(_PREVIEWS_FOLDER))
+        return sum(key.endswith(".json") for key in self._files.list_keys(PREVIEWS_FOLDER))
 
     def fetch_recorded(self, artifacts: Sequence[Artifact]) -> None:
         """Have these files in `path`."""
