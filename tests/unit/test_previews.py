@@ -17,6 +17,7 @@ from conftest import tiny_vae
 from drawing_files import VECTOR
 from forked import ForkedProcess
 from run_products import products
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.previews.preview import make_preview
@@ -125,6 +126,14 @@ def test_previews_come_while_a_run_trains_and_end_in_the_samples_of_the_run(watc
     assert sorted(path.name for path in (run_dir / "previews").iterdir()) == [
         f"{number:06d}.{kind}" for number in (1, 2, 3) for kind in ("json", "png")
     ]
+
+
+def test_previews_and_what_they_measure_are_in_the_trackers(watched: Any) -> None:
+    run_dir, _, _ = watched
+    events = EventAccumulator(str(run_dir / "tensorboard/run"), size_guidance={"images": 0}).Reload()
+    assert [event.step for event in events.Images("previews")] == [1, 2, 3]
+    curve = {event.step: event.value for event in events.Scalars("measures/wavelet")}
+    assert curve == {number: pytest.approx(_record(run_dir, number).measures["wavelet"]) for number in (1, 2, 3)}
 
 
 def _latents(images: Path, vae: Path) -> tuple[str, ...]:
