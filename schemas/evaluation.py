@@ -50,6 +50,13 @@ class ExtractorChoice(Section):
     weights_file: str | None = Field(
         None, description="Of Inception, if it was given; null: where torch hub keeps it, on each node."
     )
+    packet_level: int | None = Field(None, description="Of wavelet packets: halvings of the side; null: a network.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the numbers of an image; those of wavelet packets are [packets, numbers of each]."""
+        level = self.packet_level
+        return (self.num_features,) if level is None else (4**level, self.num_features // 4**level)
 
 
 class Measure(Section):

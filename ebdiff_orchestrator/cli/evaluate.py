@@ -30,9 +30,21 @@ GuidanceOption = Annotated[
 BatchOption = Annotated[
     int | None, Option(min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's.")
 ]
+MeasureOption = Annotated[
+    list[str] | None,
+    Option(
+        "--measure",
+        metavar="fid|kid|precision-recall|wavelet",
+        help="Repeatable. fid (default): the Frechet distance of the extractor's features, also with kid or "
+        "precision-recall, which are of the same; wavelet, by itself: the Frechet wavelet distance, without a network.",
+    ),
+]
 ExtractorOption = Annotated[
-    Literal["inception", "random-conv"],
-    Option(help="What makes the features; random-conv needs no weights, and compares runs of this tool alone."),
+    Literal["inception", "random-conv"] | None,
+    Option(
+        help="What makes the features (default: inception); random-conv needs no weights, and compares runs of this "
+        "tool alone."
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
@@ -59,7 +71,8 @@ def evaluate(
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
     batch_size: BatchOption = None,
-    extractor: ExtractorOption = "inception",
+    measure: MeasureOption = None,
+    extractor: ExtractorOption = None,
     inception_weights: WeightsOption = None,
     reference: ReferenceOption = None,
     reference_images: ReferenceImagesOption = None,
@@ -71,7 +84,8 @@ def evaluate(
     """Measure a finished run's images or drawings: FID against its own data, and what sampling costs.
 
     Interrupted, the same command goes on; an evaluation that is recorded is shown. FID is pytorch-fid's; with
-    --extractor random-conv it is another distance, which needs no weights and is no FID.
+    --extractor random-conv it is another distance, which needs no weights and is no FID. What is asked for later is
+    measured of images drawn again, so ask for all at once.
     """
     with quick_imports():
         from ebdiff_orchestrator.evaluation.evaluate import evaluate
@@ -80,6 +94,7 @@ def evaluate(
     evaluation = evaluate(
         run_dir,
         num_images,
+        measures=tuple(measure or ("fid",)),
         seed=seed,
         steps=steps,
         guidance_scale=guidance,
@@ -133,8 +148,10 @@ def report_table(report: EvaluationReport) -> Table:
 
 
 def _weights(measured: Evaluation) -> dict[str, str]:
-    from ebdiff_orchestrator.evaluation.values import COMPARES_RUNS
+    from ebdiff_orchestrator.evaluation.values import COMPARES_RUNS, values_of
 
+    if measured.extractor == "wavelet":
+        return {"measure": values_of(measured)[0].comparable_note}
     if measured.extractor == "inception":
         return {"Inception weights": f"SHA-256 {measured.weights_sha256[:16]}"}
     return {"extractor": f"{measured.extractor}: {COMPARES_RUNS}"}

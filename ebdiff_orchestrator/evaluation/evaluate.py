@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ebdiff_orchestrator.cluster import Executor, ThisProcess, check_surroundings, cluster_address
-from ebdiff_orchestrator.evaluation.extractors import choose_extractor, load_extractor
+from ebdiff_orchestrator.evaluation.extractors import load_extractor
+from ebdiff_orchestrator.evaluation.feature_measures import MOST_FEATURES, measures_of_features
 from ebdiff_orchestrator.evaluation.features import Workers, make_features
+from ebdiff_orchestrator.evaluation.options import (
+    Options,
+    check_reference,
+    chosen_extractor,
+    held_by,
+    holds_all,
+    sampled_images,
+)
 from ebdiff_orchestrator.evaluation.records import (
     REPORT_FILE,
     STATISTICS_FILE,
@@ -23,12 +32,12 @@ from ebdiff_orchestrator.evaluation.records import (
     report_of,
     whole_report,
 )
+from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
 from ebdiff_orchestrator.evaluation.statistics import (
-    Reference,
+    evenly,
     frechet_distance,
-    given_reference,
-    own_reference,
-    shard_statistics,
+    spread_features,
+    statistics_of,
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.work import finished_record, image_file, remove_shards, shards_of
@@ -40,7 +49,7 @@ from region_workers.data.drawing_store import ensure_data
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
-from schemas.errors import UserError, user_error
+from schemas.errors import UserError
 from schemas.evaluation import ExtractorChoice, FeatureJob, FolderImages, Measure, SampledImages, StoredImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, ExtractorName, Manifest
 from schemas.plan import Plan
@@ -49,31 +58,16 @@ from schemas.process import unix_time
 _SHARED = "to be evaluated by a cluster. Copy the run to one, or evaluate on one machine with --here."
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is to be measured; None stands for the plan's or the usual."""
-
-    num_images: int
-    seed: int
-    steps: int | None
-    guidance_scale: float | None
-    batch_size: int | None
-    extractor: str
-    inception_weights: Path | None
-    reference: Path | None
-    reference_images: int | None
-    keep_images: bool
-
-
 def evaluate(
     run_dir: str | Path,
     num_images: int = 50_000,
     *,
+    measures: Sequence[str] = ("fid",),
     seed: int = 0,
     steps: int | None = None,
     guidance_scale: float | None = None,
     batch_size: int | None = None,
-    extractor: ExtractorName = "inception",
+    extractor: ExtractorName | None = None,
     inception_weights: str | Path | None = None,
     reference: str | Path | None = None,
     reference_images: int | None = None,
@@ -86,7 +80,8 @@ def evaluate(
     """FID of `num_images` images of the finished run in `run_dir`, over all workers of the Ray cluster.
 
     With `extractor="random-conv"` the distance of other features, which need no weights: it compares runs, and is no
-    FID.
+    FID. `measures` asks for more of the same features ("kid", "precision-recall"); or for the Frechet wavelet distance
+    alone ("wavelet"), which needs no network.
 
     What was interrupted goes on; what is recorded is returned. `in_process`, or an `executor`, does without Ray. The
     reference is the run's own data (or its first `reference_images`), a folder of images or an .npz of pytorch-fid's.
@@ -94,6 +89,7 @@ def evaluate(
     """
     options = Options(
         num_images=num_images,
+        measures=tuple(measures),
         seed=seed,
         steps=steps,
         guidance_scale=guidance_scale,
@@ -107,7 +103,7 @@ def evaluate(
     directory = RunDirectory(run_dir)
     plan = _finished(directory).plan
     executor = executor or _executor(directory, plan, in_process, address)
-    images = _sampled_images(directory, plan, options)
+    images = sampled_images(directory, plan, options)
     with directory.held(), view or View() as shown, ExitStack() as stack:
         return _evaluate(directory, options, images, Workers(plan.workers, address, executor, shown, stack))
 
@@ -126,7 +122,7 @@ def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, 
     """The recorded number if there is one and it is whole, else a new one, recorded."""
     manifest = _finished(directory)
     plan, view = manifest.plan, workers.view
-    extractor = choose_extractor(options.extractor, options.inception_weights)
+    extractor = chosen_extractor(options, plan)
     measure = Measure(extractor=extractor, raster=plan.data.raster)
     job = FeatureJob(
         folder="",
@@ -136,11 +132,17 @@ def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, 
         training=plan.training,
     )
     reference = _reference(plan, options, measure, view)
+    check_reference(options, reference.num_images, reference.images is not None)
     key = evaluation_key(manifest, job, reference.digest)
     folder = directory.fetch_folder(evaluation_folder(Path(), key).as_posix())
-    recorded = whole_report(folder) if key in manifest.evaluations else None
+    known, recorded = manifest.evaluations.get(key), whole_report(folder)
     wanted = range(options.num_images if options.keep_images else 0)
-    if recorded is not None and all(image_file(folder, index).is_file() for index in wanted):
+    if (
+        recorded is not None
+        and recorded.evaluation == known
+        and holds_all(recorded.evaluation, options.measures)
+        and all(image_file(folder, index).is_file() for index in wanted)
+    ):
         view.line("This was evaluated before; nothing to do.")
         remove_shards(folder)  # which are there if it was killed at its very end
         return recorded.evaluation
@@ -148,7 +150,8 @@ def _evaluate(directory: RunDirectory, options: Options, images: SampledImages, 
     ledger = Ledger(directory)
     with _usage_recorded(ledger, workers):
         job = job.model_copy(update={"folder": str(folder)})
-        evaluation = _measure(key, ensemble_digest(manifest), job, reference, workers)
+        measures = (*options.of_features, *held_by(known))
+        evaluation = _measure(key, ensemble_digest(manifest), job, reference, measures, workers)
     _record(ledger, evaluation, reference.description)
     return evaluation
 
@@ -170,31 +173,6 @@ def _finished(directory: RunDirectory) -> Manifest:
     return manifest
 
 
-def _sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> SampledImages:
-    """The options with the plan's defaults filled in. UserError for what cannot be."""
-    total, how = plan.diffusion.num_train_timesteps, plan.sampling
-    steps = how.steps if options.steps is None else options.steps
-    guidance = how.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    batch_size = how.batch_size if options.batch_size is None else options.batch_size
-    if options.num_images < 2:
-        raise user_error("--num-images", options.num_images, "at least 2", "A covariance needs two images.")
-    if not 1 <= steps <= total:
-        raise user_error("--steps", steps, f"1 to {total}, the plan's timesteps", "Change it.")
-    if batch_size < 1:
-        raise user_error("--batch-size", batch_size, "at least 1", "Raise it.")
-    if guidance < 0 or (guidance != 1 and plan.model.num_classes is None):
-        expected = "1, since the model has no classes" if plan.model.num_classes is None else "0 or more"
-        raise user_error("--guidance", guidance, expected, "Leave it out.")
-    return SampledImages(
-        ensemble=str(directory.path / ASSEMBLE),
-        seed=options.seed,
-        steps=steps,
-        guidance_scale=guidance,
-        batch_size=batch_size,
-        keep_images=options.keep_images,
-    )
-
-
 def _reference(plan: Plan, options: Options, measure: Measure, view: View) -> Reference:
     cache_dir = cache_dir_of(plan.workers.cache_dir).resolve()
     if options.reference is not None:
@@ -212,8 +190,15 @@ def _side(plan: Plan, measure: Measure) -> int | None:
     return None if measure.extractor.name == "inception" else plan.data.resolution
 
 
-def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, workers: Workers) -> Evaluation:
-    """Make the features of both sides and compare them."""
+def _measure(
+    key: str,
+    ensemble: str,
+    job: FeatureJob,
+    reference: Reference,
+    measures: tuple[str, ...],
+    workers: Workers,
+) -> Evaluation:
+    """Make the features of both sides and compare them: their distance, and by `measures` of the features."""
     began, folder = time.monotonic(), Path(job.folder)
     assert isinstance(job.images, SampledImages)
 
@@ -221,16 +206,17 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, wor
         update = {"folder": str(into), "images": images, "num_images": num_images}
         make_features(workers, job.model_copy(update=update), "reference")
 
-    theirs = reference.statistics(folder.parent, reference_features)
+    theirs, their_features = reference.measured(folder.parent, reference_features, bool(measures))
     make_features(workers, job, "evaluate")
     workers.view.line("Computing the Frechet distance ...")
-    ours = shard_statistics(folder, job.num_images)
+    ours = statistics_of(folder, job.num_images, job.measure.extractor)
     write_statistics(folder / STATISTICS_FILE, ours, job.measure)
     records = [finished_record(folder, shard) for shard in shards_of(job.num_images)]
     return Evaluation(
         key=key,
         ensemble_digest=ensemble,
         **_result(job.measure.extractor, frechet_distance(ours, theirs)),
+        **({} if their_features is None else _of_features(measures, folder, job.num_images, their_features)),
         num_images=job.num_images,
         steps=job.images.steps,
         seed=job.images.seed,
@@ -245,11 +231,21 @@ def _measure(key: str, ensemble: str, job: FeatureJob, reference: Reference, wor
     )
 
 
+def _of_features(
+    measures: tuple[str, ...], folder: Path, num_images: int, theirs_NF: np.ndarray[Any, Any]
+) -> dict[str, Any]:
+    """The measures of features, equally many of each side."""
+    count = min(num_images, len(theirs_NF), MOST_FEATURES)
+    ours_NF = spread_features(folder, num_images, count)
+    return measures_of_features(measures, ours_NF, theirs_NF[evenly(len(theirs_NF), count)])
+
+
 def _result(extractor: ExtractorChoice, distance: float) -> dict[str, Any]:
     """The number, and what made the features, under their right names: an FID is Inception's alone."""
     if extractor.name == "inception":
         return {"fid": distance, "inception_sha256": extractor.digest}
-    return {"extractor": extractor.name, "frechet_distance": distance, "extractor_sha256": extractor.digest}
+    level = {} if extractor.packet_level is None else {"packet_level": extractor.packet_level}
+    return {"extractor": extractor.name, "frechet_distance": distance, "extractor_sha256": extractor.digest, **level}
 
 
 def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> None:

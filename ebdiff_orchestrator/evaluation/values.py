@@ -11,6 +11,8 @@ USUAL_LEVEL = 4
 COMPARES_RUNS = "compares runs of this tool with each other, and nothing with the literature"
 # Of pytorch-fid's weights; the eight digits that it begins with stand in their file's name.
 OFFICIAL_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+_KID_NOTE = "kernel distance of Inception's features; unbiased, so that numbers of images may differ"
+_PRECISION_NOTE = "of Inception's features, 3 neighbours (the paper takes VGG-16's); compare at equal numbers of images"
 _WAVELET_NOTE = (
     "Frechet wavelet distance, Haar packets of level {}; compare at equal numbers of images of one size "
     "(the paper's are of 256 pixels, level 4)"
@@ -46,17 +48,22 @@ class MeasuredValue:
 def values_of(evaluation: Evaluation) -> tuple[MeasuredValue, ...]:
     """The Frechet distance first, then what else was measured of the same features."""
     extractor = evaluation.extractor
-    first = {"inception": "FID", "wavelet": _wavelet_name(evaluation)}.get(extractor, f"FD-{extractor}")
+    first = {"inception": "FID", "wavelet": "FWD"}.get(extractor, f"FD-{extractor}")
     found = [_value(evaluation, first, evaluation.distance, _distance_note(evaluation), evaluation.num_images)]
     if evaluation.feature_images is None:
         return tuple(found)
-    note = f"of {extractor} features; compare at equal numbers of images"
-    if extractor != "inception":
-        note = COMPARES_RUNS
+    note = _PRECISION_NOTE if extractor == "inception" else COMPARES_RUNS
     if evaluation.kid is not None:
         name = "KID" if extractor == "inception" else f"KID-{extractor}"
         found.append(
-            _value(evaluation, name, evaluation.kid, note, evaluation.feature_images, evaluation.kid_deviation)
+            _value(
+                evaluation,
+                name,
+                evaluation.kid,
+                _KID_NOTE if extractor == "inception" else COMPARES_RUNS,
+                evaluation.feature_images,
+                evaluation.kid_deviation,
+            )
         )
     for name, share in (("precision", evaluation.precision), ("recall", evaluation.recall)):
         if share is not None:
@@ -75,11 +82,11 @@ def _value(
     deviation: float | None = None,
     better: str = "lower",
 ) -> MeasuredValue:
-    rendered = _rendered(evaluation)
+    settings = _settings(evaluation)
     return MeasuredValue(
-        name=short + rendered,
+        name=short + settings,
         short=short,
-        label=f"{short}-{thousands(num_images)}{rendered}",
+        label=f"{short}-{thousands(num_images)}{settings}",
         value=value,
         deviation=deviation,
         num_images=num_images,
@@ -101,15 +108,13 @@ def thousands(count: int) -> str:
     return f"{count / 1000:g}k" if count >= 1000 else str(count)
 
 
-def _wavelet_name(evaluation: Evaluation) -> str:
-    """`FWD`; at another level than the paper's with it: `FWD-level-3`."""
-    return "FWD" if evaluation.packet_level == USUAL_LEVEL else f"FWD-level-{evaluation.packet_level}"
-
-
-def _rendered(evaluation: Evaluation) -> str:
-    """Of drawings the renderer's settings, as in `, 64 px, line 1 px, margin 5%`."""
-    how = evaluation.raster
-    return f", {how.canvas_px} px, line {how.line_width_px:g} px, margin {how.margin * 100:g}%" if how else ""
+def _settings(evaluation: Evaluation) -> str:
+    """What a name says too: another level than the paper's, and of drawings the renderer, as in `, 64 px, ...`."""
+    level, how = evaluation.packet_level, evaluation.raster
+    levels = "" if level in (None, USUAL_LEVEL) else f", level {level}"
+    if how is None:
+        return levels
+    return f"{levels}, {how.canvas_px} px, line {how.line_width_px:g} px, margin {how.margin * 100:g}%"
 
 
 def _distance_note(evaluation: Evaluation) -> str:

@@ -56,7 +56,7 @@ def shards_of(num_images: int) -> tuple[Shard, ...]:
 
 
 def features_file(folder: Path, shard: Shard) -> Path:
-    """Float32 [count, features], as numpy writes it."""
+    """Float32 [count, features], or bytes of pixels, as numpy writes it."""
     return folder / f"{shard.name}.npy"
 
 
@@ -79,7 +79,7 @@ def write_shard(folder: Path, shard: Shard, features: np.ndarray[Any, Any], maki
     """Write a shard durably: the features, then the record that vouches for them."""
     assert features.ndim == 2
     assert len(features) == shard.count
-    assert features.dtype == np.float32
+    assert features.dtype in (np.float32, np.uint8)
 
     encoded = io.BytesIO()
     np.save(encoded, features, allow_pickle=False)
@@ -103,7 +103,7 @@ def finished_record(folder: Path, shard: Shard, with_images: bool = False) -> Sh
 
 
 def read_features(folder: Path, shard: Shard) -> np.ndarray[Any, Any]:
-    """The features of a finished shard, float32 [count, features]."""
+    """The features of a finished shard, [count, features]."""
     features: np.ndarray[Any, Any] = np.load(features_file(folder, shard), allow_pickle=False)
     return features
 

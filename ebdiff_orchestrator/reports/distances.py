@@ -71,9 +71,9 @@ def distance_notes(runs: Sequence[Values]) -> list[str]:
 
 
 def _note(name: str, value: MeasuredValue) -> str:
-    if value.comparable_note == COMPARES_RUNS:
-        return f"{name} (n): from n images, to be compared at equal n. It is no FID: it {COMPARES_RUNS}."
     higher = " Higher is better." if value.higher_is_better else ""
+    if value.comparable_note == COMPARES_RUNS:
+        return f"{name} (n): from n images, to be compared at equal n. It is no FID: it {COMPARES_RUNS}.{higher}"
     return f"{name} (n): from n images; {value.comparable_note}. It is no FID.{higher}"
 
 

@@ -1,16 +1,19 @@
-"""Whether the distance of `--extractor random-conv` tells good images from bad: real ones, made worse step by step.
+"""Whether measures that need no weights tell good images from bad: real ones, made worse step by step.
 
     python tests/benchmarks/random_conv.py [--data cifar10-train.parquet] [--images 850] [--side 16]
                                            [--short] [--json FILE]
 
-The reference is as many other images of the data. Each kind of harm (blur, noise, another distribution mixed in, images
-repeated) comes in steps; figures are distances over that of images left as they are, which should be near 1, and must
-rise with every step. Without `--data` the images are the digits that the tests use, whose distribution to mix in is
-their negatives. Seconds are of one process and its threads.
+Measures are the distances of `--extractor random-conv` (Frechet and kernel) and the Frechet wavelet distance. The
+reference is as many other images of the data. Each kind of harm (blur, noise, another distribution mixed in, images
+repeated) comes in steps; figures are values over that of images left as they are, which should be near 1, and must
+rise with every step; those of the kernel distance are the values themselves, in thousandths. Without `--data` the
+images are the digits that the tests use, whose distribution to mix in is their negatives. Seconds are of one process
+and its threads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ import torch
 from bench import Report, arguments, settings_of, timed
 from PIL import Image, ImageFilter
 
+from ebdiff_orchestrator.evaluation.feature_measures import kernel_distance
+from ebdiff_orchestrator.evaluation.quick import quick_measure
 from ebdiff_orchestrator.evaluation.random_conv import RandomConv
 from ebdiff_orchestrator.evaluation.statistics import Statistics, frechet_distance
 from region_workers.data.store import ensure_store
@@ -64,31 +69,46 @@ def repeated(images: Images, times: int) -> Images:
     return np.repeat(images[: -(-len(images) // times)], times, axis=0)[: len(images)]
 
 
-def measure(reference: Images, real: Images, other: Images, report: Report) -> None:
-    """Distances to the reference, of real images and of harmed ones."""
+def measures_against(reference: Images) -> dict[str, Callable[[Images], float]]:
+    """By name: what gives the value of images against the reference."""
     network = RandomConv(torch.device("cpu"))
 
     def statistics(images: Images) -> Statistics:
         features = network.features(images).astype(np.float64)
         return Statistics(features.mean(axis=0), np.cov(features, rowvar=False), len(features))
 
-    theirs = statistics(reference)
+    theirs, their_features = statistics(reference), network.features(reference)
+    return {
+        "FD-random-conv": lambda images: frechet_distance(statistics(images), theirs),
+        "KID-random-conv": lambda images: 1000 * kernel_distance(network.features(images), their_features)[0],
+        "FWD": lambda images: quick_measure("wavelet", images, reference),
+    }
+
+
+def measure(reference: Images, real: Images, other: Images, report: Report) -> None:
+    """Values against the reference, of real images and of harmed ones."""
+    network = RandomConv(torch.device("cpu"))
     report.add("features of 1,000 images", timed(lambda: network.features(real)) * 1000 / len(real), "s", at_most=5)
-    left = frechet_distance(statistics(real), theirs)
-    report.add("distance of real images", left)
-    report.add("of their features' variance", left / float(np.trace(theirs.covariance)), at_most=0.05)
+    few = real[:64], reference[:64]
+    report.add("FWD of 64 images", timed(lambda: quick_measure("wavelet", *few)), "s", at_most=1)
     harms = {
         "blur of {} px": [(by, blurred(real, by)) for by in BLURS],
         "noise of {} levels": [(by, noisy(real, by)) for by in NOISES],
         "{:.0%} of another distribution": [(by, mixed(real, other, by)) for by in SHARES],
         "each image {} times": [(by, repeated(real, by)) for by in REPEATS],
     }
-    for name, steps in harms.items():
-        before = 1.0
-        for by, images in steps:
-            over = frechet_distance(statistics(images), theirs) / left
-            report.add(name.format(by), over, "x", at_least=before)
-            before = over
+    for measure_name, value_of in measures_against(reference).items():
+        left = value_of(real)
+        report.add(f"{measure_name} of real images", left)
+        of_kernel = measure_name.startswith("KID")  # about 0 for real images, whose multiple would say nothing
+        for name, steps in harms.items():
+            before = left if of_kernel else 1.0
+            for by, images in steps:
+                over = value_of(images) / (1 if of_kernel else left)
+                blind = of_kernel and "times" in name  # its mean does not see copies
+                unit = "/1000" if of_kernel else "x"
+                report.add(f"{measure_name}: {name.format(by)}", over, unit, at_least=None if blind else before)
+                before = over
 
 
 def main() -> None:

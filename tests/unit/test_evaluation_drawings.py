@@ -21,10 +21,9 @@ from ebdiff_orchestrator.ensemble import load_ensemble, samples_of
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv
 from ebdiff_orchestrator.evaluation.records import evaluation_folder, evaluation_key, recorded_report
+from ebdiff_orchestrator.evaluation.reference import given_reference, own_reference
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
-    given_reference,
-    own_reference,
     read_statistics,
     write_statistics,
 )

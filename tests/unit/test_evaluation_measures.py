@@ -1,0 +1,86 @@
+"""Evaluation by more measures than a Frechet distance of a network's features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from finished_run import finished_run
+from PIL import Image
+from rich.console import Console
+
+from ebdiff_orchestrator import evaluate
+from ebdiff_orchestrator.cli.evaluate import report_table
+from ebdiff_orchestrator.evaluation.quick import quick_measure
+from ebdiff_orchestrator.evaluation.records import evaluation_folder, recorded_report
+from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.data.store import ensure_store
+from schemas.errors import RunFailed, UserError
+from schemas.plan import Plan
+
+
+def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    finished_run(run_dir, tiny_plan())
+    options = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2}
+    distance = evaluate(run_dir, 6, **options)
+    assert distance.kid is distance.precision is None
+    kid = evaluate(run_dir, 6, measures=("kid",), **options)
+    assert (kid.key, kid.distance, kid.precision) == (distance.key, distance.distance, None)
+    both = evaluate(run_dir, 6, measures=("fid", "precision-recall"), **options)
+    assert (both.kid, both.feature_images) == (kid.kid, 6)
+    assert both.kid > 0
+    assert both.precision == 0  # of an ensemble that never trained
+    assert both.recall is not None
+    again = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2, "seed": 1}
+    with (
+        patch("ebdiff_orchestrator.evaluation.evaluate.measures_of_features", side_effect=RunFailed("killed")),
+        pytest.raises(RunFailed, match="killed"),
+    ):
+        evaluate(run_dir, 6, measures=("kid", "precision-recall"), **again)
+    with patch("ebdiff_orchestrator.evaluation.features.make_shards", return_value="drawn again"):
+        resumed = evaluate(run_dir, 6, measures=("kid", "precision-recall"), **again)
+        assert evaluate(run_dir, 6, measures=("kid", "fid"), **options) == both
+        assert evaluate(run_dir, 6, measures=("precision-recall",), **again) == resumed
+    assert None not in (resumed.kid, resumed.precision)
+    (evaluation_folder(run_dir, resumed.key) / "report.json").unlink()
+    assert evaluate(run_dir, 6, **again).kid == resumed.kid
+    statistics = evaluation_folder(run_dir, both.key) / "statistics.npz"
+    with pytest.raises(UserError, match=r"--reference = .*npz: expected images, of which --measure kid needs"):
+        evaluate(run_dir, 6, measures=("kid",), reference=statistics, extractor="random-conv", in_process=True)
+    cells = comparison_table(compare_runs([run_dir]))
+    assert [name for name in cells.headings if "random-conv" in name] == [
+        *("FD-random-conv", "KID-random-conv", "precision-random-conv", "recall-random-conv")
+    ]
+    assert {"KID-random-conv-6", "recall-random-conv-6"} <= {
+        each["label"] for each in compare_runs([run_dir]).rows[0].as_json()["measured"]
+    }
+    Console().print(report_table(recorded_report(run_dir, both)))
+
+
+def test_the_wavelet_distance_is_that_of_the_same_images_in_memory(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir, plan = tmp_path / "run", tiny_plan()
+    finished_run(run_dir, plan)
+    options = {"measures": ("wavelet",), "in_process": True, "steps": 2, "keep_images": True}
+    found = evaluate(run_dir, 20, reference_images=20, **options)
+    drawn = [
+        np.asarray(Image.open(path))
+        for path in sorted((evaluation_folder(run_dir, found.key) / "images").glob("*.png"))
+    ]
+    reference = ensure_store(RunDirectory(run_dir).read().plan.data, cache_dir).array[:20]
+    images = np.stack(drawn).reshape(reference.shape)
+    assert found.frechet_distance == pytest.approx(quick_measure("wavelet", images, reference))
+    assert evaluate(run_dir, 20, reference_images=20, **options) == found
+    report = recorded_report(run_dir, found)
+    assert report.label == "FWD-20, level 3"
+    Console().print(report_table(report))
+    assert "Haar packets of level 3" in " ".join(capsys.readouterr().out.split())
+    itself = evaluate(run_dir, 20, reference=evaluation_folder(run_dir, found.key) / "statistics.npz", **options)
+    assert itself.distance == pytest.approx(0, abs=1e-6)
+    assert "FWD, level 3" in comparison_table(compare_runs([run_dir])).headings
