@@ -28,7 +28,7 @@ from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.ensemble import load_ensemble
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.inception import load_inception
-from ebdiff_orchestrator.evaluation.statistics import given_reference
+from ebdiff_orchestrator.evaluation.reference import given_reference
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.masks import recorded_masks
 from ebdiff_orchestrator.run import launch as driver

@@ -21,7 +21,8 @@ from ebdiff_orchestrator.evaluation import evaluate as evaluating
 from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.inception import FEATURES, load_inception
-from ebdiff_orchestrator.evaluation.statistics import Statistics, given_reference, write_statistics
+from ebdiff_orchestrator.evaluation.reference import given_reference
+from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.masks import recorded_masks

@@ -4,23 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from finished_run import finished_run
+from finished_run import an_evaluation, finished_run, recorded_as_finished
 from PIL import Image
 from rich.console import Console
 
 from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.evaluation.quick import quick_measure
-from ebdiff_orchestrator.evaluation.records import evaluation_folder, recorded_report
+from ebdiff_orchestrator.evaluation.records import ensemble_digest, evaluation_folder, recorded_report
+from ebdiff_orchestrator.evaluation.values import values_of
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
+from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from schemas.errors import RunFailed, UserError
 from schemas.plan import Plan
+
+FEATURES = {"feature_images": 1000, "kid": 0.0021, "kid_deviation": 0.0003, "precision": 0.75, "recall": 0.5}
+NO_FID = {"fid": None, "inception_sha256": None, "frechet_distance": 0.02, "extractor_sha256": "c", "num_images": 1000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "shown"),
+    [
+        (
+            {**FEATURES, "num_images": 1000},
+            {"FID-1k": "1.00", "KID-1k": "0.0021 ± 0.0003", "precision-inception-1k": "0.750"},
+        ),
+        (
+            {**NO_FID, **FEATURES, "extractor": "random-conv"},
+            {"FD-random-conv-1k": "0.02", "KID-random-conv-1k": "0.0021 ± 0.0003", "recall-random-conv-1k": "0.500"},
+        ),
+        ({**NO_FID, "extractor": "wavelet", "packet_level": 4}, {"FWD-1k": "0.02"}),
+        ({**NO_FID, "extractor": "wavelet", "packet_level": 3}, {"FWD-1k, level 3": "0.02"}),
+    ],
+)
+def test_each_value_has_a_name_that_says_what_it_is_and_of_how_many_images(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, fields: dict[str, Any], shown: dict[str, str]
+) -> None:
+    manifest = recorded_as_finished(tmp_path, tiny_plan())
+    found = an_evaluation(**fields, ensemble_digest=ensemble_digest(manifest))
+    fewer = found.model_copy(update={"num_images": 10, "key": "fewer", "at": found.at + 1, "kid": None})
+    other = found.model_copy(update={"ensemble_digest": "another", "num_images": 50_000})
+    evaluations = {str(index): each for index, each in enumerate((found, fewer, other))}
+    values = measured_values(manifest.model_copy(update={"evaluations": evaluations}))
+    by_label = {value.label: value for value in values}
+    assert {label: by_label[label].text(2) for label in shown} == shown
+    assert [value.label for value in values] == [value.label for value in values_of(found)]
+    assert all(value.higher_is_better == (value.value >= 0.5) for value in values[1:])
+    assert all(value.comparable_note for value in values)
 
 
 def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
