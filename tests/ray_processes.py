@@ -37,8 +37,7 @@ class ClusterSetting:
     @property
     def stranger(self) -> dict[str, str]:
         """The environment of somebody who has no token."""
-        kept = {name: v for name, v in self.environment.items() if not name.startswith("RAY_AUTH") and name != MARK}
-        return kept | {"RAY_py_gcs_connect_timeout_s": "3"}  # half a minute by default, in which Ray asks again
+        return {name: v for name, v in self.environment.items() if not name.startswith("RAY_AUTH") and name != MARK}
 
     def processes(self) -> dict[int, str]:
         """The command lines of the cluster's processes, by process id."""

@@ -33,19 +33,23 @@ class RecordedMask:
 
     def kept(self) -> Tensor:
         """bool: where a weight is kept."""
-        return self.ones().view(torch.bool)
+        return self._at(_NOW)
 
     def move(self, moved: Tensor) -> tuple[Tensor, Counts]:
         """Have another mask of as many weights from now on; which stay, bool, and what that did."""
         stay, weights = self.kept().logical_and_(moved), _count(moved)
-        was_first = self._bits >= (_FIRST | _EVER)
+        was_first = self._at(_FIRST)
         replaced = _count(was_first) - _count(was_first.logical_and_(moved))
         self._bits.bitwise_and_(_FIRST | _EVER).bitwise_or_(moved.view(torch.uint8) * (_NOW | _EVER))
-        return stay, (weights - _count(stay), replaced, _count(self._bits >= _EVER))
+        return stay, (weights - _count(stay), replaced, _count(self._at(_EVER)))
 
     def ever_kept(self) -> Tensor:
         """uint8, on the host: a bit a weight."""
         return torch.from_numpy(np.packbits((self._bits & _EVER).cpu().numpy()))
+
+    def _at(self, bit: int) -> Tensor:
+        """bool: where the bit is set. A comparison takes seven times as long."""
+        return (self._bits & bit).bitwise_right_shift_(bit.bit_length() - 1).view(torch.bool)
 
     def load(self, kept: Tensor, ever_kept: Tensor | None) -> None:
         """Go on from a checkpoint; one of a version that knows nothing of `ever_kept` leaves the first mask's."""
