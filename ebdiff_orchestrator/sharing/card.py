@@ -39,7 +39,7 @@ def model_card(manifest: Manifest, name: str, license_id: str | None, has_grid: 
         license=license_id,
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
-        tags=["early-bird-diffusion", "timestep-experts", *(["vector-drawings"] if plan.data.drawings else [])],
+        tags=["ebdiff", *_tags(plan)],
         datasets=[plan.data.path] if _on_hub(plan.data.path) else None,
     )
     sections = [
@@ -55,6 +55,11 @@ def model_card(manifest: Manifest, name: str, license_id: str | None, has_grid: 
     ]
     body = "\n\n".join(section for section in sections if section)
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _tags(plan: Plan) -> list[str]:
+    found = {"timestep-experts": len(plan.regions) > 1, "vector-drawings": plan.data.drawings is not None}
+    return [tag for tag, holds in found.items() if holds]
 
 
 def _summary(plan: Plan) -> str:
@@ -103,7 +108,8 @@ pipeline = load_ensemble({name!r})
 
 def _networks(preview: PlanPreview) -> str:
     headings = ["network", "trained on", "owns", "pruned by", "removed", "parameters M", "MACs G", "with attention G"]
-    rows = [["dense, not included", "", "", "", "", *_sizes(preview.dense)]]
+    pruned = any(each.region.pruning_ratio for each in preview.regions)
+    rows = [["dense, not included", "", "", "", "", *_sizes(preview.dense)]] if pruned else []
     for each in preview.regions:
         (start, stop), (first, end), region = each.region.train, each.route, each.region
         shares = [f"{region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}"]
