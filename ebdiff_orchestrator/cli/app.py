@@ -17,7 +17,7 @@ from ebdiff_orchestrator.cli.doctor import doctor
 from ebdiff_orchestrator.cli.evaluate import evaluate
 from ebdiff_orchestrator.cli.launch import extend, launch, resume
 from ebdiff_orchestrator.cli.plan import plan, presets
-from ebdiff_orchestrator.cli.reports import compare, estimate, tickets
+from ebdiff_orchestrator.cli.reports import compare, estimate, report, tickets
 from ebdiff_orchestrator.cli.sample import sample
 from ebdiff_orchestrator.cli.share import export, push
 from ebdiff_orchestrator.cli.status import status
@@ -73,6 +73,7 @@ for command in (
     presets,
     tickets,
     compare,
+    report,
     estimate,
     sample,
     evaluate,

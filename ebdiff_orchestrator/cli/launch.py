@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from ebdiff_orchestrator.cli.arguments import AddressOption, PlanArgument, RunArgument, SetOption
-from ebdiff_orchestrator.run.view import terminal_view
+from ebdiff_orchestrator.run.view import View, terminal_view
 from schemas.errors import UserError
 from schemas.process import quick_imports
 
@@ -44,7 +46,8 @@ def launch(
     with quick_imports():
         from ebdiff_orchestrator.run.launch import launch as launch_plan
 
-    launch_plan(loaded, folder, address=address, view=view, reuse=reuse or (), take_over=take_over)
+    with _reported(folder, view):
+        launch_plan(loaded, folder, address=address, view=view, reuse=reuse or (), take_over=take_over)
 
 
 def resume(
@@ -60,7 +63,8 @@ def resume(
     with quick_imports():
         from ebdiff_orchestrator.run.launch import resume as resume_run
 
-    resume_run(run_dir, address=address, view=view, reuse=reuse or (), take_over=take_over)
+    with _reported(run_dir, view):
+        resume_run(run_dir, address=address, view=view, reuse=reuse or (), take_over=take_over)
 
 
 def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOption = None) -> None:
@@ -70,7 +74,30 @@ def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOpti
 
     if not changes:
         raise UserError("--set: expected the new number of steps. Give it, as in --set training.steps=300000.")
-    extend_run(run_dir, changes or (), address=address, view=terminal_view())
+    view = terminal_view()
+    with _reported(run_dir, view, goes_further=True):
+        extend_run(run_dir, changes or (), address=address, view=view)
+
+
+@contextmanager
+def _reported(run_dir: Path, view: View, goes_further: bool = False) -> Iterator[None]:
+    """Write the run's page once it has ended, also where it failed; not where it was finished before."""
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
+    from schemas.errors import RunFailed
+
+    run = RunDirectory(run_dir)
+    was_finished = not goes_further and run.exists() and run.read().finished()
+    failed: RunFailed | None = None
+    try:
+        yield
+    except RunFailed as error:
+        failed = error
+    from ebdiff_orchestrator.reports.page import write_run_report
+
+    if not (was_finished and run.read().finished()):
+        write_run_report(run_dir, view.line)
+    if failed is not None:
+        raise failed
 
 
 def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The commands that read and change nothing: `ebdiff tickets | compare | estimate`."""
+"""The commands that read and change nothing: `ebdiff tickets | compare | report | estimate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
+from ebdiff_orchestrator.reports.formats import say
 from schemas.errors import UserError, problem
 from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
@@ -104,6 +105,17 @@ def compare(
         print(as_markdown(comparison_table(comparison)), end="")
     else:
         print_table(comparison_table(comparison), Console())
+
+
+def report(
+    runs: RunsArgument,
+    out: Annotated[Path, Option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page on a run, or on several side by side: samples, quality, sizes, losses, tickets, time."""
+    from ebdiff_orchestrator.reports.page import write_report
+
+    written = write_report(runs, out)
+    say(Console(), f"written: {written} ({written.stat().st_size / 1e6:.2f} MB)", soft_wrap=True)
 
 
 def estimate(

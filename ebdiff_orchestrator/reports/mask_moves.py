@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ebdiff_orchestrator.reports.masks import newest_of_stage
+from ebdiff_orchestrator.reports.masks import newest_of_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import train_stage_name
-from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, checkpoint_name
 from region_workers.storage.tables import read_mask_moves
-from schemas.job import CHECKPOINTS_FOLDER, MASK_MOVES_FILE, RESULT_FILE
+from schemas.job import MASK_MOVES_FILE
 from schemas.plan import Plan
 from schemas.sparsity import SparsityPlan
 
@@ -100,11 +99,7 @@ def recorded_moves(run: RunDirectory, plan: Plan) -> tuple[RecordedMoves, ...]:
 
 
 def _recorded(run: RunDirectory, stage: str, region: str, plan: SparsityPlan) -> RecordedMoves | None:
-    checkpoint = f"{stage}/{CHECKPOINTS_FOLDER}/{checkpoint_name(run.saved_steps(stage))}"
-    for folder, says_whole in ((stage, RESULT_FILE), (checkpoint, CHECKPOINT_FILE)):
-        for name in (says_whole, MASK_MOVES_FILE):
-            run.fetch(f"{folder}/{name}")
-    found, finished = newest_of_stage(run.path / stage, MASK_MOVES_FILE, _columns)
+    found, finished = newest_of_run(run, stage, MASK_MOVES_FILE, _columns)
     return None if found is None else RecordedMoves(region=region, plan=plan, finished=finished, **found)
 
 

@@ -13,13 +13,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import draw_folder
 from region_workers.networks.dense import build_dense, example_inputs, loading_arguments
 from region_workers.networks.pretrained import find_dense
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, has_converged, pack_mask
-from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_folders
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_folders, checkpoint_name
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.tables import Row, read_masks
 from schemas.errors import PlanError, UserError
@@ -117,6 +118,17 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
         ticket=_read_ticket(ticket_folder),
         finished=finished,
     )
+
+
+def newest_of_run(
+    run: RunDirectory, stage: str, name: str, read: Callable[[bytes], _Read]
+) -> tuple[_Read | None, bool]:
+    """`newest_of_stage` of a run that may be in an object store: no more of it is fetched than that."""
+    checkpoint = f"{stage}/{CHECKPOINTS_FOLDER}/{checkpoint_name(run.saved_steps(stage))}"
+    for folder, says_whole in ((stage, RESULT_FILE), (checkpoint, CHECKPOINT_FILE)):
+        for each in (says_whole, name):
+            run.fetch(f"{folder}/{each}")
+    return newest_of_stage(run.path / stage, name, read)
 
 
 def newest_of_stage(stage_folder: Path, name: str, read: Callable[[bytes], _Read]) -> tuple[_Read | None, bool]:

@@ -1,0 +1,257 @@
+"""What a report says of one run, in the order of the page; each part is None or empty where there is nothing of it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.plans.preset_plans import preset_values
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
+from ebdiff_orchestrator.reports.distances import measured_values
+from ebdiff_orchestrator.reports.formats import MISSING
+from ebdiff_orchestrator.reports.masks import newest_of_run
+from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
+from ebdiff_orchestrator.reports.page.curves import (
+    Curve,
+    curves_figure,
+    distances_figure,
+    moves_figure,
+    timeline_figure,
+)
+from ebdiff_orchestrator.reports.page.pictures import Picture, previews, samples_grid
+from ebdiff_orchestrator.reports.page.timeline import timeline_of
+from ebdiff_orchestrator.reports.tickets import Settings, TicketReport, TicketsReport, report_tickets
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.time_left import duration
+from region_workers.networks.supported import POINTS_COUNTED
+from region_workers.storage.tables import read_metrics
+from schemas.errors import UserError
+from schemas.job import METRICS_FILE
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and rows
+_THRESHOLDS = Settings(thresholds=(0.05, 0.1, 0.2), queue_lengths=(3, 5, 10), strides=(1,))
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """Texts, tables and figures; `figures` and `heat_maps` are SVG elements, all else is text to be escaped."""
+
+    name: str
+    location: str
+    method: str
+    state: str
+    facts: list[tuple[str, str]]
+    troubles: list[str]
+    grid: Picture | None
+    previews: tuple[Picture, ...]
+    sizes: Table
+    sizes_note: str
+    losses: list[str]
+    heat_maps: list[str]
+    would_be_drawn: Table | None
+    moves: list[str]
+    ticket_notes: tuple[str, ...]
+    timeline: str | None
+    stages: Table
+    quality: Table | None
+    plan: str
+    differs: Table | None
+    differs_from: str
+    software: list[tuple[str, str]]
+
+
+def contents_of(location: str | Path, numbers: itertools.count[int]) -> RunContents:
+    """The contents of the run in a folder or under a URL. UserError if there is none."""
+    run = RunDirectory(location)
+    manifest = run.read()
+    plan, found, timeline = manifest.plan, measures_of(manifest), timeline_of(manifest)
+    preview = preview_plan(plan, manifest.dense)
+    tickets = _tickets(run)
+    preset = preset_values(plan.name)
+    return RunContents(
+        name=plan.name,
+        location=run.short_location,
+        method=method_of(plan),
+        state=_state(manifest),
+        facts=_facts(manifest, found, preview),
+        troubles=[f"{name}: {record.error}" for name, record in manifest.stages.items() if record.error],
+        grid=samples_grid(run),
+        previews=previews(run),
+        sizes=_sizes(preview),
+        sizes_note=_sizes_note(plan),
+        losses=_losses(run, manifest, numbers),
+        heat_maps=[distances_figure(report, plan.draw, numbers) for report in tickets.tickets if len(report.masks) > 1],
+        would_be_drawn=_would_be_drawn(tickets.tickets),
+        moves=[moves_figure(moves, numbers) for moves in tickets.moves],
+        ticket_notes=tickets.notes,
+        timeline=timeline_figure(timeline, numbers) if timeline else None,
+        stages=_stages(manifest),
+        quality=_quality(manifest),
+        plan=yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
+        differs=None if preset is None else _differences(load_plan(plan.name), plan),
+        differs_from=plan.name,
+        software=sorted(manifest.software.items()),
+    )
+
+
+def _state(manifest: Manifest) -> str:
+    if manifest.finished():
+        return "finished"
+    failed = [name for name, record in manifest.stages.items() if record.status == "failed"]
+    done = sum(record.status == "done" for record in manifest.stages.values())
+    return f"{'failed' if failed else 'not finished'}: {done} of {len(manifest.stages)} stages are done"
+
+
+def _facts(manifest: Manifest, found: Measures, preview: PlanPreview) -> list[tuple[str, str]]:
+    """What stands first: a few numbers with their names."""
+    costs, dense = preview.weighted, preview.dense
+    facts = [(value.label, value.text(2)) for value in measured_values(manifest)]
+    facts.append(("parameters, of the dense network's", f"{costs.params / dense.params:.0%}"))
+    facts.append(("MACs of an image, of the dense network's", f"{costs.macs / dense.macs:.0%}"))
+    if found.hours is not None:
+        facts.append(("GPU-hours" if found.hours.on_gpus else "worker-hours on CPUs", f"{found.hours.hours:.3g}"))
+    if found.wall_s is not None:
+        facts.append(("from start to end", duration(int(found.wall_s))))
+    if found.draw_share is not None:
+        facts.append(("of the work was draws", f"{found.draw_share:.0%}"))
+    return facts
+
+
+def _sizes(preview: PlanPreview) -> Table:
+    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "+ attention G", "steps")
+    rows = [("dense", "", "", "", "", *_costs(preview.dense), "")]
+    for each in preview.regions:
+        (start, stop), (first, last) = each.region.train, each.route
+        ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
+        spans = (f"{start}..{stop - 1}", f"{first}..{last - 1}")
+        rows.append((each.region.name, *spans, *ratios, *_costs(each.costs), f"{each.steps:,}"))
+    rows.append(("weighted by timesteps", "", "", "", "", *_costs(preview.weighted), ""))
+    return headings, rows
+
+
+def _sizes_note(plan: Plan) -> str:
+    if plan.data.drawings is not None:
+        return f"MACs: multiply-accumulates of one drawing of {POINTS_COUNTED} points, whole in either column."
+    return (
+        "MACs: multiply-accumulates of one image, as the paper counts them; + attention: with the attention's matrix "
+        "products."
+    )
+
+
+def _costs(costs: Any) -> tuple[str, str, str]:
+    return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}", f"{costs.macs_with_attention / 1e9:.3f}"
+
+
+def _losses(run: RunDirectory, manifest: Manifest, numbers: itertools.count[int]) -> list[str]:
+    """The losses of all trainings in one figure, of all draws in another."""
+    figures = []
+    for kind, ylabel in (("train", "loss of the experts"), ("draw", "loss while drawing")):
+        curves = []
+        for name in manifest.stages:
+            stage, _, region = name.partition("/")
+            rows = _metrics(run, name) if stage == kind else []
+            if rows:
+                steps, losses = (np.array([row[key] for row in rows], dtype=np.float64) for key in ("step", "loss"))
+                curves.append(Curve(region, steps, losses))
+        if curves:
+            figures.append(curves_figure(curves, ylabel, numbers))
+    return figures
+
+
+def _metrics(run: RunDirectory, stage: str) -> list[dict[str, Any]]:
+    try:
+        rows, _ = newest_of_run(run, stage, METRICS_FILE, read_metrics)
+    except UserError:
+        return []  # damaged: `ebdiff resume` makes it again
+    return rows or []
+
+
+def _tickets(run: RunDirectory) -> TicketsReport:
+    try:
+        return report_tickets(Path(run.location), _THRESHOLDS)
+    except UserError as error:
+        return TicketsReport(run.location, (), (), (), (str(error),))
+
+
+def _would_be_drawn(tickets: tuple[TicketReport, ...]) -> Table | None:
+    """By rule, the interval and step at which each region's ticket would have been drawn."""
+    if not tickets:
+        return None
+    headings = ("threshold", "queue", *(report.masks.region for report in tickets))
+    rows = []
+    for rules in zip(*(report.would_be_drawn for report in tickets), strict=True):
+        cells = [MISSING if rule.interval is None else f"{rule.interval} (step {rule.step:,})" for rule in rules]
+        rows.append((f"{rules[0].threshold:g}", str(rules[0].queue_length), *cells))
+    return headings, rows
+
+
+def _stages(manifest: Manifest) -> Table:
+    headings = ("stage", "status", "attempts", "began", "seconds of work", "steps", "device", "memory GiB")
+    rows = []
+    for name, record in manifest.stages.items():
+        began = (
+            "" if record.started_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started_at))
+        )
+        status = f"{record.status}, taken over" if record.reused_from else record.status
+        hardware = record.hardware
+        device = "" if hardware is None else f"{hardware.world_size} x {hardware.device}"
+        memory = "" if record.peak_memory_bytes is None else f"{record.peak_memory_bytes / 2**30:.2f}"
+        seconds = f"{record.active_s:,.0f}" if record.active_s else ""
+        rows.append(
+            (
+                name,
+                status,
+                str(record.attempts),
+                began,
+                seconds,
+                f"{record.steps:,}" if record.steps else "",
+                device,
+                memory,
+            )
+        )
+    return headings, rows
+
+
+def _quality(manifest: Manifest) -> Table | None:
+    rows = [
+        (
+            value.label,
+            value.text(4),
+            "higher" if value.higher_is_better else "lower",
+            f"{value.num_images:,}",
+            f"{value.evaluation.reference_images:,}",
+            f"{value.evaluation.steps}",
+            value.comparable_note,
+        )
+        for value in measured_values(manifest)
+    ]
+    return (("measure", "value", "better", "images", "against", "sampling steps", "note"), rows) if rows else None
+
+
+def _differences(preset: Plan, plan: Plan) -> Table | None:
+    """The fields in which a plan differs from the preset of its name."""
+    own, usual = _flat(plan.model_dump(mode="json")), _flat(preset.model_dump(mode="json"))
+    names = [name for name in {**usual, **own} if own.get(name) != usual.get(name)]
+    rows = [(name, _shown(own.get(name)), _shown(usual.get(name))) for name in names]
+    return (("field", "this run", "the preset"), rows) if rows else None
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

@@ -1,0 +1,156 @@
+"""The figures of a run: losses, distances of masks, its workers' time; and of several, quality against hours."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
+from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure
+from ebdiff_orchestrator.reports.page.timeline import Timeline
+from ebdiff_orchestrator.reports.tickets import TicketReport
+from schemas.plan import DrawPlan
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Numbers = npt.NDArray[np.float64]
+_MOST_POINTS = 400  # of a curve; more are no wider than a pixel
+_MOST_MASKS = 120  # a side of a heat map
+_WORK_COLOURS = {"draw": COLOURS[4], "train": COLOURS[0], "other": COLOURS[2], "held": "#9e9e9e"}
+
+
+class Curve(NamedTuple):
+    """Values over steps."""
+
+    label: str
+    steps: Numbers
+    values: Numbers
+
+
+class Point(NamedTuple):
+    """A run's quality and what it took."""
+
+    label: str
+    hours: float
+    value: float
+
+
+def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count[int]) -> str:
+    """Curves over the step, on a logarithmic scale where that is needed to see them all."""
+
+    def draw(axes: Axes) -> None:
+        for colour, curve in zip(itertools.cycle(COLOURS), curves, strict=False):
+            steps, values = _thinned(curve)
+            axes.plot(steps, values, color=colour, label=curve.label)
+        shown = np.concatenate([curve.values for curve in curves])
+        shown = shown[np.isfinite(shown)]
+        if len(shown) and shown.min() > 0 and shown.max() / shown.min() > 10:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter("")
+        axes.set_xlabel("step")
+        axes.set_ylabel(ylabel)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return figure(draw, numbers)
+
+
+def distances_figure(report: TicketReport, plan: DrawPlan, numbers: itertools.count[int]) -> str:
+    """The distances between all masks of a draw (the paper's figures 2 and 4), and where its ticket was drawn."""
+    masks = report.masks
+    chosen = np.unique(np.linspace(0, len(masks) - 1, min(len(masks), _MOST_MASKS)).round().astype(int))
+    distances = report.distances[np.ix_(chosen, chosen)]
+
+    def draw(axes: Axes) -> None:
+        last = len(chosen) - 1
+        shown = axes.imshow(distances, cmap="magma_r", vmin=0, origin="lower", interpolation="nearest")
+        places = np.unique(np.linspace(0, last, min(6, last + 1)).round().astype(int))
+        names = [str(masks.intervals[chosen[place]]) for place in places]
+        axes.set_xticks(places, names)
+        axes.set_yticks(places, names)
+        axes.set_xlabel("interval")
+        axes.set_ylabel("interval")
+        axes.grid(visible=False)
+        bar = axes.figure.colorbar(shown, ax=axes, shrink=0.9)
+        bar.outline.set_visible(False)
+        if masks.ticket is not None:
+            drawn = int(np.searchsorted(masks.intervals[chosen], masks.ticket.interval))
+            axes.plot([drawn], [drawn], "o", ms=9, mfc="none", mec=COLOURS[0], mew=2)
+        axes.set_title(f"{masks.region}: share of bits that differ", fontsize=9)
+
+    return figure(draw, numbers, 3.5, 2.9)
+
+
+def moves_figure(moves: RecordedMoves, numbers: itertools.count[int]) -> str:
+    """How a sparse region's masks of weights have moved."""
+    names = {"ever_kept": "ever kept", "replaced": "replaced since the first", "exchanged": "exchanged in an update"}
+
+    def draw(axes: Axes) -> None:
+        for colour, (key, label) in zip(COLOURS, names.items(), strict=False):
+            axes.plot(moves.steps, 100 * moves.over_time()[key], color=colour, label=label, marker=".")
+        axes.axhline(100 * moves.replaced_by_chance(), color=COLOURS[1], ls="--", lw=1, label="replaced by chance")
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("step")
+        axes.set_ylabel("% of weights")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return figure(draw, numbers)
+
+
+def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
+    """Which job held devices when, and what it did; the time between launches is left out."""
+
+    def draw(axes: Axes) -> None:
+        rows = {name: place for place, name in enumerate(timeline.jobs)}
+        for bar in timeline.bars:
+            height = 0.8 if bar.kind == "held" else 0.45
+            alpha = 0.35 if bar.kind == "held" else 1.0
+            axes.barh(
+                rows[bar.job], bar.stop - bar.start, height, bar.start, color=_WORK_COLOURS[bar.kind], alpha=alpha
+            )
+        for gap in timeline.gaps:
+            axes.axvline(gap, color=INK, ls=":", lw=1)
+        axes.set_yticks(list(rows.values()), list(rows))
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel(timeline.unit)
+
+    return figure(draw, numbers, height=0.8 + 0.32 * len(timeline.jobs))
+
+
+def quality_figure(
+    label: str, higher_is_better: bool, points: Sequence[Point], hours: str, numbers: itertools.count[int]
+) -> str:
+    """Quality against device-hours, a run a point (the paper's figure 1)."""
+
+    def draw(axes: Axes) -> None:
+        for colour, point in zip(itertools.cycle(COLOURS), points, strict=False):
+            axes.plot([point.hours], [point.value], "o", color=colour, ms=7, label=point.label)
+        axes.set_xlabel(hours)
+        axes.set_ylabel(f"{label} ({'higher' if higher_is_better else 'lower'} is better)")
+        axes.margins(0.15)
+        axes.set_xlim(left=0)
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+    return figure(draw, numbers, height=3.0)
+
+
+def legend_of_work() -> Mapping[str, str]:
+    """What the colours of a timeline mean."""
+    words = {"draw": "draws its ticket", "train": "trains", "other": "assembles, samples, evaluates"}
+    return {_WORK_COLOURS[kind]: text for kind, text in words.items()} | {
+        _WORK_COLOURS["held"]: "devices held (starting, waiting, saving)"
+    }
+
+
+def _thinned(curve: Curve) -> tuple[Numbers, Numbers]:
+    """Means of neighbours, so that no more points are drawn than can be seen."""
+    each = -(-len(curve.steps) // _MOST_POINTS)
+    starts = np.arange(0, len(curve.steps), max(each, 1))
+    counts = np.diff([*starts, len(curve.steps)])
+    return (np.add.reduceat(curve.steps, starts) / counts, np.add.reduceat(curve.values, starts) / counts)

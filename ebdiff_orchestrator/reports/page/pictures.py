@@ -1,0 +1,69 @@
+"""Pictures of a run inside a page: no larger than they are shown, so that the page stays small."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import SAMPLE
+from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key
+
+_MOST_PREVIEWS, _PREVIEW_PX, _GRID_PX = 8, 260, 900
+_PNG_BYTES = 250_000  # a larger PNG becomes a JPEG
+
+
+class Picture(NamedTuple):
+    """An image as a data URL, with what it shows; `scaled`: it is smaller than the file."""
+
+    url: str
+    width: int
+    height: int
+    caption: str
+    scaled: bool
+
+
+def samples_grid(run: RunDirectory) -> Picture | None:
+    """The grid of the run's own samples."""
+    file = run.fetch(f"{SAMPLE}/grid.png")
+    return _picture(file, _GRID_PX, "") if file.is_file() else None
+
+
+def previews(run: RunDirectory) -> tuple[Picture, ...]:
+    """Of the run's previews the first, the last and evenly many between them."""
+    keys = sorted(key for key in run.list_keys(PREVIEWS_FOLDER) if key.endswith(".json"))
+    places = sorted({round(i * (len(keys) - 1) / (_MOST_PREVIEWS - 1)) for i in range(_MOST_PREVIEWS)}) if keys else []
+    found = []
+    for place in places:
+        record = PreviewRecord.model_validate_json(run.fetch(keys[place]).read_text())
+        steps = ", ".join(
+            f"{name} {record.steps[name]:,}{' (dense)' if source == 'dense' else ''}"
+            for name, source in record.source.items()
+        )
+        file = run.fetch(picture_key(record.number))
+        if file.is_file():
+            found.append(_picture(file, _PREVIEW_PX, f"{record.number}: {steps} steps"))
+    return tuple(found)
+
+
+def _picture(file: Path, most_px: int, caption: str) -> Picture:
+    with Image.open(file) as opened:
+        picture = opened.convert("RGB")
+    scaled = max(picture.size) > most_px
+    if scaled:
+        picture.thumbnail((most_px, most_px), Image.Resampling.LANCZOS)
+    data, kind = _encoded(picture, "PNG"), "png"
+    if len(data) > _PNG_BYTES:
+        data, kind = _encoded(picture, "JPEG"), "jpeg"
+    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return Picture(url, picture.width, picture.height, caption, scaled)
+
+
+def _encoded(picture: Image.Image, form: str) -> bytes:
+    output = io.BytesIO()
+    picture.save(output, form, quality=85, optimize=True)
+    return output.getvalue()

@@ -1,0 +1,88 @@
+"""The report as a file: one page that needs nothing else, of one run or of several."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ebdiff_orchestrator.reports.compare import Comparison, compare_runs, comparison_table
+from ebdiff_orchestrator.reports.distances import measured_values
+from ebdiff_orchestrator.reports.measures import measures_of, method_of
+from ebdiff_orchestrator.reports.page.contents import contents_of
+from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from region_workers.storage.durable import write_text
+from schemas.errors import UserError
+
+REPORT_FILE = "report.html"
+
+
+def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
+    """Write the page on `runs` (folders or URLs) to `out`, in place of an older one; its path.
+
+    UserError if one of them is no run, or `out` cannot be written.
+    """
+    out = Path(out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out {out}: expected a file in a folder that there is. Change it.")
+    numbers = itertools.count(1)
+    values = {
+        "runs": [contents_of(run, numbers) for run in runs],
+        "comparison": _comparison(runs) if len(runs) > 1 else None,
+        "quality_figures": _quality_figures(runs, numbers) if len(runs) > 1 else [],
+        "legend": legend_of_work(),
+        "written": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    write_text(out, _render(values))
+    return out
+
+
+def write_run_report(location: str | Path, say: Callable[[str], None]) -> None:
+    """Write the page on one run into its directory, and say where; what goes wrong is said, and no more."""
+    try:
+        run = RunDirectory(location)
+        write_report([location], run.path / REPORT_FILE)
+        run.publish(REPORT_FILE)
+        say(f"Report: {run.location}/{REPORT_FILE}")
+    except Exception as error:  # noqa: BLE001 - a report's failure is none of the run's
+        say(f"No report: {error}. `ebdiff report {location}` tries again.")
+
+
+def _render(values: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("ebdiff_orchestrator.reports", "page")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(values)
+
+
+def _comparison(runs: Sequence[str | Path]) -> Any:
+    return comparison_table(_compared(runs))
+
+
+def _compared(runs: Sequence[str | Path]) -> Comparison:
+    return compare_runs([Path(run) for run in runs])
+
+
+def _quality_figures(runs: Sequence[str | Path], numbers: itertools.count[int]) -> list[str]:
+    """Of each measure that two runs or more have, quality against what the runs took."""
+    points: dict[tuple[str, bool, str], list[Point]] = {}
+    for location in runs:
+        manifest = RunDirectory(location).read()
+        found = measures_of(manifest)
+        if found.all_hours is None:
+            continue
+        hours = "GPU-hours" if found.all_hours.on_gpus else "worker-hours on CPUs"
+        for value in measured_values(manifest):
+            point = Point(f"{method_of(manifest.plan)} [{Path(location).name}]", found.all_hours.hours, value.value)
+            points.setdefault((value.label, value.higher_is_better, hours), []).append(point)
+    return [
+        quality_figure(label, higher, of_runs, hours, numbers)
+        for (label, higher, hours), of_runs in points.items()
+        if len(of_runs) > 1
+    ]

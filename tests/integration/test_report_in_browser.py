@@ -1,0 +1,68 @@
+"""The report in a real Chromium, which Debian has: `apt-get install chromium chromium-driver`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serial_cluster import SerialCluster
+
+from ebdiff_orchestrator.reports.page import write_report
+from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from schemas.plan import Plan
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="no Chromium here: apt-get install chromium chromium-driver",
+)
+PHONE, DESK = (390, 844), (1400, 1000)
+BOXES = """return [...document.querySelectorAll('svg[role=img], img')]
+    .map(each => each.getBoundingClientRect()).map(box => [box.width, box.height])"""
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """A headless Chromium that notes every request."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.binary_location = str(shutil.which("chromium"))
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def test_a_browser_shows_every_figure_and_asks_nobody_for_anything(
+    browser: Any, tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launch(tiny_plan("draw.interval_steps=1"), run, executor=SerialCluster())
+    directory = RunDirectory(run)
+    manifest = directory.read()
+    error = "<img src=x onerror=alert(1)><script>alert(2)</script> https://example.org/x.png"
+    directory.write(manifest.with_stage(manifest.stage("train/0-260").model_copy(update={"error": error})))
+    page = write_report([run, run], tmp_path / "report.html").as_uri()
+    for size in (PHONE, DESK):
+        browser.set_window_size(*size)
+        browser.get(page)
+        wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
+        assert wide <= 0, f"{wide} pixels too wide at {size}"
+        boxes = browser.execute_script(BOXES)
+        assert len(boxes) > 8
+        assert all(width > 60 and height > 40 for width, height in boxes), boxes
+    assert error in browser.find_element("tag name", "body").text
+    assert not browser.find_elements("tag name", "script")
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    requested = [
+        entry["message"] for entry in browser.get_log("performance") if "Network.requestWillBeSent" in entry["message"]
+    ]
+    assert requested
+    assert not [each for each in requested if '"url":"http' in each]

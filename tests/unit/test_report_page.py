@@ -1,0 +1,201 @@
+"""`ebdiff report`: what is on the page, of runs in every state, and that what people named stays text."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished_run import an_evaluation
+from serial_cluster import SerialCluster
+
+from ebdiff_orchestrator.cli import launch as commands
+from ebdiff_orchestrator.reports.page import REPORT_FILE, write_report
+from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure
+from ebdiff_orchestrator.reports.page.timeline import timeline_of
+from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ASSEMBLE
+from ebdiff_orchestrator.run.view import View
+from schemas.errors import UserError
+from schemas.manifest import DeviceUsage, Launch
+from schemas.plan import Plan
+from tests.conftest import ONE_REGION
+
+MakePlan = Callable[..., Plan]
+HOSTILE = "</svg><script>alert(1)</script>\"'&<b>\u202e" + "w" * 150
+
+
+class Page(HTMLParser):
+    """The page's tags in order, its visible text, and every address that it names."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text, self.addresses, self._hidden = "", list[str](), False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._hidden = tag == "style"
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._hidden = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self._hidden else data
+
+
+@pytest.fixture(scope="module")
+def run(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two regions."""
+    low, high = (
+        "{train: [0, 500], pruning_ratio: 0.5, name: low}",
+        "{train: [400, 1000], pruning_ratio: 0.25, name: high}",
+    )
+    folder = tmp_path_factory.mktemp("report") / "run"
+    launch(tiny_plan(f"regions=[{low}, {high}]", "draw.interval_steps=1"), folder, executor=SerialCluster())
+    return folder
+
+
+def _written(runs: list[Path], out: Path) -> Page:
+    text = write_report(runs, out).read_text()
+    assert len(text) < 3_000_000
+    page = Page(text)
+    assert "script" not in page.tags
+    assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text)) <= {(each, "") for each in ids} | {
+        ("", each) for each in ids
+    }
+    return page
+
+
+def test_a_finished_run_is_told_of_from_its_samples_to_its_plan(run: Path, tmp_path: Path) -> None:
+    page = _written([run], tmp_path / "page.html")
+    for said in (
+        "TA-EB 50/25% (magnitude)",
+        "finished",
+        "low",
+        "high",
+        "Losses",
+        "Tickets",
+        "Time",
+        "draw/low",
+        "block_out_channels",
+    ):
+        assert said in page.text, said
+    assert page.tags.count("svg") == 2 + 2 + 1  # losses, a heat map a region, the timeline
+    assert page.tags.count("img") == 1
+    assert "Quality" not in page.text
+
+
+def test_equal_runs_give_equal_pages(run: Path, tmp_path: Path) -> None:
+    first, second = (write_report([run], tmp_path / name).read_text() for name in ("a.html", "b.html"))
+    assert first == second
+
+
+def test_runs_side_by_side_have_a_table_and_quality_against_hours(run: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(run)
+    manifest = directory.read()
+    from ebdiff_orchestrator.evaluation.records import ensemble_digest
+
+    evaluation = an_evaluation(fid=12.5, ensemble_digest=ensemble_digest(manifest), num_images=1000)
+    directory.write(manifest.model_copy(update={"evaluations": {"k": evaluation}}))
+    page = _written([run, run], tmp_path / "page.html")
+    directory.write(manifest)
+    assert "Side by side" in page.text
+    assert "Quality and what it took" in page.text
+    assert "FID-1k (lower is better)" in page.text
+    assert page.text.count("12.5") >= 3
+
+
+def test_a_run_that_failed_says_why_and_shows_what_there_is(run: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(run)
+    manifest = directory.read()
+    failed = manifest.stage("train/low").model_copy(update={"status": "failed", "error": "the loss is not finite"})
+    directory.write(manifest.with_stage(failed))
+    page = _written([run], tmp_path / "page.html")
+    directory.write(manifest)
+    assert f"failed: {len(manifest.stages) - 1} of {len(manifest.stages)} stages are done" in page.text
+    assert "train/low: the loss is not finite" in page.text
+
+
+def test_what_people_named_stays_text(run: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(run)
+    manifest = directory.read()
+    hostile = manifest.stage("train/low").model_copy(update={"error": HOSTILE, "reused_from": HOSTILE})
+    plan = manifest.plan.model_copy(update={"data": manifest.plan.data.model_copy(update={"path": HOSTILE})})
+    software = {**manifest.software, HOSTILE: HOSTILE}
+    usage = (*manifest.usage, DeviceUsage(job=HOSTILE, attempt=1, started_at=0, ended_at=9, workers=1, gpus=0))
+    changed = {"plan": plan, "software": software, "usage": usage}
+    directory.write(manifest.with_stage(hostile).model_copy(update=changed))
+    page = _written([run], tmp_path / "page.html")
+    directory.write(manifest)
+    assert page.text.count("<script>alert(1)</script>") >= 3
+    assert page.tags.count("svg") == 5
+
+
+def test_a_label_in_a_figure_is_no_markup_and_no_mathematics() -> None:
+    figure = curves_figure([Curve("<b>$x$", np.arange(3.0), np.arange(3.0) + 1)], "loss", itertools.count(1))
+    assert "&lt;b&gt;$x$" in figure
+
+
+def test_the_time_between_launches_is_left_out(run: Path) -> None:
+    manifest = RunDirectory(run).read()
+    day = 24 * 3600.0
+    launches = tuple(Launch(started_at=start, ended_at=start + 100) for start in (day, 3 * day))
+    usage = tuple(
+        DeviceUsage(job="region low", attempt=n, started_at=start + 10, ended_at=start + 90, workers=1, gpus=0)
+        for n, start in enumerate((day, 3 * day))
+    )
+    draw = manifest.stage("draw/low").model_copy(update={"started_at": day + 20, "finished_at": 3 * day + 50})
+    timeline = timeline_of(manifest.with_stage(draw).model_copy(update={"launches": launches, "usage": usage}))
+    assert timeline is not None
+    assert (timeline.jobs, timeline.unit) == (("region low",), "minutes since the start")
+    held = [(bar.start * 60, bar.stop * 60) for bar in timeline.bars if bar.kind == "held"]
+    drew = [(bar.start * 60, bar.stop * 60) for bar in timeline.bars if bar.kind == "draw"]
+    assert held == [pytest.approx((10, 90)), pytest.approx((112, 192))]
+    assert drew == [pytest.approx((20, 90)), pytest.approx((112, 152))]
+    assert len(timeline.gaps) == 1
+
+
+def test_a_page_is_refused_where_it_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "none" / "page.html"):
+        with pytest.raises(UserError, match="--out"):
+            write_report([run], out)
+
+
+class Lines(View):
+    """All that is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_launch_ends_with_the_page_and_a_page_that_fails_is_a_line(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, folder = Lines(), tmp_path / "run"
+    with commands._reported(folder, view):
+        launch(tiny_plan(ONE_REGION, "training.steps=1"), folder, executor=SerialCluster())
+    assert view.said == [f"Report: {folder}/{REPORT_FILE}"]
+    assert "finished" in Page((folder / REPORT_FILE).read_text()).text
+    (folder / REPORT_FILE).unlink()
+    with commands._reported(folder, view):  # it was finished before
+        pass
+    assert not (folder / REPORT_FILE).exists()
+    monkeypatch.setattr("ebdiff_orchestrator.reports.page.write._render", lambda values: 1 / 0)
+    with commands._reported(folder, view, goes_further=True):
+        pass
+    assert view.said[-1].startswith("No report: division by zero")
+    assert (folder / ASSEMBLE).is_dir()
