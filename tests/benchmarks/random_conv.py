@@ -105,7 +105,7 @@ def measure(reference: Images, real: Images, other: Images, report: Report) -> N
             before = left if of_kernel else 1.0
             for by, images in steps:
                 over = value_of(images) / (1 if of_kernel else left)
-                blind = of_kernel and "times" in name  # its mean does not see copies
+                blind = of_kernel and "times" in name  # which does not grow with copies
                 unit = "/1000" if of_kernel else "x"
                 report.add(f"{measure_name}: {name.format(by)}", over, unit, at_least=None if blind else before)
                 before = over
