@@ -1,7 +1,8 @@
 """Train a diffusion model as a few small timestep experts, side by side, and load them as one diffusers pipeline.
 
-`Plan`, `load_plan`, `launch`, `resume`, `extend`, `evaluate` and `load_ensemble` are all that a program
-needs. Importing this package, and loading an ensemble, imports neither ray nor the driver.
+`Plan`, `load_plan`, `launch`, `resume`, `extend`, `evaluate` and `load_ensemble`, with `load_study` and `run_study` for
+several plans at once, are all that a program needs. Importing this package, and loading an ensemble, imports neither
+ray nor the driver.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from ebdiff_orchestrator.evaluation.evaluate import evaluate
     from ebdiff_orchestrator.plans.load import load_plan
     from ebdiff_orchestrator.run.launch import extend, launch, resume
+    from ebdiff_orchestrator.study.load import load_study
+    from ebdiff_orchestrator.study.run_study import run_study
     from schemas.plan import Plan
 
-__all__ = ["Plan", "evaluate", "extend", "launch", "load_ensemble", "load_plan", "resume"]
+__all__ = ["Plan", "evaluate", "extend", "launch", "load_ensemble", "load_plan", "load_study", "resume", "run_study"]
 __version__ = "0.1.0"
 
 _PLACES = {
@@ -28,7 +31,9 @@ _PLACES = {
     "launch": "ebdiff_orchestrator.run.launch",
     "load_ensemble": "ebdiff_orchestrator.ensemble.loading",
     "load_plan": "ebdiff_orchestrator.plans.load",
+    "load_study": "ebdiff_orchestrator.study.load",
     "resume": "ebdiff_orchestrator.run.launch",
+    "run_study": "ebdiff_orchestrator.study.run_study",
 }
 _BESIDE_US = ("region_workers", "schemas")
 _HOME = Path(__file__).resolve().parents[1]

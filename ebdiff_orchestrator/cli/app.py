@@ -21,6 +21,7 @@ from ebdiff_orchestrator.cli.reports import compare, estimate, report, tickets
 from ebdiff_orchestrator.cli.sample import sample
 from ebdiff_orchestrator.cli.share import export, push
 from ebdiff_orchestrator.cli.status import status
+from ebdiff_orchestrator.cli.study import study
 from ebdiff_orchestrator.run.interrupts import RunStopped
 from schemas.errors import RunFailed, UserError, disk_problem, problem, shown, without_secrets
 from schemas.process import wait_passively
@@ -68,6 +69,7 @@ for command in (
     launch,
     resume,
     extend,
+    study,
     status,
     plan,
     presets,

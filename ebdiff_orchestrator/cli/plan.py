@@ -95,8 +95,8 @@ def _show_preview(
 
 
 def presets() -> None:
-    """List the plans that come with the package."""
-    from ebdiff_orchestrator.plans.preset_plans import methods
+    """List the plans and the studies that come with the package."""
+    from ebdiff_orchestrator.plans.preset_plans import methods, studies
     from ebdiff_orchestrator.plans.preset_plans import presets as all_presets
 
     table = Table(show_edge=False, pad_edge=False)
@@ -107,5 +107,9 @@ def presets() -> None:
     table.add_section()
     for name, description in methods().items():
         table.add_row(f"PRESET-{name}", description)
+    table.add_section()
+    for name, description in studies().items():
+        table.add_row(f"study {name}", description)
     Console().print(table)
     print("\nMethods join: cifar10-eb, celeba64-dense, cifar10-eb-speed.\n`ebdiff plan NAME` shows what one would run.")
+    print("`ebdiff study NAME` runs all rows of a study.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -71,6 +72,14 @@ class Executor(Protocol):
 
     def describe_free(self) -> str:
         """For people: what is free, of how much."""
+
+    def turn(self) -> AbstractContextManager[object]:
+        """Within it no other run of this program takes the workers that are seen to be free."""
+        return nullcontext()
+
+    def others_at_work(self) -> bool:
+        """Whether other runs of this program hold workers, which they will give back: to wait for them is no fault."""
+        return False
 
     def has_ended(self) -> bool:
         """Whether no work can be done any more."""

@@ -1,4 +1,4 @@
-"""The presets: plans of the paper's jobs, and the methods that each can be run with (`cifar10-eb`)."""
+"""The presets: plans of the paper's jobs, the methods that each can be run with (`cifar10-eb`), and studies of them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ def presets() -> dict[str, str]:
 def methods() -> dict[str, str]:
     """The name of every method, and the first comment line of its file; they follow a preset's name after a hyphen."""
     return _described(_folder() / "methods")
+
+
+def studies() -> dict[str, str]:
+    """The name of every study that comes with the package, and the first comment line of its file."""
+    return _described(study_folder())
+
+
+def study_folder() -> Traversable:
+    """Where the studies' files are."""
+    return resources.files("ebdiff_orchestrator.plans") / "studies"
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

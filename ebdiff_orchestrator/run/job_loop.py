@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from ebdiff_orchestrator.cluster import RAY_FOLDER, Executor, too_late, waiting_for
@@ -35,7 +35,7 @@ class JobLoop:
     """The jobs of one launch.
 
     `placement` says in which order jobs start and how many workers each gets, and the most that all hold together,
-    None for all there are.
+    None for all there are. `interrupts`: where to look for them; None: this loop notes them itself.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class JobLoop:
         executor: Executor,
         view: View,
         feed: MetricsFeed,
+        interrupts: Interrupts | None = None,
     ) -> None:
+        self._interrupts = interrupts
         self._jobs = {job.name: job for job in jobs}
         workers_of, self._limit = placement
         self._ledger, self._executor, self._view = ledger, executor, view
@@ -56,6 +58,7 @@ class JobLoop:
         self._running: dict[str, Attempt] = {}
         self._given_up: list[int] = []
         self._waiting_since: float | None = None
+        self._alone_since = 0.0
 
     def run(self) -> None:
         """Start, watch and collect until no job is open.
@@ -64,13 +67,14 @@ class JobLoop:
         executor has ended.
         """
         try:
-            with Interrupts() as interrupts:
+            with nullcontext(self._interrupts) if self._interrupts else Interrupts() as interrupts:
                 while True:
                     self._check_whether_to_go_on(interrupts)
-                    decision = self._decide()
-                    self._give_up_what_cannot_run(decision)
-                    for name in decision.start:
-                        self._start(name)
+                    with self._executor.turn():
+                        decision = self._decide()
+                        self._give_up_what_cannot_run(decision)
+                        for name in decision.start:
+                            self._start(name)
                     if decision.finished and not self._running:
                         break
                     self._tell_who_waits(decision)
@@ -161,7 +165,9 @@ class JobLoop:
     def _give_up_if_late(self, name: str, attempt: Attempt) -> None:
         """Give up a job that has not been placed in time; the others go on."""
         limit = self._plan.workers.wait_limit_s
-        if unix_time() - attempt.started_at > limit and not attempt.future.done():
+        if self._executor.others_at_work():
+            self._alone_since = unix_time()
+        if unix_time() - max(attempt.started_at, self._alone_since) > limit and not attempt.future.done():
             del self._running[name]
             self._given_up.append(attempt.number)
             self._ledger.directory.ask_to_stop(*self._given_up)  # should one of its workers begin after all
@@ -205,7 +211,7 @@ class JobLoop:
         self._view.line(f"{name}: failed. {reason}")
 
     def _tell_who_waits(self, decision: Decision) -> None:
-        if not decision.waiting or decision.start or self._running:
+        if not decision.waiting or decision.start or self._running or self._executor.others_at_work():
             self._waiting_since = None
         elif self._waiting_since is None:
             self._waiting_since = unix_time()

@@ -13,6 +13,7 @@ from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
+from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.job_loop import JobLoop
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.metrics_feed import fed_trackers
@@ -67,6 +68,7 @@ def launch(
     reuse: Sequence[str | Path] = (),
     take_over: bool = False,
     executor: Executor | None = None,
+    interrupts: Interrupts | None = None,
 ) -> RunHandle:
     """Run the plan to a finished ensemble in `run_dir` (default: runs/<plan.name>), or go on with it there.
 
@@ -75,7 +77,7 @@ def launch(
     Ray. `take_over`: another driver at work on the run is no UserError, but stops before it writes again. Raises
     PlanError or UserError before anything starts if the plan cannot run or the directory holds another experiment,
     RunFailed if a region failed for good (the others' work is saved), RunTakenOverError if another driver took the run
-    over, RunStopped on Ctrl-C.
+    over, RunStopped on Ctrl-C, which a program that launches outside its main thread notes itself, in `interrupts`.
     """
     if executor is None:
         check_surroundings(address)
@@ -93,7 +95,7 @@ def launch(
                 for finish_run in (finish_or_reopen, finish):
                     placement = place_jobs(jobs, resolved.preview, len(data), ledger, workers, view)
                     with Previews(resolved.plan.previews, directory, jobs, view):
-                        JobLoop(jobs, placement, ledger, workers, view, feed).run()
+                        JobLoop(jobs, placement, ledger, workers, view, feed, interrupts).run()
                     if finish_run(ledger, view, workers):
                         break
         view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")

@@ -33,6 +33,7 @@ ORDER = {  # a folder imports itself and those before it
         "evaluation",
         "previews",
         "reports",
+        "study",
         "sharing",
         "doctor",
         "cli",

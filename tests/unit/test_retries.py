@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -108,11 +109,15 @@ def test_a_machine_that_is_taken_away_costs_no_retry_and_loses_no_step(tiny_plan
 
 
 class Unplaced(SerialCluster):
-    """Never finds a place for a job."""
+    """Never finds a place for a job; other runs are at work for a while."""
 
-    def __init__(self) -> None:
+    def __init__(self, others_s: float) -> None:
         super().__init__()
         self.cancelled: list[str] = []
+        self._began, self._others_s = time.monotonic(), others_s
+
+    def others_at_work(self) -> bool:
+        return time.monotonic() < self._began + self._others_s
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         return Future()
@@ -121,10 +126,14 @@ class Unplaced(SerialCluster):
         self.cancelled.append(job_name)
 
 
-def test_a_job_that_is_given_up_is_cancelled_and_its_workers_are_told(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    cluster = Unplaced()
+@pytest.mark.parametrize("others_s", [0.0, 3.0], ids=["alone", "while other runs work"])
+def test_a_job_that_is_given_up_is_cancelled_and_its_workers_are_told(
+    tiny_plan: MakePlan, tmp_path: Path, others_s: float
+) -> None:
+    cluster = Unplaced(others_s)
     with pytest.raises(RunFailed, match="no worker began within"):
         driver.launch(tiny_plan(ONE_REGION, "workers.wait_limit_s=1"), tmp_path / "run", executor=cluster)
+    assert not cluster.others_at_work()
     assert cluster.cancelled == ["region all"]
     assert Note.model_validate_json((tmp_path / "run" / STOP_FILE).read_text()).attempts == (1,)
 

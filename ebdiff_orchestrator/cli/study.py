@@ -1,0 +1,91 @@
+"""The command `ebdiff study`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from rich.console import Console
+from typer import Argument, Option
+
+from ebdiff_orchestrator.cli.arguments import AddressOption, SetOption
+from schemas.process import quick_imports
+
+
+class StudyForm(StrEnum):
+    """How the table is printed."""
+
+    table = "table"
+    markdown = "markdown"
+    json = "json"
+
+
+StudyArgument = Annotated[
+    str,
+    Argument(metavar="STUDY", help="A study's name (see `ebdiff presets`), a YAML file, or a begun study's folder."),
+]
+SeedsOption = Annotated[int | None, Option(min=1, max=1000, metavar="N", help="Seeds 0 to N-1, not the study's.")]
+DirOption = Annotated[
+    Path | None, Option("--study-dir", metavar="DIR", help="Where the runs live; default: studies/NAME.")
+]
+TableOption = Annotated[bool, Option("--table", help="Run nothing: show what is there.")]
+FormOption = Annotated[StudyForm, Option("--format", help="How to print the table.")]
+PlotOption = Annotated[Path | None, Option(metavar="FILE", help="Write quality against device-hours, as .svg or .png.")]
+
+
+def study(
+    study: StudyArgument,
+    seeds: SeedsOption = None,
+    study_dir: DirOption = None,
+    changes: SetOption = None,
+    address: AddressOption = None,
+    table: TableOption = False,
+    form: FormOption = StudyForm.table,
+    plot: PlotOption = None,
+) -> None:
+    """Run several plans with several seeds as one piece of work, and show one table: mean, deviation, cost.
+
+    Interrupted, the same command goes on. Equal stages are made once; a row that fails says why, the others go on.
+    """
+    from ebdiff_orchestrator.study.load import is_begun, load_study
+
+    loaded = load_study(study, changes or (), seeds)
+    folder = study_dir or (Path(study) if is_begun(Path(study)) else Path("studies", loaded.name))
+    if plot is not None:
+        from ebdiff_orchestrator.study.table import check_plot
+
+        check_plot(plot)
+    if table:
+        _show(folder, form, plot, asked_for=True)
+        return
+    from ebdiff_orchestrator.study.view import study_view
+
+    view = study_view()
+    seeds_text = ", ".join(map(str, loaded.seeds))
+    view.line(f"{loaded.name}: {len(loaded.rows)} rows, seeds {seeds_text}, in {folder} ...")
+    with quick_imports():
+        from ebdiff_orchestrator.study.run_study import run_study
+    try:
+        run_study(loaded, folder, address=address, view=view)
+    finally:
+        if is_begun(folder):
+            _show(folder, form, plot)
+
+
+def _show(folder: Path, form: StudyForm, plot: Path | None, asked_for: bool = False) -> None:
+    """The table in its form, and the plot, if there is anything to be drawn or nothing else was `asked_for`."""
+    from ebdiff_orchestrator.reports.formats import as_markdown, print_table
+    from ebdiff_orchestrator.study.results import study_results
+    from ebdiff_orchestrator.study.table import plot_results, results_table
+
+    results = study_results(folder)
+    if form is StudyForm.json:
+        print(json.dumps(results.as_json(), indent=2))
+    elif form is StudyForm.markdown:
+        print(as_markdown(results_table(results)), end="")
+    else:
+        print_table(results_table(results), Console())
+    if plot is not None and (results.measures or asked_for):
+        plot_results(results, plot)

@@ -1,0 +1,192 @@
+"""What a study has shown so far: of each row the mean and deviation over seeds of its measures, and what it cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
+from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.study.decide import StudyRun, runs_of
+from ebdiff_orchestrator.study.load import load_study
+from region_workers.networks.pretrained import dense_counter
+from schemas.manifest import Manifest, StageRecord
+from schemas.study import FAILURES_FILE, StudyFailures
+
+EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run. `values`: by measure; `dense_steps` and `device_hours`: see `RowResult`; None, and none: not known yet.
+
+    `state`: finished, or why not.
+    """
+
+    name: str
+    seed: int
+    state: str
+    values: Mapping[str, float]
+    dense_steps: float | None = None
+    device_hours: float | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state == "finished"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean over `n` seeds, and their standard deviation (over n - 1), None for one."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        """None if nothing is known."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return None
+        return cls(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row. Both costs are of drawing and training, the dense start's included.
+
+    `dense_steps`: as steps of the first row's dense network, by multiply-accumulates. `device_hours`: seconds of work
+    times workers; what was taken over from another run counts with what it took there. `equal_cost`: a letter that
+    rows of equal cost share.
+    """
+
+    label: str
+    runs: tuple[RunResult, ...]
+    values: Mapping[str, Spread]
+    dense_steps: Spread | None
+    device_hours: Spread | None
+    equal_cost: str = ""
+
+    @property
+    def finished(self) -> int:
+        return sum(run.is_finished for run in self.runs)
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All rows, in the study's order; `measures`: of any of them; `notes`: what their names mean."""
+
+    name: str
+    rows: tuple[RowResult, ...]
+    measures: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"equal_cost_tolerance": EQUAL_COST, **asdict(self)}
+
+
+def study_results(folder: Path) -> StudyResults:
+    """What is there by now of the study in a folder. UserError if there is none."""
+    study = load_study(folder)
+    failures = _failures(folder)
+    runs, manifests = runs_of(study, folder), {}
+    for run in runs:
+        directory = RunDirectory(folder / run.name)
+        if directory.exists():
+            manifests[run.name] = directory.read()
+    costs = _Costs(runs[0])
+    found = [_result(run, manifests.get(run.name), failures.get(run.name), costs) for run in runs]
+    by_label = {
+        row.label: [r for run, r in zip(runs, found, strict=True) if run.label == row.label] for row in study.rows
+    }
+    rows = [_row(label, results) for label, results in by_label.items()]
+    names = {name for row in rows for name in row.values}
+    measures = sorted(names, key=lambda name: (not name.startswith("FID"), name))
+    notes = distance_notes([best_values(manifest) for manifest in manifests.values()])
+    return StudyResults(study.name, _with_equal_costs(rows), tuple(measures), tuple(notes))
+
+
+def _failures(folder: Path) -> Mapping[str, str]:
+    file = folder / FAILURES_FILE
+    return StudyFailures.model_validate_json(file.read_bytes()).runs if file.is_file() else {}
+
+
+def _result(run: StudyRun, manifest: Manifest | None, failure: str | None, costs: _Costs) -> RunResult:
+    if manifest is None:
+        return RunResult(run.name, run.plan.seed, failure or "not begun", {})
+    state = failure or ("finished" if manifest.finished() else "not finished")
+    return RunResult(
+        run.name,
+        run.plan.seed,
+        state,
+        {found.label: found.value for found in measured_values(manifest)},
+        costs.dense_steps(run, manifest) if manifest.finished() else None,
+        _device_hours(manifest) if manifest.finished() else None,
+    )
+
+
+def _row(label: str, runs: Sequence[RunResult]) -> RowResult:
+    names = dict.fromkeys(name for run in runs for name in run.values)
+    values = {name: Spread.of([run.values.get(name) for run in runs]) for name in names}
+    return RowResult(
+        label,
+        tuple(runs),
+        {name: spread for name, spread in values.items() if spread is not None},
+        Spread.of([run.dense_steps for run in runs]),
+        Spread.of([run.device_hours for run in runs]),
+    )
+
+
+def _with_equal_costs(rows: Sequence[RowResult]) -> tuple[RowResult, ...]:
+    """With a letter for each group whose costs are within the tolerance of the group's least."""
+    known = sorted((row.dense_steps.mean, row.label) for row in rows if row.dense_steps is not None)
+    groups: list[list[tuple[float, str]]] = []
+    for cost, label in known:
+        if groups and cost <= groups[-1][0][0] * (1 + EQUAL_COST):
+            groups[-1].append((cost, label))
+        else:
+            groups.append([(cost, label)])
+    shared = [group for group in groups if len(group) > 1]
+    letters = {label: chr(ord("a") + index) for index, group in enumerate(shared) for _, label in group}
+    return tuple(replace(row, equal_cost=letters.get(row.label, "")) for row in rows)
+
+
+class _Costs:
+    """Steps of all runs in steps of one dense network, the first run's."""
+
+    def __init__(self, first: StudyRun) -> None:
+        dense = dense_counter(first.plan.model, first.plan.data).dense()
+        self._unit = dense.macs * first.plan.training.batch_size
+        self._sizes: dict[str, PlanPreview] = {}  # by row, since seeds do not matter
+
+    def dense_steps(self, run: StudyRun, manifest: Manifest) -> float | None:
+        """Of a finished run: its trainings, its draws, and the training of its dense start, None if that is unknown."""
+        if run.label not in self._sizes:
+            self._sizes[run.label] = preview_plan(manifest.plan, manifest.dense)
+        sizes, start = self._sizes[run.label], manifest.dense
+        if start is not None and start.cost is None:
+            return None
+        macs = sum(manifest.stage(f"train/{each.region.name}").steps * each.costs.macs for each in sizes.regions)
+        dense = sum(record.steps for record in _worked(manifest, "draw/"))
+        dense += start.cost.steps if start is not None and start.cost is not None else 0
+        return (macs + dense * sizes.dense.macs) * manifest.plan.training.batch_size / self._unit
+
+
+def _device_hours(manifest: Manifest) -> float | None:
+    start = manifest.dense
+    if start is not None and start.cost is None:
+        return None
+    before = start.cost.active_s if start is not None and start.cost is not None else 0.0
+    records = [*_worked(manifest, "draw/"), *_worked(manifest, "train/")]
+    own = sum(each.active_s * (each.hardware.world_size if each.hardware else 1) for each in records)
+    return (before + own) / 3600
+
+
+def _worked(manifest: Manifest, kind: str) -> list[StageRecord]:
+    return [record for name, record in manifest.stages.items() if name.startswith(kind)]

@@ -1,0 +1,218 @@
+"""`run_study`: the runs of a study on one cluster, each an ordinary run in a folder of the study's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock, Thread
+
+from ebdiff_orchestrator.cluster import Executor, check_surroundings, connect
+from ebdiff_orchestrator.evaluation.evaluate import evaluate
+from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
+from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.ownership import Claims, claim_run
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.view import View
+from ebdiff_orchestrator.study.decide import Standing, StudyRun, donors, next_run, runs_of
+from ebdiff_orchestrator.study.load import check_goes_on, write_study
+from ebdiff_orchestrator.study.view import RunView
+from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
+from region_workers.storage.durable import write_model
+from region_workers.storage.run_files import RunFiles, local_folder
+from schemas.errors import RunFailed, user_error, without_secrets
+from schemas.manifest import RAY_LOG
+from schemas.study import FAILURES_FILE, StudyFailures, StudyPlan
+
+_LOOK_S = 0.5
+_MORE_TO_STOP_S = 30.0  # than a run gives its own workers
+
+
+def run_study(
+    study: StudyPlan,
+    study_dir: str | Path | None = None,
+    *,
+    address: str | None = None,
+    view: View | None = None,
+    executor: Executor | None = None,
+) -> Path:
+    """Run every row of a loaded study with every seed in `study_dir` (default: studies/<study.name>), and measure it.
+
+    Each run is an ordinary one, in ROW-sSEED; what was begun goes on. `address`, `executor`: as `launch`. Raises
+    UserError if the folder holds another study, or another command works on it; RunFailed, when all the others are
+    done, if runs failed; RunStopped on Ctrl-C. Returns the folder.
+    """
+    if executor is None:
+        check_surroundings(address)
+    folder, view = study_folder_of(study, study_dir), view or View()
+    runs = runs_of(study, folder)
+    with _held(study, folder, view), view:
+        plans = [run.plan for run in runs]
+        most_jobs = max(len(plan.regions) for plan in plans)
+        connected = connect(plans[0].workers, most_jobs, address, folder / RAY_LOG, view.waiting, executor)
+        with connected as workers, Interrupts() as interrupts:
+            _Study(study, runs, folder, SharedWorkers(workers), view, interrupts).run()
+    return folder
+
+
+def study_folder_of(study: StudyPlan, study_dir: str | Path | None) -> Path:
+    """The folder of a study's runs. UserError for a URL: rows start from each other's folders."""
+    folder = local_folder(study_dir if study_dir is not None else Path("studies", study.name))
+    if folder is None:
+        expected = "a folder that all workers share, since rows start from each other's runs"
+        raise user_error("--study-dir", study_dir, expected, "Give one.")
+    return folder
+
+
+@contextmanager
+def _held(study: StudyPlan, folder: Path, view: View) -> Iterator[None]:
+    """The study is in its folder, and no second command works on it."""
+    check_goes_on(study, folder)
+    ownership = claim_run(Claims(RunFiles(folder)), say=view.line)
+    try:
+        write_study(study, folder)
+        yield
+    finally:
+        ownership.release()
+
+
+@dataclass
+class _AtWork:
+    """A run under way, in a thread of its own."""
+
+    workers: LentWorkers
+    view: RunView
+    ended: Future[None] = field(default_factory=Future)
+
+
+class _Study:
+    """The loop over runs: carries out what `decide` says, and notes how each ended."""
+
+    def __init__(
+        self,
+        study: StudyPlan,
+        runs: tuple[StudyRun, ...],
+        folder: Path,
+        workers: SharedWorkers,
+        view: View,
+        interrupts: Interrupts,
+    ) -> None:
+        self._study, self._folder, self._workers = study, folder, workers
+        self._runs = {run.name: run for run in runs}
+        self._view, self._interrupts = view, interrupts
+        self._at_work: dict[str, _AtWork] = {}
+        self._finished: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._measuring = Lock()
+
+    def run(self) -> None:
+        """Begin, watch and note until nothing is left to be done."""
+        self._note_failures()
+        while True:
+            if self._interrupts.requested:
+                self._stop()
+            decision = next_run(tuple(self._runs.values()), self._standing())
+            for name, reason in decision.give_up.items():
+                self._fail(name, reason)
+            if decision.begin is not None:
+                self._begin(self._runs[decision.begin])
+            if decision.over and not decision.give_up:
+                break
+            time.sleep(_LOOK_S)
+            self._collect()
+        if self._failed:
+            lines = "\n".join(f"  - {name}: {reason}" for name, reason in self._failed.items())
+            raise RunFailed(
+                f"{len(self._failed)} of {len(self._runs)} runs failed; the others are finished:\n{lines}\n"
+                f"When the cause is gone: {self._how_to_go_on()}"
+            )
+
+    def _standing(self) -> Standing:
+        preparing = any(not run.workers.is_in_use for run in self._at_work.values())
+        return Standing(
+            finished=frozenset(self._finished),
+            failed=frozenset(self._failed),
+            at_work=frozenset(self._at_work),
+            done_stages={name: run.view.done_stages for name, run in self._at_work.items()},
+            has_room=not preparing and self._workers.has_room(len(self._at_work)),
+        )
+
+    def _begin(self, run: StudyRun) -> None:
+        begun = _AtWork(LentWorkers(run.name, self._workers), RunView(run.name, self._view))
+        self._at_work[run.name] = begun
+        self._view.line(f"{run.name}: begins ({len(self._finished)} of {len(self._runs)} runs are finished).")
+        Thread(target=self._work, args=(run, begun), name=f"study {run.name}", daemon=True).start()
+
+    def _work(self, run: StudyRun, begun: _AtWork) -> None:
+        """The life of a run, in its thread."""
+        try:
+            self._launch(run, begun)
+            begun.workers.is_in_use = True
+            self._measure(run, begun)
+        except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
+            begun.ended.set_exception(error)
+        else:
+            begun.ended.set_result(None)
+
+    def _launch(self, run: StudyRun, begun: _AtWork) -> None:
+        others = [self._folder / other.name for other in donors(run, tuple(self._runs.values()))]
+        launch(
+            run.plan,
+            self._folder / run.name,
+            view=begun.view,
+            reuse=[other for other in others if RunDirectory(other).exists()],
+            executor=begun.workers,
+            interrupts=self._interrupts,
+        )
+
+    def _measure(self, run: StudyRun, begun: _AtWork) -> None:
+        """One run at a time: each takes all workers that are free."""
+        how = self._study.evaluate
+        for extractor in how.extractors if how is not None else ():
+            with self._measuring:
+                if self._interrupts.requested:
+                    raise RunStopped("Stopped before it was measured.")
+                assert how is not None
+                is_wavelet = extractor == "wavelet"
+                evaluate(
+                    self._folder / run.name,
+                    how.num_images,
+                    measures=("wavelet",) if is_wavelet else how.measures,
+                    extractor=None if is_wavelet else extractor,
+                    inception_weights=how.inception_weights if extractor == "inception" else None,
+                    view=begun.view,
+                    executor=begun.workers,
+                )
+
+    def _collect(self) -> None:
+        """Note the runs that have ended, and how."""
+        for name in [name for name, run in self._at_work.items() if run.ended.done()]:
+            error = self._at_work.pop(name).ended.exception()
+            if error is None:
+                self._finished.add(name)
+                self._view.line(f"{name}: finished ({len(self._finished)} of {len(self._runs)}).")
+            elif not isinstance(error, RunStopped):
+                known = isinstance(error, RunFailed | ValueError)
+                self._fail(name, str(error) if known else f"{type(error).__name__}: {error}")
+
+    def _fail(self, name: str, reason: str) -> None:
+        self._failed[name] = without_secrets(reason)
+        self._note_failures()
+        self._view.line(f"{name}: failed. {self._failed[name]}")
+
+    def _note_failures(self) -> None:
+        write_model(self._folder / FAILURES_FILE, StudyFailures(runs=self._failed))
+
+    def _stop(self) -> None:
+        """Wait for the runs, whose own loops see the interrupt; a second one does not wait."""
+        limit_s = max((self._runs[name].plan.checkpointing.stop_limit_s for name in self._at_work), default=0.0)
+        ends = [run.ended for run in self._at_work.values()]
+        if not self._interrupts.wait_for(ends, limit_s + _MORE_TO_STOP_S, _LOOK_S):
+            self._view.line("Not waiting any longer; the last checkpoints stay.")
+        raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
+
+    def _how_to_go_on(self) -> str:
+        return f"ebdiff study {RunDirectory(self._folder).short_location}"
