@@ -81,10 +81,11 @@ def _held(study: StudyPlan, folder: Path, view: View) -> Iterator[None]:
 
 @dataclass
 class _AtWork:
-    """A run under way, in a thread of its own."""
+    """A run under way, in a thread of its own. `is_made`: it is finished, and being measured."""
 
     workers: LentWorkers
     view: RunView
+    is_made: bool = False
     ended: Future[None] = field(default_factory=Future)
 
 
@@ -131,9 +132,10 @@ class _Study:
             )
 
     def _standing(self) -> Standing:
+        made = {name for name, run in self._at_work.items() if run.is_made}
         preparing = any(not run.workers.is_in_use for run in self._at_work.values())
         return Standing(
-            finished=frozenset(self._finished),
+            finished=frozenset(self._finished | made),
             failed=frozenset(self._failed),
             at_work=frozenset(self._at_work),
             done_stages={name: run.view.done_stages for name, run in self._at_work.items()},
@@ -150,7 +152,7 @@ class _Study:
         """The life of a run, in its thread."""
         try:
             self._launch(run, begun)
-            begun.workers.is_in_use = True
+            begun.workers.is_in_use = begun.is_made = True
             self._measure(run, begun)
         except BaseException as error:  # noqa: BLE001 - handed to whoever reads the future
             begun.ended.set_exception(error)
