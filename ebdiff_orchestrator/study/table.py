@@ -54,9 +54,10 @@ def plot_results(results: StudyResults, file: Path) -> None:
             if quality is not None and hours is not None:
                 error = {"xerr": hours.deviation or 0.0, "yerr": quality.deviation or 0.0}
                 axes.errorbar(hours.mean, quality.mean, **error, fmt="o", capsize=3, label=row.label)
-        axes.set(xlabel="device-hours, draws included", ylabel=measure, ylim=(0, None), xlim=(0, None))
+        axes.set(xlabel="device-hours, draws included", ylabel=measure)
+        axes.set(xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(0, 1.1 * axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(f"{results.name}: mean and standard deviation over seeds")
     write_file(file, lambda path: figure.savefig(path, format=_FORMATS[file.suffix], dpi=150))
 
