@@ -49,11 +49,11 @@ def plot_results(results: StudyResults, file: Path) -> None:
     count = len(results.measures)
     figure = Figure(figsize=(5.5 * count, 4.0), layout="constrained")
     for axes, measure in zip(figure.subplots(1, count, squeeze=False)[0], results.measures, strict=True):
-        for row in results.rows:
+        for index, row in enumerate(results.rows):
             quality, hours = row.values.get(measure), row.device_hours
             if quality is not None and hours is not None:
                 error = {"xerr": hours.deviation or 0.0, "yerr": quality.deviation or 0.0}
-                axes.errorbar(hours.mean, quality.mean, **error, fmt="o", capsize=3, label=row.label)
+                axes.errorbar(hours.mean, quality.mean, **error, fmt="o", color=f"C{index}", capsize=3, label=row.label)
         axes.set(xlabel="device-hours, draws included", ylabel=measure)
         axes.set(xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(0, 1.1 * axes.get_ylim()[1]))
         axes.grid(alpha=0.3)
