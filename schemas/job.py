@@ -187,9 +187,9 @@ class MetricsRow(Section):
 
 
 class RecentMetrics(Section):
-    """The newest rows of a stage's metrics, behind `earlier` other rows."""
+    """The newest rows of a stage's metrics; the row before them is that of the step `after`, 0 for none."""
 
-    earlier: int
+    after: int
     rows: tuple[MetricsRow, ...]
 
 

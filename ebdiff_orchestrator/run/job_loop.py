@@ -21,7 +21,6 @@ from ebdiff_orchestrator.run.decide import Decision, Situation, next_jobs
 from ebdiff_orchestrator.run.growth import Growth
 from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.metrics_feed import MetricsFeed
 from ebdiff_orchestrator.run.stages import JobOutline, worker_job
 from ebdiff_orchestrator.run.view import View
 from schemas.errors import RunFailed
@@ -45,14 +44,13 @@ class JobLoop:
         ledger: Ledger,
         executor: Executor,
         view: View,
-        feed: MetricsFeed,
         interrupts: Interrupts | None = None,
     ) -> None:
         self._interrupts = interrupts
         self._jobs = {job.name: job for job in jobs}
         workers_of, self._limit = placement
         self._ledger, self._executor, self._view = ledger, executor, view
-        self._plan, self._feed = ledger.plan, feed
+        self._plan = ledger.plan
         self._growth = Growth(ledger.plan, workers_of)
         self._budgets = {job.name: Budget() for job in jobs}
         self._running: dict[str, Attempt] = {}
@@ -144,7 +142,6 @@ class JobLoop:
 
     def _watch(self) -> None:
         """Read what the workers say of themselves."""
-        self._feed.poll()
         for name, attempt in list(self._running.items()):
             if unix_time() - attempt.recorded_at > _RECORD_USAGE_EVERY_S:
                 self._record_usage(attempt)

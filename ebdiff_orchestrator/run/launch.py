@@ -88,14 +88,14 @@ def launch(
         data = decode_data(resolved, view)
         jobs = _jobs_at_hand(resolved, data, ledger, reuse, view)
         if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
-            with _workers(ledger, address, executor, view) as workers, fed_trackers(ledger, view) as feed:
+            with _workers(ledger, address, executor, view) as workers, fed_trackers(ledger, view):
                 check_data_fits(resolved.plan, len(data), workers.request.processes)
                 jobs = jobs or _known_jobs(ledger, encode_images(resolved, data, ledger, workers, view), reuse, view)
                 view.line(f"{len(jobs)} jobs, {workers.request} each; free: {workers.describe_free()}.")
                 for finish_run in (finish_or_reopen, finish):
                     placement = place_jobs(jobs, resolved.preview, len(data), ledger, workers, view)
                     with Previews(resolved.plan.previews, directory, jobs, view):
-                        JobLoop(jobs, placement, ledger, workers, view, feed, interrupts).run()
+                        JobLoop(jobs, placement, ledger, workers, view, interrupts).run()
                     if finish_run(ledger, view, workers):
                         break
         view.line(f"Done: {directory.location}/{ASSEMBLE} (grid: {directory.location}/{SAMPLE}/grid.png)")

@@ -29,6 +29,7 @@ class MLflow:
         self._run = run.info.run_id
         self._last: dict[Series, int] = {}
         self._waiting: list[Any] = []
+        self._client.update_run(self._run, status="RUNNING")  # an earlier launch has ended it
         for key, value in parameters.items() if not found else ():
             self._client.log_param(self._run, key, value)
 

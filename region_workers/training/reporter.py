@@ -143,8 +143,8 @@ class StageReporter:
             return
         self._rows_told = len(self.metrics)
         rows = self.metrics[-_RECENT_ROWS:]
-        recent = {"earlier": len(self.metrics) - len(rows), "rows": rows}
-        replace_model(self._folder / RECENT_METRICS_FILE, RecentMetrics.model_validate(recent))
+        after = self.metrics[-len(rows) - 1]["step"] if len(self.metrics) > len(rows) else 0
+        replace_model(self._folder / RECENT_METRICS_FILE, RecentMetrics.model_validate({"after": after, "rows": rows}))
 
     def _add_row(self, trainer: Trainer) -> None:
         loss, gradient_norm = trainer.read_metrics()

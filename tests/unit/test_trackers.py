@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from typing import cast
 
 import pytest
 from mlflow import MlflowClient
@@ -18,13 +19,17 @@ from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.launch import extend, launch
+from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.metrics_feed import MetricsFeed
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.trackers import Series, Trackers, group
+from region_workers.storage.durable import replace_model
 from region_workers.storage.tables import read_metrics
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
-from schemas.job import RecentMetrics, WorkerJob
+from schemas.job import MetricsRow, RecentMetrics, WorkerJob
 from schemas.plan import Plan
 from tests.conftest import ONE_REGION
 
@@ -163,7 +168,7 @@ def test_rows_that_came_too_fast_are_read_from_where_they_are_saved(
     run = tmp_path / "run"
     launch(tiny_plan(EVERY_STEP, ONE_REGION), run, executor=SerialCluster())
     recent = RecentMetrics.model_validate_json((run / "train/all/recent_metrics.json").read_text())
-    assert (recent.earlier, [row.step for row in recent.rows]) == (10, [11, 12])
+    assert (recent.after, [row.step for row in recent.rows]) == (10, [11, 12])
     _check_every_step_is_there_once(run)
 
 
@@ -248,3 +253,42 @@ def test_trackers_are_no_part_of_the_experiment_and_may_be_none(tiny_plan: MakeP
     assert plain.experiment_digest() == none.experiment_digest()
     assert "trackers" not in plain.model_dump()["logging"]
     assert load_plan("digits", ["logging.trackers=[mlflow]"]).logging.trackers == ("mlflow",)
+
+
+def test_what_feeds_the_trackers_can_stumble_and_the_run_goes_on(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    run, view = tmp_path / "run", Lines()
+    damaged = run / "previews/000001.json"
+
+    class DamagesARecord(SerialCluster):
+        def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+            damaged.parent.mkdir(exist_ok=True)
+            damaged.write_text("{")
+            return super().run_job(job, workers)
+
+    handle = launch(tiny_plan(EVERY_STEP, ONE_REGION), run, executor=DamagesARecord(), view=view)
+    assert handle.manifest.finished()
+    assert len([line for line in view.said if line.startswith("Trackers: ")]) == 1
+    _check_every_step_is_there_once(run)
+
+
+def test_rows_at_another_interval_are_told_after_those_of_a_worker_that_was_lost(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    run, told = tmp_path / "run", list[int]()
+
+    class Steps:
+        def scalars(self, series: Series, values: Mapping[str, float], step: int, unix_s: float) -> None:
+            told.append(step)
+
+        def warnings(self) -> list[str]:
+            return []
+
+    plan = tiny_plan(EVERY_STEP, ONE_REGION)
+    Ledger.begin(RunDirectory(run), plan)
+    feed = MetricsFeed(Ledger(RunDirectory(run)), cast(Trackers, Steps()), View())
+    for steps in ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 8, 12]):  # lost after 7; then on from 4, every 4
+        rows = [{**dict.fromkeys(MetricsRow.model_fields, 1.0), "step": step} for step in steps]
+        recent = RecentMetrics.model_validate({"after": 0, "rows": rows})
+        replace_model(run / "train/all/recent_metrics.json", recent)
+        feed.look()
+    assert told == [1, 2, 3, 4, 5, 6, 7, 8, 12]
