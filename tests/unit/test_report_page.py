@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished_run import an_evaluation
+from PIL import Image
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cli import launch as commands
 from ebdiff_orchestrator.reports.page import REPORT_FILE, write_report
 from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure
+from ebdiff_orchestrator.reports.page.pictures import _picture
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -97,8 +99,37 @@ def test_a_finished_run_is_told_of_from_its_samples_to_its_plan(run: Path, tmp_p
 
 
 def test_equal_runs_give_equal_pages(run: Path, tmp_path: Path) -> None:
-    first, second = (write_report([run], tmp_path / name).read_text() for name in ("a.html", "b.html"))
+    pages = (write_report([run], tmp_path / name).read_text() for name in ("a.html", "b.html"))
+    first, second = (re.sub(r"written [0-9: -]+", "", page) for page in pages)
     assert first == second
+
+
+def test_a_run_that_was_launched_again_says_so(run: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(run)
+    manifest = directory.read()
+    assert "Launched" not in _written([run], tmp_path / "page.html").text
+    began = manifest.launches[0].started_at
+    again = manifest.with_stage(manifest.stage("train/low").model_copy(update={"attempts": 3}))
+    again = again.with_stage(again.stage("draw/high").model_copy(update={"reused_from": "elsewhere"}))
+    directory.write(
+        again.model_copy(update={"launches": (Launch(started_at=began - 99, ended_at=began - 9), *manifest.launches)})
+    )
+    page = _written([run], tmp_path / "page.html")
+    directory.write(manifest)
+    assert "Launched 2 times. Started more than once: train/low (3 attempts)." in page.text
+    assert "Taken over from other runs: draw/high." in page.text
+    assert "where the run was launched again" in page.text
+
+
+def test_pictures_keep_to_their_share_of_the_page(tmp_path: Path) -> None:
+    file = tmp_path / "noise.png"
+    noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file)
+    for most_bytes in (200_000, 20_000):
+        picture = _picture(file, 900, "", most_bytes)
+        assert 32 < picture.width < 512
+        assert len(picture.url) <= most_bytes
+        assert picture.scaled
 
 
 def test_runs_side_by_side_have_a_table_and_quality_against_hours(run: Path, tmp_path: Path) -> None:
@@ -145,6 +176,13 @@ def test_what_people_named_stays_text(run: Path, tmp_path: Path) -> None:
 def test_a_label_in_a_figure_is_no_markup_and_no_mathematics() -> None:
     figure = curves_figure([Curve("<b>$x$", np.arange(3.0), np.arange(3.0) + 1)], "loss", itertools.count(1))
     assert "&lt;b&gt;$x$" in figure
+
+
+def test_a_curve_of_one_point_is_seen() -> None:
+    alone, more = (Curve(label, np.arange(n) + 25.0, np.ones(n)) for label, n in (("alone", 1), ("more", 2)))
+    assert curves_figure([alone], "loss", itertools.count(1)).count("<use") > curves_figure(
+        [more], "loss", itertools.count(1)
+    ).count("<use")
 
 
 def test_the_time_between_launches_is_left_out(run: Path) -> None:

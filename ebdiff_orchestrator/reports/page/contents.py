@@ -50,6 +50,7 @@ class RunContents:
     location: str
     method: str
     state: str
+    history: str
     facts: list[tuple[str, str]]
     troubles: list[str]
     grid: Picture | None
@@ -62,31 +63,33 @@ class RunContents:
     moves: list[str]
     ticket_notes: tuple[str, ...]
     timeline: str | None
+    launched_again: bool
     stages: Table
     quality: Table | None
     plan: str
     differs: Table | None
-    differs_from: str
+    preset: str | None
     software: list[tuple[str, str]]
 
 
-def contents_of(location: str | Path, numbers: itertools.count[int]) -> RunContents:
-    """The contents of the run in a folder or under a URL. UserError if there is none."""
+def contents_of(location: str | Path, numbers: itertools.count[int], picture_bytes: int) -> RunContents:
+    """The contents of the run in a folder or under a URL, its pictures in so many bytes. UserError if there is none."""
     run = RunDirectory(location)
     manifest = run.read()
     plan, found, timeline = manifest.plan, measures_of(manifest), timeline_of(manifest)
     preview = preview_plan(plan, manifest.dense)
-    tickets = _tickets(run)
+    tickets, strip = _tickets(run), previews(run, picture_bytes // 2)
     preset = preset_values(plan.name)
     return RunContents(
         name=plan.name,
         location=run.short_location,
         method=method_of(plan),
         state=_state(manifest),
+        history=_history(manifest),
         facts=_facts(manifest, found, preview),
         troubles=[f"{name}: {record.error}" for name, record in manifest.stages.items() if record.error],
-        grid=samples_grid(run),
-        previews=previews(run),
+        grid=samples_grid(run, picture_bytes - sum(len(picture.url) for picture in strip)),
+        previews=strip,
         sizes=_sizes(preview),
         sizes_note=_sizes_note(plan),
         losses=_losses(run, manifest, numbers),
@@ -95,11 +98,12 @@ def contents_of(location: str | Path, numbers: itertools.count[int]) -> RunConte
         moves=[moves_figure(moves, numbers) for moves in tickets.moves],
         ticket_notes=tickets.notes,
         timeline=timeline_figure(timeline, numbers) if timeline else None,
+        launched_again=timeline is not None and len(timeline.gaps) > 0,
         stages=_stages(manifest),
         quality=_quality(manifest),
         plan=yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
         differs=None if preset is None else _differences(load_plan(plan.name), plan),
-        differs_from=plan.name,
+        preset=None if preset is None else plan.name,
         software=sorted(manifest.software.items()),
     )
 
@@ -110,6 +114,16 @@ def _state(manifest: Manifest) -> str:
     failed = [name for name, record in manifest.stages.items() if record.status == "failed"]
     done = sum(record.status == "done" for record in manifest.stages.values())
     return f"{'failed' if failed else 'not finished'}: {done} of {len(manifest.stages)} stages are done"
+
+
+def _history(manifest: Manifest) -> str:
+    """How often the run was launched, what had to be started more than once, and what came from other runs."""
+    again = [f"{name} ({record.attempts} attempts)" for name, record in manifest.stages.items() if record.attempts > 1]
+    taken = [name for name, record in manifest.stages.items() if record.reused_from]
+    said = [f"Launched {len(manifest.launches)} times."] if len(manifest.launches) > 1 else []
+    said += [f"Started more than once: {', '.join(again)}."] if again else []
+    said += [f"Taken over from other runs: {', '.join(taken)}."] if taken else []
+    return " ".join(said)
 
 
 def _facts(manifest: Manifest, found: Measures, preview: PlanPreview) -> list[tuple[str, str]]:

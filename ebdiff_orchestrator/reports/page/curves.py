@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Numbers = npt.NDArray[np.float64]
 _MOST_POINTS = 400  # of a curve; more are no wider than a pixel
 _MOST_MASKS = 120  # a side of a heat map
+_MARKERS = "os^Dv"  # with the colours, so that many runs can be told apart
 _WORK_COLOURS = {"draw": COLOURS[4], "train": COLOURS[0], "other": COLOURS[2], "held": "#9e9e9e"}
 
 
@@ -46,7 +48,7 @@ def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count
     def draw(axes: Axes) -> None:
         for colour, curve in zip(itertools.cycle(COLOURS), curves, strict=False):
             steps, values = _thinned(curve)
-            axes.plot(steps, values, color=colour, label=curve.label)
+            axes.plot(steps, values, color=colour, label=curve.label, marker="o" if len(steps) == 1 else None, ms=5)
         shown = np.concatenate([curve.values for curve in curves])
         shown = shown[np.isfinite(shown)]
         if len(shown) and shown.min() > 0 and shown.max() / shown.min() > 10:
@@ -116,6 +118,7 @@ def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
         for gap in timeline.gaps:
             axes.axvline(gap, color=INK, ls=":", lw=1)
         axes.set_yticks(list(rows.values()), list(rows))
+        axes.set_xlim(left=0)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(timeline.unit)
@@ -129,15 +132,16 @@ def quality_figure(
     """Quality against device-hours, a run a point (the paper's figure 1)."""
 
     def draw(axes: Axes) -> None:
-        for colour, point in zip(itertools.cycle(COLOURS), points, strict=False):
-            axes.plot([point.hours], [point.value], "o", color=colour, ms=7, label=point.label)
+        looks = itertools.cycle(itertools.product(_MARKERS, COLOURS))
+        for (marker, colour), point in zip(looks, points, strict=False):
+            axes.plot([point.hours], [point.value], marker, color=colour, ms=7, label=point.label)
         axes.set_xlabel(hours)
-        axes.set_ylabel(f"{label} ({'higher' if higher_is_better else 'lower'} is better)")
+        axes.set_ylabel(textwrap.fill(f"{label} ({'higher' if higher_is_better else 'lower'} is better)", 34))
         axes.margins(0.15)
         axes.set_xlim(left=0)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return figure(draw, numbers, height=3.0)
+    return figure(draw, numbers, height=max(3.0, 0.4 + 0.21 * len(points)))  # as high as its legend
 
 
 def legend_of_work() -> Mapping[str, str]:

@@ -15,6 +15,7 @@ from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key
 
 _MOST_PREVIEWS, _PREVIEW_PX, _GRID_PX = 8, 260, 900
 _PNG_BYTES = 250_000  # a larger PNG becomes a JPEG
+_LEAST_PX = 32
 
 
 class Picture(NamedTuple):
@@ -27,14 +28,14 @@ class Picture(NamedTuple):
     scaled: bool
 
 
-def samples_grid(run: RunDirectory) -> Picture | None:
-    """The grid of the run's own samples."""
+def samples_grid(run: RunDirectory, most_bytes: int) -> Picture | None:
+    """The grid of the run's own samples, in at most so many bytes of the page."""
     file = run.fetch(f"{SAMPLE}/grid.png")
-    return _picture(file, _GRID_PX, "") if file.is_file() else None
+    return _picture(file, _GRID_PX, "", most_bytes) if file.is_file() else None
 
 
-def previews(run: RunDirectory) -> tuple[Picture, ...]:
-    """Of the run's previews the first, the last and evenly many between them."""
+def previews(run: RunDirectory, most_bytes: int) -> tuple[Picture, ...]:
+    """Of the run's previews the first, the last and evenly many between them, in at most so many bytes of the page."""
     keys = sorted(key for key in run.list_keys(PREVIEWS_FOLDER) if key.endswith(".json"))
     places = sorted({round(i * (len(keys) - 1) / (_MOST_PREVIEWS - 1)) for i in range(_MOST_PREVIEWS)}) if keys else []
     found = []
@@ -46,21 +47,24 @@ def previews(run: RunDirectory) -> tuple[Picture, ...]:
         )
         file = run.fetch(picture_key(record.number))
         if file.is_file():
-            found.append(_picture(file, _PREVIEW_PX, f"{record.number}: {steps} steps"))
+            found.append(_picture(file, _PREVIEW_PX, f"{record.number}: {steps} steps", most_bytes // len(places)))
     return tuple(found)
 
 
-def _picture(file: Path, most_px: int, caption: str) -> Picture:
+def _picture(file: Path, most_px: int, caption: str, most_bytes: int) -> Picture:
     with Image.open(file) as opened:
-        picture = opened.convert("RGB")
-    scaled = max(picture.size) > most_px
-    if scaled:
-        picture.thumbnail((most_px, most_px), Image.Resampling.LANCZOS)
-    data, kind = _encoded(picture, "PNG"), "png"
-    if len(data) > _PNG_BYTES:
-        data, kind = _encoded(picture, "JPEG"), "jpeg"
-    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return Picture(url, picture.width, picture.height, caption, scaled)
+        whole = opened.convert("RGB")
+    while True:
+        picture = whole.copy()
+        if max(whole.size) > most_px:
+            picture.thumbnail((most_px, most_px), Image.Resampling.LANCZOS)
+        data, kind = _encoded(picture, "PNG"), "png"
+        if len(data) > min(_PNG_BYTES, most_bytes * 3 // 4):  # base64 takes four characters for three bytes
+            data, kind = _encoded(picture, "JPEG"), "jpeg"
+        url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        if len(url) <= most_bytes or max(picture.size) <= _LEAST_PX:
+            return Picture(url, picture.width, picture.height, caption, picture.size != whole.size)
+        most_px = max(_LEAST_PX, max(picture.size) * 3 // 4)
 
 
 def _encoded(picture: Image.Image, form: str) -> bytes:

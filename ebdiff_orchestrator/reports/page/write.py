@@ -18,6 +18,7 @@ from region_workers.storage.durable import write_text
 from schemas.errors import UserError
 
 REPORT_FILE = "report.html"
+_BYTES_OF_PICTURES = 1_600_000  # of a page, shared by its runs; figures and tables take 40 to 100 kB a run
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -30,7 +31,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
         raise UserError(f"--out {out}: expected a file in a folder that there is. Change it.")
     numbers = itertools.count(1)
     values = {
-        "runs": [contents_of(run, numbers) for run in runs],
+        "runs": [contents_of(run, numbers, _BYTES_OF_PICTURES // len(runs)) for run in runs],
         "comparison": _comparison(runs) if len(runs) > 1 else None,
         "quality_figures": _quality_figures(runs, numbers) if len(runs) > 1 else [],
         "legend": legend_of_work(),
