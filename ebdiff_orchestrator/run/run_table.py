@@ -58,7 +58,8 @@ class RunTable:
         tables = (self._table(layout) for layout in _LAYOUTS)
         wide = options.update(max_width=10_000)
         yield next((t for t in tables if console.measure(t, options=wide).maximum <= options.max_width), self._table())
-        yield from (Text(line, overflow="fold") for line in self._lines())
+        lines = [Text(line, overflow="fold") for line in self._lines()]
+        yield from ([Text(), *lines] if lines else [])
 
     def _table(self, layout: _Layout = _LAYOUTS[-1]) -> Table:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))

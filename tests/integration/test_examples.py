@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +20,11 @@ from conftest import TINY
 from finished_run import finished_run
 from forked import run_forked
 from PIL import Image
+from ray_processes import free_port
 
+from ebdiff_orchestrator import load_ensemble
+from ebdiff_orchestrator.ensemble import samples_of
+from ebdiff_orchestrator.ensemble.images import image_grid
 from schemas.plan import Plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -25,7 +37,7 @@ def _run(name: str, *arguments: str | Path) -> str:
 
 
 def test_every_example_is_tried_here() -> None:
-    tried = {"launch_and_plot.py", "other_scheduler.py", "own_images.py"}
+    tried = {"launch_and_plot.py", "other_scheduler.py", "own_images.py", "serve.py"}
     assert {path.name for path in EXAMPLES.glob("*.py")} == tried
 
 
@@ -55,3 +67,66 @@ def test_another_scheduler_draws_from_an_ensemble(tiny_plan: Callable[..., Plan]
     finished_run(tmp_path / "run", tiny_plan())
     _run("other_scheduler.py", tmp_path / "run", "--steps", "3", "--out", tmp_path / "dpm.png")
     assert Image.open(tmp_path / "dpm.png").size == (4 * 8, 4 * 8)
+
+
+def _ask(url: str, body: bytes | None, path: str = "/") -> tuple[int, bytes]:
+    """The status and the body of the answer; POST unless there is no body."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url + path, body), timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def _wait_for_server(server: subprocess.Popen[str], url: str, limit_s: float = 300.0) -> None:
+    until = time.monotonic() + limit_s
+    while True:
+        assert server.poll() is None, server.communicate()
+        assert time.monotonic() < until, f"no answer in {limit_s:.0f} s"
+        try:
+            if _ask(url, b"{}")[0] == 200:
+                return
+        except OSError:
+            pass
+        time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(
+    tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    finished_run(tmp_path / "run", tiny_plan())
+    few = samples_of(load_ensemble(tmp_path / "run"), 4, seed=7, steps=3, batch_size=4)
+    address = f"http://127.0.0.1:{(port := free_port())}"
+    options = ["--port", str(port), "--batch-size", "4", "--most-images", "6", "--most-steps", "5"]
+    command = [sys.executable, str(EXAMPLES / "serve.py"), str(tmp_path / "run"), *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        _wait_for_server(server, address)
+        asked = [{"seed": 7, "count": 4, "steps": 3}, {"seed": 7, "steps": 3}, {"seed": 8, "count": 6, "steps": 2}] * 2
+        with ThreadPoolExecutor(len(asked)) as clients:  # at once, so that batches are mixed
+            answers = list(clients.map(lambda wanted: _ask(address, json.dumps(wanted).encode()), asked))
+        assert [status for status, _ in answers] == [200] * len(asked)
+        pictures = [np.asarray(Image.open(io.BytesIO(answer))) for _, answer in answers]
+        for grid, first in (pictures[:2], pictures[3:5]):
+            assert np.array_equal(grid, image_grid(few)[..., 0])
+            assert np.array_equal(first, few[0, ..., 0])
+        assert np.array_equal(pictures[2], pictures[5])
+        for status, body, path, why in (
+            (400, b'{"count": 7}', "/", "count: 7, expected at most 6"),
+            (400, b'{"steps": 6}', "/", "steps: 6, expected at most 5"),
+            (400, b'{"seed": -1, "count": "x", "size": 3}', "/", "seed: Input should be greater"),
+            (400, b"seed=3", "/", "the body: Invalid JSON"),
+            (413, b" " * 5000, "/", "the body: expected at most 1024 bytes"),
+            (404, b"{}", "/images", "/images: expected /"),
+            (405, None, "/", "GET: expected POST"),
+        ):
+            answer = _ask(address, body, path)
+            assert answer[0] == status
+            assert json.loads(answer[1])["error"].startswith(why)
+        server.terminate()
+        said, _ = server.communicate(timeout=60)
+        assert server.returncode == 0, said
+    finally:
+        server.kill()
+        server.wait()
