@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import ray
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -70,14 +68,18 @@ class RefusedError(Exception):
         self.status = status
 
 
-@serve.deployment(max_ongoing_requests=32, max_queued_requests=64)  # more are told to come back: 503
 class Sampler:
-    """An ensemble on one device."""
+    """An ensemble on one device, behind HTTP."""
 
     def __init__(self, run: str, limits: Limits) -> None:
+        from ray import serve
+
+        @serve.batch(max_batch_size=limits.batch_size, batch_wait_timeout_s=0.02)
+        async def drawn(wanted: list[Sample]) -> list[Any]:
+            return await asyncio.to_thread(self._draw_all, wanted)
+
         self._pipeline = load_ensemble(run, device="cuda" if torch.cuda.is_available() else "cpu")
-        self._limits = limits
-        self._drawn.set_max_batch_size(limits.batch_size)
+        self._limits, self._drawn = limits, drawn
 
     async def __call__(self, request: Request) -> Response:
         try:
@@ -87,13 +89,12 @@ class Sampler:
         samples = (self._drawn(Sample(wanted.seed, index, wanted.steps)) for index in range(wanted.count))
         return picture(await asyncio.gather(*samples))
 
-    @serve.batch(max_batch_size=1, batch_wait_timeout_s=0.02)
-    async def _drawn(self, wanted: list[Sample]) -> list[Any]:
-        """What many requests want, in one batch for each number of steps."""
+    def _draw_all(self, wanted: list[Sample]) -> list[Any]:
+        """What several requests want, in one batch for each number of steps."""
         drawn: dict[Sample, Any] = {}
         for steps in {sample.steps for sample in wanted}:
             alike = [sample for sample in dict.fromkeys(wanted) if sample.steps == steps]
-            drawn |= zip(alike, await asyncio.to_thread(self._draw, alike), strict=True)
+            drawn |= zip(alike, self._draw(alike), strict=True)
         return [drawn[sample] for sample in wanted]
 
     def _draw(self, samples: list[Sample]) -> list[Any]:
@@ -162,12 +163,16 @@ def main() -> None:
     limits = Limits(options.most_images, min(options.most_steps, steps), options.batch_size)
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     with connect(WorkersPlan(), 1, options.address, say=print):
+        import ray  # not before: it reads its environment then, which has been prepared for it
+        from ray import serve
+
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        devices = {"num_cpus": 1, "num_gpus": min(gpus, 1)}
-        sampler = Sampler.options(num_replicas=max(1, gpus), ray_actor_options=devices)
+        replicas, devices = max(1, gpus), {"num_cpus": 1, "num_gpus": min(gpus, 1)}
+        queue = {"max_ongoing_requests": 32, "max_queued_requests": 64}  # more are told to come back: 503
+        sampler = serve.deployment(Sampler, num_replicas=replicas, ray_actor_options=devices, **queue)
         serve.start(http_options={"host": options.host, "port": options.port})
         serve.run(sampler.bind(str(options.run.resolve()), limits), name="ensemble")
-        print(f"{max(1, gpus)} replicas at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
+        print(f"{replicas} replicas at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
         try:
             signal.pause()
         except KeyboardInterrupt:
