@@ -171,9 +171,9 @@ def main() -> None:
         queue = {"max_ongoing_requests": 32, "max_queued_requests": 64}  # more are told to come back: 503
         sampler = serve.deployment(Sampler, num_replicas=replicas, ray_actor_options=devices, **queue)
         serve.start(http_options={"host": options.host, "port": options.port})
-        serve.run(sampler.bind(str(options.run.resolve()), limits), name="ensemble")
-        print(f"{replicas} replicas at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
         try:
+            serve.run(sampler.bind(str(options.run.resolve()), limits), name="ensemble")
+            print(f"{replicas} replicas at http://{options.host}:{options.port}/ (Ctrl-C ends it)", flush=True)
             signal.pause()
         except KeyboardInterrupt:
             serve.shutdown()
