@@ -59,7 +59,7 @@ _OTHERS = {  # what is put in the place of a file that every run has once
     "samples/grid.png": "samples/00001.png",
 }
 _RANDOM_FLIPS = range(24)
-_REPORTS = ("manifest.json", "result.json", "progress.json")  # what a launch rewrites
+_REPORTS = ("manifest.json", "result.json", "progress.json", "recent_metrics.json")  # what a launch rewrites
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,8 @@ def _do(damage: Damage, run_dir: Path, name: str) -> None:
 
 
 def _good_files(run_dir: Path, damaged: str) -> dict[Path, str]:
-    kept = [path for path in run_dir.rglob("*") if path.is_file() and path.name not in _REPORTS]
+    files = [path for path in run_dir.rglob("*") if path.is_file() and "tensorboard" not in path.parts]
+    kept = [path for path in files if path.name not in _REPORTS]
     return {path: file_digest(path) for path in kept if path != run_dir / damaged}
 
 
