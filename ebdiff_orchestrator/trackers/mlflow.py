@@ -27,7 +27,6 @@ class MLflow:
         found = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run_id}'", max_results=1)
         run = found[0] if found else self._client.create_run(experiment, tags={_TAG: run_id}, run_name=run_dir.name)
         self._run = run.info.run_id
-        self._last: dict[Series, int] = {}
         self._waiting: list[Any] = []
         self._client.update_run(self._run, status="RUNNING")  # an earlier launch has ended it
         for key, value in parameters.items() if not found else ():

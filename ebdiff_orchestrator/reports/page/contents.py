@@ -93,7 +93,7 @@ def contents_of(location: str | Path, numbers: itertools.count[int], picture_byt
         sizes=_sizes(preview),
         sizes_note=_sizes_note(plan),
         losses=_losses(run, manifest, numbers),
-        heat_maps=[distances_figure(report, plan.draw, numbers) for report in tickets.tickets if len(report.masks) > 1],
+        heat_maps=[distances_figure(report, numbers) for report in tickets.tickets if len(report.masks) > 1],
         would_be_drawn=_would_be_drawn(tickets.tickets),
         moves=[moves_figure(moves, numbers) for moves in tickets.moves],
         ticket_notes=tickets.notes,

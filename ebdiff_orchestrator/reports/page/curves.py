@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ebdiff_orchestrator.reports.heat_maps import evenly_chosen
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure
 from ebdiff_orchestrator.reports.page.timeline import Timeline
 from ebdiff_orchestrator.reports.tickets import TicketReport
-from schemas.plan import DrawPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,16 +62,15 @@ def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count
     return figure(draw, numbers)
 
 
-def distances_figure(report: TicketReport, plan: DrawPlan, numbers: itertools.count[int]) -> str:
+def distances_figure(report: TicketReport, numbers: itertools.count[int]) -> str:
     """The distances between all masks of a draw (the paper's figures 2 and 4), and where its ticket was drawn."""
     masks = report.masks
-    chosen = np.unique(np.linspace(0, len(masks) - 1, min(len(masks), _MOST_MASKS)).round().astype(int))
+    chosen = evenly_chosen(len(masks), _MOST_MASKS)
     distances = report.distances[np.ix_(chosen, chosen)]
 
     def draw(axes: Axes) -> None:
-        last = len(chosen) - 1
         shown = axes.imshow(distances, cmap="magma_r", vmin=0, origin="lower", interpolation="nearest")
-        places = np.unique(np.linspace(0, last, min(6, last + 1)).round().astype(int))
+        places = evenly_chosen(len(chosen), 6)
         names = [str(masks.intervals[chosen[place]]) for place in places]
         axes.set_xticks(places, names)
         axes.set_yticks(places, names)

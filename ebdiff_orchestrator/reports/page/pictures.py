@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ebdiff_orchestrator.reports.heat_maps import evenly_chosen
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key
@@ -37,7 +38,7 @@ def samples_grid(run: RunDirectory, most_bytes: int) -> Picture | None:
 def previews(run: RunDirectory, most_bytes: int) -> tuple[Picture, ...]:
     """Of the run's previews the first, the last and evenly many between them, in at most so many bytes of the page."""
     keys = sorted(key for key in run.list_keys(PREVIEWS_FOLDER) if key.endswith(".json"))
-    places = sorted({round(i * (len(keys) - 1) / (_MOST_PREVIEWS - 1)) for i in range(_MOST_PREVIEWS)}) if keys else []
+    places = evenly_chosen(len(keys), _MOST_PREVIEWS)
     found = []
     for place in places:
         record = PreviewRecord.model_validate_json(run.fetch(keys[place]).read_text())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.reports.compare import Comparison, compare_runs, comparison_table
+from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
 from ebdiff_orchestrator.reports.page.contents import contents_of
@@ -32,7 +32,7 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     numbers = itertools.count(1)
     values = {
         "runs": [contents_of(run, numbers, _BYTES_OF_PICTURES // len(runs)) for run in runs],
-        "comparison": _comparison(runs) if len(runs) > 1 else None,
+        "comparison": comparison_table(compare_runs([Path(run) for run in runs])) if len(runs) > 1 else None,
         "quality_figures": _quality_figures(runs, numbers) if len(runs) > 1 else [],
         "legend": legend_of_work(),
         "written": time.strftime("%Y-%m-%d %H:%M"),
@@ -60,14 +60,6 @@ def _render(values: dict[str, Any]) -> str:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("page.html.j2").render(values)
-
-
-def _comparison(runs: Sequence[str | Path]) -> Any:
-    return comparison_table(_compared(runs))
-
-
-def _compared(runs: Sequence[str | Path]) -> Comparison:
-    return compare_runs([Path(run) for run in runs])
 
 
 def _quality_figures(runs: Sequence[str | Path], numbers: itertools.count[int]) -> list[str]:
