@@ -14,7 +14,6 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
-from ebdiff_orchestrator.run.view import View
 from region_workers.data.store import ensure_store
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
@@ -51,16 +50,6 @@ def small_jobs(run_dir: Path, cache_dir: Path, *changes: str) -> list[WorkerJob]
 def other_region(name: str) -> str:
     """The same path in the other region."""
     return name.replace("low", "high") if "low" in name else name.replace("high", "low")
-
-
-class Listener(View):
-    """A view that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 class WouldStartError(Exception):

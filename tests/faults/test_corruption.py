@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from damage import Damage, damages_of, flip_some_bit
+from listener import Listener
 from run_products import products
 from serial_cluster import SerialCluster
 from small_runs import (
     HarmingCluster,
-    Listener,
     UnwillingCluster,
     WouldStartError,
     other_region,

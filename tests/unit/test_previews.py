@@ -16,6 +16,7 @@ import torch
 from conftest import tiny_vae
 from drawing_files import VECTOR
 from forked import ForkedProcess
+from listener import Listener
 from run_products import products
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -23,7 +24,6 @@ from ebdiff_orchestrator.cluster import ThisProcess
 from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.previews import Spent, seconds_to_wait
-from ebdiff_orchestrator.run.view import View
 from region_workers.training.checkpoints import Checkpoints, newest_readable
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
@@ -46,16 +46,6 @@ def _until(there: Callable[[], Any]) -> Any:
         assert time.monotonic() < until, "waited in vain"
         time.sleep(0.02)
     return found
-
-
-class Lines(View):
-    """All that is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 class Stopping(ThisProcess):
@@ -90,7 +80,7 @@ def _picture(run_dir: Path, number: int) -> bytes:
 def _watched_run(plan: Plan, run_dir: Path, by_process: bool) -> tuple[list[PreviewRecord | None], list[str]]:
     """Launch; what previews show after each job, the second also by the run's own process, and what the driver said."""
     made: list[PreviewRecord | None] = []
-    view = Lines()
+    view = Listener()
 
     def look(job: WorkerJob) -> None:
         if by_process and len(made) == 1:
@@ -200,7 +190,7 @@ def _drawing_processes(run_dir: Path) -> list[int]:
 @pytest.fixture(scope="module")
 def failing(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> tuple[Path, list[str]]:
     """A run whose every preview fails, and what the driver said."""
-    run_dir, view = tmp_path_factory.mktemp("failing") / "run", Lines()
+    run_dir, view = tmp_path_factory.mktemp("failing") / "run", Listener()
 
     def look(job: WorkerJob) -> None:
         if (run_dir / "train/low/result.json").is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from finished_run import an_evaluation
+from listener import Listener
 from PIL import Image
 from serial_cluster import SerialCluster
 
@@ -22,7 +23,6 @@ from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
-from ebdiff_orchestrator.run.view import View
 from schemas.errors import UserError
 from schemas.manifest import DeviceUsage, Launch
 from schemas.plan import Plan
@@ -210,20 +210,10 @@ def test_a_page_is_refused_where_it_cannot_be_written(run: Path, tmp_path: Path)
             write_report([run], out)
 
 
-class Lines(View):
-    """All that is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
-
-
 def test_a_launch_ends_with_the_page_and_a_page_that_fails_is_a_line(
     tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    view, folder = Lines(), tmp_path / "run"
+    view, folder = Listener(), tmp_path / "run"
     with commands._reported(folder, view):
         launch(tiny_plan(ONE_REGION, "training.steps=1"), folder, executor=SerialCluster())
     assert view.said == [f"Report: {folder}/{REPORT_FILE}"]

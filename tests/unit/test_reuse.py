@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from listener import Listener
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.launch import RunHandle
-from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE
@@ -98,18 +98,10 @@ def test_an_extended_run_and_one_that_begins_with_a_shorter_training_end_in_the_
     assert _weights(first) != short
 
 
-class Said(View):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def test_one_region_can_be_extended_alone_and_the_other_is_left_alone_and_what_happens_is_said(
     first: Path, serial_cluster: SerialCluster
 ) -> None:
-    view = Said()
+    view = Listener()
     driver.extend(first, ["regions.0.steps=6"], executor=serial_cluster, view=view)
     assert serial_cluster.jobs == ["region 0-520"]
     expected = [
@@ -119,8 +111,8 @@ def test_one_region_can_be_extended_alone_and_the_other_is_left_alone_and_what_h
         re.escape("Sampling 2 images in 2 steps ..."),
         re.escape(f"Done: {first}/ensemble (grid: {first}/samples/grid.png)"),
     ]
-    assert len(view.lines) == len(expected)
-    assert all(map(re.fullmatch, expected, view.lines)), view.lines
+    assert len(view.said) == len(expected)
+    assert all(map(re.fullmatch, expected, view.said)), view.said
 
 
 def test_only_more_steps_extend_a_run(first: Path, launch: Launch, serial_cluster: SerialCluster) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from listener import Listener
 from mlflow import MlflowClient
 from serial_cluster import SerialCluster
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -36,16 +37,6 @@ from tests.conftest import ONE_REGION
 MakePlan = Callable[..., Plan]
 STAGES = ("draw", "train")
 EVERY_STEP = "logging={interval_steps: 1, trackers: [tensorboard, mlflow]}"
-
-
-class Lines(View):
-    """All that is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.said.append(text)
 
 
 class DriverDies(ThisProcess):
@@ -177,7 +168,7 @@ def test_wandb_offline_keeps_the_run_and_what_it_was_told(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"
-    view = Lines()
+    view = Listener()
     launch(
         tiny_plan("logging={interval_steps: 1, trackers: [wandb]}", ONE_REGION),
         run,
@@ -219,7 +210,7 @@ def test_a_tracker_that_fails_or_hangs_costs_a_line(
 ) -> None:
     monkeypatch.setattr(group, "_make", lambda *_: Broken(hangs))
     monkeypatch.setattr(group, "_CLOSE_LIMIT_S", 1.0)
-    view = Lines()
+    view = Listener()
     handle = launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=SerialCluster(), view=view)
     assert handle.manifest.finished()
     [told] = [line for line in view.said if line.startswith("tensorboard: given up")]
@@ -256,7 +247,7 @@ def test_trackers_are_no_part_of_the_experiment_and_may_be_none(tiny_plan: MakeP
 
 
 def test_what_feeds_the_trackers_can_stumble_and_the_run_goes_on(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    run, view = tmp_path / "run", Lines()
+    run, view = tmp_path / "run", Listener()
     damaged = run / "previews/000001.json"
 
     class DamagesARecord(SerialCluster):
