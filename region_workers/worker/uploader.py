@@ -30,7 +30,6 @@ from schemas.job import (
 
 _ROUND_S = 2.0
 _LAST = {CHECKPOINT_FILE: 1, RESULT_FILE: 2}  # they say that the files before them are whole
-_FIRST = {PROGRESS_FILE: -1}  # right after the look at whose the stage is: it says that it is this attempt's
 _NOT_SENT = (".lock", GROW_FILE)
 
 Stamp = tuple[int, int, int]
@@ -130,7 +129,7 @@ class Uploader:
             self._poll()
             lost = self._is_lost()
             here = {key: stamp for key, stamp in self._whole_files() if not lost or key.endswith(FAILURE_FILE)}
-            for key in sorted(here, key=_order):
+            for key in sorted(here, key=self._order):
                 if self._sent.get(key) != here[key]:
                     self._send(key, here[key])
             if lost:
@@ -152,7 +151,7 @@ class Uploader:
 
     def _delete(self, folder: str, here: dict[str, Stamp]) -> None:
         """Delete what the store has under a retired folder, but for what the worker has written there since."""
-        for key in sorted(self._files.list_keys(folder), key=_order, reverse=True):
+        for key in sorted(self._files.list_keys(folder), key=self._order, reverse=True):
             if key not in here:
                 self._files.delete(key)
                 self._sent.pop(key, None)
@@ -169,6 +168,12 @@ class Uploader:
                     except FileNotFoundError:
                         continue  # an old checkpoint, deleted just now
 
+    def _order(self, key: str) -> tuple[bool, int, int, str]:
+        """Progress first: it says that the stages are this attempt's. Then a stage after the one it begins with."""
+        name = Path(key).name
+        stage = next(number for number, stage in enumerate(self._stages) if key.startswith(f"{stage}/"))
+        return name != PROGRESS_FILE, stage, _LAST.get(name, 0), key
+
     def _poll(self) -> None:
         """See what the driver asks for; OutdatedError if the run has another owner, or a newer attempt is at work."""
         self._files.fetch([STOP_FILE, *(f"{stage}/{GROW_FILE}" for stage in self._stages)])
@@ -184,10 +189,6 @@ class Uploader:
         except (FileNotFoundError, ValueError):
             return False
         return said.owner == self._owner and said.attempt > self._attempt
-
-
-def _order(key: str) -> tuple[int, str]:
-    return {**_FIRST, **_LAST}.get(Path(key).name, 0), key
 
 
 def _stamp(path: Path) -> Stamp:

@@ -103,6 +103,25 @@ def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_ever
     assert "was deleted while it worked" in failure.message
 
 
+def test_what_says_that_files_are_whole_is_sent_after_them_and_a_stage_after_the_one_it_begins_with(
+    store: ObjectStore, job: WorkerJob, tmp_path: Path
+) -> None:
+    saved = "checkpoints/step-000000040"
+    files = (
+        ("tickets/all/ticket.json", RESULT_FILE),
+        (f"{saved}/state.safetensors", f"{saved}/checkpoint.json", RESULT_FILE),
+    )
+    wanted = [f"{stage}/{name}" for stage, names in zip(job.stages(), files, strict=True) for name in names]
+    sent: list[str] = []
+    with working_folder(job, tmp_path / "cache" / "work", True) as (_, uploader):
+        assert uploader is not None
+        uploader._files.publish = sent.append  # type: ignore[method-assign]
+        for key in sorted(wanted):
+            (uploader.folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (uploader.folder / key).touch()
+    assert sent == wanted
+
+
 def test_a_write_that_fails_since_the_scratch_folder_is_gone_is_put_down_to_that(
     store: ObjectStore, job: WorkerJob, tmp_path: Path
 ) -> None:
