@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from ebdiff_orchestrator import load_ensemble
-from ebdiff_orchestrator.cluster import connect
+from ebdiff_orchestrator.cluster.connecting import connect
 from ebdiff_orchestrator.ensemble.drawings import svg_grid
 from ebdiff_orchestrator.ensemble.images import image_grid, to_pil
 from ebdiff_orchestrator.ensemble.samples import sample_generator

@@ -10,7 +10,7 @@ from threading import Thread
 
 from forked import ForkedGroup, ForkedProcess, RunningProcess
 
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from region_workers.storage.run_files import local_folder
 from schemas.job import WorkerJob
 

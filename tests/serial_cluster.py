@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from schemas.job import WorkerJob
 
 

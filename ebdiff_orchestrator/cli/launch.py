@@ -102,7 +102,7 @@ def _reported(run_dir: Path, view: View, goes_further: bool = False) -> Iterator
 
 def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
     """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
-    from ebdiff_orchestrator.cluster import start_early
+    from ebdiff_orchestrator.cluster.connecting import start_early
     from region_workers.storage.json_files import read_manifest
     from schemas.manifest import MANIFEST_FILE
 

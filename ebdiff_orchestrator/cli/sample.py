@@ -88,7 +88,7 @@ def sample(
 
 
 def _check_places(out: Path, workers: int | None, address: str | None) -> None:
-    from ebdiff_orchestrator.cluster import check_surroundings
+    from ebdiff_orchestrator.cluster.connecting import check_surroundings
     from ebdiff_orchestrator.ensemble.samples import check_samples_folder
 
     if workers is not None:

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster.embedded import WORKER_ENVIRONMENT, EmbeddedRay, Say
+from ebdiff_orchestrator.cluster.embedded import WORKER_ENVIRONMENT, EmbeddedRay, Say, log_ray_to, silence_ray
 from ebdiff_orchestrator.cluster.executor import Executor, request_of
-from ebdiff_orchestrator.cluster.noise import keep_noise, write_noise
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from region_workers.storage.places import check_writable_folder
 from schemas.errors import RunFailed, UserError, plan_error, problem
@@ -55,7 +54,7 @@ def connect(
     if EmbeddedRay.begun is None and _is_connected():
         yield _cluster(workers, embedded=False)
         return
-    keep_noise()
+    silence_ray()
     embedded = None
     try:
         if address:
@@ -63,12 +62,17 @@ def connect(
         else:
             embedded = EmbeddedRay.taken_over(workers, jobs, say)
     finally:
-        write_noise(log)
+        log_ray_to(log)
     _take_back_sigterm()
     try:
         yield _cluster(workers, embedded=not address)
     finally:
-        _shut_down() if embedded is None else embedded.stop()
+        if embedded is None:
+            import ray
+
+            ray.shutdown()
+        else:
+            embedded.stop()
 
 
 def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> None:
@@ -108,7 +112,7 @@ def _join(address: str) -> None:
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     import ray
 
-    keep_noise()  # its import has set up its loggers
+    silence_ray()
     try:
         ray.init(
             address=address,
@@ -125,12 +129,6 @@ def _take_back_sigterm() -> None:
     """Ray's core puts a handler before the program's own, which prints a stack and aborts the process after 3 s."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-
-def _shut_down() -> None:
-    import ray
-
-    ray.shutdown()
 
 
 def _cluster(workers: WorkersPlan, embedded: bool) -> RayExecutor:

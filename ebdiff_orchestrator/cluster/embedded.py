@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import secrets
@@ -11,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ebdiff_orchestrator.cluster.executor import request_of
-from ebdiff_orchestrator.cluster.noise import keep_noise
 from region_workers.storage.locks import OwnFolder
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
@@ -38,6 +39,7 @@ _ENVIRONMENT = {
 WORKER_ENVIRONMENT = PASSIVE_WAIT | {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 Say = Callable[[str], None]
+_ray_log = MemoryHandler(1000, logging.NOTSET, flushOnClose=False)  # until it has a target
 
 
 class EmbeddedRay(threading.Thread):
@@ -119,6 +121,22 @@ class EmbeddedRay(threading.Thread):
             self.stop()
 
 
+def silence_ray() -> None:
+    """From now on nothing of Ray's loggers is printed; errors alone are kept. To be called again after its import."""
+    ray = logging.getLogger("ray")
+    ray.propagate = False
+    ray.handlers = [_ray_log]
+    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def log_ray_to(file: Path | None) -> None:
+    """Have what was kept, and what is still to come, in `file`; without one, on standard error as it comes."""
+    silence_ray()
+    _ray_log.setTarget(logging.FileHandler(file, delay=True) if file else logging.StreamHandler())
+    _ray_log.flush()
+
+
 def _temp_dir() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
 
@@ -126,7 +144,7 @@ def _temp_dir() -> Path:
 def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
     import ray
 
-    keep_noise()  # its import has set up its loggers
+    silence_ray()
     processes = request_of(workers, 0.0).processes
     cpus = max(os.cpu_count() or 1, math.ceil(jobs * processes * workers.cpus))
     # Several workers of a job come with helpers: on few cores Ray would warn that so many processes start at once.

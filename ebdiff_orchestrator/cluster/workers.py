@@ -28,13 +28,7 @@ class RegionWorker:
     """A job's only worker."""
 
     def run(self, job: str) -> None:
-        """Complete the job, or save it as far as it is where the run is to stop."""
-        with quick_imports():
-            from region_workers.training.failures import StopRequestedError
-            from region_workers.worker.run import run_job
-
-        with suppress(StopRequestedError):
-            run_job(WorkerJob.model_validate_json(job), _DrainNotice())
+        _complete(job, _DrainNotice())
 
 
 def start_actor(request: Request) -> Any:
@@ -125,12 +119,17 @@ def _work(config: dict[str, str]) -> None:
     """Runs on each of a trainer's workers; they ask for a notice at the log interval."""
     from ray.train import get_preemption_info
 
+    _complete(config["job"], lambda: get_preemption_info() is not None)
+
+
+def _complete(job: str, preemption_notice: Callable[[], bool]) -> None:
+    """Run the job to its end, or to the checkpoint at which it is asked to stop."""
     with quick_imports():
         from region_workers.training.failures import StopRequestedError
         from region_workers.worker.run import run_job
 
     with suppress(StopRequestedError):
-        run_job(WorkerJob.model_validate_json(config["job"]), lambda: get_preemption_info() is not None)
+        run_job(WorkerJob.model_validate_json(job), preemption_notice)
 
 
 class _DrainNotice:

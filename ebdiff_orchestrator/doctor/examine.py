@@ -7,7 +7,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from ebdiff_orchestrator.cluster import THIS_MACHINE, Executor, NodeAnswer, ThisProcess, cluster_address, connect
+from ebdiff_orchestrator.cluster.connecting import cluster_address, connect
+from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Executor, NodeAnswer, ThisProcess
 from ebdiff_orchestrator.doctor import nodes as node_checks
 from ebdiff_orchestrator.doctor.facts import Node, NodeFacts, gather_facts
 from ebdiff_orchestrator.doctor.needs import check_plan, check_space

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ebdiff_orchestrator.cluster import Request, request_of, workers_on_node
+from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node
 from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, nearest_folder
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ebdiff_orchestrator.cluster import Executor
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.doctor.report import Finding, wrong, wrong_or_fine
 from region_workers.storage.run_files import RunFiles, local_folder
 from schemas.errors import UserError

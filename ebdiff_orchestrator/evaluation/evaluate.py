@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ebdiff_orchestrator.cluster import Executor, ThisProcess, check_surroundings, cluster_address
+from ebdiff_orchestrator.cluster.connecting import check_surroundings, cluster_address
+from ebdiff_orchestrator.cluster.executor import Executor, ThisProcess
 from ebdiff_orchestrator.evaluation.extractors import load_extractor
 from ebdiff_orchestrator.evaluation.feature_measures import MOST_FEATURES, measures_of_features
 from ebdiff_orchestrator.evaluation.features import Workers, make_features

@@ -11,7 +11,8 @@ from threading import Event, Thread
 
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.cluster import Executor, connect
+from ebdiff_orchestrator.cluster.connecting import connect
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.evaluation.sampling import results_of_workers
 from ebdiff_orchestrator.evaluation.work import (
     IMAGES_FOLDER,

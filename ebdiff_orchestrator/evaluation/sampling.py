@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ebdiff_orchestrator.cluster import Executor, connect
+from ebdiff_orchestrator.cluster.connecting import connect
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.network_files import DTYPES
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import TypeVar
 
-from ebdiff_orchestrator.cluster import Loss
+from ebdiff_orchestrator.cluster.executor import Loss
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import JobOutline
 from schemas.errors import RunFailed

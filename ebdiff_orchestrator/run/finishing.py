@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from ebdiff_orchestrator.cluster import Executor, ThisProcess, request_of, run_one
+from ebdiff_orchestrator.cluster.executor import Executor, ThisProcess, request_of, run_one
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of, write_samples
 from ebdiff_orchestrator.ensemble.saving import save_ensemble

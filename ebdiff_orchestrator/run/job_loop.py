@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 
-from ebdiff_orchestrator.cluster import RAY_FOLDER, Executor, too_late, waiting_for
+from ebdiff_orchestrator.cluster.executor import Executor, too_late, waiting_for
+from ebdiff_orchestrator.cluster.workers import RAY_FOLDER
 from ebdiff_orchestrator.run.attempts import (
     Attempt,
     Budget,

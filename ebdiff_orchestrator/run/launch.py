@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster import Executor, check_surroundings, cluster_address, connect
+from ebdiff_orchestrator.cluster.connecting import check_surroundings, cluster_address, connect
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits

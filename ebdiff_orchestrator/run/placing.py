@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ebdiff_orchestrator.cluster import Executor, run_one
+from ebdiff_orchestrator.cluster.executor import Executor, run_one
 from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from ebdiff_orchestrator.cluster import Executor, request_of
+from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.resolve import ResolvedPlan

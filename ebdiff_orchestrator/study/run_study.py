@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock, Thread
 
-from ebdiff_orchestrator.cluster import Executor, check_surroundings, connect
+from ebdiff_orchestrator.cluster.connecting import check_surroundings, connect
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.run.launch import launch

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from threading import Lock, RLock
 from typing import Any
 
-from ebdiff_orchestrator.cluster import Executor, Loss, NodeAnswer, ThisProcess
+from ebdiff_orchestrator.cluster.executor import Executor, Loss, NodeAnswer, ThisProcess
 from schemas.job import WorkerJob
 
 _LOOK_S = 1.0

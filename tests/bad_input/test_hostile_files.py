@@ -24,7 +24,7 @@ from finished_run import finished_run
 from places import WEIGHTS, lying_offsets, plan_of, png
 from small_training import job_of, small_plan, train_here
 
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.ensemble import load_ensemble
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.inception import load_inception

@@ -24,7 +24,7 @@ import torch
 from bench import Report, arguments, in_turn, ratio, settings_of, timed
 from untrained import untrained_networks
 
-from ebdiff_orchestrator.cluster import connect
+from ebdiff_orchestrator.cluster.connecting import connect
 from ebdiff_orchestrator.ensemble import save_ensemble
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.plans.load import load_plan

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from bench import Report, arguments, settings_of
 
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preview import preview_plan

@@ -11,7 +11,7 @@ from pathlib import Path
 from forked import ForkedGroup, RunningProcess
 from process_cluster import ProcessCluster, Sabotage, start_worker
 
-from ebdiff_orchestrator.cluster import Request
+from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.data.store import ensure_store
 from schemas.job import FAILURE_FILE, Failure, WorkerJob

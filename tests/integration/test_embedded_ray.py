@@ -21,7 +21,7 @@ LISTENS = "0A"
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from ebdiff_orchestrator.cluster import connect
+from ebdiff_orchestrator.cluster.connecting import connect
 from schemas.job import WorkerJob
 from schemas.plan import WorkersPlan
 

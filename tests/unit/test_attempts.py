@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ONE_REGION
 
-from ebdiff_orchestrator.cluster import Loss
+from ebdiff_orchestrator.cluster.executor import Loss
 from ebdiff_orchestrator.run.attempts import Attempt, failure_of, progress_of
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ebdiff_orchestrator.cluster import Request, request_of, workers_on_node
+from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node
 from schemas.plan import WorkersPlan
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ebdiff_orchestrator.cluster import Request
+from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.doctor.facts import OUR_CODE, Gpu, Node, NodeFacts, gather_facts
 from ebdiff_orchestrator.doctor.needs import (
     Footprint,

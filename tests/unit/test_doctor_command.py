@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.cluster import NodeAnswer
+from ebdiff_orchestrator.cluster.executor import NodeAnswer
 from ebdiff_orchestrator.doctor import examine
 from schemas.errors import PlanError
 

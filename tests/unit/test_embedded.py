@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ebdiff_orchestrator.cluster import connect, embedded
+from ebdiff_orchestrator.cluster import embedded
+from ebdiff_orchestrator.cluster.connecting import connect
 from region_workers.storage.locks import OwnFolder
 from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan

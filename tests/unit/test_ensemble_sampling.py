@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.evaluation import sampling
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.view import View

@@ -20,7 +20,7 @@ from listener import Listener
 from run_products import products
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.previews import Spent, seconds_to_wait

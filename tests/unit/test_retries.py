@@ -15,7 +15,8 @@ from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 from serial_cluster import SerialCluster
 
-from ebdiff_orchestrator.cluster import Loss, RayExecutor, Request
+from ebdiff_orchestrator.cluster.executor import Loss, Request
+from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs

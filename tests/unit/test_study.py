@@ -20,7 +20,8 @@ from serial_cluster import SerialCluster
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.cluster import RayExecutor, Request
+from ebdiff_orchestrator.cluster.executor import Request
+from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.plans.preset_plans import studies
 from ebdiff_orchestrator.reports.formats import as_markdown, print_table
 from ebdiff_orchestrator.run.interrupts import RunStopped

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from serial_cluster import SerialCluster
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ebdiff_orchestrator.cluster import ThisProcess
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.launch import extend, launch
