@@ -28,6 +28,7 @@ class Form(StrEnum):
 
 
 RunsArgument = Annotated[list[Path], Argument(metavar="RUN...", help="Run directories, a row each, in this order.")]
+PageArgument = Annotated[list[Path], Argument(metavar="RUN...", help="Run directories, or the folder of one study.")]
 DenseRunOption = Annotated[
     Path | None,
     Option("--against", metavar="RUN", help="The dense run to measure against; default: the only dense one of RUN..."),
@@ -108,13 +109,20 @@ def compare(
 
 
 def report(
-    runs: RunsArgument,
+    runs: PageArgument,
     out: Annotated[Path, Option(metavar="FILE.html", help="The page to write.")] = Path("report.html"),
 ) -> None:
-    """Write one HTML page on a run, or on several side by side: samples, quality, sizes, losses, tickets, time."""
-    from ebdiff_orchestrator.reports.page import write_report
+    """Write one HTML page on a run, or on several side by side, or on a study: samples, quality, losses, time."""
+    from ebdiff_orchestrator.study.load import is_begun
 
-    written = write_report(runs, out)
+    if len(runs) == 1 and is_begun(runs[0]):
+        from ebdiff_orchestrator.study.report import write_study_report
+
+        written = write_study_report(runs[0], out)
+    else:
+        from ebdiff_orchestrator.reports.page import write_report
+
+        written = write_report(runs, out)
     say(Console(), f"written: {written} ({written.stat().st_size / 1e6:.2f} MB)", soft_wrap=True)
 
 

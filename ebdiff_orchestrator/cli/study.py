@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +13,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import AddressOption, SetOption
+from ebdiff_orchestrator.run.view import View
 from schemas.process import quick_imports
 
 
@@ -68,10 +71,25 @@ def study(
     with quick_imports():
         from ebdiff_orchestrator.study.run_study import run_study
     try:
-        run_study(loaded, folder, address=address, view=view)
+        with _reported(folder, view):
+            run_study(loaded, folder, address=address, view=view)
     finally:
         if is_begun(folder):
             _show(folder, form, plot)
+
+
+@contextmanager
+def _reported(folder: Path, view: View) -> Iterator[None]:
+    """Write the study's page once it has ended, also where runs failed; not where it was stopped."""
+    from ebdiff_orchestrator.study.report import leave_study_report
+    from schemas.errors import RunFailed
+
+    try:
+        yield
+    except RunFailed:
+        leave_study_report(folder, view.line)
+        raise
+    leave_study_report(folder, view.line)
 
 
 def _show(folder: Path, form: StudyForm, plot: Path | None, asked_for: bool = False) -> None:

@@ -24,7 +24,7 @@ EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other
 class RunResult:
     """One run. `values`: by measure; `dense_steps` and `device_hours`: see `RowResult`; None, and none: not known yet.
 
-    `state`: finished, or why not.
+    `state`: finished, or why not; `has_failed`: it is why the run failed.
     """
 
     name: str
@@ -33,6 +33,7 @@ class RunResult:
     values: Mapping[str, float]
     dense_steps: float | None = None
     device_hours: float | None = None
+    has_failed: bool = False
 
     @property
     def is_finished(self) -> bool:
@@ -84,6 +85,7 @@ class StudyResults:
     name: str
     rows: tuple[RowResult, ...]
     measures: tuple[str, ...]
+    higher_is_better: tuple[str, ...]
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -108,8 +110,11 @@ def study_results(folder: Path) -> StudyResults:
     rows = [_row(label, results) for label, results in by_label.items()]
     names = {name for row in rows for name in row.values}
     measures = sorted(names, key=lambda name: (not name.startswith("FID"), name))
-    notes = distance_notes([best_values(manifest) for manifest in manifests.values()])
-    return StudyResults(study.name, _with_equal_costs(rows), tuple(measures), tuple(notes))
+    known = [best_values(manifest) for manifest in manifests.values()]
+    higher = {value.label for values in known for value in values.values() if value.higher_is_better}
+    return StudyResults(
+        study.name, _with_equal_costs(rows), tuple(measures), tuple(sorted(higher)), tuple(distance_notes(known))
+    )
 
 
 def _failures(folder: Path) -> Mapping[str, str]:
@@ -119,15 +124,15 @@ def _failures(folder: Path) -> Mapping[str, str]:
 
 def _result(run: StudyRun, manifest: Manifest | None, failure: str | None, costs: _Costs) -> RunResult:
     if manifest is None:
-        return RunResult(run.name, run.plan.seed, failure or "not begun", {})
-    state = failure or ("finished" if manifest.finished() else "not finished")
+        return RunResult(run.name, run.plan.seed, failure or "not begun", {}, has_failed=failure is not None)
     return RunResult(
         run.name,
         run.plan.seed,
-        state,
+        failure or ("finished" if manifest.finished() else "not finished"),
         {found.label: found.value for found in measured_values(manifest)},
         costs.dense_steps(run, manifest) if manifest.finished() else None,
         _device_hours(manifest) if manifest.finished() else None,
+        failure is not None,
     )
 
 

@@ -14,19 +14,25 @@ _FORMATS = {".svg": "svg", ".png": "png"}
 _MOST_WORDS = 300  # of why a run failed
 
 
-def results_table(results: StudyResults) -> TextTable:
-    """A row a label: mean ± standard deviation over seeds; a dash for what is not known yet."""
+def results_table(results: StudyResults, with_unfinished: bool = True) -> TextTable:
+    """A row a label: mean ± standard deviation over seeds; a dash for what is not known yet.
+
+    `with_unfinished`: the footnotes say which runs are not finished, and why.
+    """
     rows = []
     for row in results.rows:
         values = [_spread(row.values.get(name), row.finished) for name in results.measures]
         costs = [_spread(row.dense_steps, row.finished), row.equal_cost, _spread(row.device_hours, row.finished)]
         rows.append((row.label, f"{row.finished}/{len(row.runs)}", *values, *costs))
+    notes = [*_footnotes(results)]
+    if with_unfinished:
+        notes += [f"{runs}: {reason}" for row in results.rows for runs, reason, _ in unfinished(row)]
     measures = results.measures
     headings = ("row", "n", *measures, "dense steps", "equal cost", "device-hours")
     return TextTable(
         headings,
         tuple(rows),
-        tuple(_footnotes(results)),
+        tuple(notes),
         most_wanted=("n", *measures[:1], "dense steps", "equal cost", *measures[1:], "device-hours"),
         whole_with="--format markdown or json",
     )
@@ -81,16 +87,15 @@ def _footnotes(results: StudyResults) -> Iterator[str]:
     )
     yield f"equal cost: rows of one letter are within {EQUAL_COST:.0%} of the cheapest of them in dense steps."
     yield from results.notes
-    for row in results.rows:
-        yield from _unfinished(row)
 
 
-def _unfinished(row: RowResult) -> Iterator[str]:
-    """Which runs are not finished, and why: those of one reason together."""
-    reasons: dict[str, list[str]] = {}
+def unfinished(row: RowResult) -> Iterator[tuple[str, str, bool]]:
+    """Runs that are not finished, why, and whether they failed: those of one reason together."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
     for run in row.runs:
         if not run.is_finished:
             words = " ".join(run.state.split())
-            reasons.setdefault(words[:_MOST_WORDS] + "..." * (len(words) > _MOST_WORDS), []).append(str(run.seed))
-    for reason, seeds in reasons.items():
-        yield f"{row.label}, seed {', '.join(seeds)}: {reason}"
+            words = words[:_MOST_WORDS] + "..." * (len(words) > _MOST_WORDS)
+            reasons.setdefault((words, run.has_failed), []).append(str(run.seed))
+    for (words, has_failed), seeds in reasons.items():
+        yield f"{row.label}, seed {', '.join(seeds)}", words, has_failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ from serial_cluster import SerialCluster
 from ebdiff_orchestrator.reports.page import write_report
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.study.load import write_study
+from ebdiff_orchestrator.study.report import write_study_report
 from schemas.plan import Plan
+from schemas.study import StudyPlan, StudyRow
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("chromium") and shutil.which("chromedriver")),
@@ -43,20 +47,24 @@ def browser() -> Iterator[Any]:
 def test_a_browser_shows_every_figure_and_asks_nobody_for_anything(
     browser: Any, tiny_plan: Callable[..., Plan], tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    launch(tiny_plan("draw.interval_steps=1"), run, executor=SerialCluster())
+    study = tmp_path / "study"
+    run, plan = study / "row-s0", tiny_plan("draw.interval_steps=1")
+    launch(plan, run, executor=SerialCluster())
+    row = StudyRow(label="row", plan=plan.model_dump(mode="json", exclude={"name", "seed"}))
+    write_study(StudyPlan(rows=(row, row.model_copy(update={"label": "w" * 99}))), study)
     directory = RunDirectory(run)
     manifest = directory.read()
     error = "<img src=x onerror=alert(1)><script>alert(2)</script> https://example.org/x.png"
     directory.write(manifest.with_stage(manifest.stage("train/0-260").model_copy(update={"error": error})))
     page = write_report([run, run], tmp_path / "report.html").as_uri()
-    for size in (PHONE, DESK):
+    of_study = write_study_report(study, tmp_path / "study.html").as_uri()
+    for address, size in itertools.product((of_study, page), (PHONE, DESK)):
         browser.set_window_size(*size)
-        browser.get(page)
+        browser.get(address)
         wide = browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth")
         assert wide <= 0, f"{wide} pixels too wide at {size}"
         boxes = browser.execute_script(BOXES)
-        assert len(boxes) > 8
+        assert len(boxes) > (8 if address == page else 0)
         assert all(width > 60 and height > 40 for width, height in boxes), boxes
     assert error in browser.find_element("tag name", "body").text
     assert not browser.find_elements("tag name", "script")

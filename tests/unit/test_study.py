@@ -28,6 +28,7 @@ from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
 from ebdiff_orchestrator.study.load import load_study
+from ebdiff_orchestrator.study.report import leave_study_report
 from ebdiff_orchestrator.study.results import study_results
 from ebdiff_orchestrator.study.run_study import run_study
 from ebdiff_orchestrator.study.table import plot_results, results_table
@@ -35,6 +36,7 @@ from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from schemas.errors import PlanError, RunFailed, UserError
 from schemas.job import WorkerJob
 from schemas.plan import Plan
+from tests.unit.test_report_page import Page
 
 QUICK = ["training.steps=4", "draw.threshold=1.0", "sampling.num_images=2", "sampling.steps=2"]
 DENSE = {"train": [0, 1000], "pruning_ratio": 0.0, "name": "all"}
@@ -214,8 +216,8 @@ class _Interrupting(SerialCluster):
 ROWS = [
     {"label": "finetune", "plan": _tiny(regions=[HALF]), "set": ["draw.method=one-shot"], "start": "Dense"},
     {"label": "Dense", "plan": _tiny(regions=[DENSE])},
-    {"label": "longer", "plan": _tiny(regions=[DENSE]), "set": ["training.steps=6"]},
-    {"label": "broken", "plan": _tiny(regions=[HALF]), "set": ["data.path=nothing.parquet"]},
+    {"label": "<i>longer</i>", "plan": _tiny(regions=[DENSE]), "set": ["training.steps=6"]},
+    {"label": "broken", "plan": _tiny(regions=[HALF]), "set": ["data.path=<i>nothing.parquet"]},
 ]
 
 
@@ -233,11 +235,11 @@ def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(write_study: WriteSt
     finetune = RunDirectory(folder / "finetune-s1").read()
     assert finetune.dense is not None
     assert Path(finetune.dense.path).name == "dense-s1"
-    longer = RunDirectory(folder / "longer-s0").read().stage("train/all")
+    longer = RunDirectory(folder / "i-longer-i-s0").read().stage("train/all")
     assert Path(longer.reused_from or "").name == "dense-s0"
 
     results = study_results(folder)
-    assert [row.label for row in results.rows] == ["finetune", "Dense", "longer", "broken"]
+    assert [row.label for row in results.rows] == ["finetune", "Dense", "<i>longer</i>", "broken"]
     assert [row.finished for row in results.rows] == [2, 2, 2, 0]
     _, dense, more, _ = results.rows
     assert [row.dense_steps.mean for row in (dense, more) if row.dense_steps] == [4.0, 6.0]
@@ -258,10 +260,27 @@ def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(write_study: WriteSt
     for name in ("plot.svg", "plot.png"):
         plot_results(results, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000
+    _check_the_page(folder, tmp_path / "page.html")
     with pytest.raises(RunFailed, match="2 of 8"):
         run_study(study, folder, executor=(third := _Interrupting()))
     assert third.jobs == []
     _check_what_a_changed_study_may_differ_in(write_study, folder)
+
+
+def _check_the_page(folder: Path, out: Path) -> None:
+    found = CliRunner().invoke(app, ["report", str(folder), "--out", str(out)], catch_exceptions=False)
+    assert found.output.startswith(f"written: {out}")
+    page = Page(out.read_text())
+    said = ["6 of 8 runs are finished, 2 failed", "broken, seed 0, 1 failed: data.path = <i>nothing.parquet", "Dense"]
+    said += ["FD-random-conv-4 and what it took", "<i>longer</i>, seed 0", "Dense [dense-s0]", "equal cost"]
+    for text in said:
+        assert text in page.text, text
+    assert page.tags.count("svg") == 2 * 2  # of each measure against both costs
+    assert page.tags.count("img") == 3
+    assert "i" not in page.tags
+    lines: list[str] = []
+    leave_study_report(folder / "nowhere", lines.append)
+    assert lines[0].startswith("No report: ")
 
 
 def _check_what_a_changed_study_may_differ_in(write_study: WriteStudy, folder: Path) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Numbers = npt.NDArray[np.float64]
 _MOST_POINTS = 400  # of a curve; more are no wider than a pixel
 _MOST_MASKS = 120  # a side of a heat map
+_LABEL_LETTERS = 44  # of a line of a legend
 _MARKERS = "os^Dv"  # with the colours, so that many runs can be told apart
 _WORK_COLOURS = {"draw": COLOURS[4], "train": COLOURS[0], "other": COLOURS[2], "held": "#9e9e9e"}
 
@@ -35,11 +36,13 @@ class Curve(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A run's quality and what it took."""
+    """A run's quality and what it took; of several runs the means, with their deviations as error bars."""
 
     label: str
-    hours: float
+    cost: float
     value: float
+    cost_deviation: float | None = None
+    value_deviation: float | None = None
 
 
 def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count[int]) -> str:
@@ -126,21 +129,26 @@ def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
 
 
 def quality_figure(
-    label: str, higher_is_better: bool, points: Sequence[Point], hours: str, numbers: itertools.count[int]
+    label: str, higher_is_better: bool, points: Sequence[Point | None], cost: str, numbers: itertools.count[int]
 ) -> str:
-    """Quality against device-hours, a run a point (the paper's figure 1)."""
+    """Quality against what it took, such as device-hours (the paper's figure 1); None keeps a place's looks free."""
+    looks = itertools.cycle(itertools.product(_MARKERS, COLOURS))
+    shown = [(look, point) for look, point in zip(looks, points, strict=False) if point is not None]
+    names = [textwrap.fill(point.label, _LABEL_LETTERS) for _, point in shown]
 
     def draw(axes: Axes) -> None:
-        looks = itertools.cycle(itertools.product(_MARKERS, COLOURS))
-        for (marker, colour), point in zip(looks, points, strict=False):
-            axes.plot([point.hours], [point.value], marker, color=colour, ms=7, label=point.label)
-        axes.set_xlabel(hours)
+        for ((marker, colour), point), name in zip(shown, names, strict=True):
+            place, bars = ([point.cost], [point.value]), (point.value_deviation, point.cost_deviation)
+            axes.errorbar(*place, *bars, "none", ecolor=colour, capsize=3)
+            axes.plot(*place, marker, color=colour, ms=7, label=name)
+        axes.set_xlabel(cost)
         axes.set_ylabel(textwrap.fill(f"{label} ({'higher' if higher_is_better else 'lower'} is better)", 34))
         axes.margins(0.15)
         axes.set_xlim(left=0)
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return figure(draw, numbers, height=max(3.0, 0.4 + 0.21 * len(points)))  # as high as its legend
+    lines = sum(name.count("\n") + 1 for name in names)
+    return figure(draw, numbers, height=max(3.0, 0.4 + 0.21 * lines))  # as high as its legend
 
 
 def legend_of_work() -> Mapping[str, str]:

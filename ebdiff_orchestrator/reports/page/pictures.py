@@ -29,10 +29,10 @@ class Picture(NamedTuple):
     scaled: bool
 
 
-def samples_grid(run: RunDirectory, most_bytes: int) -> Picture | None:
+def samples_grid(run: RunDirectory, most_bytes: int, most_px: int = _GRID_PX, caption: str = "") -> Picture | None:
     """The grid of the run's own samples, in at most so many bytes of the page."""
     file = run.fetch(f"{SAMPLE}/grid.png")
-    return _picture(file, _GRID_PX, "", most_bytes) if file.is_file() else None
+    return _picture(file, most_px, caption, most_bytes) if file.is_file() else None
 
 
 def previews(run: RunDirectory, most_bytes: int) -> tuple[Picture, ...]:

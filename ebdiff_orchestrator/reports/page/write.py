@@ -10,15 +10,16 @@ from typing import Any
 
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
+from ebdiff_orchestrator.reports.formats import TextTable
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
-from ebdiff_orchestrator.reports.page.contents import contents_of
+from ebdiff_orchestrator.reports.page.contents import RunContents, contents_of
 from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.durable import write_text
 from schemas.errors import UserError
 
 REPORT_FILE = "report.html"
-_BYTES_OF_PICTURES = 1_600_000  # of a page, shared by its runs; figures and tables take 40 to 100 kB a run
+BYTES_OF_PICTURES = 1_600_000  # of a page, shared by its runs; figures and tables take 40 to 100 kB a run
 
 
 def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
@@ -26,19 +27,34 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
 
     UserError if one of them is no run, or `out` cannot be written.
     """
-    out = Path(out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out {out}: expected a file in a folder that there is. Change it.")
+    check_out(out)
     numbers = itertools.count(1)
-    values = {
-        "runs": [contents_of(run, numbers, _BYTES_OF_PICTURES // len(runs)) for run in runs],
-        "comparison": comparison_table(compare_runs([Path(run) for run in runs])) if len(runs) > 1 else None,
-        "quality_figures": _quality_figures(runs, numbers) if len(runs) > 1 else [],
-        "legend": legend_of_work(),
-        "written": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    write_text(out, _render(values))
-    return out
+    return write_page(
+        out,
+        runs=[contents_of(run, numbers, BYTES_OF_PICTURES // len(runs)) for run in runs],
+        comparison=comparison_table(compare_runs([Path(run) for run in runs])) if len(runs) > 1 else None,
+        quality_figures=_quality_figures(runs, numbers) if len(runs) > 1 else [],
+    )
+
+
+def check_out(out: str | Path) -> None:
+    """UserError if no page can be written there."""
+    if Path(out).is_dir() or not Path(out).parent.is_dir():
+        raise UserError(f"--out {out}: expected a file in a folder that there is. Change it.")
+
+
+def write_page(
+    out: str | Path,
+    runs: Sequence[RunContents],
+    comparison: TextTable | None,
+    quality_figures: Sequence[str],
+    study: Any = None,
+) -> Path:
+    """Write the page of these parts; `study`: what stands before them, as study.html.j2 shows it. Its path."""
+    values = {"study": study, "runs": runs, "comparison": comparison, "quality_figures": quality_figures}
+    more = {"legend": legend_of_work(), "written": time.strftime("%Y-%m-%d %H:%M")}
+    write_text(Path(out), _render({**values, **more}))
+    return Path(out)
 
 
 def write_run_report(location: str | Path, say: Callable[[str], None]) -> None:
