@@ -16,7 +16,7 @@ import pytest
 from harness import Answer, Case, call, check, contents
 from places import make_site
 
-from ebdiff_orchestrator import cluster
+from ebdiff_orchestrator.cluster import connecting
 
 CASES = (
     *plan_values.CASES,
@@ -44,7 +44,7 @@ def test_bad_input_is_refused_in_words_and_nothing_is_written(
     case: Case, site: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(site)
-    monkeypatch.setattr(cluster, "start_early", lambda *_: None)
+    monkeypatch.setattr(connecting, "start_early", lambda *_: None)
     monkeypatch.setattr("ray.init", _no_ray)
     for name, value in case.environment:
         monkeypatch.setenv(name, value)
