@@ -16,8 +16,6 @@ if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help 
     from schemas.job import Progress, ProgressState
     from schemas.manifest import Manifest
 
-_LINE_EVERY_S = 15.0
-
 
 class View:
     """What the driver tells while it works. This one says nothing: for the Python API."""
@@ -48,7 +46,9 @@ class View:
 
 
 class Lines(View):
-    """A line for what happens, and at most one every 15 seconds for each thing that goes on."""
+    """A line for what happens, and at most one every so many seconds for each thing that goes on."""
+
+    every_s = 15.0
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -71,7 +71,7 @@ class Lines(View):
 
     def _sometimes(self, topic: str, text: str) -> None:
         now = time.monotonic()
-        if now - self._said_at.get(topic, -_LINE_EVERY_S) >= _LINE_EVERY_S:
+        if now - self._said_at.get(topic, -self.every_s) >= self.every_s:
             self._said_at[topic] = now
             self.line(text)
 

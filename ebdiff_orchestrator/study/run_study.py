@@ -20,7 +20,8 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, donors, next_run, runs_of
 from ebdiff_orchestrator.study.load import check_goes_on, write_study
-from ebdiff_orchestrator.study.view import RunView
+from ebdiff_orchestrator.study.progress import Seen, board_of
+from ebdiff_orchestrator.study.view import RunView, StudyView
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from region_workers.storage.durable import write_model
 from region_workers.storage.run_files import RunFiles, local_folder
@@ -28,7 +29,7 @@ from schemas.errors import RunFailed, user_error, without_secrets
 from schemas.manifest import RAY_LOG
 from schemas.study import FAILURES_FILE, StudyFailures, StudyPlan
 
-_LOOK_S = 0.5
+_LOOK_S, _TELL_S = 0.5, 2.0
 _MORE_TO_STOP_S = 30.0  # than a run gives its own workers
 
 
@@ -109,6 +110,8 @@ class _Study:
         self._finished: set[str] = set()
         self._failed: dict[str, str] = {}
         self._measuring = Lock()
+        self._seen = {name: _seen(folder / name) for name in self._runs}
+        self._told_at = -_TELL_S
 
     def run(self) -> None:
         """Begin, watch and note until nothing is left to be done."""
@@ -116,12 +119,15 @@ class _Study:
         while True:
             if self._interrupts.requested:
                 self._stop()
-            decision = next_run(tuple(self._runs.values()), self._standing())
+            standing = self._standing()
+            decision = next_run(tuple(self._runs.values()), standing)
             for name, reason in decision.give_up.items():
                 self._fail(name, reason)
             if decision.begin is not None:
                 self._begin(self._runs[decision.begin])
-            if decision.over and not decision.give_up:
+            is_over = decision.over and not decision.give_up
+            self._tell(standing, at_once=is_over)
+            if is_over:
                 break
             time.sleep(_LOOK_S)
             self._collect()
@@ -143,10 +149,20 @@ class _Study:
             has_room=not preparing and self._workers.has_room(len(self._at_work)),
         )
 
+    def _tell(self, standing: Standing, at_once: bool) -> None:
+        is_early = time.monotonic() - self._told_at < _TELL_S and not at_once
+        if is_early or not isinstance(self._view, StudyView):
+            return
+        self._told_at = time.monotonic()
+        executor = self._workers.executor
+        jobs = executor.workers_at_once() // executor.request.processes
+        runs, measures = tuple(self._runs.values()), self._study.evaluate is not None
+        self._view.board(board_of(self._study.name, runs, standing, self._seen, jobs, measures))
+
     def _begin(self, run: StudyRun) -> None:
-        begun = _AtWork(LentWorkers(run.name, self._workers), RunView(run.name, self._view))
+        begun = _AtWork(LentWorkers(run.name, self._workers), RunView(run.name, self._view, self._seen[run.name]))
         self._at_work[run.name] = begun
-        self._view.line(f"{run.name}: begins ({len(self._finished)} of {len(self._runs)} runs are finished).")
+        self._view.line(f"{run.name}: begins.")
         Thread(target=self._work, args=(run, begun), name=f"study {run.name}", daemon=True).start()
 
     def _work(self, run: StudyRun, begun: _AtWork) -> None:
@@ -196,6 +212,7 @@ class _Study:
             error = self._at_work.pop(name).ended.exception()
             if error is None:
                 self._finished.add(name)
+                self._seen[name] = _seen(self._folder / name)  # with what was measured
                 self._view.line(f"{name}: finished ({len(self._finished)} of {len(self._runs)}).")
             elif not isinstance(error, RunStopped):
                 known = isinstance(error, RunFailed | ValueError)
@@ -219,3 +236,8 @@ class _Study:
 
     def _how_to_go_on(self) -> str:
         return f"ebdiff study {RunDirectory(self._folder).short_location}"
+
+
+def _seen(folder: Path) -> Seen:
+    run = RunDirectory(folder)
+    return Seen(run.read() if run.exists() else None)
