@@ -25,11 +25,14 @@ from typing import Protocol
 from ray_processes import free_port
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["region_workers.__main__", "ebdiff_orchestrator.run.launch", "diffusers"])
+_LATER = ("torch_pruning", "sklearn.datasets", "pyarrow.pandas_compat")  # what a worker or a launch imports when needed
+_FORKS.set_forkserver_preload(
+    ["region_workers.__main__", "ebdiff_orchestrator.run.launch", "ebdiff_orchestrator.cli.app", "diffusers", *_LATER]
+)
 _MAINS = {"ebdiff": "ebdiff_orchestrator.__main__", "region_workers": "region_workers.__main__"}
 
 
-def _do_nothing() -> None:
+def do_nothing() -> None:
     """The default of `begin`."""
 
 
@@ -63,7 +66,7 @@ class ForkedProcess:
         *command: str | Path,
         env: Mapping[str, str] | None = None,
         output: Path | None = None,
-        begin: Callable[[], None] = _do_nothing,
+        begin: Callable[[], None] = do_nothing,
     ) -> None:
         """`output`: where all that it prints goes, errors too. `begin`: what it does first; a function of a module."""
         self._folder = tempfile.TemporaryDirectory(prefix="forked-", ignore_cleanup_errors=True)
@@ -151,10 +154,13 @@ class ForkedGroup:
 
 
 def run_forked(
-    *command: str | Path, env: Mapping[str, str] | None = None, timeout: float = 600
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 600,
+    begin: Callable[[], None] = do_nothing,
 ) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with captured text, of a ForkedProcess."""
-    process = ForkedProcess(*command, env=env)
+    process = ForkedProcess(*command, env=env, begin=begin)
     try:
         output, errors = process.communicate(timeout)
     finally:

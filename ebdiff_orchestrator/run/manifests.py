@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,7 @@ def _software() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}}
 
 
+@cache
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
