@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 
-from forked import ForkedGroup, ForkedProcess, RunningProcess
+from forked import ForkedGroup, ForkedProcess, RunningProcess, do_nothing
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
 from region_workers.storage.run_files import local_folder
@@ -17,13 +17,13 @@ from schemas.job import WorkerJob
 Sabotage = Callable[[WorkerJob, int, RunningProcess], None]
 
 
-def start_worker(job: WorkerJob, workers: int = 1) -> RunningProcess:
-    """The job's worker in a process of its own, or as many as it is to have."""
+def start_worker(job: WorkerJob, workers: int = 1, begin: Callable[[], None] = do_nothing) -> RunningProcess:
+    """The job's worker in a process of its own, or as many as it is to have; one alone may `begin` with something."""
     folder = job.run_dir if local_folder(job.run_dir) else tempfile.mkdtemp()
     job_file = Path(folder) / f"{job.name.replace(' ', '-')}.json"
     job_file.write_text(job.model_dump_json())
     command = ("region_workers", job_file)
-    return ForkedGroup(workers, *command) if workers > 1 else ForkedProcess(*command)
+    return ForkedGroup(workers, *command) if workers > 1 else ForkedProcess(*command, begin=begin)
 
 
 def run_worker(job: WorkerJob, workers: int = 1) -> None:
@@ -33,7 +33,7 @@ def run_worker(job: WorkerJob, workers: int = 1) -> None:
     assert process.returncode == 0, said
 
 
-def do_nothing(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
+def no_sabotage(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
     """No sabotage."""
 
 
@@ -42,7 +42,7 @@ class ProcessCluster(ThisProcess):
 
     poll_s = 0.25
 
-    def __init__(self, workers: int, sabotage: Sabotage = do_nothing) -> None:
+    def __init__(self, workers: int, sabotage: Sabotage = no_sabotage) -> None:
         super().__init__()
         self.workers, self.sabotage = workers, sabotage
         self.running = self.most_running = 0

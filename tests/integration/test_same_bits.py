@@ -23,7 +23,7 @@ from conftest import tiny_vae
 from drawing_files import scribbles, write_lines
 from forked import RunningProcess
 from PIL import Image
-from process_cluster import ProcessCluster, do_nothing
+from process_cluster import ProcessCluster, no_sabotage
 from run_products import products
 from s3_server import BUCKET, s3_server
 
@@ -138,7 +138,7 @@ def bits(
     with s3_server():
         for name, kind in kinds.items():
             folder = tmp_path_factory.mktemp("runs")
-            sabotage = _kill_in_training if kind.killed else do_nothing
+            sabotage = _kill_in_training if kind.killed else no_sabotage
             cluster = ProcessCluster(kind.workers, sabotage)
             url = f"s3://{BUCKET}/runs/bits"
             directory = RunDirectory(url if kind.in_bucket else folder / "run")

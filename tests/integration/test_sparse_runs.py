@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
 
 from region_workers.storage.tables import read_mask_moves
+from region_workers.training.trainer import Trainer
 from schemas.job import MASK_MOVES_FILE, WEIGHTS_FILE, WorkerJob
 from schemas.plan import Plan
 
@@ -69,15 +72,25 @@ def test_a_run_killed_around_an_update_and_one_of_two_workers_end_as_a_whole_one
 
 
 def _kill_in_training(job: WorkerJob) -> None:
-    """By SIGKILL, once the first checkpoint of the training is there."""
-    process = start_worker(job)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not any(Path(job.run_dir).glob("train/*/checkpoints/step-*")):
-        assert time.monotonic() < deadline, "no checkpoint within 120 s"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    """By SIGKILL, in a step after the first checkpoint of the training, which waits for it."""
+    process = start_worker(job, begin=partial(_die_once_saved, Path(job.run_dir)))
+    process.communicate(timeout=180)
+    assert process.returncode == -signal.SIGKILL
     assert not (Path(job.run_dir) / "train/all/result.json").exists()
+
+
+def _die_once_saved(run_dir: Path) -> None:
+    """In the worker's process: it makes no step after the third before its first checkpoint is there, nor then."""
+    train_step = Trainer.train_step
+
+    def step(trainer: Trainer) -> None:
+        if trainer.step == 3:
+            while not any(run_dir.glob("train/*/checkpoints/step-*")):
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+        train_step(trainer)
+
+    Trainer.train_step = step  # type: ignore[method-assign]
 
 
 def _check_equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

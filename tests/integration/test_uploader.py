@@ -73,6 +73,16 @@ def _once_saved(store: ObjectStore, worker: RunningProcess) -> set[str]:
         time.sleep(0.1)
 
 
+def _once_still(store: ObjectStore) -> tuple[list[str], list[tuple[int, int] | None]]:
+    """The keys in the store and their stamps, once none has changed for half a second."""
+    while True:
+        keys = store.list_keys()
+        stamps = store.stamps(keys)
+        time.sleep(0.5)
+        if store.list_keys() == keys and store.stamps(keys) == stamps:
+            return keys, stamps
+
+
 def _checkpoints(store: ObjectStore) -> list[str]:
     return [key for key in store.list_keys(_SAVED[:-1]) if key.endswith("checkpoint.json")]
 
@@ -192,9 +202,7 @@ def test_a_worker_clears_a_half_sent_checkpoint_and_sends_nothing_more_once_the_
         assert worker.poll() is None
         time.sleep(0.1)
     store.write(f"{OWNERS_FOLDER}/{other.name}", other.model_dump_json().encode())
-    time.sleep(0.5)  # what was under way
-    keys = store.list_keys()
-    stamps = store.stamps(keys)
+    keys, stamps = _once_still(store)  # what was under way is there
     output, _ = worker.communicate(timeout=60)
     assert worker.returncode == 130, output
     assert store.list_keys() == keys

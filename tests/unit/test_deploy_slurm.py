@@ -27,8 +27,8 @@ STAND_INS = {
 case "$1" in
   doctor) exit "${DOCTOR_FINDS:-0}" ;;
   launch)
-    echo "token $(stat -c %a "$RAY_AUTH_TOKEN_PATH") $(wc -c < "$RAY_AUTH_TOKEN_PATH") $RAY_AUTH_MODE" >> "$CALLS"
     trap 'echo "launch saves and stops" >> "$CALLS"; exit 130' TERM
+    echo "token $(stat -c %a "$RAY_AUTH_TOKEN_PATH") $(wc -c < "$RAY_AUTH_TOKEN_PATH") $RAY_AUTH_MODE" >> "$CALLS"
     until [[ ! -e $BUSY && $(grep -c "^ray start" "$CALLS") -ge 2 ]]; do "$REAL_SLEEP" 0.02; done
     exit "${LAUNCH_ENDS:-0}" ;;
 esac""",

@@ -41,7 +41,7 @@ latents.SHARD_IMAGES = 32
 plain = latents.encode_shard
 def slow(job, start, *others, **options):
     print("encoding", start, flush=True)
-    time.sleep(0.2)
+    time.sleep(2.0 if start == 64 else 0.1)  # time enough to be killed there
     return plain(job, start, *others, **options)
 latents.encode_shard = slow
 model, data = LatentModelPlan.model_validate_json(sys.argv[1]), DataPlan.model_validate_json(sys.argv[2])
