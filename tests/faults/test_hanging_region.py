@@ -52,7 +52,7 @@ def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
 ) -> None:
     run_dir = tmp_path / "run"
     cluster = TwoEach(4, _halt_one_worker(run_dir))
-    plan = tiny_plan(REGIONS, "training.steps=200", "workers.processes=2", "workers.hang_limit_s=10")
+    plan = tiny_plan(REGIONS, "training.steps=60", "workers.processes=2", "workers.hang_limit_s=10")
     said: list[str] = []
 
     class Noting(driver.View):

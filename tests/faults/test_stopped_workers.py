@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import RunningProcess
+from forked import RunningProcess, run_forked
 from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
 
@@ -42,7 +40,8 @@ def _checkpoint_of(run_dir: Path, stage: str) -> Callable[[], bool]:
 
 @pytest.fixture
 def plan(tiny_plan: MakePlan) -> Plan:
-    return tiny_plan("training.steps=40", "draw.threshold=0.01", "draw.max_intervals=40", "draw.on_timeout=take_last")
+    draw = ("draw.threshold=0.01", "draw.max_intervals=8", "draw.on_timeout=take_last")
+    return tiny_plan("training.steps=4", *draw, "checkpointing.interval_steps=1000")  # what is saved, a stop has saved
 
 
 def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
@@ -125,8 +124,9 @@ def test_two_workers_of_one_region_share_the_batch_and_agree_with_one_worker(
     run_worker(make_jobs(even, one)[0])
     job_file = tmp_path / "job.json"
     job_file.write_text(make_jobs(even, two)[0].model_dump_json())
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run([*torchrun, "-m", "region_workers", str(job_file)], check=True, timeout=300)
+    torchrun = ("-c", "from torch.distributed.run import main; main()", "--standalone", "--nproc-per-node=2")
+    ended = run_forked(*torchrun, "-m", "region_workers", job_file, timeout=300)
+    assert ended.returncode == 0, ended.stderr
 
     single, double = load_file(one / _DRAWN), load_file(two / _DRAWN)
     assert single.keys() == double.keys()

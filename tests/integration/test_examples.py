@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from finished_run import finished_run
 from forked import run_forked
 from PIL import Image
 from ray_processes import free_port
+from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.ensemble import samples_of
@@ -30,8 +32,15 @@ from schemas.plan import Plan
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
+def _without_ray() -> None:
+    """In a new process: it launches without Ray, which test_command_line.py shows."""
+    from ebdiff_orchestrator.run import launch
+
+    launch.connect = lambda *_: nullcontext(SerialCluster())
+
+
 def _run(name: str, *arguments: str | Path) -> str:
-    result = run_forked(EXAMPLES / name, *arguments)
+    result = run_forked(EXAMPLES / name, *arguments, begin=_without_ray)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 

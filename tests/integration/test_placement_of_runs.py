@@ -32,7 +32,7 @@ def known_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("known_times")
 def test_balanced_gives_the_region_that_would_end_last_two_workers(tiny_plan: MakePlan, tmp_path: Path) -> None:
     cluster = ProcessCluster(3)
-    plan = tiny_plan("placement=balanced", "draw.interval_steps=1", "training.steps=40")
+    plan = tiny_plan("placement=balanced", "draw.interval_steps=1", "training.steps=6")
     manifest = driver.launch(plan, tmp_path / "run", executor=cluster).manifest
     assert cluster.widths == {_LONG: [2], _MIDDLE: [1], _SHORT: [1]}
     assert manifest.step_seconds == {0.0: 0.01, 0.3: 3.39, 0.6: 1.49, 0.8: 0.375}
@@ -42,7 +42,7 @@ def test_balanced_gives_the_region_that_would_end_last_two_workers(tiny_plan: Ma
 @pytest.mark.usefixtures("known_times")
 def test_packed_leaves_a_worker_that_would_end_nothing_sooner(tiny_plan: MakePlan, tmp_path: Path) -> None:
     cluster = ProcessCluster(3)
-    plan = tiny_plan("placement=packed", "draw.interval_steps=1", "training.steps=30")
+    plan = tiny_plan("placement=packed", "draw.interval_steps=1", "training.steps=6")
     assert driver.launch(plan, tmp_path / "run", executor=cluster).manifest.finished()
     assert cluster.widths == {_LONG: [1], _MIDDLE: [1], _SHORT: [1]}
     assert cluster.most_running == 2

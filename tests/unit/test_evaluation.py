@@ -39,7 +39,7 @@ from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, Measu
 from schemas.manifest import Evaluation
 from schemas.plan import Plan
 
-IMAGES = 12
+IMAGES = 4
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
     )
     return FeatureJob(
         folder=str(tmp_path / "shards"),
-        num_images=6,
+        num_images=3,
         images=images,
         measure=Measure(extractor=choose_extractor("inception", weights)),
         training=plan.training,
@@ -218,7 +218,7 @@ def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
 def test_how_shards_are_shared_out_changes_no_bit(
     job: FeatureJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(work, "SHARD_IMAGES", 1)
     other = job.model_copy(update={"folder": str(tmp_path / "other")})
     assert make_shards(job.model_dump_json(), (0, 1, 2)) is None
     torch.set_num_threads(2)
@@ -240,11 +240,11 @@ def test_a_reference_image_that_does_not_read_is_named(job: FeatureJob, tmp_path
     (tmp_path / "references").mkdir()
     for index in range(6):
         Image.new("L", (40, 40), index).save(tmp_path / f"references/{index}.png")
-    torn = tmp_path / "references" / "3.png"
+    torn = tmp_path / "references" / "2.png"
     torn.write_bytes(torn.read_bytes()[:50])
     small = FolderImages(folder=str(tmp_path / "references"), max_pixels=1000)
     large = small.model_copy(update={"max_pixels": 2000})
-    for images, told in ((small, "0.png does not read as an image"), (large, "3.png does not read as an image")):
+    for images, told in ((small, "0.png does not read as an image"), (large, "2.png does not read as an image")):
         of_folder = job.model_copy(update={"images": images})
         assert told in (make_shards(of_folder.model_dump_json(), (0,)) or "")
 
