@@ -77,7 +77,7 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_reuse",
     "test_seeds",
     "test_sparse_training",
-    "test_study",
+    "test_study_runs",
 }
 
 

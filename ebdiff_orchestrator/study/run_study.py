@@ -116,9 +116,10 @@ class _Study:
     def run(self) -> None:
         """Begin, watch and note until nothing is left to be done."""
         self._note_failures()
-        while True:
-            if self._interrupts.requested:
-                self._stop()
+        is_over = False
+        while not is_over:
+            self._check_whether_to_go_on()
+            self._collect()
             standing = self._standing()
             decision = next_run(tuple(self._runs.values()), standing)
             for name, reason in decision.give_up.items():
@@ -127,10 +128,8 @@ class _Study:
                 self._begin(self._runs[decision.begin])
             is_over = decision.over and not decision.give_up
             self._tell(standing, at_once=is_over)
-            if is_over:
-                break
-            time.sleep(_LOOK_S)
-            self._collect()
+            if not is_over:
+                time.sleep(_LOOK_S)
         if self._failed:
             lines = "\n".join(f"  - {name}: {reason}" for name, reason in self._failed.items())
             raise RunFailed(
@@ -138,7 +137,15 @@ class _Study:
                 f"When the cause is gone: {self._how_to_go_on()}"
             )
 
+    def _check_whether_to_go_on(self) -> None:
+        if self._interrupts.requested:
+            self._stop()
+        if self._workers.executor.has_ended():  # the runs at work see it too
+            self._wait_for_runs(_MORE_TO_STOP_S)
+            raise RunFailed(f"The Ray of this study has ended; what is saved stays. Go on with: {self._how_to_go_on()}")
+
     def _standing(self) -> Standing:
+        """With nothing at work a run begins, room or not: it waits for workers itself, with a limit and a message."""
         made = {name for name, run in self._at_work.items() if run.is_made}
         preparing = any(not run.workers.is_in_use for run in self._at_work.values())
         return Standing(
@@ -146,7 +153,7 @@ class _Study:
             failed=frozenset(self._failed),
             at_work=frozenset(self._at_work),
             done_stages={name: run.view.done_stages for name, run in self._at_work.items()},
-            has_room=not preparing and self._workers.has_room(len(self._at_work)),
+            has_room=not preparing and (not self._at_work or self._workers.has_room(len(self._at_work))),
         )
 
     def _tell(self, standing: Standing, at_once: bool) -> None:
@@ -229,10 +236,12 @@ class _Study:
     def _stop(self) -> None:
         """Wait for the runs, whose own loops see the interrupt; a second one does not wait."""
         limit_s = max((self._runs[name].plan.checkpointing.stop_limit_s for name in self._at_work), default=0.0)
-        ends = [run.ended for run in self._at_work.values()]
-        if not self._interrupts.wait_for(ends, limit_s + _MORE_TO_STOP_S, _LOOK_S):
+        if not self._wait_for_runs(limit_s + _MORE_TO_STOP_S):
             self._view.line("Not waiting any longer; the last checkpoints stay.")
         raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
+
+    def _wait_for_runs(self, limit_s: float) -> bool:
+        return self._interrupts.wait_for([run.ended for run in self._at_work.values()], limit_s, _LOOK_S)
 
     def _how_to_go_on(self) -> str:
         return f"ebdiff study {RunDirectory(self._folder).short_location}"

@@ -1,12 +1,8 @@
-"""Studies: which runs may begin, what a folder goes on with, and a small one from its start to its table."""
+"""Studies: which runs may begin, what a file may hold, and workers that several runs share."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
 import re
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,61 +10,18 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY
-from rich.console import Console
-from serial_cluster import SerialCluster
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.plans.preset_plans import studies
-from ebdiff_orchestrator.reports.formats import as_markdown, print_table
-from ebdiff_orchestrator.run.interrupts import RunStopped
-from ebdiff_orchestrator.run.manifests import new_manifest
-from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
 from ebdiff_orchestrator.study.load import load_study
-from ebdiff_orchestrator.study.progress import Board, Seen, board_of
-from ebdiff_orchestrator.study.report import leave_study_report
-from ebdiff_orchestrator.study.results import study_results
-from ebdiff_orchestrator.study.run_study import run_study
-from ebdiff_orchestrator.study.table import plot_results, results_table
-from ebdiff_orchestrator.study.view import StudyTable, StudyView
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
-from schemas.errors import PlanError, RunFailed, UserError
-from schemas.job import Progress, WorkerJob
+from schemas.errors import PlanError
+from schemas.job import WorkerJob
 from schemas.plan import Plan
-from schemas.process import unix_time
-from tests.unit.test_report_page import Page
-
-QUICK = ["training.steps=4", "draw.threshold=1.0", "sampling.num_images=2", "sampling.steps=2"]
-DENSE = {"train": [0, 1000], "pruning_ratio": 0.0, "name": "all"}
-HALF = {**DENSE, "pruning_ratio": 0.5}
-
-WriteStudy = Callable[..., Path]
-
-
-def _tiny(**sections: Any) -> dict[str, Any]:
-    plan = {name: value for name, value in copy.deepcopy(TINY).items() if name != "name"}
-    return {**plan, **sections}
-
-
-def _study(rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    return {"name": "trial", "seeds": 2, "set": QUICK, "rows": rows, "evaluate": None, **values}
-
-
-@pytest.fixture
-def write_study(tmp_path: Path) -> WriteStudy:
-    """Writes a study's file."""
-
-    def write(rows: list[dict[str, Any]], **values: Any) -> Path:
-        file = tmp_path / "trial.yaml"
-        file.write_text(yaml.safe_dump(_study(rows, **values)))
-        return file
-
-    return write
-
 
 # --- which runs may begin ---------------------------------------------------------------------------------------------
 
@@ -119,83 +72,6 @@ def test_a_study_is_over_when_nothing_is_open_or_at_work() -> None:
     names = frozenset(run.name for run in RUNS)
     assert next_run(RUNS, Standing(finished=names)).over
     assert not next_run(RUNS, Standing(finished=names - {"other"}, at_work=frozenset({"other"}))).over
-
-
-# --- how far it is ----------------------------------------------------------------------------------------------------
-
-EB = Plan.model_validate(
-    {"regions": [{**HALF, "name": "a"}], "draw": {"interval_steps": 10, "max_intervals": 5}, "training": {"steps": 200}}
-)
-EBS = tuple(
-    StudyRun(
-        f"{label}-s{seed}",
-        label,
-        EB.model_copy(update={"seed": seed}),
-        None,
-        {draw: 0, ("train/a", f"{label}{seed}"): 200},
-    )
-    for seed, draw in enumerate((D0, D1))
-    for label in ("eb", "more")
-)
-
-
-def _seen(draw: int = 0, train: int = 0, seconds: float = 0.0, **reports: Progress) -> Seen:
-    """A run whose stages of so many steps are done, each in so many seconds."""
-    manifest = new_manifest(EB)
-    for name, steps in (("draw/a", draw), ("train/a", train)):
-        done = {"status": "done", "steps": steps, "active_s": seconds} if steps else {}
-        manifest = manifest.with_stage(manifest.stage(name).model_copy(update=done))
-    return Seen(manifest, {report.stage: report for report in reports.values()})
-
-
-AT_WORK = Progress(stage="train/a", step=50, steps_per_s=2.0)
-DRAWS = Progress(stage="draw/a", step=10, steps_per_s=1.0)
-BOARDS: list[tuple[str, dict[str, Any], dict[str, Seen], list[str], float | None]] = [
-    ("nothing is known", {}, {}, ["waits"] * 4, None),
-    ("one begins", {"at_work": {"eb-s0"}}, {"eb-s0": _seen()}, ["starts", *["waits"] * 3], None),
-    # two draws of 50 steps at most, for two rows each, and four trainings of 200; one worker, 1 s a step
-    ("it draws", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(r=DRAWS)}, ["draws", *["waits"] * 3], 90 + 4 * 200),
-    ("it trains", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20, r=AT_WORK)}, ["25%", *["waits"] * 3], 20 + 375),
-    ("it is done", {"finished": {"eb-s0"}}, {"eb-s0": _seen(20, 200, 20)}, ["done", *["waits"] * 3], 20 + 60),
-    ("it failed", {"failed": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20)}, ["failed", *["waits"] * 3], 20 + 3 * 200),
-    (
-        "it is measured",
-        {"finished": {"eb-s0"}, "at_work": {"eb-s0"}},
-        {"eb-s0": _seen(20, 200, 20)},
-        ["measures", *["waits"] * 3],
-        20 + 60,
-    ),
-]
-
-
-@pytest.mark.parametrize(("told", "known", "states", "left_s"), [b[1:] for b in BOARDS], ids=[b[0] for b in BOARDS])
-def test_a_board_shows_each_run_and_what_is_left_of_all(
-    told: dict[str, Any], known: dict[str, Seen], states: list[str], left_s: float | None
-) -> None:
-    standing = Standing(**{key: frozenset(names) for key, names in told.items()})
-    seen = {run.name: known.get(run.name, Seen()) for run in EBS}
-    board = board_of("trial", EBS, standing, seen, 1, True)
-    first, second, third, fourth = states
-    assert board.rows == {"eb": (first, third), "more": (second, fourth)}
-    assert board.left_s == (None if left_s is None else pytest.approx(left_s))
-    assert board_of("trial", EBS, standing, seen, 2, True).left_s == (left_s and pytest.approx(left_s / 2))
-
-
-@pytest.mark.parametrize(("width", "height", "seeds"), [(80, 24, 3), (80, 12, 3), (80, 24, 12), (200, 50, 12)])
-def test_a_live_view_of_many_runs_fits_the_terminal(width: int, height: int, seeds: int) -> None:
-    console = Console(width=width, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    view = StudyTable(console)
-    rows = {f"row {letter}": ("done", "37%", *["waits"] * (seeds - 2)) for letter in "abcdefghijk"}
-    view.board(Board("trial", tuple(range(seeds)), rows | {"broken": ("failed",) * seeds}, 7200.0))
-    view.job("row-a-s1 region all", AT_WORK.model_copy(update={"total_steps": 200, "updated_at": unix_time()}))
-    console.print(view._render())
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= width
-    assert len(text.splitlines()) <= height
-    assert "about 2:00:00 left" in " ".join(text.split())
-    assert ("more rows" in text) == (height == 12)
-    assert ("waiting  failed" in text) == (width == 80 and seeds == 12)
-    assert "row-a-s1 region all" in text
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -278,112 +154,7 @@ def test_jobs_of_one_name_in_two_runs_are_two_jobs(
     assert (one.others_at_work(), two.others_at_work()) == (True, False)
 
 
-# --- a whole study ----------------------------------------------------------------------------------------------------
-
-
-class _Interrupting(SerialCluster):
-    """Ctrl-C as job number `at` begins."""
-
-    def __init__(self, at: int | None = None) -> None:
-        super().__init__()
-        self._at = at
-
-    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
-        if len(self.jobs) + 1 == self._at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return super().run_job(job, workers)
-
-
-class _Boards(StudyView):
-    """A view that remembers how the study stood."""
-
-    def __init__(self) -> None:
-        self.boards: list[Board] = []
-
-    def board(self, board: Board) -> None:
-        self.boards.append(board)
-
-
-ROWS = [
-    {"label": "finetune", "plan": _tiny(regions=[HALF]), "set": ["draw.method=one-shot"], "start": "Dense"},
-    {"label": "Dense", "plan": _tiny(regions=[DENSE])},
-    {"label": "<i>longer</i>", "plan": _tiny(regions=[DENSE]), "set": ["training.steps=6"]},
-    {"label": "broken", "plan": _tiny(regions=[HALF]), "set": ["data.path=<i>nothing.parquet"]},
-]
-
-
-def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(write_study: WriteStudy, tmp_path: Path) -> None:
-    measured = {"num_images": 4, "extractors": ["random-conv", "wavelet"]}
-    study, folder = load_study(write_study(ROWS, evaluate=measured)), tmp_path / "runs"
-    first, view = _Interrupting(at=3), _Boards()
-    with pytest.raises(RunStopped, match="Go on with: ebdiff study"):
-        run_study(study, folder, executor=first)
-    assert len(first.jobs) == 3
-    second = _Interrupting()
-    with pytest.raises(RunFailed, match=r"2 of 8 runs failed(.|\n)*broken-s0: .*nothing.parquet"):
-        run_study(study, folder, executor=second, view=view)
-    assert view.boards[-1].counts == {"done": 6, "at work": 0, "waiting": 0, "failed": 2}
-    assert len(first.jobs) + len(second.jobs) <= 7  # six trainings, one of them in two parts
-    finetune = RunDirectory(folder / "finetune-s1").read()
-    assert finetune.dense is not None
-    assert Path(finetune.dense.path).name == "dense-s1"
-    longer = RunDirectory(folder / "i-longer-i-s0").read().stage("train/all")
-    assert Path(longer.reused_from or "").name == "dense-s0"
-
-    results = study_results(folder)
-    assert [row.label for row in results.rows] == ["finetune", "Dense", "<i>longer</i>", "broken"]
-    assert [row.finished for row in results.rows] == [2, 2, 2, 0]
-    _, dense, more, _ = results.rows
-    assert [row.dense_steps.mean for row in (dense, more) if row.dense_steps] == [4.0, 6.0]
-    hours = [row.device_hours.mean for row in (dense, more) if row.device_hours]
-    assert 0 < hours[0] < hours[1]
-    assert len(results.measures) == 2
-    for measure in results.measures:
-        assert dense.values[measure].n == 2
-        assert dense.values[measure].deviation is not None
-
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    print_table(results_table(results), console)
-    text = console.export_text()
-    assert max(map(len, text.splitlines())) <= 80
-    assert "broken, seed 0, 1: data.path" in " ".join(text.split())
-    assert "| Dense | 2/2 |" in as_markdown(results_table(results))
-    json.dumps(results.as_json())
-    for name in ("plot.svg", "plot.png"):
-        plot_results(results, tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 1000
-    _check_the_page(folder, tmp_path / "page.html")
-    with pytest.raises(RunFailed, match="2 of 8"):
-        run_study(study, folder, executor=(third := _Interrupting()))
-    assert third.jobs == []
-    _check_what_a_changed_study_may_differ_in(write_study, folder)
-
-
-def _check_the_page(folder: Path, out: Path) -> None:
-    found = CliRunner().invoke(app, ["report", str(folder), "--out", str(out)], catch_exceptions=False)
-    assert found.output.startswith(f"written: {out}")
-    page = Page(out.read_text())
-    said = ["6 of 8 runs are finished, 2 failed", "broken, seed 0, 1 failed: data.path = <i>nothing.parquet", "Dense"]
-    said += ["FD-random-conv-4 and what it took", "<i>longer</i>, seed 0", "Dense [dense-s0]", "equal cost"]
-    for text in said:
-        assert text in page.text, text
-    assert page.tags.count("svg") == 2 * 2  # of each measure against both costs
-    assert page.tags.count("img") == 3
-    assert "i" not in page.tags
-    lines: list[str] = []
-    leave_study_report(folder / "nowhere", lines.append)
-    assert lines[0].startswith("No report: ")
-
-
-def _check_what_a_changed_study_may_differ_in(write_study: WriteStudy, folder: Path) -> None:
-    before = (folder / "study.yaml").read_bytes()
-    changed = [{**row, "set": ["training.steps=5"]} if row["label"] == "Dense" else row for row in ROWS]
-    for rows, said in ((changed, "Dense: training.steps: 4 -> 5"), (ROWS[1:], "rows: without finetune")):
-        with pytest.raises(UserError, match=said):
-            run_study(load_study(write_study(rows)), folder, executor=SerialCluster())
-    with pytest.raises(UserError, match="seeds: without 1"):
-        run_study(load_study(write_study(ROWS), seeds=1), folder, executor=SerialCluster())
-    assert (folder / "study.yaml").read_bytes() == before
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
 def test_equal_cost_is_marked_and_a_deviation_is_of_a_sample() -> None:
