@@ -6,9 +6,11 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer
 
 from ebdiff_orchestrator.cli.app import main
 
@@ -21,6 +23,7 @@ REMEDY = re.compile(
 )
 # For cases refused after the networks were counted: one network in the place of four.
 ONE_NETWORK = ("--set", "regions=[{train: [0, 1000], pruning_ratio: 0}]")
+_get_command = cache(typer.main.get_command)  # which builds all commands anew each time, a fifth of a case's time
 _CLAIMS = ".owners"  # who holds a run, which is nothing of the run itself
 
 
@@ -50,6 +53,7 @@ class Answer:
 def call(argv: tuple[str, ...], capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch) -> Answer:
     """The command line in this process, by the same way as the installed command."""
     patch.setattr(sys, "argv", ["ebdiff", *argv])
+    patch.setattr(typer.main, "get_command", _get_command)
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
         main()

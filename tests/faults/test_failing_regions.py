@@ -1,7 +1,7 @@
 """Every region fails alone: retries, lost workers, and a run that ends with what completed saved.
 
-The driver is the real one and the workers are real processes; only Ray, which the region workers never see, is
-replaced by a cluster that starts them directly.
+The driver is the real one, and so are the workers, in processes of their own where they are lost or several at once;
+only Ray, which the region workers never see, is replaced by a cluster that starts them directly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ONE_REGION
 from forked import RunningProcess
-from process_cluster import ProcessCluster, run_worker
+from process_cluster import ProcessCluster
 from run_products import products
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster
@@ -28,6 +28,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.batches import BatchSource
 from region_workers.storage.integrity import finished_result
 from region_workers.storage.tables import read_masks
+from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
@@ -201,12 +202,12 @@ def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     run_dir = tmp_path / "run"
     Ledger.begin(RunDirectory(run_dir), tiny_plan(ONE_REGION))
     for job in make_jobs(tiny_plan(ONE_REGION), run_dir):
-        run_worker(job)
+        run_job(job)
     (run_dir / "train/all/expert/config.json").unlink()
 
-    cluster = ProcessCluster(3)
+    cluster = SerialCluster()
     handle = driver.launch(tiny_plan(ONE_REGION), run_dir, executor=cluster)
-    assert cluster.attempts == {"region all": 1}
+    assert cluster.jobs == ["region all"]
     assert handle.manifest.finished()
     assert (run_dir / "train/all/expert/config.json").is_file()
 
@@ -215,18 +216,18 @@ def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     with pytest.raises(PlanError, match=r"training\.batch_size"):
-        driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run", executor=ProcessCluster(3))
+        driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run", executor=SerialCluster())
     assert driver.launch(
-        tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run", executor=ProcessCluster(3)
+        tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run", executor=SerialCluster()
     ).manifest.finished()
 
 
 def test_a_damaged_ensemble_is_assembled_again(tiny_plan: MakePlan, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=ProcessCluster(3))
+    driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=SerialCluster())
     (run_dir / "ensemble/model_index.json").write_text("{")
     (run_dir / "samples/00000.png").unlink()
-    handle = driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=ProcessCluster(3))
+    handle = driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=SerialCluster())
     assert handle.manifest.finished()
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
 
@@ -235,7 +236,7 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
     tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
 ) -> None:
     job = make_jobs(tiny_plan("training.steps=2"), tmp_path)[0]
-    run_worker(job)
+    run_job(job)
     assert job.train is not None
     assert finished_result(tmp_path, job.train) is not None
     ticket = tmp_path / "draw/0-260/tickets/0-260/ticket.json"
@@ -245,14 +246,14 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
 
 def test_a_damaged_expert_is_found_and_made_again(tiny_plan: MakePlan, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(ONE_REGION), run_dir, executor=ProcessCluster(3))
+    driver.launch(tiny_plan(ONE_REGION), run_dir, executor=SerialCluster())
     expert = run_dir / "train/all/expert/diffusion_pytorch_model.safetensors"
     whole = expert.read_bytes()
     expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
-    again = ProcessCluster(3)
+    again = SerialCluster()
     driver.launch(tiny_plan(ONE_REGION), run_dir, executor=again)
-    assert again.attempts == {"region all": 1}
+    assert again.jobs == ["region all"]
     assert expert.read_bytes() == whole
 
 
