@@ -18,6 +18,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.results import RowResult, StudyResults, study_results
 from ebdiff_orchestrator.study.table import results_table, unfinished
 
+_MOST_LETTERS = 3000  # of why a run failed
 _GRID_PX = 400  # twice as wide as it is shown, for screens that have as many pixels
 
 
@@ -32,7 +33,7 @@ class StudyContents:
     quality: Mapping[str, Sequence[str]]
     grids: Sequence[Picture]
     failures: Sequence[tuple[str, str]]
-    unfinished: Sequence[tuple[str, str]]
+    others: Sequence[tuple[str, str]]
 
 
 def write_study_report(folder: str | Path, out: str | Path) -> Path:
@@ -58,7 +59,7 @@ def leave_study_report(folder: Path, say: Callable[[str], None]) -> None:
 
 def _contents(results: StudyResults, folder: Path) -> StudyContents:
     numbers = itertools.count(1)
-    missing = [each for row in results.rows for each in unfinished(row)]
+    missing = list(unfinished(results, _MOST_LETTERS))
     return StudyContents(
         name=results.name,
         location=RunDirectory(folder).short_location,
@@ -67,7 +68,7 @@ def _contents(results: StudyResults, folder: Path) -> StudyContents:
         quality={measure: _figures(results, measure, numbers) for measure in results.measures},
         grids=_grids(results, folder),
         failures=[(runs, reason) for runs, reason, has_failed in missing if has_failed],
-        unfinished=[(runs, reason) for runs, reason, has_failed in missing if not has_failed],
+        others=[(runs, reason) for runs, reason, has_failed in missing if not has_failed],
     )
 
 

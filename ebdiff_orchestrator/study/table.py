@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable
-from ebdiff_orchestrator.study.results import EQUAL_COST, RowResult, Spread, StudyResults
+from ebdiff_orchestrator.study.results import EQUAL_COST, Spread, StudyResults
 from region_workers.storage.durable import write_file
 from schemas.errors import UserError, user_error
 
 _FORMATS = {".svg": "svg", ".png": "png"}
-_MOST_WORDS = 300  # of why a run failed
+_MOST_LETTERS = 300  # letters of why a run failed
 
 
 def results_table(results: StudyResults, with_unfinished: bool = True) -> TextTable:
@@ -26,7 +26,7 @@ def results_table(results: StudyResults, with_unfinished: bool = True) -> TextTa
         rows.append((row.label, f"{row.finished}/{len(row.runs)}", *values, *costs))
     notes = [*_footnotes(results)]
     if with_unfinished:
-        notes += [f"{runs}: {reason}" for row in results.rows for runs, reason, _ in unfinished(row)]
+        notes += [f"{runs}: {reason}" for runs, reason, _ in unfinished(results)]
     measures = results.measures
     headings = ("row", "n", *measures, "dense steps", "equal cost", "device-hours")
     return TextTable(
@@ -89,13 +89,15 @@ def _footnotes(results: StudyResults) -> Iterator[str]:
     yield from results.notes
 
 
-def unfinished(row: RowResult) -> Iterator[tuple[str, str, bool]]:
+def unfinished(results: StudyResults, most_letters: int = _MOST_LETTERS) -> Iterator[tuple[str, str, bool]]:
     """Runs that are not finished, why, and whether they failed: those of one reason together."""
-    reasons: dict[tuple[str, bool], list[str]] = {}
-    for run in row.runs:
-        if not run.is_finished:
-            words = " ".join(run.state.split())
-            words = words[:_MOST_WORDS] + "..." * (len(words) > _MOST_WORDS)
-            reasons.setdefault((words, run.has_failed), []).append(str(run.seed))
-    for (words, has_failed), seeds in reasons.items():
-        yield f"{row.label}, seed {', '.join(seeds)}", words, has_failed
+    reasons: dict[tuple[str, bool], dict[str, list[str]]] = {}
+    for row in results.rows:
+        for run in row.runs:
+            if not run.is_finished:
+                words = " ".join(run.state.split())
+                words = words[:most_letters] + "..." * (len(words) > most_letters)
+                rows = reasons.setdefault((words, run.has_failed), {})
+                rows.setdefault(row.label, []).append(str(run.seed))
+    for (words, has_failed), rows in reasons.items():
+        yield "; ".join(f"{label}, seed {', '.join(seeds)}" for label, seeds in rows.items()), words, has_failed
