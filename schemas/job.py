@@ -29,6 +29,7 @@ REPLACED_SHARE = "replaced_share"  # a figure of a sparse training: of the first
 CONFIG_FILE = "config.json"  # diffusers' name
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 
+_RESOURCES = {"resident_bytes", "device_allocated_bytes", "device_reserved_bytes", "processor_cores"}
 ProgressState = Literal["starting", "running", "stopped", "done"]
 
 
@@ -176,7 +177,7 @@ class Progress(Section):
 
 
 class MetricsRow(Section):
-    """A row of a stage's metrics, as in Parquet."""
+    """A row of a stage's metrics, as in Parquet. What the leading worker took is None where nobody says."""
 
     step: int
     loss: float
@@ -184,6 +185,18 @@ class MetricsRow(Section):
     learning_rate: float
     steps_per_s: float
     unix_time_s: float
+    resident_bytes: int | None = None  # of the process
+    device_allocated_bytes: int | None = None  # the most since the stage began, and so is the next
+    device_reserved_bytes: int | None = None
+    processor_cores: float | None = None  # the process's processor seconds a second since the row before
+
+    def resources(self) -> dict[str, float]:
+        """What the worker took, by name."""
+        return {name: float(value) for name, value in self if name in _RESOURCES and value is not None}
+
+    def progress(self) -> dict[str, float]:
+        """How the training gets on, by name."""
+        return self.model_dump(exclude={"step", "unix_time_s", *_RESOURCES})
 
 
 class RecentMetrics(Section):

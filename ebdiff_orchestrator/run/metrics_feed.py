@@ -133,8 +133,9 @@ class MetricsFeed:
         kind, region = stage.split("/", 1)
         for row in rows:
             if row.step > self._fed[stage]:
-                values = row.model_dump(exclude={"step", "unix_time_s"})
-                self._trackers.scalars(Series(region, kind), values, row.step, row.unix_time_s)
+                self._trackers.scalars(Series(region, kind), row.progress(), row.step, row.unix_time_s)
+                if took := row.resources():
+                    self._trackers.scalars(Series(region, f"resources/{kind}"), took, row.step, row.unix_time_s)
                 self._fed[stage] = row.step
 
     def _feed_masks(self, file: Path, rows: Sequence[MetricsRow]) -> None:

@@ -10,8 +10,8 @@ from typing import NamedTuple, Protocol
 class Series(NamedTuple):
     """Numbers or pictures that go on step by step: of one region (`shared`: of a draw for all, `run`: of the run).
 
-    `kind`: `train` and `draw` (losses and so on of a stage's updates), `masks` (a draw's distances); `previews` and
-    their `measures`, by number; `samples`.
+    `kind`: `train` and `draw` (losses and so on of a stage's updates), `resources/train` and `resources/draw` (what its
+    worker took), `masks` (a draw's distances); `previews` and their `measures`, by number; `samples`.
     """
 
     region: str

@@ -27,6 +27,10 @@ METRICS = pa.schema(
         pa.field("learning_rate", pa.float64()),
         pa.field("steps_per_s", pa.float64()),
         pa.field("unix_time_s", pa.float64()),
+        pa.field("resident_bytes", pa.int64()),  # what the leading worker took, as World.resources and the reporter say
+        pa.field("device_allocated_bytes", pa.int64()),
+        pa.field("device_reserved_bytes", pa.int64()),
+        pa.field("processor_cores", pa.float64()),
     ]
 )
 

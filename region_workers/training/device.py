@@ -16,6 +16,7 @@ import torch.distributed as dist
 from schemas.job import Hardware
 from schemas.plan import TrainingPlan
 
+_MEMORY_FILE = Path("/proc/self/statm")  # in pages: all, resident, ...
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -64,6 +65,16 @@ class World:
             return torch.cuda.max_memory_allocated(self.device)
         unit_bytes = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+    def resources(self) -> dict[str, int]:
+        """What this process holds: resident on the host now (Linux says), of a CUDA device the most since it was forgotten."""
+        held = {}
+        if _MEMORY_FILE.exists():
+            held["resident_bytes"] = int(_MEMORY_FILE.read_text().split()[1]) * resource.getpagesize()
+        if self.device.type == "cuda":
+            held["device_allocated_bytes"] = torch.cuda.max_memory_allocated(self.device)
+            held["device_reserved_bytes"] = torch.cuda.max_memory_reserved(self.device)
+        return held
 
     def barrier(self) -> None:
         """Wait for the region's other workers."""

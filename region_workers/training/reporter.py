@@ -71,7 +71,7 @@ class StageReporter:
         self._earlier_s = 0.0
         self._heartbeat_at = 0.0
         self._first_step = 0
-        self._row_at, self._row_step = time.perf_counter(), 0
+        self._row_at, self._row_step, self._row_cpu_s = time.perf_counter(), 0, time.process_time()
 
     @property
     def active_s(self) -> float:
@@ -82,7 +82,7 @@ class StageReporter:
         """Start, or go on from a checkpoint made after `step` updates."""
         self.metrics, self._earlier_s, self._rows_told = list(metrics), earlier_s, 0
         self._first_step = self._row_step = step
-        self._row_at = time.perf_counter()
+        self._row_at, self._row_cpu_s = time.perf_counter(), time.process_time()
         self._progress = self._progress.model_copy(update={"first_step": step})
         self.announce("running", step)
         self._heartbeat_at = 0.0  # the first step is told at once
@@ -148,9 +148,10 @@ class StageReporter:
 
     def _add_row(self, trainer: Trainer) -> None:
         loss, gradient_norm = trainer.read_metrics()
-        now = time.perf_counter()
-        rate = (trainer.step - self._row_step) / max(now - self._row_at, 1e-9)
-        self._row_at, self._row_step = now, trainer.step
+        now, cpu_s = time.perf_counter(), time.process_time()
+        elapsed = max(now - self._row_at, 1e-9)
+        rate, cores = (trainer.step - self._row_step) / elapsed, (cpu_s - self._row_cpu_s) / elapsed
+        self._row_at, self._row_step, self._row_cpu_s = now, trainer.step, cpu_s
         self.metrics.append(
             {
                 "step": trainer.step,
@@ -159,6 +160,8 @@ class StageReporter:
                 "learning_rate": trainer.learning_rate,
                 "steps_per_s": rate,
                 "unix_time_s": unix_time(),
+                "processor_cores": cores,
+                **self._world.resources(),
             }
         )
         self._progress = self._progress.model_copy(update={"loss": loss})

@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from listener import Listener
 from mlflow import MlflowClient
@@ -130,6 +132,12 @@ def test_what_a_run_measures_is_in_its_trackers_step_by_step(tiny_plan: MakePlan
     assert min(distances.values()) <= plan.draw.threshold
     rates = [value for _, value in _in_tensorboard(run, "train/learning_rate")]
     assert rates == pytest.approx([plan.training.learning_rate] * len(rates))
+    for stage in STAGES:
+        resident = _in_tensorboard(run, f"resources/{stage}/resident_bytes")
+        assert [step for step, _ in resident] == list(_rows(run, stage))
+        assert all(10e6 < value < 100e9 for _, value in resident)
+        assert any(value > 0.05 for _, value in _in_tensorboard(run, f"resources/{stage}/processor_cores"))
+        assert len(_in_mlflow(run, f"all/resources/{stage}/resident_bytes")) == len(resident)
     reader = EventAccumulator(str(run / "tensorboard/run"))
     reader.Reload()
     [grid] = reader.Images("samples")
@@ -246,6 +254,16 @@ def test_trackers_are_no_part_of_the_experiment_and_may_be_none(tiny_plan: MakeP
     assert load_plan("digits", ["logging.trackers=[mlflow]"]).logging.trackers == ("mlflow",)
 
 
+def test_rows_of_before_resources_were_measured_are_read_and_a_gpus_are_told(tmp_path: Path) -> None:
+    row = dict.fromkeys(MetricsRow.model_fields, 1.0)
+    old = {name: value for name, value in row.items() if not name.endswith(("_bytes", "_cores"))}
+    table = pa.Table.from_pylist([old])
+    pq.write_table(table.set_column(0, "step", table["step"].cast(pa.int64())), tmp_path / "old.parquet")
+    [read] = map(MetricsRow.model_validate, read_metrics(tmp_path / "old.parquet"))
+    assert (read.resources(), read.progress()) == ({}, MetricsRow.model_validate(old).progress())
+    assert set(MetricsRow.model_validate(row).resources()) == set(row) - set(old)
+
+
 def test_what_feeds_the_trackers_can_stumble_and_the_run_goes_on(tiny_plan: MakePlan, tmp_path: Path) -> None:
     run, view = tmp_path / "run", Listener()
     damaged = run / "previews/000001.json"
@@ -269,7 +287,8 @@ def test_rows_at_another_interval_are_told_after_those_of_a_worker_that_was_lost
 
     class Steps:
         def scalars(self, series: Series, values: Mapping[str, float], step: int, unix_s: float) -> None:
-            told.append(step)
+            if series.kind == "train":
+                told.append(step)
 
         def warnings(self) -> list[str]:
             return []
