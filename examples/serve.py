@@ -4,7 +4,8 @@ python examples/serve.py runs/digits [--port 8000] [--batch-size 4] [--most-imag
 curl -d '{"seed": 7, "count": 4, "steps": 50}' http://127.0.0.1:8000/ -o four.png
 
 POST / takes JSON: "seed" (0), "count" (1) and "steps" (the ensemble's own). It answers one image as a PNG, several as
-one PNG with a grid of them, and drawings as an SVG. Image i of a seed is the same whoever asks for what beside it.
+one PNG with a grid of them, and drawings as an SVG. Image i of a seed is the same whoever asks for what beside it. Who
+comes when too much waits already is told so at once, by a 503.
 
 Nobody is asked for a password: it listens on this machine alone unless --host says otherwise, and what lets others in
 must ask them itself. Needs ray[serve].
@@ -53,11 +54,12 @@ class Sample(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """Of a request, and how many samples are drawn at a time."""
+    """Of a request, how many samples are drawn at a time, and how many may wait for that or be drawn now."""
 
     most_images: int
     most_steps: int
     batch_size: int
+    most_waiting: int
 
 
 class RefusedError(Exception):
@@ -79,15 +81,26 @@ class Sampler:
             return await asyncio.to_thread(self._draw_all, wanted)
 
         self._pipeline = load_ensemble(run, device="cuda" if torch.cuda.is_available() else "cpu")
-        self._limits, self._drawn = limits, drawn
+        self._limits, self._drawn, self._waiting = limits, drawn, 0
 
     async def __call__(self, request: Request) -> Response:
         try:
             wanted = await read_request(request, self._limits)
+            return picture(await self._in_turn(wanted))
         except RefusedError as refused:
-            return JSONResponse({"error": str(refused)}, refused.status)
-        samples = (self._drawn(Sample(wanted.seed, index, wanted.steps)) for index in range(wanted.count))
-        return picture(await asyncio.gather(*samples))
+            again = {"Retry-After": "1"} if refused.status == 503 else None
+            return JSONResponse({"error": str(refused)}, refused.status, again)
+
+    async def _in_turn(self, wanted: Wanted) -> list[Any]:
+        """Its samples; RefusedError if they would have to wait for too many others."""
+        if self._waiting + wanted.count > self._limits.most_waiting:
+            raise RefusedError(503, f"{self._waiting} samples are wanted already, and {wanted.count} more: come again")
+        self._waiting += wanted.count
+        try:
+            samples = (self._drawn(Sample(wanted.seed, index, wanted.steps)) for index in range(wanted.count))
+            return await asyncio.gather(*samples)
+        finally:
+            self._waiting -= wanted.count
 
     def _draw_all(self, wanted: list[Sample]) -> list[Any]:
         """What several requests want, in one batch for each number of steps."""
@@ -157,10 +170,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4, help="samples drawn at a time; fewer take as long (4)")
     parser.add_argument("--most-images", type=int, default=16, help="of one request (16)")
     parser.add_argument("--most-steps", type=int, default=250, help="of one request (250)")
+    parser.add_argument("--most-waiting", type=int, default=64, help="samples wanted of a replica at a time (64)")
     options = parser.parse_args()
 
     steps = load_ensemble(options.run).scheduler.config.num_train_timesteps  # and what is wrong with it is said here
-    limits = Limits(options.most_images, min(options.most_steps, steps), options.batch_size)
+    most_waiting = max(options.most_waiting, options.most_images)  # else the largest request would never have its turn
+    limits = Limits(options.most_images, min(options.most_steps, steps), options.batch_size, most_waiting)
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     with connect(WorkersPlan(), 1, options.address, say=print):
         import ray  # not before: it reads its environment then, which has been prepared for it
@@ -168,7 +183,7 @@ def main() -> None:
 
         gpus = int(ray.cluster_resources().get("GPU", 0))
         replicas, devices = max(1, gpus), {"num_cpus": 1, "num_gpus": min(gpus, 1)}
-        queue = {"max_ongoing_requests": 32, "max_queued_requests": 64}  # more are told to come back: 503
+        queue = {"max_ongoing_requests": most_waiting + 16, "max_queued_requests": most_waiting}  # more: 503, by Serve
         sampler = serve.deployment(Sampler, num_replicas=replicas, ray_actor_options=devices, **queue)
         serve.start(http_options={"host": options.host, "port": options.port})
         try:

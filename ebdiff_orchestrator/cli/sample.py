@@ -14,7 +14,12 @@ from schemas.errors import UserError
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
 from schemas.process import quick_imports
 
-EnsembleArgument = Annotated[Path, Argument(metavar="DIR", help="A run's directory or URL, or an ensemble's folder.")]
+EnsembleArgument = Annotated[
+    Path, Argument(metavar="DIR", help="A run's directory or URL, an ensemble's folder, or OWNER/NAME on the hub.")
+]
+RevisionOption = Annotated[
+    str | None, Option(metavar="REVISION", help="On the hub: a branch, tag or commit; default: the newest of main.")
+]
 OutOption = Annotated[Path, Option(metavar="DIR", help="Folder for the PNGs, of drawings the SVGs, and a grid.")]
 CountOption = Annotated[int, Option("-n", "--num-images", min=1, max=MOST_IMAGES, help="How many images.")]
 StepsOption = Annotated[int | None, Option(min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the ensemble's.")]
@@ -51,6 +56,7 @@ def sample(
     steps: StepsOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 64,
+    revision: RevisionOption = None,
     classes: ClassOption = None,
     guidance: GuidanceOption = None,
     dtype: DtypeOption = "fp32",
@@ -71,6 +77,7 @@ def sample(
         count=num_images,
         batch_size=batch_size,
         seed=seed,
+        revision=revision,
         steps=steps,
         classes=tuple(classes) if classes else None,
         guidance_scale=guidance,

@@ -27,13 +27,15 @@ from schemas.plan import Plan, TrainingPlan
 class SampleJob:
     """Which samples of which ensemble, and how its networks run; None stands for the ensemble's own.
 
-    `ensemble` is its folder, or its run's directory or URL, `dtype` a name in `DTYPES`.
+    `ensemble` is its folder, its run's directory or URL, or its name on the hub (with `revision`), `dtype` a name in
+    `DTYPES`.
     """
 
     ensemble: str
     count: int
     batch_size: int
     seed: int = 0
+    revision: str | None = None
     steps: int | None = None
     classes: tuple[int, ...] | None = None
     guidance_scale: float | None = None
@@ -79,7 +81,8 @@ def sample_on_workers(
         expected = f"at most {len(batches)}: {job.count} images are {len(batches)} batches of {job.batch_size}"
         raise user_error("--workers", workers, expected, "Lower it, or lower --batch-size.")
     run = RunDirectory(job.ensemble)
-    job = replace(job, ensemble=run.location)
+    if run.path.exists():  # else it is the hub's: each node downloads it
+        job = replace(job, ensemble=run.location)
     load(replace(job, dtype="fp32", compile=False, offload=True), torch.device("cpu"))  # keeps no weights in memory
     plan = run.read().plan if run.exists() else Plan()
     view.line("Connecting to Ray ...")
@@ -104,7 +107,8 @@ def load(job: SampleJob, device: torch.device) -> RoutedPipeline:
     """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
     folder = RunDirectory(job.ensemble).ensemble()
     named = job.ensemble if Path(job.ensemble).resolve() == folder else folder  # messages have the user's word for it
-    pipeline = load_ensemble(named, DTYPES[job.dtype], device, compile=job.compile, offload=job.offload)
+    options = {"compile": job.compile, "offload": job.offload, "revision": job.revision}
+    pipeline = load_ensemble(named, DTYPES[job.dtype], device, **options)
     _check_options(job, pipeline.num_classes, len(pipeline.scheduler))
     return pipeline
 

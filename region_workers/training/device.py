@@ -67,7 +67,7 @@ class World:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
     def resources(self) -> dict[str, int]:
-        """What this process holds: resident on the host now (Linux says), of a CUDA device the most since it was forgotten."""
+        """What this process holds: on the host now, where Linux says so; of a CUDA device the most since a reset."""
         held = {}
         if _MEMORY_FILE.exists():
             held["resident_bytes"] = int(_MEMORY_FILE.read_text().split()[1]) * resource.getpagesize()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import runpy
 import subprocess
 import sys
 import time
@@ -12,20 +14,26 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from conftest import TINY
+from drawing_files import VECTOR
 from finished_run import finished_run
 from forked import run_forked
 from PIL import Image
 from ray_processes import free_port
 from serial_cluster import SerialCluster
+from starlette.requests import Request
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.ensemble import samples_of
+from ebdiff_orchestrator.ensemble.drawings import svg_grid
 from ebdiff_orchestrator.ensemble.images import image_grid
 from schemas.plan import Plan
 
@@ -98,6 +106,39 @@ def _wait_for_server(server: subprocess.Popen[str], url: str, limit_s: float = 3
         except OSError:
             pass
         time.sleep(0.5)
+
+
+def _ask_here(sampler: Any, *wanted: dict[str, int]) -> list[Any]:
+    """The answers of a replica in this process to requests that come at once."""
+
+    async def receive(body: bytes) -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def ask() -> list[Any]:
+        bodies = [json.dumps(each).encode() for each in wanted]
+        scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": []}
+        return list(await asyncio.gather(*(sampler(Request(scope, partial(receive, body))) for body in bodies)))
+
+    return asyncio.run(ask())
+
+
+def test_drawings_are_served_as_svg_and_who_comes_when_many_wait_is_told_so(
+    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=22))
+    monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
+    finished_run(tmp_path, tiny_plan(*VECTOR))
+    serve = runpy.run_path(str(EXAMPLES / "serve.py"))
+    limits = serve["Limits"](most_images=4, most_steps=9, batch_size=4, most_waiting=6)
+    sampler = serve["Sampler"](tmp_path, limits)
+    few = samples_of(load_ensemble(tmp_path), 4, seed=7, steps=3, batch_size=4)
+    four, too_many, two = _ask_here(sampler, *({"seed": 7, "steps": 3, "count": count} for count in (4, 3, 2)))
+    assert (four.status_code, four.media_type, four.body.decode()) == (200, "image/svg+xml", svg_grid(few))
+    assert (two.status_code, two.body.decode()) == (200, svg_grid(few[:2]))
+    assert (too_many.status_code, too_many.headers["retry-after"]) == (503, "1")
+    assert json.loads(too_many.body)["error"] == "4 samples are wanted already, and 3 more: come again"
+    [again] = _ask_here(serve["Sampler"](tmp_path, limits), {"seed": 7, "steps": 3})
+    assert again.body.decode() == svg_grid(few[:1])
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, outline_jobs
 from ebdiff_orchestrator.run.view import View
-from region_workers.storage.integrity import artifact
+from ebdiff_orchestrator.sharing.export import export_run
+from region_workers.storage.integrity import artifact, file_digests
 from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import PlanError, UserError
@@ -97,6 +98,11 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     shutil.rmtree(RunDirectory(url).path)  # as on another machine
     drawn, expected = (sample_here(SampleJob(str(run), 2, 2), lambda done, total: None) for run in (url, whole_dir))
     assert np.array_equal(drawn.samples, expected.samples)
+    shutil.rmtree(RunDirectory(url).path)
+    exports = [export_run(Path(run), tmp_path / name / "mine") for run, name in ((url, "theirs"), (whole_dir, "ours"))]
+    first, second = (file_digests(folder) for folder in exports)
+    assert (len(first) > 10, first.pop("README.md") != "", second.pop("README.md") != "") == (True, True, True)
+    assert first == second
 
     stored = ObjectStore(url).list_keys()
     assert not [key for key in stored if ".partial" in key or key.endswith(".lock")]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,15 @@ from finished_run import an_evaluation, recorded_as_finished
 from forked import ForkedProcess
 from hub_server import TOKEN, Hub, client_settings, serving_hub, use_hub
 from huggingface_hub import ModelCard
+from PIL import Image
 
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
 from ebdiff_orchestrator.evaluation.records import ensemble_digest
+from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.card import model_card
 from ebdiff_orchestrator.sharing.export import export_run, module_files
 from ebdiff_orchestrator.sharing.push import push_run
@@ -258,6 +263,32 @@ def test_the_command_pushes_and_what_it_pushed_loads_by_its_name(
     assert {name.split("/")[1] for name in at_hub.files(REPO) if name.endswith(".safetensors")} == set(NAMES)
     for revision, kind in (("drawings", "drawings"), (first, "pixels"), (None, "pruned")):
         assert torch.equal(draw(load_ensemble(REPO, revision=revision), 1, 2), draw(load_ensemble(runs[kind]), 1, 2))
+
+
+def test_what_is_on_the_hub_is_sampled_by_its_name_also_by_workers(
+    runs: dict[str, Path], at_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push_run(runs["pixels"], "me/sampled")
+    push_run(runs["drawings"], "me/sampled", revision="drawings")
+    monkeypatch.chdir(tmp_path)
+    expected = sample_here(SampleJob(str(runs["pixels"]), 2, 1), print).samples
+    words = ("sample", "me/sampled", "--revision", "main", "-n", "2", "--batch-size", "1", "--out", "drawn")
+    code, said = _ebdiff(*words, url=at_hub.url, cache=tmp_path, token=TOKEN)
+    assert (code, "2 images and grid.png in drawn" in said) == (0, True), said
+    for number, pixels_HWC in enumerate(expected):
+        assert np.array_equal(np.asarray(Image.open(f"drawn/0000{number}.png")), pixels_HWC[..., 0])
+    job = SampleJob("me/sampled", 2, 1)
+    assert np.array_equal(sample_on_workers(job, 2, None, View(), ThisProcess()).samples, expected)
+    assert len(sample_here(replace(job, revision="drawings"), print).samples[0]) > 0
+    for wrong, reason in (
+        (replace(job, ensemble="none"), "path = none: expected an ensemble"),
+        (SampleJob(str(runs["pixels"]), 1, 1, revision="v1"), "revision = v1: expected None"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            sample_here(wrong, print)
+    code, said = _ebdiff("sample", "me/none", "--out", "refused", url=at_hub.url, cache=tmp_path, token=TOKEN)
+    reason = "path = me/none: expected an ensemble's folder, a run directory, or the name of an ensemble on the hub"
+    assert (code, reason in " ".join(said.split()), Path("refused").exists()) == (2, True, False), said
 
 
 @pytest.mark.parametrize(
