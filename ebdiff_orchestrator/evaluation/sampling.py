@@ -107,8 +107,8 @@ def load(job: SampleJob, device: torch.device) -> RoutedPipeline:
     """The job's ensemble, ready to draw. UserError if it is none, or has no such classes."""
     folder = RunDirectory(job.ensemble).ensemble()
     named = job.ensemble if Path(job.ensemble).resolve() == folder else folder  # messages have the user's word for it
-    options = {"compile": job.compile, "offload": job.offload, "revision": job.revision}
-    pipeline = load_ensemble(named, DTYPES[job.dtype], device, **options)
+    dtype = DTYPES[job.dtype]
+    pipeline = load_ensemble(named, dtype, device, compile=job.compile, offload=job.offload, revision=job.revision)
     _check_options(job, pipeline.num_classes, len(pipeline.scheduler))
     return pipeline
 
