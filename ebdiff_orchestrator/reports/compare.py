@@ -85,8 +85,12 @@ def compare_runs(runs: Sequence[Path], against: Path | None = None) -> Compariso
 
     UserError for a folder without a run, or if `against` is no dense run.
     """
-    manifests = [RunDirectory(run).read() for run in runs]
-    candidates = [(run, manifest) for run, manifest in zip(runs, manifests, strict=True) if is_dense(manifest.plan)]
+    return compare_manifests([(run, RunDirectory(run).read()) for run in runs], against)
+
+
+def compare_manifests(runs: Sequence[tuple[Path, Manifest]], against: Path | None = None) -> Comparison:
+    """The same of runs whose manifests have been read."""
+    candidates = [(run, manifest) for run, manifest in runs if is_dense(manifest.plan)]
     dense = None
     if against is not None:
         dense = RunDirectory(against).read()
@@ -97,7 +101,7 @@ def compare_runs(runs: Sequence[Path], against: Path | None = None) -> Compariso
             )
     elif len(candidates) == 1:
         against, dense = candidates[0]
-    rows = tuple(_row(run, manifest, dense) for run, manifest in zip(runs, manifests, strict=True))
+    rows = tuple(_row(run, manifest, dense) for run, manifest in runs)
     return Comparison(rows, str(against) if against else None)
 
 
@@ -249,8 +253,8 @@ def _speed_up_note(comparison: Comparison) -> str:
 
 
 def _hours_heading(comparison: Comparison) -> str:
-    kinds = {row.measures.hours.on_gpus for row in comparison.rows if row.measures.hours}
-    return {frozenset({True}): "GPU-hours", frozenset({False}): "worker-hours"}.get(frozenset(kinds), "hours")
+    units = {row.measures.hours.unit for row in comparison.rows if row.measures.hours}
+    return units.pop() if len(units) == 1 else "hours"
 
 
 def _steps_cell(row: Row) -> str:

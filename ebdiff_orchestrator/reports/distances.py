@@ -11,14 +11,14 @@ from ebdiff_orchestrator.reports.formats import MISSING
 from schemas.manifest import Manifest
 
 
-class Measure(NamedTuple):
+class Column(NamedTuple):
     """What values must share to stand in one column."""
 
     name: str
     weights_sha256: str
 
 
-Values = Mapping[Measure, MeasuredValue]
+Values = Mapping[Column, MeasuredValue]
 
 
 def measured_values(manifest: Manifest) -> tuple[MeasuredValue, ...]:
@@ -27,12 +27,12 @@ def measured_values(manifest: Manifest) -> tuple[MeasuredValue, ...]:
     return tuple(found[measure] for measure in sorted(found, key=_order))
 
 
-def best_values(manifest: Manifest) -> dict[Measure, MeasuredValue]:
+def best_values(manifest: Manifest) -> dict[Column, MeasuredValue]:
     """The same by measure."""
     current = ensemble_digest(manifest)
     own = [found for found in manifest.evaluations.values() if found.ensemble_digest == current]
     values = sorted((value for evaluation in own for value in values_of(evaluation)), key=_rank)
-    return {Measure(value.name, value.evaluation.weights_sha256): value for value in values}
+    return {Column(value.name, value.evaluation.weights_sha256): value for value in values}
 
 
 def distance_cells(runs: Sequence[Values]) -> list[dict[str, str]]:
@@ -50,7 +50,7 @@ def distance_cells(runs: Sequence[Values]) -> list[dict[str, str]]:
 
 def distance_notes(runs: Sequence[Values]) -> list[str]:
     """The footnotes that the columns need."""
-    by_measure: dict[Measure, list[MeasuredValue]] = {}
+    by_measure: dict[Column, list[MeasuredValue]] = {}
     for found in runs:
         for measure, value in found.items():
             by_measure.setdefault(measure, []).append(value)
@@ -104,7 +104,7 @@ def measured_fields(found: Values) -> list[dict[str, Any]]:
     ]
 
 
-def _order(measure: Measure) -> tuple[bool, Measure]:
+def _order(measure: Column) -> tuple[bool, Column]:
     return measure.name != "FID", measure
 
 

@@ -22,6 +22,11 @@ class Hours:
     hours: float
     on_gpus: bool
 
+    @property
+    def unit(self) -> str:
+        """What they are called."""
+        return "GPU-hours" if self.on_gpus else "worker-hours"
+
     @classmethod
     def of(cls, held: Sequence[DeviceUsage | DenseCost]) -> Hours | None:
         """All together; None for nothing."""

@@ -147,21 +147,11 @@ def _draws(plan: Plan) -> tuple[dict[str, int] | None, str]:
 
 def preview_table(preview: PlanPreview) -> Table:
     """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
+    headings, rows = network_sizes(preview)
     title = f"plan {preview.plan.name}: {method_of(preview.plan)}"
-    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "steps")
     table = plain_table(headings, left=("network",), title=title, no_wrap=True)
-    table.add_row("dense", "", "", "", "", *_sizes(preview.dense), "")
-    for region in preview.regions:
-        table.add_row(
-            region.region.name,
-            _span(region.region.train),
-            _span(region.route),
-            f"{region.region.pruning_ratio:.0%}",
-            f"{region.realised_ratio:.1%}",
-            *_sizes(region.costs),
-            str(region.steps),
-        )
-    table.add_row("weighted", "", "", "", "", *_sizes(preview.weighted), "")
+    for row in rows:
+        table.add_row(*row)
     whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (preview.dense, preview.weighted)]
     table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
     if preview.plan.data.drawings is not None:
@@ -172,12 +162,25 @@ def preview_table(preview: PlanPreview) -> Table:
     return table
 
 
+def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows: the dense network, each region's, and their mean as the timesteps weigh them."""
+
+    def sizes(costs: Costs) -> tuple[str, ...]:
+        macs = (costs.macs, costs.macs_with_attention) if with_attention else (costs.macs,)
+        return f"{costs.params / 1e6:.2f}", *(f"{each / 1e9:.3f}" for each in macs)
+
+    attention = ("+ attention G",) if with_attention else ()
+    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", *attention, "steps")
+    rows = [("dense", "", "", "", "", *sizes(preview.dense), "")]
+    for each in preview.regions:
+        ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
+        spans = (_span(each.region.train), _span(each.route))
+        rows.append((each.region.name, *spans, *ratios, *sizes(each.costs), str(each.steps)))
+    return headings, [*rows, ("weighted", "", "", "", "", *sizes(preview.weighted), "")]
+
+
 def _span(timesteps: tuple[int, int]) -> str:
     return f"{timesteps[0]}..{timesteps[1] - 1}"
-
-
-def _sizes(costs: Costs) -> tuple[str, str]:
-    return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}"
 
 
 def show_plan(preview: PlanPreview, placements: Placements | None, console: Console) -> None:

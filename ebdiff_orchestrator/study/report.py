@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ebdiff_orchestrator.reports.compare import Comparison, compare_runs, comparison_table
+from ebdiff_orchestrator.reports.compare import Comparison, compare_manifests, comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable
 from ebdiff_orchestrator.reports.measures import is_dense
 from ebdiff_orchestrator.reports.page import REPORT_FILE
@@ -116,4 +116,4 @@ def _comparison(results: StudyResults, folder: Path) -> Comparison | None:
     runs = [folder / run.name for row in results.rows for run in row.runs]
     begun = {run: RunDirectory(run).read() for run in runs if RunDirectory(run).exists()}
     dense = (run for run, manifest in begun.items() if is_dense(manifest.plan) and manifest.finished())
-    return compare_runs(list(begun), next(dense, None)) if begun else None
+    return compare_manifests(list(begun.items()), next(dense, None)) if begun else None

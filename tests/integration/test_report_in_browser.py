@@ -66,6 +66,11 @@ def test_a_browser_shows_every_figure_and_asks_nobody_for_anything(
         boxes = browser.execute_script(BOXES)
         assert len(boxes) > (8 if address == page else 0)
         assert all(width > 60 and height > 40 for width, height in boxes), boxes
+    for media, least in (("print", 300), ("screen", -1)):  # the plan is folded on a screen, and printed whole
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media})
+        plans = [plan.size["height"] for plan in browser.find_elements("tag name", "pre")]
+        assert len(plans) == 2
+        assert min(plans) > least
     assert error in browser.find_element("tag name", "body").text
     assert not browser.find_elements("tag name", "script")
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

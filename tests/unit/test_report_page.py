@@ -22,7 +22,7 @@ from ebdiff_orchestrator.reports.page.pictures import _picture
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from schemas.errors import UserError
 from schemas.manifest import DeviceUsage, Launch
 from schemas.plan import Plan
@@ -111,12 +111,20 @@ def test_a_run_that_was_launched_again_says_so(run: Path, tmp_path: Path) -> Non
     began = manifest.launches[0].started_at
     again = manifest.with_stage(manifest.stage("train/low").model_copy(update={"attempts": 3}))
     again = again.with_stage(again.stage("draw/high").model_copy(update={"reused_from": "elsewhere"}))
-    directory.write(
-        again.model_copy(update={"launches": (Launch(started_at=began - 99, ended_at=began - 9), *manifest.launches)})
+    killed, whole = (Launch(started_at=began - ago, ended_at=began - ago + 90) for ago in (999, 99))
+    samples = DeviceUsage(
+        job=SAMPLE, attempt=1, started_at=whole.ended_at - 5, ended_at=whole.ended_at, workers=1, gpus=0
     )
+    launches = (killed, whole, *manifest.launches)
+    directory.write(again.model_copy(update={"launches": launches, "usage": (samples, *manifest.usage)}))
     page = _written([run], tmp_path / "page.html")
     directory.write(manifest)
-    assert "Launched 2 times. Started more than once: train/low (3 attempts)." in page.text
+    said = (
+        "Launched 3 times: begun, ended early (stopped, killed or failed) after 0:01:30; gone on with, finished after "
+        "0:01:30; trained further, finished after "
+    )
+    assert said in page.text
+    assert "Started more than once: train/low (3 attempts)." in page.text
     assert "Taken over from other runs: draw/high." in page.text
     assert "where the run was launched again" in page.text
 
@@ -176,6 +184,13 @@ def test_what_people_named_stays_text(run: Path, tmp_path: Path) -> None:
 def test_a_label_in_a_figure_is_no_markup_and_no_mathematics() -> None:
     figure = curves_figure([Curve("<b>$x$", np.arange(3.0), np.arange(3.0) + 1)], "loss", itertools.count(1))
     assert "&lt;b&gt;$x$" in figure
+
+
+def test_a_long_name_in_a_figure_leaves_room_for_the_figure() -> None:
+    curves = [Curve(f"{'w' * 150}{end}", np.arange(3.0), np.arange(3.0) + 1) for end in "ab"]
+    figure = curves_figure(curves, "loss", itertools.count(1))
+    assert "w" * 32 not in figure
+    assert [f"www{end}<" in figure for end in "abc"] == [True, True, False]
 
 
 def test_a_curve_of_one_point_is_seen() -> None:

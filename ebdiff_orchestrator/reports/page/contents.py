@@ -28,8 +28,10 @@ from ebdiff_orchestrator.reports.page.curves import (
 )
 from ebdiff_orchestrator.reports.page.pictures import Picture, previews, samples_grid
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
+from ebdiff_orchestrator.reports.placements import network_sizes
 from ebdiff_orchestrator.reports.tickets import Settings, TicketReport, TicketsReport, report_tickets
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import SAMPLE
 from ebdiff_orchestrator.run.time_left import duration
 from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.storage.tables import read_metrics
@@ -72,10 +74,10 @@ class RunContents:
     software: list[tuple[str, str]]
 
 
-def contents_of(location: str | Path, numbers: itertools.count[int], picture_bytes: int) -> RunContents:
-    """The contents of the run in a folder or under a URL, its pictures in so many bytes. UserError if there is none."""
-    run = RunDirectory(location)
-    manifest = run.read()
+def contents_of(
+    run: RunDirectory, manifest: Manifest, numbers: itertools.count[int], picture_bytes: int
+) -> RunContents:
+    """The contents of a run, its pictures in so many bytes."""
     plan, found, timeline = manifest.plan, measures_of(manifest), timeline_of(manifest)
     preview = preview_plan(plan, manifest.dense)
     tickets, strip = _tickets(run), previews(run, picture_bytes // 2)
@@ -90,7 +92,7 @@ def contents_of(location: str | Path, numbers: itertools.count[int], picture_byt
         troubles=[f"{name}: {record.error}" for name, record in manifest.stages.items() if record.error],
         grid=samples_grid(run, picture_bytes - sum(len(picture.url) for picture in strip)),
         previews=strip,
-        sizes=_sizes(preview),
+        sizes=network_sizes(preview, with_attention=True),
         sizes_note=_sizes_note(plan),
         losses=_losses(run, manifest, numbers),
         heat_maps=[distances_figure(report, numbers) for report in tickets.tickets if len(report.masks) > 1],
@@ -117,13 +119,26 @@ def _state(manifest: Manifest) -> str:
 
 
 def _history(manifest: Manifest) -> str:
-    """How often the run was launched, what had to be started more than once, and what came from other runs."""
+    """How each launch went, what had to be started more than once, and what came from other runs."""
     again = [f"{name} ({record.attempts} attempts)" for name, record in manifest.stages.items() if record.attempts > 1]
     taken = [name for name, record in manifest.stages.items() if record.reused_from]
-    said = [f"Launched {len(manifest.launches)} times."] if len(manifest.launches) > 1 else []
+    said = [f"Launched {len(manifest.launches)} times: {_launches(manifest)}."] if len(manifest.launches) > 1 else []
     said += [f"Started more than once: {', '.join(again)}."] if again else []
     said += [f"Taken over from other runs: {', '.join(taken)}."] if taken else []
     return " ".join(said)
+
+
+def _launches(manifest: Manifest) -> str:
+    """What is known of each launch: whether it came to the samples, and whether it went on after one that had."""
+    told, finished = list[str](), False
+    for launch in manifest.launches:
+        jobs = {held.job for held in manifest.usage if launch.started_at <= held.started_at <= launch.ended_at}
+        began = "begun" if not told else "trained further" if finished else "gone on with"
+        ends = SAMPLE in jobs if launch is not manifest.launches[-1] else manifest.finished()
+        took = duration(int(launch.ended_at - launch.started_at))
+        told.append(f"{began}, {'finished' if ends else 'ended early (stopped, killed or failed)'} after {took}")
+        finished = ends
+    return "; ".join(told)
 
 
 def _facts(manifest: Manifest, found: Measures, preview: PlanPreview) -> list[tuple[str, str]]:
@@ -133,7 +148,7 @@ def _facts(manifest: Manifest, found: Measures, preview: PlanPreview) -> list[tu
     facts.append(("parameters, of the dense network's", f"{costs.params / dense.params:.0%}"))
     facts.append(("MACs of an image, of the dense network's", f"{costs.macs / dense.macs:.0%}"))
     if found.hours is not None:
-        facts.append(("GPU-hours" if found.hours.on_gpus else "worker-hours on CPUs", f"{found.hours.hours:.3g}"))
+        facts.append((found.hours.unit, f"{found.hours.hours:.3g}"))
     if found.wall_s is not None:
         facts.append(("from start to end", duration(int(found.wall_s))))
     if found.draw_share is not None:
@@ -141,29 +156,13 @@ def _facts(manifest: Manifest, found: Measures, preview: PlanPreview) -> list[tu
     return facts
 
 
-def _sizes(preview: PlanPreview) -> Table:
-    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", "+ attention G", "steps")
-    rows = [("dense", "", "", "", "", *_costs(preview.dense), "")]
-    for each in preview.regions:
-        (start, stop), (first, last) = each.region.train, each.route
-        ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
-        spans = (f"{start}..{stop - 1}", f"{first}..{last - 1}")
-        rows.append((each.region.name, *spans, *ratios, *_costs(each.costs), f"{each.steps:,}"))
-    rows.append(("weighted by timesteps", "", "", "", "", *_costs(preview.weighted), ""))
-    return headings, rows
-
-
 def _sizes_note(plan: Plan) -> str:
     if plan.data.drawings is not None:
         return f"MACs: multiply-accumulates of one drawing of {POINTS_COUNTED} points, whole in either column."
     return (
         "MACs: multiply-accumulates of one image, as the paper counts them; + attention: with the attention's matrix "
-        "products."
+        "products. Weighted: by the timesteps that each region owns."
     )
-
-
-def _costs(costs: Any) -> tuple[str, str, str]:
-    return f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}", f"{costs.macs_with_attention / 1e9:.3f}"
 
 
 def _losses(run: RunDirectory, manifest: Manifest, numbers: itertools.count[int]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ebdiff_orchestrator.reports.heat_maps import evenly_chosen
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
-from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure
+from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure, label_of
 from ebdiff_orchestrator.reports.page.timeline import Timeline
 from ebdiff_orchestrator.reports.tickets import TicketReport
 
@@ -51,7 +51,9 @@ def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count
     def draw(axes: Axes) -> None:
         for colour, curve in zip(itertools.cycle(COLOURS), curves, strict=False):
             steps, values = _thinned(curve)
-            axes.plot(steps, values, color=colour, label=curve.label, marker="o" if len(steps) == 1 else None, ms=5)
+            axes.plot(
+                steps, values, color=colour, label=label_of(curve.label), marker="o" if len(steps) == 1 else None, ms=5
+            )
         shown = np.concatenate([curve.values for curve in curves])
         shown = shown[np.isfinite(shown)]
         if len(shown) and shown.min() > 0 and shown.max() / shown.min() > 10:
@@ -85,7 +87,7 @@ def distances_figure(report: TicketReport, numbers: itertools.count[int]) -> str
         if masks.ticket is not None:
             drawn = int(np.searchsorted(masks.intervals[chosen], masks.ticket.interval))
             axes.plot([drawn], [drawn], "o", ms=9, mfc="none", mec=COLOURS[0], mew=2)
-        axes.set_title(f"{masks.region}: share of bits that differ", fontsize=9)
+        axes.set_title(f"{label_of(masks.region)}: share of bits that differ", fontsize=9)
 
     return figure(draw, numbers, 3.5, 2.9)
 
@@ -119,7 +121,7 @@ def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
             )
         for gap in timeline.gaps:
             axes.axvline(gap, color=INK, ls=":", lw=1)
-        axes.set_yticks(list(rows.values()), list(rows))
+        axes.set_yticks(list(rows.values()), list(map(label_of, rows)))
         axes.set_xlim(left=0)
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")

@@ -36,6 +36,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+_LONGEST_LABEL = 32
 _REFERENCE = re.compile(r'(url\(#|href="#)([^")]+)')
 _ID = re.compile(r' id="([^"]+)"')
 
@@ -51,6 +52,12 @@ def figure(draw: Callable[[Axes], None], numbers: itertools.count[int], width: f
         output = io.StringIO()
         picture.savefig(output, format="svg", metadata={"Date": None}, transparent=True)
     return _for_the_page(output.getvalue(), f"f{next(numbers)}-")
+
+
+def label_of(name: str) -> str:
+    """A name in a figure: of a long one its two ends, so that there is room for what it names."""
+    half = _LONGEST_LABEL // 2 - 1
+    return name if len(name) <= _LONGEST_LABEL else f"{name[:half]}...{name[-half:]}"
 
 
 def _for_the_page(document: str, prefix: str) -> str:

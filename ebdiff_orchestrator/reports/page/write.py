@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
+from ebdiff_orchestrator.reports.compare import compare_manifests, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.formats import TextTable
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
@@ -17,6 +17,7 @@ from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quali
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.durable import write_text
 from schemas.errors import UserError
+from schemas.manifest import Manifest
 
 REPORT_FILE = "report.html"
 BYTES_OF_PICTURES = 1_600_000  # of a page, shared by its runs; figures and tables take 40 to 100 kB a run
@@ -29,11 +30,13 @@ def write_report(runs: Sequence[str | Path], out: str | Path) -> Path:
     """
     check_out(out)
     numbers = itertools.count(1)
+    read = [(run, run.read()) for run in map(RunDirectory, runs)]
+    named = [(Path(run), manifest) for run, (_, manifest) in zip(runs, read, strict=True)]
     return write_page(
         out,
-        runs=[contents_of(run, numbers, BYTES_OF_PICTURES // len(runs)) for run in runs],
-        comparison=comparison_table(compare_runs([Path(run) for run in runs])) if len(runs) > 1 else None,
-        quality_figures=_quality_figures(runs, numbers) if len(runs) > 1 else [],
+        runs=[contents_of(run, manifest, numbers, BYTES_OF_PICTURES // len(runs)) for run, manifest in read],
+        comparison=comparison_table(compare_manifests(named)) if len(runs) > 1 else None,
+        quality_figures=_quality_figures(named, numbers) if len(runs) > 1 else [],
     )
 
 
@@ -78,18 +81,16 @@ def _render(values: dict[str, Any]) -> str:
     return environment.get_template("page.html.j2").render(values)
 
 
-def _quality_figures(runs: Sequence[str | Path], numbers: itertools.count[int]) -> list[str]:
+def _quality_figures(runs: Sequence[tuple[Path, Manifest]], numbers: itertools.count[int]) -> list[str]:
     """Of each measure that two runs or more have, quality against what the runs took."""
     points: dict[tuple[str, bool, str], list[Point]] = {}
-    for location in runs:
-        manifest = RunDirectory(location).read()
+    for location, manifest in runs:
         found = measures_of(manifest)
         if found.all_hours is None:
             continue
-        hours = "GPU-hours" if found.all_hours.on_gpus else "worker-hours on CPUs"
         for value in measured_values(manifest):
-            point = Point(f"{method_of(manifest.plan)} [{Path(location).name}]", found.all_hours.hours, value.value)
-            points.setdefault((value.label, value.higher_is_better, hours), []).append(point)
+            point = Point(f"{method_of(manifest.plan)} [{location.name}]", found.all_hours.hours, value.value)
+            points.setdefault((value.label, value.higher_is_better, found.all_hours.unit), []).append(point)
     return [
         quality_figure(label, higher, of_runs, hours, numbers)
         for (label, higher, hours), of_runs in points.items()
