@@ -122,7 +122,8 @@ class _Size:
 
 def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     """The counter of a plan's dense network, on the meta device; the last few are kept."""
-    return _counter(model, data.model_copy(update={"path": ""}))  # the sizes of samples matter, not where they are
+    sizes = DataPlan.model_construct(resolution=data.resolution, channels=data.channels, drawings=data.drawings)
+    return _counter(model, sizes)  # nothing else of the data matters
 
 
 @lru_cache(maxsize=8)
