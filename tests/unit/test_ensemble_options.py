@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch._dynamo
-from ensemble_fixtures import NAMES, draw, saved_ensemble, tiny_experts
+from ensemble_fixtures import NAMES, draw, saved_ensemble
 from torch._dynamo.utils import counters
 
-from ebdiff_orchestrator.ensemble import EnsemblePipeline, load_ensemble, routes, save_ensemble
+from ebdiff_orchestrator.ensemble import EnsemblePipeline, load_ensemble, routes
 from schemas.errors import UserError
-from schemas.plan import DiffusionPlan, SamplingPlan
+from schemas.plan import SamplingPlan
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -163,11 +163,3 @@ def test_a_machine_that_cannot_compile_is_told_to_leave_it_out(folder: Path, com
     pipeline.unet.compile(backend=no_compiler)
     with pytest.raises(UserError, match=r"compile = True: .*no C\+\+ compiler found.* Leave compile out"):
         draw(pipeline, 0, 1)
-
-
-@pytest.mark.slow
-def test_compiled_for_real_an_ensemble_draws_the_same_images_within_rounding(tmp_path: Path) -> None:
-    save_ensemble(tmp_path, tiny_experts()[:1], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan(steps=6))
-    compiled = load_ensemble(tmp_path, compile=True)
-    assert torch.allclose(draw(compiled, 0, 1), draw(load_ensemble(tmp_path), 0, 1), atol=1e-4)
-    assert counters["inductor"]

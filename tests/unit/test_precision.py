@@ -1,4 +1,7 @@
-"""Precision, memory format and compilation: nearly the same training, and each resumes to the same bits."""
+"""Precision, memory format and compilation: nearly the same training, and each resumes to the same bits.
+
+What torch compiles for real is all here, images of an ensemble too.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from ensemble_fixtures import draw, tiny_experts
 from test_sparse_training import check_every_step, sparse_plan
+from torch._dynamo.utils import counters
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
+from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World
 from region_workers.training.trainer import Trainer
+from schemas.plan import DiffusionPlan, SamplingPlan
 
 __all__ = ["make_parts", "make_trainer"]
 
@@ -20,6 +27,7 @@ BF16, CHANNELS_LAST, COMPILE = "training.precision=bf16", "training.channels_las
 ACCUMULATE = "training.gradient_accumulation=2"
 QUICK_TO_COMPILE = (
     "model.dropout=0.0",
+    "model.add_attention=false",
     "model.block_out_channels=[16]",
     "model.down_block_types=[DownBlock2D]",
     "model.up_block_types=[UpBlock2D]",
@@ -86,7 +94,7 @@ def test_weights_moments_and_ema_are_fp32_in_bf16_training(make_trainer: MakeTra
     assert {tensor.dtype for name, tensor in state.items() if name != "losses"} == {torch.float32}
 
 
-# The first of these compiles for half a minute; the others find its kernels in torch's cache.
+# The first of these compiles for half a minute; the others find its kernels, and the compiler warm.
 
 
 @pytest.mark.slow
@@ -110,3 +118,12 @@ def test_a_compiled_network_trains_to_the_same_loss(make_trainer: MakeTrainer) -
 @needs_compiler
 def test_a_compiled_network_of_a_sparse_training_keeps_as_many_weights_at_every_step(make_trainer: MakeTrainer) -> None:
     check_every_step(make_trainer(*sparse_plan("rigl"), COMPILE, *QUICK_TO_COMPILE), "rigl", 0.6)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_for_real_an_ensemble_draws_the_same_images_within_rounding(tmp_path: Path) -> None:
+    save_ensemble(tmp_path, tiny_experts()[:1], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan(steps=6))
+    compiled = load_ensemble(tmp_path, compile=True)
+    assert torch.allclose(draw(compiled, 0, 1), draw(load_ensemble(tmp_path), 0, 1), atol=1e-4)
+    assert counters["inductor"]
