@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from schemas.manifest import RAY_LOG
 from schemas.study import FAILURES_FILE, StudyFailures, StudyPlan
 
 _LOOK_S, _TELL_S = 0.5, 2.0
+_END_S = 5.0
 _MORE_TO_STOP_S = 30.0  # than a run gives its own workers
 
 
@@ -238,6 +239,8 @@ class _Study:
         limit_s = max((self._runs[name].plan.checkpointing.stop_limit_s for name in self._at_work), default=0.0)
         if not self._wait_for_runs(limit_s + _MORE_TO_STOP_S):
             self._view.line("Not waiting any longer; the last checkpoints stay.")
+        self._workers.end_jobs(_END_S)
+        wait([run.ended for run in self._at_work.values()], timeout=_END_S)
         raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
 
     def _wait_for_runs(self, limit_s: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
 from threading import Lock, RLock
 from typing import Any
@@ -24,12 +24,28 @@ class SharedWorkers:
         self.turn = RLock()
         self._counting = Lock()
         self._held: Counter[str] = Counter()  # by run: jobs under way and calls of functions
+        self._jobs: dict[str, Future[None]] = {}
 
     def has_room(self, runs_at_work: int) -> bool:
         """Whether one more run would find the workers of a job; in this process one run follows another."""
         if isinstance(self.executor, ThisProcess):
             return runs_at_work == 0
         return self.executor.free_workers() >= self.executor.request.processes
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        """As the executor, and known here until `end_jobs`."""
+        future = self._jobs[job.name] = self.executor.run_job(job, workers)
+        return future
+
+    def end_jobs(self, limit_s: float) -> None:
+        """End what stopped runs have left, as workers that were still starting, and wait until they have ended.
+
+        A thread that reaches Ray when that is shut down makes Ray end the whole process.
+        """
+        left = {name: future for name, future in self._jobs.items() if not future.done()}
+        for name in left:
+            self.executor.cancel(name)
+        wait(left.values(), timeout=limit_s)
 
     def count(self, run: str, more: int) -> None:
         """Note that a run holds more, or less."""
@@ -57,7 +73,7 @@ class LentWorkers(Executor):
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         self._shared.count(self._run, 1)
-        future = self._inner.run_job(job.model_copy(update={"name": self._name(job.name)}), workers)
+        future = self._shared.run_job(job.model_copy(update={"name": self._name(job.name)}), workers)
         future.add_done_callback(lambda _: self._shared.count(self._run, -1))
         return future
 

@@ -139,6 +139,9 @@ class _Jobs(RayExecutor):
         self.started[job.name] = Future()
         return self.started[job.name]
 
+    def cancel(self, job_name: str) -> None:
+        self.started[job_name].set_exception(RuntimeError("cancelled"))
+
 
 def test_jobs_of_one_name_in_two_runs_are_two_jobs(
     make_jobs: Callable[..., list[WorkerJob]], tiny_plan: Callable[..., Plan], tmp_path: Path
@@ -152,6 +155,9 @@ def test_jobs_of_one_name_in_two_runs_are_two_jobs(
     assert (one.others_at_work(), two.others_at_work()) == (True, True)
     futures[0].set_result(None)
     assert (one.others_at_work(), two.others_at_work()) == (True, False)
+    shared.end_jobs(limit_s=5.0)
+    assert [type(future.exception()) for future in futures] == [type(None), RuntimeError]
+    assert not one.others_at_work()
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
