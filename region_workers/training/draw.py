@@ -28,8 +28,6 @@ from region_workers.training.masks import mask_maker
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.stage_loop import Stage, stopped_at
 from region_workers.training.tickets import Tickets, fresh_expert
-from region_workers.training.timesteps import TimestepSampler
-from region_workers.training.trainer import Trainer
 from schemas.job import MASKS_FILE, DrawStage, DrawTarget, Ticket, WorkerJob
 
 
@@ -42,15 +40,12 @@ class Draw(Stage):
     def __init__(
         self, job: WorkerJob, plan: DrawStage, family: ModelFamily, randomness: StepRandomness, world: World
     ) -> None:
-        self._plan, self._targets, self._timesteps = job.draw_plan, plan.targets, plan.timesteps
-        self._family, self._randomness = family, randomness
+        self._plan, self._targets = job.draw_plan, plan.targets
         self._interval = self._plan.interval_steps or family.steps_per_epoch
         dense = family.build_dense()
         self._groups = find_groups(dense, family.example_inputs(dense))
-        sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)
-        keep_ema = self._plan.weights == "ema"
-        trainer = Trainer(dense, family, randomness, sampler, job.training, world, keep_ema)
-        super().__init__(job, plan, trainer, self._interval * self._plan.max_intervals, world)
+        most_steps, keep_ema = self._interval * self._plan.max_intervals, self._plan.weights == "ema"
+        super().__init__(job, plan, dense, family, randomness, world, most_steps, keep_ema)
         self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in plan.targets}
         self._mask_rows: list[Row] = []
         self._tickets = Tickets(self.folder)
@@ -120,9 +115,7 @@ class Draw(Stage):
         """One mask for each target that is pruned, rank zero's, also noted for the stage's file."""
         step = self.trainer.step
         pruned = [target for target in self._targets if target.pruning_ratio > 0]
-        mask_at = mask_maker(
-            self._groups, self.trainer, self._family, self._randomness, self.job, self._timesteps, self._between_passes
-        )
+        mask_at = mask_maker(self._groups, self.trainer, self._plan, self._between_passes)
         masks = [(target, self.world.broadcast(mask_at(target.pruning_ratio)).cpu()) for target in pruned]
         for target, mask in masks:
             packed, bits = pack_mask(mask), mask.numel()
@@ -161,7 +154,7 @@ class Draw(Stage):
             if self._plan.inherit_weights:
                 expert = extract_expert(dense, kept)
             else:
-                expert = fresh_expert(dense, kept, self.job.seed, self._timesteps, ratio)
+                expert = fresh_expert(dense, kept, self.job.seed, self.plan.timesteps, ratio)
             self._tickets.write(ticket, expert)
 
     def _not_drawn(self) -> TicketNotDrawnError:

@@ -51,12 +51,10 @@ class RecordedMask:
         """bool: where the bit is set. A comparison takes seven times as long."""
         return (self._bits & bit).bitwise_right_shift_(bit.bit_length() - 1).view(torch.bool)
 
-    def load(self, kept: Tensor, ever_kept: Tensor | None) -> None:
-        """Go on from a checkpoint; one of a version that knows nothing of `ever_kept` leaves the first mask's."""
-        ever = self._bits & _EVER
-        if ever_kept is not None:
-            bits = np.unpackbits(ever_kept.cpu().numpy(), count=ever.numel())
-            ever.copy_(torch.from_numpy(bits).view(ever.shape)).mul_(_EVER)
+    def load(self, kept: Tensor, ever_kept: Tensor) -> None:
+        """Go on from a checkpoint."""
+        bits = np.unpackbits(ever_kept.cpu().numpy(), count=self._bits.numel())
+        ever = torch.from_numpy(bits).view(self._bits.shape).to(self._bits.device).mul_(_EVER)
         self._bits.bitwise_and_(_FIRST).bitwise_or_(ever).bitwise_or_(kept.to(self._bits))
 
 

@@ -17,30 +17,31 @@ from region_workers.training.diffusion import diffusion_loss
 from region_workers.training.family import Batch, ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.trainer import Trainer
-from schemas.job import WorkerJob
 from schemas.plan import DrawPlan, TrainingPlan
 
 
 def mask_maker(
     groups: Sequence[ChannelGroup],
     trainer: Trainer,
-    family: ModelFamily,
-    randomness: StepRandomness,
-    job: WorkerJob,
-    timesteps: tuple[int, int],
+    plan: DrawPlan,
     between_passes: Callable[[], None],
 ) -> Callable[[float], torch.Tensor]:
     """From a pruning ratio to the mask of the trainer's network; computes what serves every ratio at once.
 
     `between_passes` is called before each pass through the network.
     """
-    plan, gradients = job.draw_plan, None
-    use_ema = plan.weights == "ema"
+    gradients, randomness, use_ema = None, trainer.randomness, plan.weights == "ema"
     weights = trainer.final_weights() if use_ema else {name: p.detach() for name, p in trainer.parameters.items()}
     if plan.importance in ("taylor", "diff-pruning"):
         with trainer.using_weights(trainer.ema):
             gradients = accumulate_importance_gradients(
-                trainer.network, family, randomness, timesteps, plan, job.training, between_passes
+                trainer.network,
+                trainer.family,
+                randomness,
+                trainer.sampler.span,
+                plan,
+                trainer.training,
+                between_passes,
             )
     if plan.scoring == "sequential" and plan.importance != "random":  # whose scores know nothing of the others
         return sequential_masks(groups, weights, plan.importance, gradients, plan.gradient_rule)

@@ -16,8 +16,6 @@ from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.stage_loop import Stage
 from region_workers.training.tickets import Tickets, fresh_expert
-from region_workers.training.timesteps import TimestepSampler
-from region_workers.training.trainer import Trainer
 from schemas.job import MASKS_FILE, DrawStage, Ticket, WorkerJob
 
 
@@ -49,9 +47,7 @@ class Slim(Stage):
         )
         kept = self._ticket.kept_channels
         self._expert = fresh_expert(dense, kept, job.seed, plan.timesteps, target.pruning_ratio)
-        sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)
-        trainer = Trainer(copy.deepcopy(self._expert), family, randomness, sampler, job.training, world, False)
-        super().__init__(job, plan, trainer, 0, world)
+        super().__init__(job, plan, copy.deepcopy(self._expert), family, randomness, world, 0, keep_ema=False)
 
     def is_done(self) -> bool:
         return True

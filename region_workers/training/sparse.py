@@ -89,7 +89,7 @@ class SparseWeights:
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Go on with the masks of `state_tensors`."""
         for name, mask in self._masks.items():
-            mask.load(tensors[_PREFIX + name], tensors.get(_EVER_KEPT + name))
+            mask.load(tensors[_PREFIX + name], tensors[_EVER_KEPT + name])
 
     def _first_mask(self, name: str) -> torch.Tensor:
         generator = self._randomness.generator(0, f"first mask of {name}")

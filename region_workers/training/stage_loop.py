@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact
 from region_workers.storage.tables import write_metrics
 from region_workers.training.checkpoints import Checkpoint, Checkpoints
 from region_workers.training.device import World
 from region_workers.training.failures import OutdatedError, StopRequestedError, TicketNotDrawnError
+from region_workers.training.family import ModelFamily
+from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import StageReporter
+from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.job import (
     CHECKPOINTS_FOLDER,
@@ -25,6 +30,7 @@ from schemas.job import (
     TrainStage,
     WorkerJob,
 )
+from schemas.plan import SparsityPlan
 from schemas.process import unix_time
 
 
@@ -40,9 +46,21 @@ class Stage(ABC):
     can_be_extended = False
 
     def __init__(
-        self, job: WorkerJob, plan: DrawStage | TrainStage, trainer: Trainer, total_steps: int, world: World
+        self,
+        job: WorkerJob,
+        plan: DrawStage | TrainStage,
+        network: nn.Module,
+        family: ModelFamily,
+        randomness: StepRandomness,
+        world: World,
+        total_steps: int,
+        keep_ema: bool = True,
+        sparsity: SparsityPlan | None = None,
     ) -> None:
-        self.job, self.plan, self.trainer, self.world = job, plan, trainer, world
+        self.job, self.plan, self.world = job, plan, world
+        sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)
+        training = job.training
+        self.trainer = Trainer(network, family, randomness, sampler, training, world, keep_ema, sparsity, total_steps)
         self.folder = Path(job.run_dir) / plan.name
         self.checkpoint_key = plan.key
         self.reporter = StageReporter(job, plan.name, total_steps, world)

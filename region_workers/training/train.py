@@ -17,8 +17,6 @@ from region_workers.training.device import World
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.stage_loop import Stage
-from region_workers.training.timesteps import TimestepSampler
-from region_workers.training.trainer import Trainer
 from schemas.errors import RunFailed
 from schemas.job import (
     EXPERT_FOLDER,
@@ -42,24 +40,12 @@ class Train(Stage):
         _check_ticket(ticket)
         self.inputs = ticket_artifacts(Path(job.run_dir), plan)
         self._expert = load_verified(ticket / EXPERT_FOLDER)
-        sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)
-        trainer = Trainer(
-            self._expert,
-            family,
-            randomness,
-            sampler,
-            job.training,
-            world,
-            sparsity=plan.sparsity,
-            total_steps=plan.steps,
-        )
-        super().__init__(job, plan, trainer, plan.steps, world)
+        super().__init__(job, plan, self._expert, family, randomness, world, plan.steps, sparsity=plan.sparsity)
         self.checkpoint_key = state_key(plan, self.inputs)
         self.most_steps = self._steps = plan.steps
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """The moves of the masks so far, which a checkpoint of a version without them lacks."""
-        if MASK_MOVES_FILE in checkpoint.files:
+        if self.trainer.sparse.is_sparse:
             self.trainer.sparse.moves.restore(read_mask_moves(checkpoint.files[MASK_MOVES_FILE]))
 
     def checkpoint_writer(self) -> Callable[[Path], None] | None:

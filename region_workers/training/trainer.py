@@ -13,9 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from region_workers.training.device import World
 from region_workers.training.diffusion import diffusion_loss
 from region_workers.training.family import ModelFamily
-from region_workers.training.micro_batches import MicroBatches
 from region_workers.training.non_finite import NonFiniteGuard
-from region_workers.training.randomness import StepRandomness
+from region_workers.training.randomness import StepRandomness, set_dropout_rows, use_batch_dropout
 from region_workers.training.sparse import SparseWeights
 from region_workers.training.timesteps import TimestepSampler
 from schemas.plan import SparsityPlan, TrainingPlan
@@ -45,8 +44,10 @@ class Trainer:
         if training.channels_last:
             self.network.to(memory_format=torch.channels_last)
         self.step = 0
-        self._family, self._sampler, self._training, self._world = family, sampler, training, world
-        self._micro_batches = MicroBatches(self.network, family, randomness, sampler, training, world)
+        self.family, self.randomness, self.sampler, self.training = family, randomness, sampler, training
+        self._world = world
+        self._rows = worker_rows(training.batch_size, training.gradient_accumulation, world)
+        self._dropouts = use_batch_dropout(self.network)
         self.parameters = dict(self.network.named_parameters())
         self.sparse = SparseWeights(self.network, sparsity, total_steps, randomness)
         keep_ema = keep_ema and training.ema_decay is not None
@@ -65,8 +66,8 @@ class Trainer:
         loss = self._accumulate_gradients()
         self.sparse.update(self.step, self.optimizer, self.ema)
         self.sparse.mask_gradients()
-        if self._training.gradient_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self._training.gradient_clip)
+        if self.training.gradient_clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
             self._gradient_norm = norm.detach()
         self._guard.watch(loss + self._gradient_norm, self.step)
         self._set_learning_rate()
@@ -75,7 +76,7 @@ class Trainer:
         self.sparse.mask_weights()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
-            weight = 1.0 - ema_decay(self.step, self._training)
+            weight = 1.0 - ema_decay(self.step, self.training)
             torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.parameters.values()], weight)
         self._loss_sum += loss
         self._losses += 1
@@ -83,27 +84,37 @@ class Trainer:
 
     @property
     def learning_rate(self) -> float:
-        """That of the last update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _set_learning_rate(self) -> None:
         """A function of the step, so that a checkpoint need not hold it."""
-        decay = self._training.learning_rate_decay
+        decay = self.training.learning_rate_decay
         if decay is not None:
-            epoch = self.step // self._family.steps_per_epoch
+            epoch = self.step // self.family.steps_per_epoch
             for group in self.optimizer.param_groups:
-                group["lr"] = self._training.learning_rate * decay**epoch
+                group["lr"] = self.training.learning_rate * decay**epoch
 
     def _accumulate_gradients(self) -> torch.Tensor:
-        """Backward over the step's micro-batches; the mean loss, the same on every worker."""
-        mean_loss = torch.zeros((), device=self._world.device)
-        for part in self._micro_batches.of_step(self.step):
-            self._sync_gradients(part.is_last)
-            predict = partial(self._family.predict, self._forward, part.batch)
-            weights = (self._sampler.weights_T, part.batch.value_weights)
-            clean, schedule = part.batch.clean, self._family.alphas_cumprod
-            loss = diffusion_loss(predict, clean, part.timesteps, part.noise, schedule, *weights)
-            loss = loss / self._training.gradient_accumulation
+        """Backward over the step's micro-batches; the mean loss, the same on every worker.
+
+        Timesteps and noise are drawn for the whole batch, of which this worker takes its rows.
+        """
+        device, batch_size = self._world.device, self.training.batch_size
+        mean_loss = torch.zeros((), device=device)
+        generator = self.randomness.generator(self.step)
+        timesteps_B = self.sampler.draw(batch_size, generator)
+        noise: torch.Tensor | None = None
+        for rows in self._rows:
+            self._sync_gradients(rows is self._rows[-1])
+            set_dropout_rows(self._dropouts, rows, batch_size, device)
+            self.randomness.seed_network(self.step)
+            batch = self.family.batch(self.step, rows)
+            if noise is None:
+                noise = torch.randn((batch_size, *batch.clean.shape[1:]), generator=generator, device=device)
+            predict = partial(self.family.predict, self._forward, batch)
+            schedule, weights = self.family.alphas_cumprod, (self.sampler.weights_T, batch.value_weights)
+            loss = diffusion_loss(predict, batch.clean, timesteps_B[rows], noise[rows], schedule, *weights)
+            loss = loss / self.training.gradient_accumulation
             loss.backward()  # type: ignore[no-untyped-call]
             mean_loss += loss.detach()
         return self._world.average(mean_loss)
@@ -184,6 +195,13 @@ class Trainer:
     def _copy_weights(self, weights: dict[str, torch.Tensor]) -> None:
         for name, parameter in self.parameters.items():
             parameter.copy_(weights[name])
+
+
+def worker_rows(batch_size: int, parts: int, world: World) -> list[slice]:
+    """This worker's rows of the global batch, in equal parts."""
+    size = batch_size // (world.size * parts)
+    starts = range(world.rank * size * parts, (world.rank + 1) * size * parts, size)
+    return [slice(start, start + size) for start in starts]
 
 
 def weights_handed_on(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

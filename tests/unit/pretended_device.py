@@ -116,8 +116,7 @@ def test_a_mask_is_computed_where_the_weights_are(name: str, importance: str, pr
     plan = _plan(name, {"draw": {"importance": importance, "importance_timesteps": 2}})
     trainer, family = _trainer(plan)
     groups = find_groups(trainer.network, family.example_inputs(trainer.network))
-    randomness = StepRandomness(0, "draw", (0, 1000), ACCELERATOR)
-    mask_at = mask_maker(groups, trainer, family, randomness, timing_job(plan), (0, 1000), lambda: None)
+    mask_at = mask_maker(groups, trainer, plan.draw, lambda: None)
     assert mask_at(0.5).device == ACCELERATOR
 
 
