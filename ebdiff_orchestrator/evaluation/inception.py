@@ -48,11 +48,22 @@ class Inception:
             )
         self._network, self._device = load_inception(file, device), device
 
+    @torch.no_grad()
     def features(
         self, images_NHWC: np.ndarray[Any, Any], report: Callable[[int, int], None] = lambda done, total: None
     ) -> np.ndarray[Any, Any]:
-        """Float32 [N, 2048], as `image_features`."""
-        return image_features(self._network, images_NHWC, self._device, report)
+        """Float32 [N, 2048]: what pytorch-fid computes of the same images in PNG files. Takes uint8 [N, H, W, 1 or 3].
+
+        `report(done, total)` counts images.
+        """
+        parts = []
+        with _torchs_own_resize():
+            for start in range(0, len(images_NHWC), BATCH_IMAGES):
+                batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + BATCH_IMAGES]))
+                batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
+                parts.append(self._network(batch_BCHW.to(self._device).float().div(255))[0].flatten(1).cpu().numpy())
+                report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
+        return np.concatenate(parts)
 
 
 def weights_file(given: Path | None) -> Path:
@@ -79,27 +90,6 @@ def load_inception(file: Path, device: torch.device) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise _wrong_weights(file, str(error).splitlines()[0]) from None
     return network.to(device).eval()
-
-
-@torch.no_grad()
-def image_features(
-    network: nn.Module,
-    images_NHWC: np.ndarray[Any, Any],
-    device: torch.device,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray[Any, Any]:
-    """Float32 [N, 2048]: what pytorch-fid computes of the same images in PNG files. Takes uint8 [N, H, W, 1 or 3].
-
-    `report(done, total)` counts images.
-    """
-    parts = []
-    with _torchs_own_resize():
-        for start in range(0, len(images_NHWC), BATCH_IMAGES):
-            batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + BATCH_IMAGES]))
-            batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
-            parts.append(network(batch_BCHW.to(device).float().div(255))[0].flatten(1).cpu().numpy())
-            report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
-    return np.concatenate(parts)
 
 
 @contextmanager

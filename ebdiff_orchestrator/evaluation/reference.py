@@ -10,18 +10,17 @@ from ebdiff_orchestrator.evaluation.feature_measures import MOST_FEATURES, Featu
 from ebdiff_orchestrator.evaluation.sources import image_files
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
-    array_bytes,
     mark_of,
     read_array,
     read_statistics,
     spread_features,
     statistics_of,
+    write_array,
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.work import remove_shards
 from region_workers.data.decode import UnreadableImageError, open_image
 from region_workers.data.store import Store
-from region_workers.storage.durable import write_bytes
 from region_workers.storage.integrity import file_digest
 from schemas.digest import digest
 from schemas.errors import user_error
@@ -65,7 +64,7 @@ class Reference:
         write_statistics(self.file, statistics, self.measure)
         features = spread_features(folder, self.num_images, MOST_FEATURES) if with_features else None
         if features is not None:
-            write_bytes(self._features_file, array_bytes(features))
+            write_array(self._features_file, features)
         remove_shards(folder)
         folder.rmdir()
         return statistics, features

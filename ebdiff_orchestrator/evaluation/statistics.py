@@ -25,7 +25,8 @@ from schemas.digest import digest
 from schemas.errors import RunFailed
 from schemas.evaluation import ExtractorChoice, Measure
 
-_NOT_SUCH_ARRAYS = (KeyError, AttributeError, TypeError, EOFError, RuntimeError, OverflowError)
+_BROKEN = (EOFError, zipfile.BadZipFile, zlib.error, struct.error)  # an archive's end, or its bytes
+_NOT_SUCH_ARRAYS = (KeyError, AttributeError, TypeError, RuntimeError, OverflowError, *_BROKEN)
 _MOST_BYTES = 4 * 8 * FEATURES**2
 
 
@@ -102,7 +103,7 @@ def read_statistics(path: Path, measure: Measure) -> Statistics:
             mean, covariance = archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64)
             num_images = int(archive["images"]) if "images" in archive else 0
             mark = str(archive["measure"]) if "measure" in archive else None
-    except (*_NOT_SUCH_ARRAYS, zipfile.BadZipFile, zlib.error, struct.error) as error:
+    except _NOT_SUCH_ARRAYS as error:
         raise ValueError(f"no arrays mu and sigma in it ({error})") from error
     shape = measure.extractor.shape
     expected = shape, (*shape, shape[-1])
@@ -130,19 +131,19 @@ def evenly(total: int, most: int) -> np.ndarray[Any, Any]:
     return np.arange(count) * total // count
 
 
-def array_bytes(array: np.ndarray[Any, Any]) -> bytes:
-    """As an .npz, which notices damage."""
+def write_array(path: Path, array: np.ndarray[Any, Any]) -> None:
+    """Durably, as an .npz, which notices damage."""
     encoded = io.BytesIO()
     np.savez(encoded, array=array)
-    return encoded.getvalue()
+    write_bytes(path, encoded.getvalue())
 
 
 def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """What `array_bytes` gave of a float32 array. Raises ValueError or OSError if the file holds no such thing."""
+    """A float32 array of `write_array`. Raises ValueError or OSError if the file holds no such thing."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             array: np.ndarray[Any, Any] = archive["array"]
-    except (*_NOT_SUCH_ARRAYS, zipfile.BadZipFile, zlib.error, struct.error) as error:
+    except _NOT_SUCH_ARRAYS as error:
         raise ValueError(f"no such array in it ({error})") from error
     if array.shape != shape or array.dtype != np.float32:
         raise ValueError(f"{array.dtype} {array.shape}; not float32 {shape}")

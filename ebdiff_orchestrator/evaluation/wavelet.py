@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from schemas.errors import user_error
 from schemas.limits import MOST_WAVELET_PX
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +64,24 @@ def distance_of_statistics(means_PF: Array, covariances_PFF: Array, other: tuple
         ours = means_PF[part], _root(covariances_PFF[part])
         found.append(packet_distances(*ours, other[0][part], _root(other[1][part])))
     return float(np.concatenate(found).mean())
+
+
+def quick_measure(images_NHWC: Array, reference_NHWC: Array) -> float:
+    """The distance of few images in memory, uint8 [N, H, W, 1 or 3], from a reference of the same size: for previews.
+
+    Of few images it is far above that of many: it compares like numbers only. UserError for fewer than two images, or
+    a size that has no packets.
+    """
+    sides = {images.shape[1:3] for images in (images_NHWC, reference_NHWC)}
+    if len(sides) > 1 or min(len(images_NHWC), len(reference_NHWC)) < 2:
+        expected = "two or more images on either side, all of one size"
+        raise user_error("previews.measure", "wavelet", expected, "Leave it out.")
+    height, width = sides.pop()
+    level = packet_level(height)
+    if height != width or not level or height > LARGEST_PX:
+        expected = f"square images of an even side of at most {LARGEST_PX} pixels, not {height}x{width}"
+        raise user_error("previews.measure", "wavelet", expected, "Leave it out.")
+    return distance_of_packets(packets(images_NHWC, level), packets(reference_NHWC, level))
 
 
 def packet_groups(num_packets: int, num_features: int) -> list[slice]:

@@ -71,7 +71,7 @@ def _measures(plan: Plan, samples: Samples, cache: Path) -> dict[str, float]:
     name = plan.previews.measure
     if name is None:
         return {}
-    from ebdiff_orchestrator.evaluation.quick import quick_measure
+    from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 
     store = ensure_data(plan.data, cache)
     numbers = np.linspace(0, len(store), min(len(samples), len(store)), endpoint=False).astype(int).tolist()
@@ -81,7 +81,7 @@ def _measures(plan: Plan, samples: Samples, cache: Path) -> dict[str, float]:
         assert plan.data.raster is not None
         images = np.stack([raster(drawing, plan.data.raster) for drawing in samples])
         reference = [store.piece(number, number + 1, plan.data.raster) for number in numbers]
-    return {name: quick_measure(name, np.asarray(images), np.concatenate(reference))}
+    return {name: quick_measure(np.asarray(images), np.concatenate(reference))}
 
 
 def _write(

@@ -22,9 +22,9 @@ from bench import Report, arguments, settings_of, timed
 from PIL import Image, ImageFilter
 
 from ebdiff_orchestrator.evaluation.feature_measures import kernel_distance
-from ebdiff_orchestrator.evaluation.quick import quick_measure
 from ebdiff_orchestrator.evaluation.random_conv import RandomConv
 from ebdiff_orchestrator.evaluation.statistics import Statistics, frechet_distance
+from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 from region_workers.data.store import ensure_store
 from region_workers.storage.places import cache_dir_of
 from schemas.plan import DataPlan
@@ -81,7 +81,7 @@ def measures_against(reference: Images) -> dict[str, Callable[[Images], float]]:
     return {
         "FD-random-conv": lambda images: frechet_distance(statistics(images), theirs),
         "KID-random-conv": lambda images: 1000 * kernel_distance(network.features(images), their_features)[0],
-        "FWD": lambda images: quick_measure("wavelet", images, reference),
+        "FWD": lambda images: quick_measure(images, reference),
     }
 
 
@@ -90,7 +90,7 @@ def measure(reference: Images, real: Images, other: Images, report: Report) -> N
     network = RandomConv(torch.device("cpu"))
     report.add("features of 1,000 images", timed(lambda: network.features(real)) * 1000 / len(real), "s", at_most=5)
     few = real[:64], reference[:64]
-    report.add("FWD of 64 images", timed(lambda: quick_measure("wavelet", *few)), "s", at_most=1)
+    report.add("FWD of 64 images", timed(lambda: quick_measure(*few)), "s", at_most=1)
     harms = {
         "blur of {} px": [(by, blurred(real, by)) for by in BLURS],
         "noise of {} levels": [(by, noisy(real, by)) for by in NOISES],

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.cli.evaluate import report_table
-from ebdiff_orchestrator.evaluation.quick import quick_measure
 from ebdiff_orchestrator.evaluation.records import ensemble_digest, evaluation_folder, recorded_report
 from ebdiff_orchestrator.evaluation.values import values_of
+from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -112,7 +112,7 @@ def test_the_wavelet_distance_is_that_of_the_same_images_in_memory(
     ]
     reference = ensure_store(RunDirectory(run_dir).read().plan.data, cache_dir).array[:20]
     images = np.stack(drawn).reshape(reference.shape)
-    assert found.frechet_distance == pytest.approx(quick_measure("wavelet", images, reference))
+    assert found.frechet_distance == pytest.approx(quick_measure(images, reference))
     assert evaluate(run_dir, 20, reference_images=20, **options) == found
     report = recorded_report(run_dir, found)
     assert report.label == "FWD-20, level 3"

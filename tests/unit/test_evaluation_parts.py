@@ -19,7 +19,7 @@ from pytorch_fid.inception import FID_WEIGHTS_URL
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.evaluation import inception
-from ebdiff_orchestrator.evaluation.inception import FEATURES, image_features, load_inception, weights_file
+from ebdiff_orchestrator.evaluation.inception import FEATURES, Inception, choose_inception, load_inception, weights_file
 from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv, weights_digest
 from ebdiff_orchestrator.evaluation.records import steps_by_region
 from ebdiff_orchestrator.evaluation.statistics import (
@@ -227,7 +227,7 @@ class _Evil:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(
-    network: torch.nn.Module, tmp_path: Path, channels: int
+    network: torch.nn.Module, weights: Path, tmp_path: Path, channels: int
 ) -> None:
     torch.set_num_threads(2)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, channels), np.uint8)
@@ -235,7 +235,7 @@ def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(
     for file, image_HWC in zip(files, images, strict=True):
         Image.fromarray(image_HWC.squeeze()).save(file)
     theirs = get_activations(files, network, batch_size=5, num_workers=0)
-    ours = image_features(network, images, CPU)
+    ours = Inception(choose_inception(weights), CPU).features(images)
     assert ours.dtype == np.float32
     assert ours.std() > 1e-2, "the features tell nothing apart"
     assert np.array_equal(ours, theirs)

@@ -9,13 +9,13 @@ import pytest
 import pywt
 from scipy.linalg import sqrtm
 
-from ebdiff_orchestrator.evaluation.quick import quick_measure
 from ebdiff_orchestrator.evaluation.wavelet import (
     distance_of_packets,
     distance_of_statistics,
     packet_groups,
     packet_level,
     packets,
+    quick_measure,
 )
 from schemas.errors import UserError
 
@@ -77,31 +77,28 @@ def test_packets_in_groups_are_all_packets() -> None:
 
 def test_equal_sets_are_at_no_distance_in_any_order_and_grey_ones_are_three_colours() -> None:
     images, others = some_images(12), some_images(12, seed=1)
-    apart = quick_measure("wavelet", images, others)
-    assert quick_measure("wavelet", images, images[::-1]) < 1e-5 < apart
-    assert quick_measure("wavelet", images[::-1], others) == pytest.approx(apart)
-    assert quick_measure("wavelet", others, images) == pytest.approx(apart)
+    apart = quick_measure(images, others)
+    assert quick_measure(images, images[::-1]) < 1e-5 < apart
+    assert quick_measure(images[::-1], others) == pytest.approx(apart)
+    assert quick_measure(others, images) == pytest.approx(apart)
     grey, other_grey = images[..., :1], others[..., :1]
     threefold = [np.repeat(each, 3, axis=-1) for each in (grey, other_grey)]
-    assert quick_measure("wavelet", grey, other_grey) == pytest.approx(quick_measure("wavelet", *threefold))
+    assert quick_measure(grey, other_grey) == pytest.approx(quick_measure(*threefold))
 
 
 def test_the_number_is_pytorchfwd_s() -> None:
     """Of pytorchfwd 1.0.1 (Haar, level 3) on the same images as PNGs, written down: it cannot be installed beside."""
-    assert quick_measure("wavelet", some_images(60, 8), some_images(60, 8, seed=5)) == pytest.approx(
-        0.0092104365, rel=1e-5
-    )
+    assert quick_measure(some_images(60, 8), some_images(60, 8, seed=5)) == pytest.approx(0.0092104365, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("name", "ours", "theirs"),
+    ("ours", "theirs"),
     [
-        ("fid", some_images(4), some_images(4)),
-        ("wavelet", some_images(1), some_images(4)),
-        ("wavelet", some_images(4), some_images(4, 8)),
-        ("wavelet", some_images(4, 15), some_images(4, 15)),
+        (some_images(1), some_images(4)),
+        (some_images(4), some_images(4, 8)),
+        (some_images(4, 15), some_images(4, 15)),
     ],
 )
-def test_what_has_no_quick_measure_is_refused(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+def test_what_has_no_quick_measure_is_refused(ours: np.ndarray, theirs: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"previews\.measure"):
-        quick_measure(name, ours, theirs)
+        quick_measure(ours, theirs)
