@@ -37,7 +37,7 @@ def doctor(
 ) -> None:
     """Check this machine, or every node of a cluster, before a long run; exit 1 if something is wrong."""
     with quick_imports():
-        from ebdiff_orchestrator.doctor.examine import Question, examine
+        from ebdiff_orchestrator.doctor.examine import examine
         from ebdiff_orchestrator.doctor.report import any_wrong, show
         from ebdiff_orchestrator.doctor.report import as_json as report
         from ebdiff_orchestrator.plans.load import load_plan
@@ -47,7 +47,7 @@ def doctor(
     if loaded is not None and loaded.model.pretrained is not None:
         loaded, _ = adopt_dense(loaded)
     folder = run_dir or (str(Path("runs", loaded.name)) if loaded is not None else None)
-    examination = examine(Question(loaded, folder, address, nodes, wait))
+    examination = examine(loaded, folder, address, nodes, wait)
     print(json.dumps(report(examination), indent=2)) if as_json else show(examination, Console())
     if any_wrong(examination.findings):
         raise Exit(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
 
 from ebdiff_orchestrator.cluster.connecting import cluster_address, connect
 from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Executor, NodeAnswer, ThisProcess
@@ -19,26 +18,27 @@ from schemas.plan import Plan, WorkersPlan
 _POLL_S = 2.0
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is to be examined: for a plan or in general, a run directory or none, a cluster or this machine."""
+def examine(
+    plan: Plan | None = None,
+    run_dir: str | None = None,
+    address: str | None = None,
+    expected_nodes: int | None = None,
+    wait_s: float = 0.0,
+) -> Examination:
+    """Ask the nodes of the cluster, or this machine if there is none, and judge by what a plan and its run will need.
 
-    plan: Plan | None
-    run_dir: str | None
-    address: str | None
-    expected_nodes: int | None
-    wait_s: float
-
-
-def examine(question: Question) -> Examination:
-    """Ask the nodes of the cluster, or this machine if there is none, and judge. UserError if it cannot be joined."""
-    plan, run_dir, address = question.plan, question.run_dir, cluster_address(question.address)
+    Waits so long for the expected nodes. UserError if the cluster cannot be joined.
+    """
+    address = cluster_address(address)
     workers = plan.workers if plan else WorkersPlan()
     with connect(workers, 1, address, executor=None if address else ThisProcess()) as machines:
-        _wait_for_nodes(machines, question)
-        nodes = _ask(machines, plan)
+        deadline = time.monotonic() + wait_s
+        while len(machines.on_each_node(_clock)) < (expected_nodes or 0) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        answers = machines.on_each_node(gather_facts, plan.workers.cache_dir if plan else None)
+        nodes = [_node(answer, plan) for answer in answers]
         findings = [
-            *node_checks.check_nodes(nodes, question.expected_nodes),
+            *node_checks.check_nodes(nodes, expected_nodes),
             *node_checks.check_versions(nodes),
             *node_checks.check_gpus(nodes),
             *node_checks.check_authentication(nodes, address),
@@ -51,18 +51,6 @@ def examine(question: Question) -> Examination:
         if plan is not None and run_dir is not None:
             findings += check_space(nodes, plan, run_dir)
     return Examination(findings=tuple(findings), nodes=tuple(nodes))
-
-
-def _wait_for_nodes(machines: Executor, question: Question) -> None:
-    deadline = time.monotonic() + question.wait_s
-    expected = question.expected_nodes or 0
-    while len(machines.on_each_node(_time_of_day)) < expected and time.monotonic() < deadline:
-        time.sleep(_POLL_S)
-
-
-def _ask(machines: Executor, plan: Plan | None) -> list[Node]:
-    answers = machines.on_each_node(gather_facts, plan.workers.cache_dir if plan else None)
-    return [_node(answer, plan) for answer in answers]
 
 
 def _node(answer: NodeAnswer, plan: Plan | None) -> Node:
@@ -79,12 +67,12 @@ def _of_embedded_ray(facts: NodeFacts | None, plan: Plan | None) -> dict[str, fl
 
 
 def _ask_clocks(machines: Executor) -> Finding:
-    machines.on_each_node(_time_of_day)  # so that no process has to be started while clocks are compared
+    machines.on_each_node(_clock)  # so that no process has to be started while clocks are compared
     before = time.time()
-    answers = machines.on_each_node(_time_of_day)
+    answers = machines.on_each_node(_clock)
     said: dict[str, float] = {answer.node: answer.value for answer in answers if answer.problem is None}
     return node_checks.check_clocks(before, time.time(), said)
 
 
-def _time_of_day() -> float:
+def _clock() -> float:
     return time.time()

@@ -66,14 +66,15 @@ def gather_facts(cache_dir: str | None) -> dict[str, Any]:
     """The facts of this machine as plain values, so that they travel between versions of this package."""
     cache = cache_dir_of(cache_dir)
     gpus, problem = _gpus()
-    token_file = _token_file()
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    shared_memory = Path("/dev/shm")
     facts = NodeFacts(
-        versions=_versions(),
+        versions={"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}, OUR_CODE: _code()},
         code_folder=str(_ROOT),
         gpus=gpus,
         cuda_problem=problem,
         memory_bytes=_memory_bytes(),
-        shm_bytes=_size_of("/dev/shm"),
+        shm_bytes=shutil.disk_usage(shared_memory).total if shared_memory.is_dir() else None,
         auth_mode=os.environ.get("RAY_AUTH_MODE"),
         token_file=str(token_file),
         token_mode=stat.S_IMODE(token_file.stat().st_mode) if token_file.is_file() else None,
@@ -85,7 +86,6 @@ def gather_facts(cache_dir: str | None) -> dict[str, Any]:
 
 
 def nearest_folder(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
     path = path.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
@@ -98,10 +98,6 @@ def bytes_below(folder: Path) -> int:
             with suppress(FileNotFoundError):
                 total += Path(path, name).stat().st_size
     return total
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, OUR_CODE: _code()}
 
 
 def _version(package: str) -> str:
@@ -148,14 +144,6 @@ def _memory_bytes() -> int:
     return total
 
 
-def _size_of(folder: str) -> int | None:
-    return shutil.disk_usage(folder).total if Path(folder).is_dir() else None
-
-
-def _token_file() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
-
-
 class Node(Section):
     """One node: what Ray says that it has (CPU, GPU), and what it says of itself, or why it could not."""
 
@@ -166,5 +154,4 @@ class Node(Section):
 
 
 def answering(nodes: Sequence[Node]) -> list[tuple[Node, NodeFacts]]:
-    """The nodes that said something of themselves."""
     return [(node, node.facts) for node in nodes if node.facts is not None]

@@ -72,7 +72,6 @@ def check_room(nodes: Sequence[Node], plan: Plan) -> Finding:
 
 
 def cluster_request(nodes: Sequence[Node], plan: Plan) -> Request:
-    """What a region asks of these nodes."""
     return request_of(plan.workers, sum(node.resources.get("GPU", 0.0) for node in nodes))
 
 
@@ -136,7 +135,6 @@ class Footprint:
     activation_bytes: int
 
     def on_device_bytes(self) -> int:
-        """On its GPU."""
         return self.state_bytes + self.activation_bytes + _CUDA_BYTES
 
     def on_host_bytes(self, uses_gpu: bool) -> int:
@@ -145,7 +143,6 @@ class Footprint:
 
 
 def footprint(plan: Plan, processes: int) -> Footprint:
-    """The footprint of one of a region's `processes` workers."""
     network, inputs = _largest_network(plan)
     samples = plan.training.batch_size // (processes * plan.training.gradient_accumulation)
     params = sum(parameter.numel() for parameter in network.parameters())

@@ -69,18 +69,13 @@ def _different(versions: Mapping[str, Mapping[str, str]]) -> list[Finding]:
             by_version.setdefault(found.get(package, "not known"), []).append(node)
         if len(by_version) > 1:
             told = "; ".join(f"{version} on {', '.join(names)}" for version, names in by_version.items())
-            findings.append(wrong(_VERSIONS, f"{_called(package)} differs: {told}", _remedy(package)))
+            name = package
+            remedy = f"Install one version of {name} on every node: pip install -c deploy/constraints.txt . does."
+            if package == OUR_CODE:
+                name = "this project's code"
+                remedy = "Install one commit everywhere, or submit the job with the checkout as --working-dir."
+            findings.append(wrong(_VERSIONS, f"{name} differs: {told}", remedy))
     return findings
-
-
-def _called(package: str) -> str:
-    return "this project's code" if package == OUR_CODE else package
-
-
-def _remedy(package: str) -> str:
-    if package == OUR_CODE:
-        return "Install one commit everywhere, or submit the job with the checkout as --working-dir."
-    return f"Install one version of {package} on every node: pip install -c deploy/constraints.txt . does."
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -93,20 +88,16 @@ def check_clocks(before: float, after: float, said: Mapping[str, float]) -> Find
 
     Only what the time that asking took cannot explain counts as skew.
     """
-    skews = {node: _skew(before, after, time) for node, time in said.items()}
-    off = [f"{node} is {abs(s):.1f} s {'ahead' if s > 0 else 'behind'}" for node, s in skews.items() if _matters(s)]
+    skews = {node: min(0.0, time - before) or max(0.0, time - after) for node, time in said.items()}
+    off = [
+        f"{node} is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
+        for node, skew in skews.items()
+        if abs(skew) > MOST_SKEW_S
+    ]
     took = f"asking took {after - before:.1f} s"
     agree = f"within {MOST_SKEW_S:g} s of each other, as far as can be told ({took})"
     remedy = "Let chrony or ntpd set the time on every node: files' times and progress are compared between nodes."
     return wrong_or_fine(_CLOCKS, off, remedy, agree)
-
-
-def _skew(before: float, after: float, time: float) -> float:
-    return min(0.0, time - before) or max(0.0, time - after)
-
-
-def _matters(skew: float) -> bool:
-    return abs(skew) > MOST_SKEW_S
 
 
 def check_authentication(nodes: Sequence[Node], address: str | None) -> list[Finding]:

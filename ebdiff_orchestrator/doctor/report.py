@@ -33,7 +33,6 @@ class Examination(Section):
 
 
 def fine(check: str, what: str) -> Finding:
-    """Nothing is wrong."""
     return Finding(check=check, status="fine", what=what)
 
 
@@ -53,7 +52,6 @@ def wrong_or_fine(check: str, problems: Sequence[str], remedy: str, what: str) -
 
 
 def any_wrong(findings: Sequence[Finding]) -> bool:
-    """Whether something is wrong."""
     return any(finding.status == "wrong" for finding in findings)
 
 
@@ -73,5 +71,4 @@ def show(examination: Examination, console: Console) -> None:
 
 
 def as_json(examination: Examination) -> dict[str, Any]:
-    """Findings and facts as plain values."""
     return {"fine": not any_wrong(examination.findings), **examination.model_dump(mode="json")}

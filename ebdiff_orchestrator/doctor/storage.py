@@ -120,7 +120,9 @@ def look_at_storage(location: str, secret: str) -> dict[str, Any]:
         files = RunFiles(location)
         found["reads"] = _reads(files, _DRIVER_FILE, secret)
         if found["reads"]:
-            found["lock"] = _lock_of(in_folder / _LOCK_FILE) if in_folder else None
+            if in_folder:
+                with (in_folder / _LOCK_FILE).open("r+") as lock:
+                    found["lock"] = _lock_state(lock.fileno())
             for text in ("an older content", secret):  # replaced, as the run does all the time
                 files.write(name, text.encode())
             found["wrote"] = name
@@ -131,7 +133,6 @@ def look_at_storage(location: str, secret: str) -> dict[str, Any]:
 
 
 def judge_folder(run_dir: Path, answers: Mapping[str, StorageAnswer]) -> list[Finding]:
-    """What the nodes' answers about a folder come to."""
     apart = [name for name, answer in answers.items() if not answer.reads or (answer.wrote and not answer.seen)]
     told = [f"{', '.join(apart)}: {run_dir} is another folder there than here"] if apart else []
     mount = "Mount the same filesystem there, at the same path, and give --run-dir on it."
@@ -146,7 +147,6 @@ def judge_folder(run_dir: Path, answers: Mapping[str, StorageAnswer]) -> list[Fi
 
 
 def judge_store(url: str, answers: Mapping[str, StorageAnswer]) -> Finding:
-    """What the nodes' answers about an object store come to."""
     problems = [
         f"{name}: {answer.problem or 'what the driver wrote is not there'}"
         for name, answer in answers.items()
@@ -157,7 +157,6 @@ def judge_store(url: str, answers: Mapping[str, StorageAnswer]) -> Finding:
 
 
 def cannot_write(run_dir: str, error: Exception) -> Finding:
-    """The driver's own side failed."""
     remedy = "Give a --run-dir that can be written, on a filesystem with locks (NFS: with its lock service)."
     return wrong(_FILES, f"{run_dir}: {error}", remedy)
 
@@ -186,11 +185,6 @@ def _reads(files: RunFiles, name: str, content: str) -> bool:
                 return False
         time.sleep(0.2)
     return False
-
-
-def _lock_of(path: Path) -> Lock:
-    with path.open("r+") as file:
-        return _lock_state(file.fileno())
 
 
 def _lock_state(descriptor: int) -> Lock:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from s3_server import BUCKET, s3_server
 
-from ebdiff_orchestrator.doctor.examine import Question, examine
+from ebdiff_orchestrator.doctor.examine import examine
 from ebdiff_orchestrator.doctor.storage import StorageAnswer, StorageTest, judge_store, look_at_storage, storage_test
 from region_workers.storage.object_store import ObjectStore
 
@@ -48,5 +48,5 @@ def test_a_node_that_may_not_write_is_wrong(store: ObjectStore) -> None:
 
 @pytest.mark.parametrize(("url", "status"), [(URL, "fine"), ("s3://no-such-bucket/run", "wrong")])
 def test_a_run_in_an_object_store_is_examined(store: ObjectStore, url: str, status: str) -> None:
-    findings = examine(Question(None, url, None, None, 0.0)).findings
+    findings = examine(run_dir=url).findings
     assert [finding.status for finding in findings if finding.check == "shared storage"] == [status]
