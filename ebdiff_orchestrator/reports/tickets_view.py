@@ -11,8 +11,8 @@ from rich.table import Table
 
 from ebdiff_orchestrator.reports.formats import as_csv, plain_table, say
 from ebdiff_orchestrator.reports.heat_maps import evenly_chosen, heat_picture, heat_table, side_by_side
+from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.mask_moves_picture import moves_picture
-from ebdiff_orchestrator.reports.mask_moves_view import moves_as_csv, show_moves
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
 from region_workers.storage.durable import write_file, write_text
 from schemas.errors import user_error
@@ -21,6 +21,13 @@ _COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
 _DIFFERENCES_EXPLAINED = (
     "distance: share of bits that differ. shared: of the channels that the smaller ticket keeps, those that the larger "
     "one keeps too; by chance: what that would be for unrelated tickets."
+)
+_MOST_ROWS = 16
+_MEASURES = ("exchanged", "replaced", "distance", "ever_kept")
+_MOVES_EXPLAINED = (
+    "exchanged: of the kept weights, those that an update took for others (by layer: all updates together). replaced: "
+    "of those that the first mask kept, those that are kept no more. distance: the share of bits that differ from the "
+    "first mask. ever kept: of all weights of the masked layers. Layers that keep everything have no mask."
 )
 
 
@@ -36,7 +43,7 @@ def show(report: TicketsReport, console: Console, last: int | None) -> None:
         say(console, "How the tickets differ:")
         console.print(_differences(report.differences))
         say(console, _DIFFERENCES_EXPLAINED)
-    show_moves(report.moves, console, last)
+    _show_moves(report.moves, console, last)
     for note in report.notes:
         say(console, note)
 
@@ -54,7 +61,7 @@ def write_report(report: TicketsReport, folder: Path, last: int | None) -> list[
         written += [path, _write_picture([_heat_picture(ticket, last)], path.with_suffix(".png"))]
     for moves in report.moves:
         path = folder / f"{moves.region}-weights.csv"
-        write_text(path, moves_as_csv(moves))
+        write_text(path, _moves_as_csv(moves))
         written += [path, _write_picture([moves_picture(moves)], path.with_suffix(".png"))]
     return written
 
@@ -135,3 +142,74 @@ def _as_csv(ticket: TicketReport, last: int | None) -> str:
     return as_csv(
         [{"interval": interval, **dict(zip(map(str, intervals), row, strict=True))} for interval, row in rows]
     )
+
+
+def _show_moves(found: tuple[RecordedMoves, ...], console: Console, last: int | None) -> None:
+    """Print of each region how its masks have moved, and how dense its layers are."""
+    for moves in found:
+        say(console, _headline_of_moves(moves), style="bold")
+        if len(moves.steps) > 1:
+            _show_over_time(moves, console, last)
+        _show_layers(moves, console)
+        console.print()
+    if found:
+        say(console, _MOVES_EXPLAINED)
+
+
+def _headline_of_moves(moves: RecordedMoves) -> str:
+    """Such as `weights of all (rigl 60%): 71,000 of 179,000 kept in 19 masked layers, 3 updates up to step 6`."""
+    counts = f"{moves.kept.sum():,} of {moves.weights.sum():,} kept in {len(moves.layers)} masked layers"
+    updates = len(moves.steps) - 1
+    moved = f"{updates} updates up to step {moves.steps[-1]}" if updates else "no update"
+    state = "" if moves.finished else "; it trains on"
+    return f"weights of {moves.region} ({moves.plan.method} {moves.plan.sparsity:.0%}): {counts}, {moved}{state}"
+
+
+def _moves_as_csv(moves: RecordedMoves) -> str:
+    """A row for each layer and mask, in numbers of weights."""
+    return as_csv(
+        [
+            {
+                "step": int(step),
+                "layer": layer,
+                "weights": int(moves.weights[index]),
+                "kept": int(moves.kept[index]),
+                "exchanged": int(moves.exchanged[mask, index]),
+                "replaced": int(moves.replaced[mask, index]),
+                "ever_kept": int(moves.ever_kept[mask, index]),
+            }
+            for mask, step in enumerate(moves.steps)
+            for index, layer in enumerate(moves.layers)
+        ]
+    )
+
+
+def _show_over_time(moves: RecordedMoves, console: Console, last: int | None) -> None:
+    shares, count = moves.over_time(), len(moves.steps)
+    first = max(0, count - last) if last else 0
+    rows = [first + position for position in evenly_chosen(count - first, _MOST_ROWS)]
+    chosen = "" if len(rows) == count - first else f" ({len(rows)} of {count - first}, evenly chosen)"
+    say(
+        console,
+        f"Masks after each update{chosen}; {moves.replaced_by_chance():.1%} would be replaced by chance:",
+    )
+    table = plain_table(("step", *(name.replace("_", " ") for name in _MEASURES)), left=(), no_wrap=True)
+    for row in rows:
+        table.add_row(str(moves.steps[row]), *(f"{shares[name][row]:.1%}" for name in _MEASURES))
+    console.print(table)
+
+
+def _show_layers(moves: RecordedMoves, console: Console) -> None:
+    shares = moves.by_layer()
+    rows = evenly_chosen(len(moves.layers), _MOST_ROWS)
+    chosen = "" if len(rows) == len(moves.layers) else f" ({len(rows)} of {len(moves.layers)}, evenly chosen)"
+    say(console, f"Layers{chosen}:")
+    headings = ("layer", "weights", *(name.replace("_", " ") for name in shares))
+    table = plain_table(headings, left=("layer",), no_wrap=True)
+    for column in table.columns[1:]:
+        column.min_width = len(max(headings[1:], key=len))
+    table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"  # its end tells layers apart
+    for row in rows:
+        cells = (f"{share[row]:.1%}" for share in shares.values())
+        table.add_row(moves.layers[row].removesuffix(".weight"), f"{moves.weights[row]:,}", *cells)
+    console.print(table)

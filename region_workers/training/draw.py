@@ -1,7 +1,11 @@
-"""The draw stage: train the dense model on a range of timesteps until every target's ticket has appeared."""
+"""The draw stage: train the dense model on a range of timesteps until every target's ticket has appeared.
+
+`Slim` stands in its place where nothing is drawn.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -11,6 +15,7 @@ import torch
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
+    compute_mask,
     has_converged,
     kept_channels,
     pack_mask,
@@ -182,6 +187,49 @@ class Draw(Stage):
             else:
                 parts.append(f"{len(self._masks[target.region])} masks, queue of {self._plan.queue_length} filling")
         return "; ".join(parts)
+
+
+class Slim(Stage):
+    """The control of tickets: an expert of the pruning ratio's widths, the first channels of each norm group, fresh.
+
+    The dense network's shapes are traced without its weights, which are never made. No step is taken.
+    """
+
+    def __init__(
+        self, job: WorkerJob, plan: DrawStage, family: ModelFamily, randomness: StepRandomness, world: World
+    ) -> None:
+        (target,) = plan.targets
+        with torch.device("meta"):
+            dense = family.build_dense()
+        groups = find_groups(dense, family.example_inputs(dense))
+        mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], target.pruning_ratio)
+        self._ticket = Ticket(
+            region=target.region,
+            pruning_ratio=target.pruning_ratio,
+            realised_ratio=realised_ratio(groups, target.pruning_ratio),
+            importance="none",
+            weights="fresh",
+            interval=0,
+            step=0,
+            distances=(),
+            converged=True,
+            kept_channels=kept_channels(groups, mask),
+        )
+        kept = self._ticket.kept_channels
+        self._expert = fresh_expert(dense, kept, job.seed, plan.timesteps, target.pruning_ratio)
+        super().__init__(job, plan, copy.deepcopy(self._expert), family, randomness, world, 0, keep_ema=False)
+
+    def is_done(self) -> bool:
+        return True
+
+    def write_products(self) -> list[Path]:
+        tickets = Tickets(self.folder)
+        tickets.write(self._ticket, self._expert)
+        write_masks(self.folder / MASKS_FILE, [])
+        return [self.folder / MASKS_FILE, *tickets.files()]
+
+    def figures(self) -> dict[str, float]:
+        return {f"{self._ticket.region}.drawn_at_step": 0.0}
 
 
 def _write_masks(rows: list[Row], folder: Path) -> None:

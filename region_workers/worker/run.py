@@ -14,7 +14,7 @@ from region_workers.storage.integrity import finished_result
 from region_workers.storage.locks import locked
 from region_workers.storage.places import SCRATCH_FOLDER, cache_dir_of
 from region_workers.training.device import World, current_world, prepare_process
-from region_workers.training.draw import Draw
+from region_workers.training.draw import Draw, Slim
 from region_workers.training.failures import (
     HangError,
     StageHeldError,
@@ -25,7 +25,6 @@ from region_workers.training.failures import (
 from region_workers.training.family import family_of, open_samples
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import announce_start, is_told
-from region_workers.training.slim import Slim
 from region_workers.training.stage_loop import Stage, StageLoop
 from region_workers.training.train import Train
 from region_workers.worker.uploader import Uploader, working_folder
