@@ -69,12 +69,10 @@ def problem(field: str, value: object, expected: str, remedy: str) -> str:
 
 
 def user_error(field: str, value: object, expected: str, remedy: str) -> UserError:
-    """A `UserError` with one problem."""
     return UserError(problem(field, value, expected, remedy))
 
 
 def plan_error(field: str, value: object, expected: str, remedy: str) -> PlanError:
-    """A `PlanError` with one problem."""
     return PlanError(problem(field, value, expected, remedy))
 
 

@@ -51,12 +51,10 @@ class DeviceUsage(Section):
 
     @property
     def worker_hours(self) -> float:
-        """Hours times workers."""
         return (self.ended_at - self.started_at) / 3600 * self.workers
 
     @property
     def gpu_hours(self) -> float:
-        """Hours times GPUs."""
         return (self.ended_at - self.started_at) / 3600 * self.gpus
 
 
@@ -138,14 +136,12 @@ class Evaluation(Section):
 
     @property
     def distance(self) -> float:
-        """The Frechet distance, whatever it is called."""
         distance = self.fid if self.extractor == "inception" else self.frechet_distance
         assert distance is not None, "it was validated"
         return distance
 
     @property
     def weights_sha256(self) -> str:
-        """Of the extractor's weights."""
         sha256 = self.inception_sha256 if self.extractor == "inception" else self.extractor_sha256
         assert sha256 is not None, "it was validated"
         return sha256
@@ -187,11 +183,9 @@ class Manifest(Sealed):
         return tuple(held for held in self.usage if held.job != EVALUATE_JOB)
 
     def stage(self, name: str) -> StageRecord:
-        """The record of a stage."""
         return self.stages[name]
 
     def with_stage(self, record: StageRecord) -> Manifest:
-        """A copy in which `record` stands for its stage."""
         return self.model_copy(update={"stages": {**self.stages, record.name: record}})
 
     def finished(self) -> bool:

@@ -235,5 +235,4 @@ class Plan(Section):
         return values
 
     def experiment_digest(self) -> str:
-        """SHA-256 of `experiment()`."""
         return digest(self.experiment())

@@ -54,7 +54,6 @@ class PreviewRecord(Section):
 
 
 def picture_key(number: int) -> str:
-    """A preview's picture in the run directory."""
     return f"{PREVIEWS_FOLDER}/{number:06d}.png"
 
 

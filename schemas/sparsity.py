@@ -54,7 +54,6 @@ class SparsityPlan(Section):
     )
 
     def of_region(self, sparsity: float | None) -> SparsityPlan:
-        """The section for a region with a sparsity of its own, if it has one."""
         return self if sparsity is None else self.model_copy(update={"sparsity": sparsity})
 
     def determinants(self, steps: int) -> dict[str, Any]:

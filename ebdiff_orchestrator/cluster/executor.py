@@ -152,7 +152,6 @@ def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
 
 
 def run_one(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returns on one worker."""
     [(_, result)] = executor.run_many(function, [arguments])
     return result
 

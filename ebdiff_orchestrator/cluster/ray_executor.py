@@ -191,7 +191,6 @@ class _Job:
         self._end_if_cancelled()
 
     def ends_with(self, actor: Any) -> None:
-        """Have the actor at hand."""
         self.actor = actor
         self._end_if_cancelled()
 

@@ -45,7 +45,6 @@ def holds_all(evaluation: Evaluation, measures: tuple[str, ...]) -> bool:
 
 
 def held_by(evaluation: Evaluation | None) -> tuple[str, ...]:
-    """The measures of features that the evaluation holds."""
     if evaluation is None:
         return ()
     kid: tuple[str, ...] = () if evaluation.kid is None else ("kid",)

@@ -22,7 +22,6 @@ _VERSION = 2  # of how images are drawn and measured
 
 
 def ensemble_digest(manifest: Manifest) -> str:
-    """SHA-256 of the ensemble's files."""
     return digest([[item.path, item.sha256] for item in manifest.stage(ASSEMBLE).artifacts])
 
 

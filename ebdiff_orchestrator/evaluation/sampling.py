@@ -45,7 +45,6 @@ class SampleJob:
 
     @property
     def batches(self) -> tuple[range, ...]:
-        """The samples of each batch."""
         starts = range(0, self.count, self.batch_size)
         return tuple(range(start, min(start + self.batch_size, self.count)) for start in starts)
 

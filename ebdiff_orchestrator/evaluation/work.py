@@ -40,12 +40,10 @@ class Shard:
 
     @property
     def images(self) -> range:
-        """Their numbers."""
         return range(self.first, self.first + self.count)
 
     @property
     def name(self) -> str:
-        """What its files are called."""
         return f"features-{self.index:05d}"
 
 
@@ -71,7 +69,6 @@ def progress_file(folder: Path, shard: Shard) -> Path:
 
 
 def image_file(folder: Path, index: int) -> Path:
-    """The PNG of image `index`, if images are kept."""
     return folder / IMAGES_FOLDER / f"{index:05d}.png"
 
 
@@ -163,11 +160,9 @@ class _ShardProgress:
         self._folder, self._shard, self._written_at = folder, shard, time.monotonic()
 
     def making(self, done: int, total: int) -> None:
-        """Images are made."""
         self._write(0.5 * done / total)
 
     def features(self, done: int, total: int) -> None:
-        """Features are made of them."""
         self._write(0.5 + 0.5 * done / total)
 
     def _write(self, share: float) -> None:

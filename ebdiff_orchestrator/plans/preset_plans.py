@@ -25,7 +25,6 @@ def studies() -> dict[str, str]:
 
 
 def study_folder() -> Traversable:
-    """Where the studies' files are."""
     return resources.files("ebdiff_orchestrator.plans") / "studies"
 
 

@@ -49,7 +49,6 @@ class PlanPreview:
 
     @property
     def weighted(self) -> Costs:
-        """The experts' sizes."""
         return self._mean(Costs, [preview.costs for preview in self.regions])
 
     @property

@@ -43,7 +43,6 @@ class Row:
     of_drawings: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers; seconds, bytes and hours."""
         found, hours = self.measures, self.measures.hours
         return {
             "run": self.run,
@@ -192,7 +191,6 @@ def _sizes(row: Row, with_sparse: bool) -> dict[str, str]:
 
 
 def _cells(row: Row, hours: str) -> dict[str, str]:
-    """By heading; `hours` is that of the hours, which says of what."""
     found = row.measures
     return {
         "steps": _steps_cell(row),

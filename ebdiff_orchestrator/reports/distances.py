@@ -49,7 +49,6 @@ def distance_cells(runs: Sequence[Values]) -> list[dict[str, str]]:
 
 
 def distance_notes(runs: Sequence[Values]) -> list[str]:
-    """The footnotes that the columns need."""
     by_measure: dict[Column, list[MeasuredValue]] = {}
     for found in runs:
         for measure, value in found.items():
@@ -89,7 +88,6 @@ def distance_fields(found: Values, short: str, name: str) -> dict[str, Any]:
 
 
 def measured_fields(found: Values) -> list[dict[str, Any]]:
-    """Plain values of all measures."""
     return [
         {
             "label": value.label,

@@ -79,7 +79,6 @@ class Estimate:
     assumptions: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain numbers."""
         return {
             "name": self.plan.name,
             "method": method_of(self.plan),

@@ -55,7 +55,6 @@ def heat_picture(distances: Distances, intervals: Sequence[int], title: str) -> 
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one height in a row."""
     joined = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), "white")
     left = 0
     for picture in pictures:

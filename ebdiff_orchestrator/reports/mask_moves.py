@@ -71,7 +71,6 @@ class RecordedMoves:
         return float((self.kept * (1 - self.densities)).sum() / self.kept.sum())
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`; lists by step, and by layer."""
         rounded = {name: shares.round(6).tolist() for name, shares in self.over_time().items()}
         layers = {name: shares.round(6).tolist() for name, shares in self.by_layer().items()}
         return {

@@ -23,7 +23,6 @@ class RunStatus:
     previews: int
 
     def as_json(self) -> dict[str, Any]:
-        """For `ebdiff status --json`."""
         return {
             "finished": self.manifest.finished(),
             "previews": self.previews,
@@ -32,7 +31,6 @@ class RunStatus:
         }
 
     def as_table(self) -> RunTable:
-        """One row a stage, and what needs words."""
         return run_table(self.manifest, self.progress, unix_time(), self.previews)
 
 

@@ -106,7 +106,6 @@ class TicketsReport:
     notes: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`; matrices are lists of rows."""
         return {
             "run": self.run,
             "tickets": [_ticket_as_json(report) for report in self.tickets],

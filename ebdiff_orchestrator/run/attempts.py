@@ -42,7 +42,6 @@ class Attempt:
     recorded_at: float = 0.0
 
     def begun_at(self) -> Position:
-        """What it went on from."""
         assert self.progress is not None
         return self._stage_index(), self.progress.first_step
 

@@ -43,7 +43,6 @@ class RunHandle:
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest as it is now."""
         return RunDirectory(self.run_dir).read()
 
     @property

@@ -60,7 +60,6 @@ class Ledger:
         return next(stage for stage in job.stages if not self.is_done(stage))
 
     def artifacts(self, stage: str, folder: str) -> tuple[Artifact, ...]:
-        """The recorded files of a stage in one of its folders."""
         start = f"{stage}/{folder}/"
         return tuple(item for item in self.manifest.stage(stage).artifacts if item.path.startswith(start))
 
@@ -178,7 +177,6 @@ class Ledger:
                 self._view.line(f"{stage.name}: done in {result.active_s:.0f} s ({result.steps} steps{source}).")
 
     def mark(self, stage: str, status: Status, error: str | None) -> None:
-        """Set a stage's status and what is to be said of it."""
         self._put(self.manifest.stage(stage), status=status, error=error)
 
     def mark_stopped(self) -> None:

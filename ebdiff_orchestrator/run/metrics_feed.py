@@ -74,7 +74,6 @@ class MetricsFeed:
         self._try(self._feed_samples)
 
     def look(self) -> None:
-        """Feed what is new."""
         for warning in self._trackers.warnings():
             self._view.line(warning)
         for stage in self._stages:

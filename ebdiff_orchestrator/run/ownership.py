@@ -52,7 +52,6 @@ class Claims:
             return None
 
     def write(self, claim: Claim) -> None:
-        """Put a claim in one move."""
         self._files.write(f"{OWNERS_FOLDER}/{claim.name}", claim.model_dump_json().encode())
 
     def delete(self, name: str) -> None:
@@ -176,7 +175,6 @@ def process_identity(pid: int) -> str:
 
 
 def _lives(claims: Claims, name: str, holder: Claim | None, say: Say) -> bool:
-    """Whether the holder of a claim is at work."""
     if holder is not None and (holder.released or _is_gone(holder)):
         return False
     if holder is not None and _is_running(holder):

@@ -124,7 +124,6 @@ class RunDirectory:
         return sum(key.endswith(".json") for key in self._files.list_keys(PREVIEWS_FOLDER))
 
     def fetch_recorded(self, artifacts: Sequence[Artifact]) -> None:
-        """Have these files in `path`."""
         self._files.fetch_recorded(artifacts)
 
     def ensemble(self) -> Path:

@@ -146,7 +146,6 @@ def _stage_row(record: StageRecord, progress: Progress | None, now: float) -> Ro
 
 
 def job_row(name: str, progress: Progress) -> Row:
-    """The row of a job at work, by what its worker says."""
     words = "" if progress.mask_distances and len(progress.mask_distances) == 1 else progress.note
     left = stage_left(progress) if progress.state == "running" else None
     return Row(name, f"{left} left" if left else progress.state, progress=progress, words=words)

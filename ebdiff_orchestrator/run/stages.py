@@ -83,7 +83,6 @@ def with_what_follows(plan: Plan, stages: Collection[str]) -> frozenset[str]:
 
 
 def train_stage_name(region: RegionPlan) -> str:
-    """The name of a region's train stage, also its folder in the run directory."""
     return f"train/{region.name}"
 
 
@@ -101,7 +100,6 @@ def worker_job(
     use_gpu: bool = True,
     owner: str = "",
 ) -> WorkerJob:
-    """The outline with everything a worker needs."""
     return WorkerJob(
         name=outline.name,
         attempt=attempt,

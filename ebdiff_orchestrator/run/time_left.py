@@ -40,7 +40,6 @@ def stage_left(progress: Progress) -> TimeLeft | None:
 
 
 def is_draw(stage: str) -> bool:
-    """Whether a stage of this name draws."""
     return stage.startswith("draw/")
 
 

@@ -126,7 +126,6 @@ class LiveTable(View):
 
 
 def terminal_view() -> View:
-    """The view that suits standard output."""
     console = Console()
     return LiveTable(console) if console.is_terminal else Lines(console)
 

@@ -40,7 +40,6 @@ class Member:
     layer_size: int
 
     def positions(self) -> Tensor:
-        """`indices` as a 1-D LongTensor."""
         return torch.arange(self.layer_size)[self.indices]
 
 

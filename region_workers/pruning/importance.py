@@ -116,7 +116,6 @@ class _Terms:
         self.counts_norms = self._gradients is not None and rule == "released"
 
     def weight(self, layer: str) -> Tensor:
-        """The layer's weight [outputs, inputs, ...]."""
         return self._parameters[f"{layer}.weight"].detach()
 
     def of(self, layer: str, rows: slice) -> Tensor:

@@ -66,7 +66,6 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
 
 
 def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
-    """Outputs and prunable inputs."""
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
         return layer.out_channels, layer.in_channels
     if isinstance(layer, nn.Linear):

@@ -35,7 +35,6 @@ class CheckpointInfo(Sealed):
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the folder that holds a checkpoint of `step` updates."""
     return f"{_PREFIX}{step:09d}"
 
 

@@ -34,12 +34,10 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """`write_file` for bytes."""
     write_file(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_file` for UTF-8 text."""
     write_bytes(path, text.encode())
 
 

@@ -15,7 +15,6 @@ class HubError(Exception):
 
 
 def is_hub_name(text: str) -> bool:
-    """Whether it is of the form `owner/name`."""
     return _NAME.fullmatch(text) is not None
 
 

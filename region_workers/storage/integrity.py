@@ -26,7 +26,6 @@ class DamagedFileError(ValueError):
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Every file below `folder`."""
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
@@ -37,7 +36,6 @@ def file_digest(path: Path) -> str:
 
 
 def bytes_digest(pieces: Iterable[bytes | memoryview]) -> str:
-    """SHA-256 (hex) of bytes that come in pieces."""
     sha = hashlib.sha256()
     for piece in pieces:
         sha.update(piece)
@@ -67,7 +65,6 @@ def check_file(path: Path, sha256: str | None) -> None:
 
 
 def check_files(folder: Path, sha256: Mapping[str, str]) -> None:
-    """`check_file` for each name in the folder, with its digest."""
     for name, digest in sha256.items():
         check_file(folder / name, digest)
 
@@ -78,7 +75,6 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def artifact(run_dir: Path, path: Path) -> Artifact:
-    """The record of one file of the run."""
     return Artifact(path=path.relative_to(run_dir).as_posix(), size_bytes=path.stat().st_size, sha256=file_digest(path))
 
 

@@ -56,7 +56,6 @@ class ObjectStore:
             raise user_error("run directory", url, f"a URL that pyarrow.fs opens ({error})", remedy) from None
 
     def list_keys(self, prefix: str = "") -> list[str]:
-        """The keys of all objects under `prefix`, at any depth."""
         selector = fs.FileSelector(self._path(prefix), allow_not_found=True, recursive=True)
         found = self._patiently(lambda: self._files.get_file_info(selector))
         return sorted(info.path[len(self._base) + 1 :] for info in found if info.type == fs.FileType.File)
@@ -67,8 +66,6 @@ class ObjectStore:
         return [(info.size, info.mtime_ns or 0) if info.type == fs.FileType.File else None for info in infos]
 
     def read(self, key: str) -> bytes:
-        """An object's bytes. FileNotFoundError if there is none."""
-
         def read() -> bytes:
             with self._files.open_input_stream(self._path(key)) as stream:
                 data: bytes = stream.read()
@@ -77,8 +74,6 @@ class ObjectStore:
         return self._patiently(read)
 
     def write(self, key: str, data: bytes) -> None:
-        """Put an object in one move."""
-
         def write() -> None:
             with self._files.open_output_stream(self._path(key)) as stream:
                 stream.write(data)
@@ -118,7 +113,6 @@ class ObjectStore:
         return True
 
     def delete(self, key: str) -> None:
-        """Delete an object, if it is there."""
         try:
             self._patiently(lambda: self._files.delete_file(self._path(key)))
         except FileNotFoundError:

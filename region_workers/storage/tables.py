@@ -50,7 +50,6 @@ Row = dict[str, object]
 
 
 def write_masks(path: Path, rows: list[Row]) -> None:
-    """Write the masks as one Arrow IPC file, durably."""
     table = pa.Table.from_pylist(rows, schema=MASKS)
 
     def write(temporary: Path) -> None:
@@ -61,30 +60,25 @@ def write_masks(path: Path, rows: list[Row]) -> None:
 
 
 def read_masks(source: Path | bytes) -> list[Row]:
-    """The rows of `write_masks`, oldest first, from the file or its bytes."""
     data = source if isinstance(source, bytes) else source.read_bytes()
     rows: list[Row] = pa.ipc.open_file(pa.BufferReader(data)).read_all().to_pylist()
     return rows
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:
-    """Write the metrics as one Parquet file, durably."""
     table = pa.Table.from_pylist(rows, schema=METRICS)
     write_file(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def read_metrics(source: Path | bytes) -> list[Row]:
-    """The rows of `write_metrics`, oldest first, from the file or its bytes."""
     file = pa.BufferReader(source) if isinstance(source, bytes) else source
     rows: list[Row] = pq.read_table(file, schema=METRICS).to_pylist()
     return rows
 
 
 def write_mask_moves(path: Path, table: pa.Table) -> None:
-    """Write a table of the form MASK_MOVES as one Parquet file, durably."""
     write_file(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def read_mask_moves(data: bytes) -> pa.Table:
-    """The table of `write_mask_moves`, from the file's bytes."""
     return pq.read_table(pa.BufferReader(data), schema=MASK_MOVES)

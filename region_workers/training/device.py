@@ -37,11 +37,9 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this worker writes the files."""
         return self.rank == 0
 
     def heartbeat(self) -> None:
-        """Say that this worker gets on."""
         if self.on_heartbeat is not None:
             self.on_heartbeat()
 
@@ -50,7 +48,6 @@ class World:
         return self.preemption_notice is not None and self.preemption_notice()
 
     def describe(self, training: TrainingPlan) -> Hardware:
-        """For the manifest."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return Hardware(device=name, world_size=self.size, cpu_threads=training.cpu_threads)
 
@@ -77,7 +74,6 @@ class World:
         return held
 
     def barrier(self) -> None:
-        """Wait for the region's other workers."""
         if self.size > 1:
             dist.barrier()
 

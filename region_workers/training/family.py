@@ -144,7 +144,6 @@ def build_dense(job: WorkerJob, drawings: DrawingSamples | None = None) -> nn.Mo
 
 
 def family_of(job: WorkerJob, samples: Samples, device: torch.device, data_seed: int) -> ModelFamily:
-    """The family of the job's model, on these samples of it."""
     if isinstance(samples, DrawingSamples):
         return VectorFamily(job, samples, device, data_seed)
     return UNetFamily(job, samples, device, data_seed)

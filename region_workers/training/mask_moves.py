@@ -32,7 +32,6 @@ class RecordedMask:
         return self._bits & _NOW
 
     def kept(self) -> Tensor:
-        """bool: where a weight is kept."""
         return self._at(_NOW)
 
     def move(self, moved: Tensor) -> tuple[Tensor, Counts]:
@@ -85,12 +84,10 @@ class MaskMoves:
         return pa.table([*columns, weights, kept, exchanged, replaced, ever_kept], schema=MASK_MOVES)
 
     def restore(self, table: pa.Table) -> None:
-        """Go on from the updates of `table`."""
         counts = np.stack([table[name].to_numpy() for name in ("exchanged", "replaced", "ever_kept")], axis=1)
         self._steps = table["step"].to_numpy()[:: len(self._names)].tolist()
         self._counts = np.split(counts, len(self._steps))
 
 
 def _count(places: Tensor) -> int:
-    """Of a bool tensor."""
     return int(np.count_nonzero(places.numpy()) if places.device.type == "cpu" else places.count_nonzero())

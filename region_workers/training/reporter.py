@@ -127,7 +127,6 @@ class StageReporter:
         self._progress = self._progress.model_copy(update=update)
 
     def announce(self, state: ProgressState, step: int) -> None:
-        """Rewrite the progress file."""
         self._heartbeat_at = unix_time()
         elapsed = max(self._heartbeat_at - self.started_at, 1e-9)
         rate = (step - self._first_step) / elapsed

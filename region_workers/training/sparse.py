@@ -37,7 +37,6 @@ class SparseWeights:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether any layer is."""
         return bool(self._masks)
 
     @property
@@ -82,12 +81,10 @@ class SparseWeights:
             self.moves.note(step, counts)
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """For a checkpoint."""
         ever = {_EVER_KEPT + name: mask.ever_kept() for name, mask in self._masks.items()}
         return {_PREFIX + name: mask for name, mask in self.masks.items()} | ever
 
     def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on with the masks of `state_tensors`."""
         for name, mask in self._masks.items():
             mask.load(tensors[_PREFIX + name], tensors[_EVER_KEPT + name])
 

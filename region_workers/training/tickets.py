@@ -33,8 +33,6 @@ class Tickets:
                 self.drawn[region] = Ticket.model_validate_json(data)
 
     def write(self, ticket: Ticket, expert: PrunedNetwork) -> None:
-        """The ticket, and the expert that training begins with."""
-
         def write(folder: Path) -> None:
             write_model(folder / TICKET_FILE, ticket)
             expert.save_pretrained(folder / EXPERT_FOLDER)
@@ -45,7 +43,6 @@ class Tickets:
         self.digests |= {str(path.relative_to(self._folder)): file_digest(path) for path in files_in(place)}
 
     def files(self) -> list[Path]:
-        """All that is in the tickets' folder."""
         return files_in(self._folder / TICKETS_FOLDER)
 
 

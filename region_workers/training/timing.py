@@ -146,7 +146,6 @@ class StepTimer:
 
 
 def _seconds(trainer: Trainer, steps: int, wait: Callable[[], None] = lambda: None) -> float:
-    """The mean over `steps` updates."""
     began = time.perf_counter()
     for _ in range(steps):
         trainer.train_step()

@@ -137,7 +137,6 @@ class Trainer:
         return loss, norm
 
     def check_finite(self) -> None:
-        """Raise NonFiniteLossError if any step so far had a loss or gradient that is not finite."""
         self._guard.check()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
