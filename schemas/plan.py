@@ -108,15 +108,11 @@ class Plan(Section):
         return self
 
     @model_validator(mode="after")
-    def _weights_exist(self) -> Self:
+    def _draw_has_its_weights(self) -> Self:
         if self.draw.weights == "ema" and self.training.ema_decay is None:
             raise cross_field_error(
                 "draw.weights", "ema", "raw, since training.ema_decay is null", "Set training.ema_decay, or rank raw."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _slim_starts_fresh(self) -> Self:
         if self.draw.method == "slim" and self.model.pretrained is not None:
             expected = "null with draw.method = slim, whose weights are fresh"
             raise cross_field_error("model.pretrained", self.model.pretrained, expected, "Leave it out.")
@@ -192,11 +188,7 @@ class Plan(Section):
                 value = "..." if field == "crop" else shown(value)
                 expected = f"{shown(unset)}, since data.drawings is set and only images have it"
                 raise cross_field_error(f"data.{field}", value, expected, "Leave it out.")
-        return self
-
-    @model_validator(mode="after")
-    def _drawings_train_plainly(self) -> Self:
-        for field, only in _TRAINING_OF_DRAWINGS.items() if self.model.family == "vector" else ():
+        for field, only in _TRAINING_OF_DRAWINGS.items():
             value = getattr(self.training, field)
             if value != only:
                 expected = f"{shown(only)}, since model.family = vector"
