@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from schemas.digest import digest
-from schemas.errors import UserError, holds_secret, problem, shown
+from schemas.errors import holds_secret, shown, user_error
 
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4000  # of Linux' file systems; 4096 with what is put below a folder
 _SEAL = "seal"
@@ -43,7 +43,7 @@ def check_place(field: str, place: str | Path) -> None:
     """Raise UserError, naming `field`, if there can be no such path or URL, or if it holds a secret."""
     fault = fault_of_place(str(place))
     if fault is not None:
-        raise UserError(problem(field, shown(place), fault, "Give another."))
+        raise user_error(field, shown(place), fault, "Give another.")
 
 
 class Section(BaseModel):

@@ -12,7 +12,7 @@ from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
 from ebdiff_orchestrator.reports.formats import say
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
 _Number = TypeVar("_Number", int, float)
@@ -154,4 +154,4 @@ def _numbers(option: str, text: str, kind: type[_Number]) -> list[_Number]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         expected = f"{'whole numbers' if kind is int else 'numbers'} with commas between them"
-        raise UserError(problem(option, text, expected, "Change it.")) from None
+        raise user_error(option, text, expected, "Change it.") from None

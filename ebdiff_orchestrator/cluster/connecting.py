@@ -15,7 +15,7 @@ from ebdiff_orchestrator.cluster.embedded import WORKER_ENVIRONMENT, EmbeddedRay
 from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from region_workers.storage.places import check_writable_folder
-from schemas.errors import RunFailed, UserError, plan_error, problem
+from schemas.errors import RunFailed, UserError, plan_error, user_error
 from schemas.plan import WorkersPlan
 from schemas.section import check_place
 
@@ -86,7 +86,7 @@ def cluster_address(address: str | None) -> str | None:
     """The cluster to join: the one named, else RAY_ADDRESS; None for an embedded Ray. UserError if it is no address."""
     name, found = ("--address", address) if address else ("RAY_ADDRESS", os.environ.get("RAY_ADDRESS"))
     if found and not _ADDRESS.fullmatch(found):
-        raise UserError(problem(name, found, "HOST:PORT, ray://HOST:PORT or auto", "Correct it, or leave it out."))
+        raise user_error(name, found, "HOST:PORT, ray://HOST:PORT or auto", "Correct it, or leave it out.")
     return found or None
 
 
@@ -100,7 +100,7 @@ def check_surroundings(address: str | None) -> None:
         check_writable_folder(Path(os.environ[name]), name)
     if given and len(os.fsencode(os.environ[given[0]] + _SOCKET)) > _LONGEST_SOCKET:
         expected = f"a path of at most {_LONGEST_SOCKET - len(_SOCKET)} bytes, since Ray puts sockets below it"
-        raise UserError(problem(given[0], os.environ[given[0]], expected, "Set it to a shorter one, as /tmp."))
+        raise user_error(given[0], os.environ[given[0]], expected, "Set it to a shorter one, as /tmp.")
 
 
 def _is_connected() -> bool:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import stat
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ebdiff_orchestrator.run.manifests import versions_of
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
@@ -69,7 +68,7 @@ def gather_facts(cache_dir: str | None) -> dict[str, Any]:
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     shared_memory = Path("/dev/shm")
     facts = NodeFacts(
-        versions={"python": platform.python_version(), **{n: _version(n) for n in PACKAGES}, OUR_CODE: _code()},
+        versions={**versions_of(PACKAGES), OUR_CODE: _code()},
         code_folder=str(_ROOT),
         gpus=gpus,
         cuda_problem=problem,
@@ -98,13 +97,6 @@ def bytes_below(folder: Path) -> int:
             with suppress(FileNotFoundError):
                 total += Path(path, name).stat().st_size
     return total
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _code() -> str:

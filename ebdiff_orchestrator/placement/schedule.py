@@ -19,7 +19,7 @@ from ebdiff_orchestrator.placement.search import (
     longest_first,
     short_order,
 )
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 from schemas.plan import Placement, TrainingPlan
 
 CHOICES: tuple[Placement, ...] = get_args(Placement)
@@ -140,14 +140,9 @@ def place(
 
 def _check_memory(work: Work, device_memory_bytes: int) -> None:
     if work.memory_bytes is not None and work.memory_bytes > device_memory_bytes:
-        raise UserError(
-            problem(
-                f"memory of {work.name}",
-                f"{work.memory_bytes / 2**30:.2f} GiB",
-                f"at most the {device_memory_bytes / 2**30:.2f} GiB of a device",
-                "Raise training.gradient_accumulation, or use training.precision=bf16 or larger devices.",
-            )
-        )
+        expected = f"at most the {device_memory_bytes / 2**30:.2f} GiB of a device"
+        remedy = "Raise training.gradient_accumulation, or use training.precision=bf16 or larger devices."
+        raise user_error(f"memory of {work.name}", f"{work.memory_bytes / 2**30:.2f} GiB", expected, remedy)
 
 
 def _options(work: Work, widest: int, efficiency: float) -> Options:

@@ -55,10 +55,6 @@ class Attempt:
     def has_stopped(self) -> bool:
         return self.progress is not None and self.progress.state == "stopped"
 
-    def left_early(self, loss: Loss | None) -> bool:
-        """Whether it ended because its machine is taken away: `loss` is the executor's word for its end."""
-        return (self.has_stopped() and self.future.exception() is None) or loss == "preempted"
-
     def _stage_index(self) -> int:
         assert self.progress is not None
         return self.outline.stages.index(self.progress.stage)
@@ -89,8 +85,12 @@ class Budget:
 
 
 def what_follows(attempt: Attempt, budget: Budget, loss: Loss | None, failure: Failure, retries: int) -> Next:
-    """What to do about an attempt that has ended too soon: one budget a job, and none if trying again cannot help."""
-    if attempt.left_early(loss) and budget.leaves_for_free(attempt.saved_at()):
+    """What to do about an attempt that has ended too soon: one budget a job, and none if trying again cannot help.
+
+    `loss`: the executor's word for its end.
+    """
+    left_early = (attempt.has_stopped() and attempt.future.exception() is None) or loss == "preempted"
+    if left_early and budget.leaves_for_free(attempt.saved_at()):
         return Next.GO_ON
     return Next.RETRY if failure.retryable and budget.attempts <= retries else Next.GIVE_UP
 

@@ -26,15 +26,11 @@ class Interrupts:
     def requested(self) -> bool:
         return self._count > 0
 
-    @property
-    def insisted(self) -> bool:
-        return self._count > 1
-
     def wait_for(self, futures: Sequence[Future[None]], limit_s: float, poll_s: float) -> bool:
         """Whether these ended within the limit; the user who asks again does not wait for them."""
         deadline = time.monotonic() + limit_s
         while not all(future.done() for future in futures):
-            if self.insisted or time.monotonic() > deadline:
+            if self._count > 1 or time.monotonic() > deadline:
                 return False
             time.sleep(poll_s)
         return True

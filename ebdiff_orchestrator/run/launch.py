@@ -73,11 +73,11 @@ def launch(
     """Run the plan to a finished ensemble in `run_dir` (default: runs/<plan.name>), or go on with it there.
 
     `run_dir`: a folder or a URL (`s3://`, `gs://`). `reuse`: runs whose equal stages are taken over. The work is done
-    on the Ray cluster at `address` or RAY_ADDRESS, else on one embedded in this process; or by the `executor`, without
-    Ray. `take_over`: another driver at work on the run is no UserError, but stops before it writes again. Raises
-    PlanError or UserError before anything starts if the plan cannot run or the directory holds another experiment,
-    RunFailed if a region failed for good (the others' work is saved), RunTakenOverError if another driver took the run
-    over, RunStopped on Ctrl-C, which a program that launches outside its main thread notes itself, in `interrupts`.
+    on the Ray cluster at `address` or RAY_ADDRESS, else on an embedded one; or by the `executor`, without Ray.
+    `take_over`: another driver at work on the run is no UserError, but stops before it writes again. PlanError or
+    UserError before anything starts if the plan cannot run or the directory holds another experiment, RunFailed if a
+    region failed for good, RunTakenOverError if another driver took the run over, RunStopped on Ctrl-C, which a program
+    that launches outside its main thread notes itself, in `interrupts`.
     """
     if executor is None:
         check_surroundings(address)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -28,7 +28,7 @@ def new_manifest(plan: Plan) -> Manifest:
         updated_at=now,
         plan=plan,
         experiment_digest=plan.experiment_digest(),
-        software=_software(),
+        software=versions_of(_SOFTWARE),
         stages={name: StageRecord(name=name) for name in stage_names(plan)},
     )
 
@@ -40,7 +40,7 @@ def continued(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
     """
     if manifest.plan.experiment_digest() != plan.experiment_digest():
         raise UserError(_refusal(run_dir, manifest.plan, plan))
-    return manifest.model_copy(update={"plan": plan, "software": _software()})
+    return manifest.model_copy(update={"plan": plan, "software": versions_of(_SOFTWARE)})
 
 
 def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) -> Manifest:
@@ -106,8 +106,9 @@ def _extend_hint(path: Path, changed: list[str]) -> str:
     return f"\nTo train its experts further: ebdiff extend {path} {sets}"
 
 
-def _software() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: _version(name) for name in _SOFTWARE}}
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """What is installed of Python and these packages."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in packages}}
 
 
 @cache

@@ -110,7 +110,8 @@ class Previews:
     def _draw_if_newer(self) -> bool:
         """Whether there was something new to be seen."""
         newest = self._newest()
-        if newest is None or (self._last is not None and newest == _shown_by(self._last)):
+        last = self._last
+        if newest is None or (last and newest == {name: (last.source[name], last.steps[name]) for name in last.steps}):
             return False
         record = self._draw()
         self._last_at = time.monotonic()
@@ -151,10 +152,6 @@ class Previews:
                 raise RunFailed(_reason(process.returncode, _last_line(errors)))
             said = _last_line(output)
         return PreviewRecord.model_validate_json(said) if said else None
-
-
-def _shown_by(record: PreviewRecord) -> dict[str, tuple[Source, int]]:
-    return {name: (record.source[name], steps) for name, steps in record.steps.items()}
 
 
 def _wait_for(process: subprocess.Popen[bytes], over: Event) -> float:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import train_stage_name
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
@@ -177,8 +178,7 @@ def _cost(dense: DenseFolder) -> DenseCost | None:
     if dense.run is None:
         return None
     manifest = RunDirectory(dense.run).read()
-    region = manifest.plan.regions[0]
-    record = manifest.stage(f"train/{region.name}")
+    record = manifest.stage(train_stage_name(manifest.plan.regions[0]))
     earlier = manifest.dense.cost if manifest.dense else None
     if manifest.dense and earlier is None:
         return None

@@ -23,7 +23,11 @@ from schemas.process import unix_time
 
 def decode_data(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore:
     """The plan's images or drawings. PlanError or UserError if it cannot train on them, RunFailed if decoding broke."""
-    plan, store = resolved.plan, _decoded(resolved, view)
+    plan = resolved.plan
+    try:
+        store = ensure_data(plan.data, resolved.cache_dir, partial(view.images, what=plan.data.kind))
+    except ChildProcessError as error:
+        raise RunFailed(f"data.path = {plan.data.path}: {error}.") from error
     _say_left_out(store.info.unreadable_names, f"unreadable {plan.data.kind}", view)
     if isinstance(store, DrawingStore) and plan.data.drawings is not None:
         _say_left_out(store.info.too_long_names, f"drawings of {plan.data.drawings.max_points} points or more", view)
@@ -62,14 +66,6 @@ def encode_images(resolved: ResolvedPlan, images: Store, ledger: Ledger, executo
     finally:
         workers = max(1, executor.workers_at_once())
         ledger.record_usage("encode", 1, started, workers, min(executor.request.gpus, 1.0))
-
-
-def _decoded(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore:
-    data, report = resolved.plan.data, partial(view.images, what=resolved.plan.data.kind)
-    try:
-        return ensure_data(data, resolved.cache_dir, report)
-    except ChildProcessError as error:
-        raise RunFailed(f"data.path = {data.path}: {error}.") from error
 
 
 def _say_left_out(names: Sequence[str], what: str, view: View) -> None:

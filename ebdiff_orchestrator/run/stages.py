@@ -52,8 +52,7 @@ def outline_jobs(plan: Plan, inputs: Inputs) -> tuple[JobOutline, ...]:
     """The jobs of a plan: one a region; with a shared draw, that draw first and then one training a region."""
     if plan.draw.scope == "per-region":
         return tuple(_region_job(plan, region, inputs) for region in plan.regions)
-    targets = tuple(_target(region) for region in plan.regions)
-    draw = _draw_stage(plan, _SHARED, (0, plan.diffusion.num_train_timesteps), targets, inputs)
+    draw = _draw_stage(plan, _SHARED, (0, plan.diffusion.num_train_timesteps), plan.regions, inputs)
     trainings = tuple(
         JobOutline(f"region {region.name}", None, _train_stage(plan, region, draw, inputs), after=(draw.name,))
         for region in plan.regions
@@ -135,20 +134,17 @@ def _draw_stage_name(plan: Plan, region: RegionPlan) -> str:
 
 
 def _region_job(plan: Plan, region: RegionPlan, inputs: Inputs) -> JobOutline:
-    draw = _draw_stage(plan, f"draw/{region.name}", region.train, (_target(region),), inputs)
+    draw = _draw_stage(plan, f"draw/{region.name}", region.train, (region,), inputs)
     return JobOutline(f"region {region.name}", draw, _train_stage(plan, region, draw, inputs), after=())
 
 
-def _target(region: RegionPlan) -> DrawTarget:
-    return DrawTarget(region=region.name, pruning_ratio=region.pruning_ratio)
-
-
 def _draw_stage(
-    plan: Plan, name: str, timesteps: tuple[int, int], targets: tuple[DrawTarget, ...], inputs: Inputs
+    plan: Plan, name: str, timesteps: tuple[int, int], regions: tuple[RegionPlan, ...], inputs: Inputs
 ) -> DrawStage:
-    tickets = [_ticket_key(plan, timesteps, target.pruning_ratio, inputs) for target in targets]
     # Whose each ticket is belongs to the key: its files bear the region's name.
-    key = digest({"stage": "draw", "tickets": dict(zip([t.region for t in targets], tickets, strict=True))})
+    tickets = {region.name: _ticket_key(plan, timesteps, region.pruning_ratio, inputs) for region in regions}
+    key = digest({"stage": "draw", "tickets": tickets})
+    targets = tuple(DrawTarget(region=region.name, pruning_ratio=region.pruning_ratio) for region in regions)
     return DrawStage(name=name, key=key, timesteps=timesteps, targets=targets)
 
 

@@ -21,7 +21,7 @@ from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 from schemas.job import WorkerJob, from_plan
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
@@ -93,14 +93,9 @@ class StepTimer:
             steps = steps if size == full else _FEWEST_STEPS
             seconds, memory = self._time(ratio, size, steps)
         except torch.OutOfMemoryError:
-            raise UserError(
-                problem(
-                    "training.batch_size",
-                    full,
-                    "a batch that fits on the device beside the network",
-                    "Raise training.gradient_accumulation, or use training.precision=bf16.",
-                )
-            ) from None
+            remedy = "Raise training.gradient_accumulation, or use training.precision=bf16."
+            expected = "a batch that fits on the device beside the network"
+            raise user_error("training.batch_size", full, expected, remedy) from None
         return StepTime(seconds * full / size, steps, size, memory)
 
     def _affordable_batch(self, steps: int) -> int:
