@@ -115,7 +115,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
     target: Any = values
     for index, part in enumerate(parents):
         target = _step_into(target, part, ".".join(parents[: index + 1]), change)
-    _assign(target, last, value, change)
+    target[_position(target, last, change) if isinstance(target, list) else last] = value
 
 
 def _step_into(target: Any, part: str, path: str, change: str) -> Any:
@@ -127,13 +127,6 @@ def _step_into(target: Any, part: str, path: str, change: str) -> Any:
     if not isinstance(child, dict | list):
         raise PlanError(f"--set {shown(change)}: {path} is a single value; expected a section there. Check the key.")
     return child
-
-
-def _assign(target: Any, last: str, value: Any, change: str) -> None:
-    if isinstance(target, list):
-        target[_position(target, last, change)] = value
-    else:
-        target[last] = value
 
 
 def _position(target: list[Any], part: str, change: str) -> int:

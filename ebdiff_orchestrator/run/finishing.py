@@ -78,7 +78,7 @@ def assemble(
     of `vae_digest`; RunTakenOverError if the run has another owner than the claim `owner`.
     """
     run = RunDirectory(location, owner)
-    run.fetch_recorded([file for files in expert_files.values() for file in files])
+    run.files.fetch_recorded([file for files in expert_files.values() for file in files])
     experts = [_expert(run.path / train_stage_name(region), expert_files[region.name]) for region in plan.regions]
     names, vae = [region.name for region in plan.regions], _vae(plan, vae_digest)
     with run.fenced():

@@ -55,7 +55,7 @@ def usable_cores() -> float:
 
 def last_preview(run: RunDirectory) -> int:
     """The number of the run's newest whole preview; 0 without one."""
-    names = (Path(key) for key in run.list_keys(PREVIEWS_FOLDER))
+    names = (Path(key) for key in run.files.list_keys(PREVIEWS_FOLDER))
     return max((int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdigit()), default=0)
 
 

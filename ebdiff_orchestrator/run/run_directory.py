@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,9 +33,9 @@ class RunDirectory:
     """
 
     def __init__(self, location: str | Path, given_by: str = "") -> None:
-        self._files = RunFiles(location)
-        self._claims = Claims(self._files)
-        self.path, self.location = self._files.folder, self._files.location
+        self.files = RunFiles(location)
+        self._claims = Claims(self.files)
+        self.path, self.location = self.files.folder, self.files.location
         self.owner = given_by
         self._changing = False
 
@@ -46,20 +46,20 @@ class RunDirectory:
     @property
     def short_location(self) -> str:
         """The location as one would type it here."""
-        relative = self.location if self._files.is_copy else os.path.relpath(self.location)
+        relative = self.location if self.files.is_copy else os.path.relpath(self.location)
         return relative if len(relative) < len(self.location) else self.location
 
     def check_in_folder(self, use: str) -> None:
         """UserError, saying what for, unless the run is in a folder, which all nodes of a cluster can share."""
-        if self._files.is_copy:
+        if self.files.is_copy:
             raise UserError(f"DIR = {self.location}: expected a run in a folder that all nodes share, {use}")
 
     def exists(self) -> bool:
         """Whether there is a run in this directory. UserError if its store does not say."""
         try:
-            self._files.fetch([MANIFEST_FILE])
+            self.files.fetch([MANIFEST_FILE])
         except OSError as error:
-            raise self._files.unusable(error) from None
+            raise self.files.unusable(error) from None
         return self.manifest_file.is_file()
 
     def read(self) -> Manifest:
@@ -73,11 +73,11 @@ class RunDirectory:
 
     def write(self, manifest: Manifest) -> Manifest:
         """Write the manifest durably; returns it as written. RunTakenOverError if another driver has the run now."""
-        self._files.wait_for_store(manifest.plan.workers.store_limit_s)
+        self.files.wait_for_store(manifest.plan.workers.store_limit_s)
         stamped = manifest.model_copy(update={"updated_at": unix_time()})
         with self.fenced():
             write_model(self.manifest_file, stamped)
-            self._files.publish(MANIFEST_FILE)
+            self.files.publish(MANIFEST_FILE)
         return stamped
 
     @contextmanager
@@ -99,53 +99,46 @@ class RunDirectory:
         """Leave a word in the file of that key for the workers of these attempts; no number: of all."""
         with self.fenced():
             write_model(self.path / key, Note(owner=self.owner, attempts=attempts))
-            self._files.publish(key)
-
-    def list_keys(self, folder: str) -> list[str]:
-        """The keys of all files in a folder of the run, at any depth, as they are now."""
-        return self._files.list_keys(folder)
+            self.files.publish(key)
 
     def fetch(self, key: str) -> Path:
         """The path of a file, which is there as the run has it now, or not at all."""
-        self._files.fetch([key])
+        self.files.fetch([key])
         return self.path / key
 
     def fetch_folder(self, folder: str) -> Path:
         """The path of a folder, which holds what the run has there now."""
-        self._files.fetch_folder(folder)
+        self.files.fetch_folder(folder)
         return self.path / folder
 
     def saved_steps(self, stage: str) -> int:
         """How many steps of a stage its newest checkpoint has; 0 without one."""
-        return newest_step(self._files.list_keys(f"{stage}/{CHECKPOINTS_FOLDER}"))
+        return newest_step(self.files.list_keys(f"{stage}/{CHECKPOINTS_FOLDER}"))
 
     def previews(self) -> int:
         """How many pictures the run has of how far it is."""
-        return sum(key.endswith(".json") for key in self._files.list_keys(PREVIEWS_FOLDER))
-
-    def fetch_recorded(self, artifacts: Sequence[Artifact]) -> None:
-        self._files.fetch_recorded(artifacts)
+        return sum(key.endswith(".json") for key in self.files.list_keys(PREVIEWS_FOLDER))
 
     def ensemble(self) -> Path:
         """The folder to load the ensemble from. UserError if an object store's run has none yet."""
-        if self._files.is_copy:  # a folder may be an ensemble without a run
+        if self.files.is_copy:  # a folder may be an ensemble without a run
             artifacts = self.read().stage(ASSEMBLE).artifacts
             if not artifacts:
                 raise UserError(
                     f"DIR = {self.location}: has no ensemble yet; expected a finished run. "
                     f"Go on with it: ebdiff resume {self.location}"
                 )
-            self._files.fetch_recorded(artifacts)
+            self.files.fetch_recorded(artifacts)
         return self.path
 
     def publish(self, folder: str) -> None:
         """The folder's files are whole: let everybody see them."""
         with self.fenced():
-            self._files.publish(folder)
+            self.files.publish(folder)
 
     def discard(self, key: str) -> None:
         with self.fenced():
-            self._files.discard(key)
+            self.files.discard(key)
 
     def ask_to_stop(self, *attempts: int) -> None:
         """Ask the workers of these attempts to save and stop, or not to begin; no number: of all."""
@@ -160,12 +153,12 @@ class RunDirectory:
         """
         check_no_links(self.path)
         if not self.exists():
-            _check_nothing_foreign(self.location, self._files.outline())
+            _check_nothing_foreign(self.location, self.files.outline())
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             ownership = claim_run(self._claims, take_over=take_over, say=say)
         except OSError as error:
-            raise self._files.unusable(error) from None
+            raise self.files.unusable(error) from None
         self.owner = ownership.name
         try:
             with self.fenced():
@@ -193,7 +186,7 @@ class RunDirectory:
 
     def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
         """The artifacts that are missing or whose bytes are not those recorded."""
-        return self._files.damaged(artifacts)
+        return self.files.damaged(artifacts)
 
 
 def _check_nothing_foreign(where: str, names: Iterable[str]) -> None:

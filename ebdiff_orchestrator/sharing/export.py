@@ -100,7 +100,7 @@ def _ensemble_of(run: RunDirectory, manifest: Manifest) -> Path:
 def _grid_of(run: RunDirectory, manifest: Manifest) -> Path | None:
     """The picture of the run's samples, if there is one, as it was recorded."""
     recorded = [item for item in manifest.stage(SAMPLE).artifacts if item.path == f"{SAMPLE}/{GRID}"]
-    run.fetch_recorded(recorded)
+    run.files.fetch_recorded(recorded)
     return run.path / recorded[0].path if recorded and is_whole(run.path, recorded[0]) else None
 
 

@@ -88,6 +88,10 @@ class World:
         """Rank zero's value, on every worker."""
         return int(self.broadcast(torch.tensor([value], device=self.device)))
 
+    def broadcast_bool(self, value: bool) -> bool:
+        """Rank zero's value, on every worker."""
+        return bool(self.broadcast_int(int(value)))
+
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Rank zero's tensor, on every worker; overwrites the others'."""
         if self.size > 1:

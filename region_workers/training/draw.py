@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
     compute_mask,
@@ -48,7 +49,7 @@ class Draw(Stage):
         self._plan, self._targets = job.draw_plan, plan.targets
         self._interval = self._plan.interval_steps or family.steps_per_epoch
         dense = family.build_dense()
-        self._groups = find_groups(dense, family.example_inputs(dense))
+        self._groups = find_groups(dense, network_inputs(dense))
         most_steps, keep_ema = self._interval * self._plan.max_intervals, self._plan.weights == "ema"
         super().__init__(job, plan, dense, family, randomness, world, most_steps, keep_ema)
         self._masks: dict[str, list[torch.Tensor]] = {target.region: [] for target in plan.targets}
@@ -201,7 +202,7 @@ class Slim(Stage):
         (target,) = plan.targets
         with torch.device("meta"):
             dense = family.build_dense()
-        groups = find_groups(dense, family.example_inputs(dense))
+        groups = find_groups(dense, network_inputs(dense))
         mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], target.pruning_ratio)
         self._ticket = Ticket(
             region=target.region,

@@ -16,7 +16,6 @@ from region_workers.data.latents import open_latents
 from region_workers.data.samples import DrawingSamples, Samples
 from region_workers.data.store import Store
 from region_workers.networks.pretrained import dense_network
-from region_workers.networks.supported import network_inputs
 from region_workers.training.diffusion import alphas_cumprod
 from schemas.digest import seed_from
 from schemas.errors import RunFailed
@@ -38,19 +37,17 @@ class Batch(NamedTuple):
 
 
 class ModelFamily(Protocol):
-    """The seam for another kind of model. `alphas_cumprod`: its noise schedule, float32 [T] on the device."""
+    """The seam for another kind of model.
+
+    `alphas_cumprod`: its noise schedule, float32 [T] on the device. `steps_per_epoch`: batches in one pass over the
+    data.
+    """
 
     alphas_cumprod: torch.Tensor
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches in one pass over the data."""
+    steps_per_epoch: int
 
     def build_dense(self) -> nn.Module:
         """As the function `build_dense`."""
-
-    def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        """Arguments of one forward pass of the dense network, batch of one, on the meta device: enough to trace it."""
 
     def batch(self, step: int, rows: slice) -> Batch:
         """The rows of step's global batch, on the device."""
@@ -75,16 +72,10 @@ class UNetFamily:
             job.model.num_classes,
             job.model.label_dropout,
         )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._batches.steps_per_epoch
+        self.steps_per_epoch = self._batches.steps_per_epoch
 
     def build_dense(self) -> nn.Module:
         return build_dense(self._job)
-
-    def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        return network_inputs(network)
 
     def batch(self, step: int, rows: slice) -> Batch:
         clean_BCHW = self._batches.batch(step, rows)
@@ -107,16 +98,10 @@ class VectorFamily:
         self._job, self._samples = job, samples
         self.alphas_cumprod = alphas_cumprod(job.diffusion).to(device)
         self._batches = DrawingBatches(samples, device, job.training.batch_size, data_seed)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._batches.steps_per_epoch
+        self.steps_per_epoch = self._batches.steps_per_epoch
 
     def build_dense(self) -> nn.Module:
         return build_dense(self._job, self._samples)
-
-    def example_inputs(self, network: nn.Module) -> dict[str, torch.Tensor]:
-        return network_inputs(network)
 
     def batch(self, step: int, rows: slice) -> Batch:
         """A drawing's loss is the mean over its values (arXiv 2304.03785): the padding counts nothing."""

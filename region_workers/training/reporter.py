@@ -96,7 +96,7 @@ class StageReporter:
         if self._world.size == 1:
             return beat and self.stop_requested()
         # Several workers must agree, which they do where they wait for each other anyway.
-        return at_interval and bool(self._world.broadcast_int(int(self.stop_requested())))
+        return at_interval and self._world.broadcast_bool(self.stop_requested())
 
     def heartbeat(self, step: int) -> bool:
         """Say that the worker is alive, the first time and then at most once a second; whether it was time to."""
@@ -115,7 +115,7 @@ class StageReporter:
     def growth_requested(self) -> bool:
         """Whether the driver asks this very attempt to stop at a checkpoint, to go on with more workers; all agree."""
         asked = self._world.is_rank_zero and is_told(self._folder / GROW_FILE, self._owner, self._progress.attempt)
-        return bool(self._world.broadcast_int(int(asked)))
+        return self._world.broadcast_bool(asked)
 
     def note(self, text: str) -> None:
         """A few words beside the numbers."""

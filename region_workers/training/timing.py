@@ -13,7 +13,7 @@ from torch import nn
 from region_workers.data.samples import DrawingSamples, LatentSamples, PixelSamples, Samples
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import extract_expert
-from region_workers.networks.supported import POINTS_COUNTED
+from region_workers.networks.supported import POINTS_COUNTED, network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.training.device import World, current_world, prepare_process
@@ -153,7 +153,7 @@ def network_at(family: ModelFamily, ratio: float) -> nn.Module:
     dense = family.build_dense()
     if ratio == 0:
         return dense
-    groups = find_groups(dense, family.example_inputs(dense))
+    groups = find_groups(dense, network_inputs(dense))
     mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
     return extract_expert(dense, kept_channels(groups, mask))
 

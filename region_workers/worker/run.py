@@ -46,13 +46,15 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
     world, store = current_world(job.use_gpu, preemption_notice), None
     scratch = cache_dir_of(job.cache_dir) / SCRATCH_FOLDER
     with working_folder(job, scratch, sends_all=world.is_rank_zero) as (job, uploader):
-        if _is_called_off(job, world):
+        called_off = world.is_rank_zero and is_told(Path(job.run_dir) / STOP_FILE, job.owner, job.attempt)
+        if world.broadcast_bool(called_off):
             raise StopRequestedError("the driver stopped, or gave this attempt up, before it began")
         progress = _Progress(job, uploader)
         with progress.failures_written(), Watchdog(job.hang_limit_s, progress.end_hanging) as watchdog:
             world = _watched(world, watchdog, uploader)
             for stage in [each for each in (job.draw, job.train) if each is not None]:
-                if _is_finished(job, stage, world):  # a training also if the ticket drawn again has the bits it had
+                finished = world.is_rank_zero and finished_result(Path(job.run_dir), stage) is not None
+                if world.broadcast_bool(finished):  # a training also if the ticket drawn again has the bits it had
                     continue
                 progress.stage = stage.name
                 if store is None:
@@ -62,12 +64,6 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
                     StageLoop(_make_stage(job, stage, store, world)).run()
                 if uploader is not None and world.size > 1:
                     _hand_on(uploader, world)
-
-
-def _is_called_off(job: WorkerJob, world: World) -> bool:
-    """Whether the driver wants nothing more of this attempt; rank zero's answer."""
-    called_off = world.is_rank_zero and is_told(Path(job.run_dir) / STOP_FILE, job.owner, job.attempt)
-    return bool(world.broadcast_int(int(called_off)))
 
 
 def _open_store(job: WorkerJob, first_stage: str, world: World) -> Store:
@@ -86,12 +82,6 @@ def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: Store, worl
     if isinstance(plan, DrawStage):
         return (Slim if job.draw_plan.method == "slim" else Draw)(job, plan, family, randomness, world)
     return Train(job, plan, family, randomness, world)
-
-
-def _is_finished(job: WorkerJob, stage: DrawStage | TrainStage, world: World) -> bool:
-    """Rank zero's answer."""
-    finished = world.is_rank_zero and finished_result(Path(job.run_dir), stage) is not None
-    return bool(world.broadcast_int(int(finished)))
 
 
 def _watched(world: World, watchdog: Watchdog, uploader: Uploader | None) -> World:
@@ -154,16 +144,13 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
         return
     path = Path(job.run_dir) / stage / ".lock"
     make_folder(path.parent)
-    with locked(path, _LOCK_WAIT_S, lambda: StageHeldError(_held(stage))):
-        remove_leftovers(path.parent, below=True)
-        yield
-
-
-def _held(stage: str) -> str:
-    return (
+    held = (
         f"Stage {stage} is still held by another worker after {_LOCK_WAIT_S:.0f} s. "
         "Make sure that no other launch or resume of this run is going on."
     )
+    with locked(path, _LOCK_WAIT_S, lambda: StageHeldError(held)):
+        remove_leftovers(path.parent, below=True)
+        yield
 
 
 def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:

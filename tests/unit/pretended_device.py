@@ -27,6 +27,7 @@ from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from ebdiff_orchestrator.plans.load import plan_from_values
 from region_workers.networks.dense import build_dense
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.training import timesteps
 from region_workers.training.device import World
@@ -114,8 +115,8 @@ def test_a_training_step_keeps_to_the_device(name: str, option: str, pretended: 
 @pytest.mark.parametrize(("name", "importance"), IMPORTANCES)
 def test_a_mask_is_computed_where_the_weights_are(name: str, importance: str, pretended: None) -> None:
     plan = _plan(name, {"draw": {"importance": importance, "importance_timesteps": 2}})
-    trainer, family = _trainer(plan)
-    groups = find_groups(trainer.network, family.example_inputs(trainer.network))
+    trainer, _ = _trainer(plan)
+    groups = find_groups(trainer.network, network_inputs(trainer.network))
     mask_at = mask_maker(groups, trainer, plan.draw, lambda: None)
     assert mask_at(0.5).device == ACCELERATOR
 

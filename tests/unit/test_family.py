@@ -11,6 +11,7 @@ import torch
 
 from ebdiff_orchestrator.plans.load import plan_from_values
 from region_workers.data.samples import DrawingSamples
+from region_workers.networks.supported import network_inputs
 from region_workers.training.diffusion import diffusion_loss
 from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.timing import random_samples, timing_job
@@ -51,7 +52,7 @@ def test_every_family_gives_what_the_loop_asks_for(name: str, training: dict[str
     predicted = family.predict(network, part, part.clean, torch.tensor([10, 500]))
     assert predicted.shape == part.clean.shape
     assert predicted.dtype == (torch.bfloat16 if "precision" in training else torch.float32)
-    assert set(family.example_inputs(network)) >= {"sample", "timestep"}
+    assert set(network_inputs(network)) >= {"sample", "timestep"}
     assert family.steps_per_epoch == 1
 
 

@@ -37,7 +37,7 @@ def samples_grid(run: RunDirectory, most_bytes: int, most_px: int = _GRID_PX, ca
 
 def previews(run: RunDirectory, most_bytes: int) -> tuple[Picture, ...]:
     """Of the run's previews the first, the last and evenly many between them, in at most so many bytes of the page."""
-    keys = sorted(key for key in run.list_keys(PREVIEWS_FOLDER) if key.endswith(".json"))
+    keys = sorted(key for key in run.files.list_keys(PREVIEWS_FOLDER) if key.endswith(".json"))
     places = evenly_chosen(len(keys), _MOST_PREVIEWS)
     found = []
     for place in places:
