@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,24 +55,15 @@ def connect(
         yield _cluster(workers, embedded=False)
         return
     silence_ray()
-    embedded = None
     try:
-        if address:
-            _join(address)
-        else:
-            embedded = EmbeddedRay.taken_over(workers, jobs, say)
+        stop = _join(address) if address else EmbeddedRay.taken_over(workers, jobs, say).stop
     finally:
         log_ray_to(log)
     _take_back_sigterm()
     try:
         yield _cluster(workers, embedded=not address)
     finally:
-        if embedded is None:
-            import ray
-
-            ray.shutdown()
-        else:
-            embedded.stop()
+        stop()
 
 
 def start_early(workers: WorkersPlan, jobs: int, address: str | None = None) -> None:
@@ -108,7 +99,8 @@ def _is_connected() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
-def _join(address: str) -> None:
+def _join(address: str) -> Callable[[], None]:
+    """Connect to the cluster; what ends that."""
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     import ray
 
@@ -123,6 +115,7 @@ def _join(address: str) -> None:
     except ConnectionError as error:
         check = "Check the address, that it is up, and that RAY_AUTH_MODE and the token here are as there."
         raise UserError(f"Ray at {address}: cannot connect ({error}). {check}") from None
+    return ray.shutdown  # type: ignore[no-any-return]
 
 
 def _take_back_sigterm() -> None:

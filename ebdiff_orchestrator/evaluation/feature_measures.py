@@ -28,7 +28,7 @@ def measures_of_features(
     return {"feature_images": len(ours_NF), **found} if found else {}
 
 
-def kernel_distance(ours_NF: Features, theirs_NF: Features, seed: int = _SEED) -> tuple[float, float | None]:
+def kernel_distance(ours_NF: Features, theirs_NF: Features) -> tuple[float, float | None]:
     """Mean and deviation over subsets of the squared maximum mean discrepancy, unbiased (Binkowski et al., 2018).
 
     The kernel is (x.y / features + 1)^3; subsets are 100 of at most 1,000 features of either side, drawn without
@@ -37,7 +37,7 @@ def kernel_distance(ours_NF: Features, theirs_NF: Features, seed: int = _SEED) -
     size = min(SUBSET_IMAGES, len(ours_NF), len(theirs_NF))
     if size == len(ours_NF) == len(theirs_NF):
         return _discrepancy(ours_NF, theirs_NF), None
-    random = np.random.RandomState(seed)  # numpy's oldest generator, which is frozen
+    random = np.random.RandomState(_SEED)  # numpy's oldest generator, which is frozen
     found = []
     for _ in range(SUBSETS):
         ours = ours_NF[random.choice(len(ours_NF), size, replace=False)]

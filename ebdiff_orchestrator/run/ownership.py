@@ -13,8 +13,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -24,54 +24,11 @@ from schemas.errors import RunFailed, UserError
 from schemas.owner import OWNERS_FOLDER, Claim
 
 LEASE_S = 30.0
-_LOCK = f"{OWNERS_FOLDER}/.lock"
+LOCK = f"{OWNERS_FOLDER}/.lock"  # while it is held nobody else claims the run or changes it, if its place has locks
 _LOOK_S = 0.5
 _KEPT_CLAIMS = 5  # older ones say nothing that the newest does not
 
 Say = Callable[[str], None]
-
-
-class Claims:
-    """The claims that lie among a run's files, one a file."""
-
-    def __init__(self, files: RunFiles) -> None:
-        self._files, self.where = files, files.location
-
-    def names(self) -> list[str]:
-        return self._files.claims()
-
-    def newest(self) -> str | None:
-        """The owner's; None without any."""
-        return max(self.names(), default=None)
-
-    def read(self, name: str) -> Claim | None:
-        """A claim; None if it is gone or being written."""
-        try:
-            return Claim.model_validate_json(self._files.read(f"{OWNERS_FOLDER}/{name}"))
-        except (FileNotFoundError, PermissionError, ValueError):
-            return None
-
-    def write(self, claim: Claim) -> None:
-        self._files.write(f"{OWNERS_FOLDER}/{claim.name}", claim.model_dump_json().encode())
-
-    def delete(self, name: str) -> None:
-        self._files.delete(f"{OWNERS_FOLDER}/{name}")
-
-    def forget(self) -> None:
-        """Delete all claims, and the folder that they are in."""
-        with suppress(FileNotFoundError):
-            self._files.discard(OWNERS_FOLDER)
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Within it nobody else claims the run or changes it, as far as its place can promise that."""
-        return self._files.locked(_LOCK)
-
-    @contextmanager
-    def claiming(self) -> Iterator[None]:
-        """`locked`, with the place made for a claim and cleared of what a killed writer left there."""
-        with self._files.locked(_LOCK, make=True):
-            remove_leftovers(self._files.folder / OWNERS_FOLDER)
-            yield
 
 
 class RunTakenOverError(RunFailed):
@@ -81,8 +38,8 @@ class RunTakenOverError(RunFailed):
 class Ownership:
     """This driver's claim to a run, from `claim_run` until `release`."""
 
-    def __init__(self, claims: Claims, claim: Claim) -> None:
-        self._claims, self._claim = claims, claim
+    def __init__(self, files: RunFiles, claim: Claim) -> None:
+        self._files, self._claim = files, claim
         self._released = Event()
         self._beating = Thread(target=self._beat, name="owner", daemon=True)
         self._beating.start()
@@ -96,52 +53,75 @@ class Ownership:
         """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims."""
         self._released.set()
         self._beating.join()
-        with self._claims.locked():
-            if self._claims.newest() != self.name:
+        with self._files.locked(LOCK):
+            if newest_claim(self._files) != self.name:
                 return
             if leaves_nothing:
-                self._claims.forget()
+                with suppress(FileNotFoundError):
+                    self._files.discard(OWNERS_FOLDER)
             else:
-                self._claims.write(self._claim.model_copy(update={"released": True}))
+                write_claim(self._files, self._claim.model_copy(update={"released": True}))
 
     def _beat(self) -> None:
         while not self._released.wait(self._claim.lease_s / 5):
             self._claim = self._claim.model_copy(update={"beat": self._claim.beat + 1})
             try:
-                if self._claims.newest() == self.name:
-                    self._claims.write(self._claim)
+                if newest_claim(self._files) == self.name:
+                    write_claim(self._files, self._claim)
             except OSError:
                 continue  # the store does not answer; the next beat may get through
 
 
-def check_newest(claims: Claims, name: str) -> None:
+def check_newest(files: RunFiles, name: str) -> None:
     """Raise RunTakenOverError unless the claim of this name is the newest of the run."""
-    newest = claims.newest()
+    newest = newest_claim(files)
     if newest != name:
-        other = claims.read(newest) if newest else None
+        other = read_claim(files, newest) if newest else None
         who = f"process {other.pid} on {other.host}" if other else "another launch or resume"
         raise RunTakenOverError(
-            f"{claims.where}: {who} has taken this run over; this one has stopped and wrote nothing more."
+            f"{files.location}: {who} has taken this run over; this one has stopped and wrote nothing more."
         )
 
 
-def claim_run(claims: Claims, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:
+def claim_run(files: RunFiles, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:
     """Claim the run; UserError if another driver works on it, unless `take_over`.
 
     Where that cannot be known at once, this waits as long as the other's lease lasts to see whether it lives.
     """
-    newest = claims.newest()
-    holder = claims.read(newest) if newest else None
-    if newest and not take_over and _lives(claims, newest, holder, say):
-        raise _refusal(claims.where, holder)
-    with claims.claiming():
-        now = claims.newest()
+    newest = newest_claim(files)
+    holder = read_claim(files, newest) if newest else None
+    if newest and not take_over and _lives(files, newest, holder, say):
+        raise _refusal(files.location, holder)
+    with files.locked(LOCK, make=True):
+        remove_leftovers(files.folder / OWNERS_FOLDER)  # of a killed writer
+        now = newest_claim(files)
         if now != newest:  # while this one looked, another claimed the run
-            raise _refusal(claims.where, claims.read(now) if now else None)
-        return Ownership(claims, _next_claim(claims, newest, lease_s))
+            raise _refusal(files.location, read_claim(files, now) if now else None)
+        return Ownership(files, _next_claim(files, newest, lease_s))
 
 
-def _next_claim(claims: Claims, newest: str | None, lease_s: float) -> Claim:
+def newest_claim(files: RunFiles) -> str | None:
+    """The name of the owner's claim; None if there is none."""
+    return max(files.claims(), default=None)
+
+
+def read_claim(files: RunFiles, name: str) -> Claim | None:
+    """The claim of that name; None if it is gone or being written."""
+    try:
+        return Claim.model_validate_json(files.read(f"{OWNERS_FOLDER}/{name}"))
+    except (FileNotFoundError, PermissionError, ValueError):
+        return None
+
+
+def write_claim(files: RunFiles, claim: Claim) -> None:
+    files.write(f"{OWNERS_FOLDER}/{claim.name}", claim.model_dump_json().encode())
+
+
+def delete_claim(files: RunFiles, name: str) -> None:
+    files.delete(f"{OWNERS_FOLDER}/{name}")
+
+
+def _next_claim(files: RunFiles, newest: str | None, lease_s: float) -> Claim:
     claim = Claim(
         number=int(newest.split("-")[0]) + 1 if newest else 1,
         token=secrets.token_hex(4),
@@ -150,13 +130,13 @@ def _next_claim(claims: Claims, newest: str | None, lease_s: float) -> Claim:
         process=process_identity(os.getpid()),
         lease_s=lease_s,
     )
-    claims.write(claim)
-    names = claims.names()
+    write_claim(files, claim)
+    names = files.claims()
     if names[-1] != claim.name:  # two claimed the same number: the greater name has it
-        claims.delete(claim.name)
-        raise _refusal(claims.where, claims.read(names[-1]))
+        delete_claim(files, claim.name)
+        raise _refusal(files.location, read_claim(files, names[-1]))
     for name in names[:-_KEPT_CLAIMS]:
-        claims.delete(name)
+        delete_claim(files, name)
     return claim
 
 
@@ -174,18 +154,18 @@ def process_identity(pid: int) -> str:
     return "" if state in "ZX" else f"{boot}/{namespace}/{pid}/{fields[18]}"
 
 
-def _lives(claims: Claims, name: str, holder: Claim | None, say: Say) -> bool:
+def _lives(files: RunFiles, name: str, holder: Claim | None, say: Say) -> bool:
     if holder is not None and (holder.released or _is_gone(holder)):
         return False
     if holder is not None and _is_running(holder):
         return True
     lease_s = holder.lease_s if holder else LEASE_S
-    silent = f"{claims.where}: {_holder(holder)} has not said that it ended"
+    silent = f"{files.location}: {_holder(holder)} has not said that it ended"
     say(f"{silent}; watching for {lease_s:.0f} s whether it lives ...")
     deadline = time.monotonic() + lease_s
     while time.monotonic() < deadline:
         time.sleep(min(_LOOK_S, lease_s))
-        now = claims.read(name)
+        now = read_claim(files, name)
         if now is not None and now.released:
             return False
         if now is not None and holder is not None and now.beat != holder.beat:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ebdiff_orchestrator.run.ownership import Claims, Say, check_newest, claim_run
+from ebdiff_orchestrator.run.ownership import LOCK, Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.storage.checkpoint_files import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
@@ -34,7 +34,6 @@ class RunDirectory:
 
     def __init__(self, location: str | Path, given_by: str = "") -> None:
         self.files = RunFiles(location)
-        self._claims = Claims(self.files)
         self.path, self.location = self.files.folder, self.files.location
         self.owner = given_by
         self._changing = False
@@ -86,14 +85,14 @@ class RunDirectory:
         if self._changing or not self.owner:
             yield
             return
-        with self._claims.locked():
-            check_newest(self._claims, self.owner)
+        with self.files.locked(LOCK):
+            check_newest(self.files, self.owner)
             self._changing = True
             try:
                 yield
             finally:
                 self._changing = False
-            check_newest(self._claims, self.owner)  # a store has no lock that kept another out since the first look
+            check_newest(self.files, self.owner)  # a store has no lock that kept another out since the first look
 
     def write_note(self, key: str, *attempts: int) -> None:
         """Leave a word in the file of that key for the workers of these attempts; no number: of all."""
@@ -156,7 +155,7 @@ class RunDirectory:
             _check_nothing_foreign(self.location, self.files.outline())
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            ownership = claim_run(self._claims, take_over=take_over, say=say)
+            ownership = claim_run(self.files, take_over=take_over, say=say)
         except OSError as error:
             raise self.files.unusable(error) from None
         self.owner = ownership.name

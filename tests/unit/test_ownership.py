@@ -15,7 +15,15 @@ import pytest
 
 from ebdiff_orchestrator.run import run_directory
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.ownership import Claims, RunTakenOverError, check_newest, claim_run, process_identity
+from ebdiff_orchestrator.run.ownership import (
+    RunTakenOverError,
+    check_newest,
+    claim_run,
+    delete_claim,
+    process_identity,
+    read_claim,
+    write_claim,
+)
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
@@ -27,8 +35,8 @@ LEASE_S = 2.0  # a busy machine may halt a test for a second
 
 
 @pytest.fixture
-def claims(tmp_path: Path) -> Claims:
-    return Claims(RunFiles(tmp_path))
+def files(tmp_path: Path) -> RunFiles:
+    return RunFiles(tmp_path)
 
 
 def _elsewhere(number: int, token: str = "aaaaaaaa", **more: object) -> Claim:
@@ -41,12 +49,12 @@ def _say(_: str) -> None:
     return
 
 
-def _keep_alive(claims: Claims, claim: Claim, seconds: float) -> Thread:
+def _keep_alive(files: RunFiles, claim: Claim, seconds: float) -> Thread:
     def beat() -> None:
         end, now = time.monotonic() + seconds, claim
         while time.monotonic() < end:
             now = now.model_copy(update={"beat": now.beat + 1})
-            claims.write(now)
+            write_claim(files, now)
             time.sleep(LEASE_S / 5)
 
     thread = Thread(target=beat)
@@ -58,74 +66,74 @@ def _process() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 
 
-def test_the_numbers_of_a_run_s_owners_rise(claims: Claims) -> None:
+def test_the_numbers_of_a_run_s_owners_rise(files: RunFiles) -> None:
     for number in (1, 2, 3):
-        owner = claim_run(claims, say=_say)
+        owner = claim_run(files, say=_say)
         assert owner.name.startswith(f"{number:08d}-")
-        check_newest(claims, owner.name)
+        check_newest(files, owner.name)
         owner.release()
 
 
-def test_a_holder_of_another_machine_that_is_seen_to_live_is_left_alone(claims: Claims) -> None:
-    claims.write(holder := _elsewhere(4))
-    living = _keep_alive(claims, holder, 2 * LEASE_S)
+def test_a_holder_of_another_machine_that_is_seen_to_live_is_left_alone(files: RunFiles) -> None:
+    write_claim(files, holder := _elsewhere(4))
+    living = _keep_alive(files, holder, 2 * LEASE_S)
     with pytest.raises(UserError, match=r"process 1 on elsewhere .*--take-over"):
-        claim_run(claims, say=_say)
+        claim_run(files, say=_say)
     living.join()
-    assert claims.names() == [holder.name]
+    assert files.claims() == [holder.name]
 
 
 @pytest.mark.parametrize("released", [True, False])
 def test_a_holder_of_another_machine_gives_way_once_released_or_silent_for_its_lease(
-    claims: Claims, released: bool
+    files: RunFiles, released: bool
 ) -> None:
-    claims.write(_elsewhere(4, released=released))
+    write_claim(files, _elsewhere(4, released=released))
     began, said = time.monotonic(), list[str]()
-    owner = claim_run(claims, say=said.append)
+    owner = claim_run(files, say=said.append)
     assert (time.monotonic() - began < LEASE_S) is released, "only a silent one is watched"
     assert ["elsewhere" in line for line in said] == ([] if released else [True])
     assert owner.name.startswith("00000005-")
     owner.release()
 
 
-def test_a_holder_of_this_machine_that_was_killed_costs_no_waiting(claims: Claims) -> None:
+def test_a_holder_of_this_machine_that_was_killed_costs_no_waiting(files: RunFiles) -> None:
     with _process() as process:
         holder = _elsewhere(1, pid=process.pid, process=process_identity(process.pid), lease_s=60)
-        claims.write(holder)
+        write_claim(files, holder)
         with pytest.raises(UserError, match=f"process {process.pid}"):
-            claim_run(claims, say=_say)
+            claim_run(files, say=_say)
         process.kill()
-    claim_run(claims, say=_say).release()
+    claim_run(files, say=_say).release()
 
 
-def test_a_halted_holder_gives_way_after_its_lease(claims: Claims) -> None:
+def test_a_halted_holder_gives_way_after_its_lease(files: RunFiles) -> None:
     with _process() as process:
-        claims.write(_elsewhere(1, pid=process.pid, process=process_identity(process.pid)))
+        write_claim(files, _elsewhere(1, pid=process.pid, process=process_identity(process.pid)))
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)
-        claim_run(claims, say=_say).release()
+        claim_run(files, say=_say).release()
         process.kill()
 
 
-def test_a_driver_that_lost_the_run_says_neither_that_it_lives_nor_that_it_ended(claims: Claims) -> None:
-    first = claim_run(claims, lease_s=0.2, say=_say)
-    claims.write(newer := _elsewhere(2))
+def test_a_driver_that_lost_the_run_says_neither_that_it_lives_nor_that_it_ended(files: RunFiles) -> None:
+    first = claim_run(files, lease_s=0.2, say=_say)
+    write_claim(files, newer := _elsewhere(2))
     time.sleep(0.2)  # whatever it was about to write is written
-    claims.delete(first.name)  # as a newer owner does, in time
+    delete_claim(files, first.name)  # as a newer owner does, in time
     time.sleep(0.3)
-    assert claims.names() == [newer.name]
+    assert files.claims() == [newer.name]
     first.release()
-    assert claims.names() == [newer.name]
-    assert claims.read(newer.name) == newer
+    assert files.claims() == [newer.name]
+    assert read_claim(files, newer.name) == newer
 
 
-def test_of_two_that_claim_the_same_number_one_goes_on(claims: Claims) -> None:
-    first = claim_run(claims, say=_say)
-    claims.write(_elsewhere(1, token="ffffffff"))  # it had looked before the first one wrote
+def test_of_two_that_claim_the_same_number_one_goes_on(files: RunFiles) -> None:
+    first = claim_run(files, say=_say)
+    write_claim(files, _elsewhere(1, token="ffffffff"))  # it had looked before the first one wrote
     with pytest.raises(RunTakenOverError, match="process 1 on elsewhere"):
-        check_newest(claims, first.name)
+        check_newest(files, first.name)
     first.release()
-    assert claims.read("00000001-ffffffff.json") == _elsewhere(1, token="ffffffff")
+    assert read_claim(files, "00000001-ffffffff.json") == _elsewhere(1, token="ffffffff")
 
 
 def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
@@ -143,28 +151,28 @@ def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callab
     assert second.read() == written
 
 
-def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(claims: Claims) -> None:
-    owner = claim_run(claims, lease_s=0.2, say=_say)
-    claims.delete(owner.name)
+def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(files: RunFiles) -> None:
+    owner = claim_run(files, lease_s=0.2, say=_say)
+    delete_claim(files, owner.name)
     time.sleep(0.3)
-    assert claims.names() == []
+    assert files.claims() == []
     with pytest.raises(RunTakenOverError):
-        check_newest(claims, owner.name)
+        check_newest(files, owner.name)
     owner.release()
 
 
 @pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])
-def test_a_file_that_is_no_claim_is_no_owner(claims: Claims, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_no_claim_is_no_owner(files: RunFiles, tmp_path: Path, name: str) -> None:
     (tmp_path / ".owners").mkdir()
     (tmp_path / ".owners" / name).write_text("{}")
-    owner = claim_run(claims, say=_say)
-    check_newest(claims, owner.name)
+    owner = claim_run(files, say=_say)
+    check_newest(files, owner.name)
     assert not RunFiles(tmp_path).has_newer_owner(owner.name)
     owner.release()
     assert (tmp_path / ".owners" / name).exists()
 
 
-def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(claims: Claims, tmp_path: Path) -> None:
+def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(files: RunFiles, tmp_path: Path) -> None:
     left = tmp_path / ".owners" / ".partial-0123456789ab-00000001-aaaaaaaa.json"
     left.parent.mkdir()
     left.write_text('{"numb')
