@@ -67,7 +67,7 @@ class Measure(Section):
 
     @property
     def key(self) -> dict[str, Any]:
-        """Its part of what a result is known by."""
+        """The measure's part of a result's key."""
         rendered = {} if self.raster is None else {"raster": self.raster.model_dump(mode="json")}
         return {self.extractor.name: self.extractor.digest, **rendered}
 

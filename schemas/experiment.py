@@ -66,7 +66,7 @@ class DataPlan(Section):
 
     @property
     def kind(self) -> Literal["images", "drawings"]:
-        """What there is of it, in a word for people."""
+        """For people: what the data are."""
         return "images" if self.drawings is None else "drawings"
 
     @property

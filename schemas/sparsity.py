@@ -57,7 +57,7 @@ class SparsityPlan(Section):
         return self if sparsity is None else self.model_copy(update={"sparsity": sparsity})
 
     def determinants(self, steps: int) -> dict[str, Any]:
-        """What of it determines a training of `steps`: updates depend on how many they are, a mask that stays not."""
+        """The fields that determine a training of `steps`, of which a static mask is independent."""
         if self.method == "static":
             return self.model_dump(mode="json", exclude=_ONLY_OF_UPDATES)
         return {**self.model_dump(mode="json"), "steps": steps}

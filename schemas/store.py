@@ -28,7 +28,7 @@ class StoreInfo(Sealed):
 
     @property
     def checksums(self) -> int:
-        """How many of them, in all the ways in which they may come, have a checksum."""
+        """How many checksums there are: one for each image, mirrored ones too."""
         return prod(self.shape[:-3])
 
 

@@ -100,7 +100,7 @@ def _is_connected() -> bool:
 
 
 def _join(address: str) -> Callable[[], None]:
-    """Connect to the cluster; what ends that."""
+    """Connect to the cluster; returns the function that disconnects."""
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     import ray
 

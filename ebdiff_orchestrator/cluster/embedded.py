@@ -61,7 +61,7 @@ class EmbeddedRay(threading.Thread):
 
     @classmethod
     def begin(cls, workers: WorkersPlan, jobs: int) -> EmbeddedRay:
-        """Start one, for `taken_over` to find."""
+        """Start one in the background; `taken_over` waits for it."""
         cls.begun = cls(workers, jobs)
         atexit.register(cls.begun._end)
         cls.begun.start()

@@ -74,7 +74,7 @@ class Executor(Protocol):
         """For people: what is free, of how much."""
 
     def turn(self) -> AbstractContextManager[object]:
-        """Within it no other run of this program takes the workers that are seen to be free."""
+        """Keep other runs of this program from starting jobs meanwhile, so that workers seen to be free stay free."""
         return nullcontext()
 
     def others_at_work(self) -> bool:
@@ -86,7 +86,7 @@ class Executor(Protocol):
         return False
 
     def loss(self, error: BaseException | None) -> Loss | None:
-        """What of the machine ended a job with this error; None where its program did."""
+        """Whether a job that ended with this error lost its machine, and how; None if its own program failed."""
         return None
 
 

@@ -57,7 +57,7 @@ def check_space(nodes: Sequence[Node], plan: Plan, run_dir: str) -> list[Finding
 
 
 def check_room(nodes: Sequence[Node], plan: Plan) -> Finding:
-    """Whether a region finds its workers, and whether all do at once."""
+    """Whether the cluster holds the workers of one region, and of all at once."""
     request = cluster_request(nodes, plan)
     have = sum(workers_on_node(request, node.resources) for node in nodes)
     at_once = have // request.processes

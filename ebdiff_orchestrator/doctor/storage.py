@@ -76,7 +76,7 @@ def check_storage(machines: Executor, run_dir: str) -> list[Finding]:
 
 @contextmanager
 def storage_test(run_dir: str | Path) -> Iterator[StorageTest]:
-    """The driver's side, or OSError or UserError. Leaves nothing behind, nor a run directory that was not there."""
+    """The driver's file and lock, while nodes look at them; nothing is left behind. OSError or UserError."""
     folder = local_folder(run_dir)
     below = f"{folder or RunFiles(run_dir).location}/.doctor-{secrets.token_hex(6)}"
     test, files = StorageTest(below, secrets.token_hex(8)), RunFiles(below)
@@ -113,7 +113,7 @@ def _emptied(files: RunFiles) -> Iterator[None]:
 
 
 def look_at_storage(location: str, secret: str) -> dict[str, Any]:
-    """The side of one node, run on it; a `StorageAnswer` as plain values."""
+    """Runs on one node: reads, locks and writes there; a `StorageAnswer` as plain values."""
     found: dict[str, Any] = {}
     name, in_folder = f"node-{secrets.token_hex(6)}", local_folder(location)
     try:

@@ -185,7 +185,7 @@ def _reference(plan: Plan, options: Options, measure: Measure, view: View) -> Re
 
 
 def _side(plan: Plan, measure: Measure) -> int | None:
-    """In pixels, that of images which can be compared with the run's; None for any: Inception resizes all alike."""
+    """The side in pixels that reference images must have; None for any, since Inception resizes them all."""
     if measure.raster is not None:
         return measure.raster.canvas_px
     return None if measure.extractor.name == "inception" else plan.data.resolution
@@ -250,7 +250,7 @@ def _result(extractor: ExtractorChoice, distance: float) -> dict[str, Any]:
 
 
 def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> None:
-    """Write the report, then the manifest; only then may the shards go."""
+    """Write the report, then the manifest; delete the shards last."""
     directory, folder = ledger.directory, evaluation_folder(ledger.directory.path, evaluation.key)
     report = report_of(ledger.manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
     with directory.fenced():

@@ -46,7 +46,7 @@ def kernel_distance(ours_NF: Features, theirs_NF: Features) -> tuple[float, floa
 
 
 def _discrepancy(ours_NF: Features, theirs_NF: Features) -> float:
-    """Of two sets of equally many."""
+    """The unbiased squared discrepancy of two sets of equal size."""
     count = len(ours_NF)
     between = _kernel(ours_NF, theirs_NF).mean()
     within = 0.0

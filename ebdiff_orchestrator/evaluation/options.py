@@ -52,7 +52,7 @@ def held_by(evaluation: Evaluation | None) -> tuple[str, ...]:
 
 
 def chosen_extractor(options: Options, plan: Plan) -> ExtractorChoice:
-    """The extractor of the measures. UserError for a combination that does not go."""
+    """The extractor that the measures need. UserError for options that exclude each other."""
     for measure in options.measures:
         if measure not in MEASURES:
             raise user_error("--measure", measure, ", ".join(MEASURES), "Change it.")
@@ -68,7 +68,7 @@ def chosen_extractor(options: Options, plan: Plan) -> ExtractorChoice:
 
 
 def sampled_images(directory: RunDirectory, plan: Plan, options: Options) -> SampledImages:
-    """The options with the plan's defaults filled in. UserError for what cannot be."""
+    """The options with the plan's defaults filled in. UserError for a value out of range."""
     total, how = plan.diffusion.num_train_timesteps, plan.sampling
     steps = how.steps if options.steps is None else options.steps
     guidance = how.guidance_scale if options.guidance_scale is None else options.guidance_scale

@@ -55,7 +55,7 @@ def whole_report(folder: Path) -> EvaluationReport | None:
 
 
 def recorded_report(run_dir: str | Path, evaluation: Evaluation) -> EvaluationReport:
-    """What lies beside a number that `evaluate` has returned."""
+    """The report of an evaluation that `evaluate` has returned."""
     report = whole_report(evaluation_folder(RunDirectory(run_dir).path, evaluation.key))
     assert report is not None, "it is recorded with its report"
     return report

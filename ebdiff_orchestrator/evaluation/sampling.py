@@ -113,7 +113,7 @@ def load(job: SampleJob, device: torch.device) -> RoutedPipeline:
 
 
 def _check_options(job: SampleJob, num_classes: int | None, timesteps: int) -> None:
-    """Raise UserError, naming the option, for what this ensemble has not."""
+    """Raise UserError, naming the option, for what this ensemble cannot do."""
     if job.steps is not None and job.steps > timesteps:
         raise user_error("--steps", job.steps, f"at most {timesteps}, the ensemble's timesteps", "Lower it.")
     if num_classes is None and job.classes:
@@ -126,7 +126,7 @@ def _check_options(job: SampleJob, num_classes: int | None, timesteps: int) -> N
 
 
 def _in_order(job: SampleJob, parts: Sequence[Drawn]) -> Drawn:
-    """What workers drew to whom the batches were dealt in turn, as the samples lie in the job."""
+    """The workers' samples in the job's order; batches were dealt to the workers in turn."""
     batches = []
     for number, batch in enumerate(job.batches):
         start = number // len(parts) * job.batch_size

@@ -151,7 +151,7 @@ def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
 
 
 def mark_of(measure: Measure | None) -> str | None:
-    """Of statistics that are no FID's of images."""
+    """The digest that marks statistics of anything but Inception's features of images; None for those."""
     if measure is None or (measure.extractor.name == "inception" and measure.raster is None):
         return None
     return digest(measure.key)

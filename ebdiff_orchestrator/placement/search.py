@@ -137,7 +137,7 @@ class _BranchAndBound:
         self._visit((), tuple(range(len(self._jobs))), (0.0,) * self._devices)
 
     def _least_device_s(self, options: Options) -> float:
-        """What a job holds at least in a schedule no longer than the one at hand."""
+        """The least device-seconds of a job in any schedule that is no longer than the one at hand."""
         return next(piece.device_s for piece in options if piece.seconds <= self._makespan_s)
 
     def _visit(self, started: Order, left: tuple[int, ...], free: tuple[float, ...]) -> None:
@@ -159,7 +159,7 @@ class _BranchAndBound:
 
     @property
     def _worth_it_s(self) -> float:
-        """A schedule that is not shorter than this is not looked for."""
+        """Only schedules shorter than this are looked for."""
         return self._makespan_s * (1 - _GAP)
 
     def _hopeless(self, left: tuple[int, ...], free: tuple[float, ...]) -> bool:

@@ -42,7 +42,7 @@ class PlanPreview:
 
     @property
     def sample(self) -> str:
-        """Of what multiply-accumulates are counted, for people."""
+        """For people: the sample whose multiply-accumulates are counted."""
         if self.plan.data.drawings is not None:
             return f"one drawing of {POINTS_COUNTED} points"
         return "one image, with the attention's products"

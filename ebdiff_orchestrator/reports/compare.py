@@ -129,7 +129,7 @@ def _train_s(found: Measures | None) -> float | None:
 
 
 def _wall_with_start_s(manifest: Manifest | None) -> float | None:
-    """By the clock, that of the dense start's own run included; None where that run is not at hand."""
+    """Seconds by the clock, including the run of the dense start; None where that run is not at hand."""
     if manifest is None:
         return None
     own = wall_s(manifest)

@@ -22,13 +22,13 @@ Values = Mapping[Column, MeasuredValue]
 
 
 def measured_values(manifest: Manifest) -> tuple[MeasuredValue, ...]:
-    """Of each measure the value of the run's ensemble as it is now with most images, of those the newest; FID first."""
+    """For each measure the value with most images, of equals the newest, of the ensemble as it is now; FID first."""
     found = best_values(manifest)
     return tuple(found[measure] for measure in sorted(found, key=_order))
 
 
 def best_values(manifest: Manifest) -> dict[Column, MeasuredValue]:
-    """The same by measure."""
+    """The values of `measured_values`, by column."""
     current = ensemble_digest(manifest)
     own = [found for found in manifest.evaluations.values() if found.ensemble_digest == current]
     values = sorted((value for evaluation in own for value in values_of(evaluation)), key=_rank)
@@ -77,7 +77,7 @@ def _note(name: str, value: MeasuredValue) -> str:
 
 
 def distance_fields(found: Values, short: str, name: str) -> dict[str, Any]:
-    """Plain values of the best one called `short`, their names led by `name`; None without one."""
+    """The best value called `short` as JSON fields whose names begin with `name`; None where there is none."""
     best = max((each for each in found.values() if each.short == short), key=_rank, default=None)
     return {
         name: best and best.value,

@@ -143,7 +143,7 @@ def predict(
     schedule = place(works, devices, plan.placement, plan.workers.parallel_efficiency, first)
 
     def versus(dense_steps: int) -> Versus:
-        """Who starts from a dense training is charged it, as in the paper."""
+        """A plan that starts from a dense training is charged for it, as in the paper."""
         all_s = dense_steps * dense_s
         charged_s = all_s if _starts_dense(plan) else 0.0
         saved = 1 - (charged_s + schedule.held_s) / all_s

@@ -158,7 +158,7 @@ def _several_regions(plan: Plan) -> str:
 
 
 def _start(plan: Plan) -> str:
-    """What an early-bird method usually does not do."""
+    """What is unusual about how an early-bird method starts."""
     parts = [] if plan.draw.inherit_weights else ["fresh weights"]
     parts += [] if plan.model.pretrained is None else ["from a dense start"]
     return f" ({', '.join(parts)})" if parts else ""

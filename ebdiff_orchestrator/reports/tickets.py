@@ -139,7 +139,7 @@ def report_tickets(
 
 
 def _note(manifest: Manifest, region: RegionPlan) -> str | None:
-    """Of a region without a ticket's masks, or with a mask of its weights that has left no record: what there is."""
+    """What to say of a region that has no masks to show."""
     sparsity = manifest.plan.sparsity_of(region)
     if sparsity is None:
         return None if region.pruning_ratio else f"{region.name}: keeps everything, so no mask is taken."

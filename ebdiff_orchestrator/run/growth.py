@@ -32,7 +32,7 @@ class Growth:
         self._restart_s = 0.0
 
     def saw_start(self, attempt: Attempt) -> None:
-        """An attempt was seen to begin its steps: what a start takes is what growing costs."""
+        """Note how long an attempt took to its first step: that is what growing costs."""
         self._restart_s = max(self._restart_s, unix_time() - attempt.started_at)
 
     def has_stopped_to_grow(self, attempt: Attempt) -> bool:

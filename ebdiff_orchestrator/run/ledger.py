@@ -44,7 +44,7 @@ class Ledger:
         return self.manifest.plan
 
     def begin_launch(self) -> None:
-        """The clock of this launch starts; every later entry moves its end along."""
+        """Begin to record this launch; every later write moves its end along."""
         self._launch = Launch(started_at=unix_time(), ended_at=unix_time())
 
     def is_done(self, stage: str) -> bool:
@@ -111,7 +111,7 @@ class Ledger:
             self._put(self.manifest.stage(stage), reused_from=str(source))
 
     def record_usage(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
-        """Record the devices that a job held from `started_at` until now; said again as it goes on."""
+        """Record the devices that a job held from `started_at` until now; replaces what was recorded of it before."""
         usage = DeviceUsage(
             job=job,
             attempt=attempt,

@@ -21,7 +21,7 @@ _STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")
 
 
 def new_manifest(plan: Plan) -> Manifest:
-    """That of a run in which nothing has been done."""
+    """The manifest of a run in which nothing has been done."""
     now = unix_time()
     return Manifest(
         created_at=now,

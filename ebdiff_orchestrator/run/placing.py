@@ -67,7 +67,7 @@ def _what_is_left(plan: Plan, ledger: Ledger) -> Plan:
 
 
 def _macs(job: JobOutline, preview: PlanPreview) -> float:
-    """Work of a job; a shared draw comes before all."""
+    """The multiply-accumulates of a job's training; infinite for a shared draw, which comes first."""
     if job.train is None:
         return float("inf")
     region = next(o for o in preview.regions if o.region.name == job.train.region)

@@ -178,7 +178,7 @@ def _last_line(file: IO[bytes]) -> str:
 
 
 def _newest_record(run: RunDirectory) -> PreviewRecord | None:
-    """None without one that reads."""
+    """The record of the newest preview; None if there is none or it cannot be read."""
     try:
         return PreviewRecord.model_validate_json(run.fetch(record_key(last_preview(run))).read_text())
     except (OSError, ValueError):

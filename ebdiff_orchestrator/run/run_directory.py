@@ -81,7 +81,7 @@ class RunDirectory:
 
     @contextmanager
     def fenced(self) -> Iterator[None]:
-        """What changes the run goes in here: RunTakenOverError, and no change, if another driver has the run now."""
+        """Each change of the run happens within it; RunTakenOverError instead if another driver has the run."""
         if self._changing or not self.owner:
             yield
             return
@@ -95,7 +95,7 @@ class RunDirectory:
             check_newest(self.files, self.owner)  # a store has no lock that kept another out since the first look
 
     def write_note(self, key: str, *attempts: int) -> None:
-        """Leave a word in the file of that key for the workers of these attempts; no number: of all."""
+        """Write a note for the workers of these attempts, or of all without a number, to the file of that key."""
         with self.fenced():
             write_model(self.path / key, Note(owner=self.owner, attempts=attempts))
             self.files.publish(key)
@@ -115,7 +115,7 @@ class RunDirectory:
         return newest_step(self.files.list_keys(f"{stage}/{CHECKPOINTS_FOLDER}"))
 
     def previews(self) -> int:
-        """How many pictures the run has of how far it is."""
+        """How many previews the run has."""
         return sum(key.endswith(".json") for key in self.files.list_keys(PREVIEWS_FOLDER))
 
     def ensemble(self) -> Path:

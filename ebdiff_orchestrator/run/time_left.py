@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def stage_left(progress: Progress) -> TimeLeft | None:
-    """To the last step of a stage at work, of a draw to the last that it may make; None if that is not known."""
+    """Until the last step of a stage at work (for a draw, the last that it may make); None if that is not known."""
     if not progress.total_steps or not progress.steps_per_s:
         return None
     return TimeLeft((progress.total_steps - progress.step) / progress.steps_per_s, is_draw(progress.stage))
@@ -108,7 +108,7 @@ class _Pace:
                 self._seconds.setdefault(self._ratio(name), 1 / progress.steps_per_s)
 
     def left(self, stage: str) -> TimeLeft | None:
-        """Of a stage, whether it has begun or not; None if there is nothing to tell by."""
+        """How long a stage still takes, begun or not; None if nothing like it was timed."""
         if self._manifest.stage(stage).status == "done":
             return TimeLeft(0.0)
         report = self._reports.get(stage)

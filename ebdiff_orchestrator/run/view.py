@@ -30,7 +30,7 @@ class View:
         """Something happened."""
 
     def waiting(self, text: str) -> None:
-        """Something is being waited for; may be said often."""
+        """Something is being waited for; may be called often."""
 
     def images(self, done: int, total: int, what: str = "images") -> None:
         """Images are being decoded."""

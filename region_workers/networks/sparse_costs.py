@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import stored_bytes
 from region_workers.networks.supported import network_inputs
-from region_workers.pruning.densities import kept_counts, maskable_shapes
 from region_workers.pruning.groups import meta_copy
+from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from schemas.sparsity import SparsityPlan
 
 

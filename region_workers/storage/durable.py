@@ -56,7 +56,7 @@ def replace_model(path: Path, model: BaseModel) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Have a folder, and those above it, that a crash does not take away again."""
+    """Make a folder, and those above it, durably."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:

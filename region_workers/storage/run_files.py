@@ -71,12 +71,12 @@ class RunFiles:
         return self._store is not None
 
     def wait_for_store(self, limit_s: float) -> None:
-        """Bear a store that does not answer for so long, from now on."""
+        """Set for how long the store may fail to answer."""
         if self._store is not None:
             self._store.limit_s = limit_s
 
     def forgive_silence(self) -> None:
-        """Whatever the store's silence so far: the next operation has the whole limit."""
+        """Give the next operation the whole limit, however long the store has been silent."""
         if self._store is not None:
             self._store.silent_since = None
 

@@ -35,7 +35,7 @@ class RecordedMask:
         return self._at(_NOW)
 
     def move(self, moved: Tensor) -> tuple[Tensor, Counts]:
-        """Have another mask of as many weights from now on; which stay, bool, and what that did."""
+        """Replace the mask by one of as many weights; which weights stay, bool, and the counts of the change."""
         stay, weights = self.kept().logical_and_(moved), _count(moved)
         was_first = self._at(_FIRST)
         replaced = _count(was_first) - _count(was_first.logical_and_(moved))
@@ -67,12 +67,12 @@ class MaskMoves:
         self.note(0, [(0, 0, kept) for _, kept in self._sizes])
 
     def note(self, step: int, counts: Sequence[Counts]) -> None:
-        """An update in the step after `step`, by the counts of all masks, in their order."""
+        """Record an update, made in the step after `step`, by the counts of every mask in order."""
         self._steps.append(step)
         self._counts.append(np.array(counts, dtype=np.int64).reshape(-1, 3))
 
     def replaced_share(self) -> float:
-        """Of the weights that the first masks kept, the share that these do not."""
+        """The share of the first masks' weights that the current masks do not keep."""
         return int(self._counts[-1][:, 1].sum()) / max(sum(kept for _, kept in self._sizes), 1)
 
     def table(self) -> pa.Table:

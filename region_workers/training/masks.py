@@ -107,7 +107,7 @@ def _first_batch(family: ModelFamily, randomness: StepRandomness, rows: slice) -
 
 @contextmanager
 def _evaluating(network: nn.Module) -> Iterator[None]:
-    """Within it the network is in evaluation mode; before and after it there are no gradients."""
+    """Put the network in evaluation mode for a while; gradients are cleared before and after."""
     was_training = network.training
     network.zero_grad(set_to_none=True)
     network.eval()

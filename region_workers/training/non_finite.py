@@ -24,7 +24,7 @@ class NonFiniteGuard:
         self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
 
     def watch(self, value: torch.Tensor, step: int) -> None:
-        """Look at a number [] that the loss and the gradients of a step have gone into."""
+        """Check a scalar that is not finite if the loss or the gradients of the step are not."""
         bad = ~torch.isfinite(value)
         self._first_bad_step = torch.where(bad & (self._first_bad_step < 0), step, self._first_bad_step)
         self.blocked = torch.maximum(self.blocked, bad.float())

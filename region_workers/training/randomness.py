@@ -23,7 +23,7 @@ class StepRandomness:
         self._generator = torch.Generator(device)
 
     def seed_for(self, purpose: str) -> int:
-        """The seed of something of this stage that is not of one step (the order of the data, say)."""
+        """The seed of what belongs to the whole stage and not to one step, such as the order of the data."""
         return seed_from(*self._parts, purpose)
 
     def generator(self, step: int, purpose: str = "noise") -> torch.Generator:

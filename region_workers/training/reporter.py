@@ -43,7 +43,7 @@ def announce_start(job: WorkerJob, stage: str) -> None:
 
 
 def is_told(note: Path, owner: str, attempt: int) -> bool:
-    """Whether there is this note, for this attempt of this driver's."""
+    """Whether the driver has left this note for this attempt."""
     try:
         return Note.model_validate_json(note.read_text()).is_for(owner, attempt)
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ class StageReporter:
         return at_interval and self._world.broadcast_bool(self.stop_requested())
 
     def heartbeat(self, step: int) -> bool:
-        """Say that the worker is alive, the first time and then at most once a second; whether it was time to."""
+        """Report that the worker is alive, at most once a second; returns whether it did."""
         self._world.heartbeat()
         if unix_time() - self._heartbeat_at < _HEARTBEAT_S:
             return False
@@ -118,11 +118,11 @@ class StageReporter:
         return self._world.broadcast_bool(asked)
 
     def note(self, text: str) -> None:
-        """A few words beside the numbers."""
+        """Set the words that stand beside the numbers in the progress file."""
         self._progress = self._progress.model_copy(update={"note": text})
 
     def note_masks(self, text: str, distances: Mapping[str, float], threshold: float) -> None:
-        """How far a draw is from its tickets: in words, and as Progress has it."""
+        """Set how far a draw is from its tickets, in words and as numbers."""
         update = {"note": text, "mask_distances": dict(distances), "mask_threshold": threshold if distances else None}
         self._progress = self._progress.model_copy(update=update)
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from region_workers.pruning.densities import kept_counts, maskable_shapes
-from region_workers.pruning.weight_masks import moved_mask, random_mask
+from region_workers.pruning.weight_masks import kept_counts, maskable_shapes, moved_mask, random_mask
 from region_workers.training.mask_moves import MaskMoves, RecordedMask
 from region_workers.training.randomness import StepRandomness
 from schemas.sparsity import SparsityPlan
@@ -41,7 +40,7 @@ class SparseWeights:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """A copy of the masks: bool."""
+        """A copy of the masks, bool."""
         return {name: mask.kept() for name, mask in self._masks.items()}
 
     @torch.no_grad()

@@ -79,11 +79,11 @@ class Stage(ABC):
         """What is to be done after a step, before it may be saved."""
 
     def checkpoint_files(self) -> Mapping[str, str]:
-        """The SHA-256, by path in the stage's folder, of files that a checkpoint goes with but does not hold."""
+        """The SHA-256, by path in the stage's folder, of files outside a checkpoint that it needs unchanged."""
         return {}
 
     def checkpoint_writer(self) -> Callable[[Path], None] | None:
-        """What writes the stage's own files into a checkpoint's folder, later: from what does not change any more."""
+        """What writes the stage's own files into a checkpoint's folder; it runs later, so it holds copies."""
         return None
 
     @abstractmethod

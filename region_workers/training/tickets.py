@@ -24,7 +24,7 @@ class Tickets:
         self.digests: dict[str, str] = {}
 
     def restore(self, digests: Mapping[str, str], regions: Iterable[str]) -> None:
-        """Those whose files a checkpoint names; such as were drawn after it are drawn again."""
+        """Read the tickets that a checkpoint names. Those drawn after the checkpoint are drawn again."""
         self.digests = dict(digests)
         for region in regions:
             name = f"{TICKETS_FOLDER}/{region}/{TICKET_FILE}"
@@ -49,7 +49,7 @@ class Tickets:
 def fresh_expert(
     dense: nn.Module, kept: Mapping[str, KeptChannels], seed: int, timesteps: tuple[int, int], ratio: float
 ) -> PrunedNetwork:
-    """The expert of these kept channels with fresh weights, on the CPU; of `dense`, on any device, the shapes count."""
+    """An expert with these kept channels and fresh weights, on the CPU. Only the shapes of `dense` matter."""
     expert = extract_expert(dense, kept)
     torch.manual_seed(seed_from(seed, "fresh weights", *timesteps, str(ratio)))
     fresh: PrunedNetwork = type(expert).from_config(expert.config)

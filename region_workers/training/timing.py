@@ -76,7 +76,7 @@ class StepTimer:
     """Times updates of the plan's dense network and its experts with the trainer that a run uses."""
 
     def __init__(self, plan: Plan, world: World) -> None:
-        """`training.determinism` and threads are the process's, as prepared."""
+        """The process must have been prepared (`prepare_process`) for the plan's threads and determinism."""
         self._plan, self._world = plan, world
         self._dense_digest = find_dense(plan.model.pretrained).digest() if plan.model.pretrained else None
         self._cpu_batch: int | None = None
@@ -159,7 +159,7 @@ def network_at(family: ModelFamily, ratio: float) -> nn.Module:
 
 
 def timing_job(plan: Plan, dense_digest: str | None = None) -> WorkerJob:
-    """What the family reads of a job; nothing is written anywhere."""
+    """A job with what a model family reads of it; it is never run."""
     return WorkerJob(
         name="timing",
         attempt=0,

@@ -87,7 +87,7 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _set_learning_rate(self) -> None:
-        """A function of the step, so that a checkpoint need not hold it."""
+        """The rate is a function of the step, so that a checkpoint need not hold it."""
         decay = self.training.learning_rate_decay
         if decay is not None:
             epoch = self.step // self.family.steps_per_epoch
@@ -179,7 +179,7 @@ class Trainer:
 
     @contextmanager
     def using_weights(self, weights: dict[str, torch.Tensor] | None) -> Iterator[None]:
-        """Compute with other weights for a while; None changes nothing."""
+        """Use other weights for a while; None changes nothing."""
         if weights is None:
             yield
             return

@@ -67,7 +67,7 @@ def run_job(job: WorkerJob, preemption_notice: Callable[[], bool] | None = None)
 
 
 def _open_store(job: WorkerJob, first_stage: str, world: World) -> Store:
-    """What the job denoises; the driver is told that the job is at work."""
+    """Open what the job denoises, and tell the driver that the job is at work."""
     if world.is_rank_zero:
         announce_start(job, first_stage)
     store = open_samples(job, cache_dir_of(job.cache_dir), world.device, lambda done, total: world.heartbeat())
@@ -85,7 +85,7 @@ def _make_stage(job: WorkerJob, plan: DrawStage | TrainStage, store: Store, worl
 
 
 def _watched(world: World, watchdog: Watchdog, uploader: Uploader | None) -> World:
-    """Its steps are told to the watchdog, and to the uploader, which may end the worker; what it deletes, to that."""
+    """The world that tells the watchdog and the uploader of each step, and the uploader of what it deletes."""
     if uploader is None:
         return replace(world, on_heartbeat=watchdog.heartbeat)
 
@@ -97,7 +97,7 @@ def _watched(world: World, watchdog: Watchdog, uploader: Uploader | None) -> Wor
 
 
 def _hand_on(uploader: Uploader, world: World) -> None:
-    """What rank zero has written so far is there for the others of the region."""
+    """Upload what rank zero has written and fetch it on the region's other workers."""
     if world.is_rank_zero:
         uploader.flush()
     world.barrier()
@@ -114,7 +114,7 @@ class _Progress:
 
     @contextmanager
     def failures_written(self) -> Iterator[None]:
-        """Whatever is raised within it is written for the driver, and raised; but for a stop, which is no failure."""
+        """Write any failure for the driver, then raise it; a requested stop is no failure."""
         try:
             yield
         except StopRequestedError:
@@ -127,7 +127,7 @@ class _Progress:
             raise
 
     def end_hanging(self) -> None:
-        """End the process, which gets no further, once that is written."""
+        """Write that the worker hangs, then end the process."""
         try:
             _write_failure(self._job, self.stage, HangError(self._job.hang_limit_s))
             if self._uploader is not None:

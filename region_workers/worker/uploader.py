@@ -67,7 +67,7 @@ class Uploader:
         self._ended: Exception | None = None
 
     def fetch(self) -> None:
-        """Have the folder hold what the store has of the job's stages and of the ticket it begins with."""
+        """Download what the store has of the job's stages and of the ticket that it begins with."""
         for prefix in (*self._stages, *([self._tickets] if self._tickets else [])):
             self._files.fetch_folder(prefix)
         self._sent |= dict(self._whole_files())  # all of it is the store's
@@ -192,6 +192,6 @@ class Uploader:
 
 
 def _stamp(path: Path) -> Stamp:
-    """Another one after every change."""
+    """What tells a changed file from an unchanged one."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns, status.st_ino

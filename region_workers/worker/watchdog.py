@@ -23,7 +23,7 @@ class Watchdog:
         self._watching = Thread(target=self._watch, name="watchdog", daemon=True)
 
     def heartbeat(self) -> None:
-        """Something was done: a step, or a part of what is to be ready before the first."""
+        """Report progress: a step, or part of the preparation for the first."""
         self._last_heartbeat = time.monotonic()
 
     def __enter__(self) -> Self:

@@ -13,7 +13,7 @@ from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.networks.dense import build_dense
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.sparse_costs import weight_macs
-from region_workers.pruning.densities import densities, kept_counts, maskable_shapes
+from region_workers.pruning.weight_masks import densities, kept_counts, maskable_shapes
 from schemas.sparsity import Distribution
 
 

@@ -20,8 +20,7 @@ from region_workers.networks.dense import load_network, load_verified
 from region_workers.networks.packed_weights import masks_of, stored_bytes, unpack, write_weights
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
-from region_workers.pruning.densities import kept_counts, maskable_shapes
-from region_workers.pruning.weight_masks import random_mask
+from region_workers.pruning.weight_masks import kept_counts, maskable_shapes, random_mask
 from region_workers.storage.integrity import file_digests
 from schemas.job import WEIGHTS_FILE
 from schemas.plan import DiffusionPlan, SamplingPlan

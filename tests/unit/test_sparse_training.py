@@ -14,7 +14,7 @@ from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_t
 from ebdiff_orchestrator.plans.preview import preview_plan
 from region_workers.networks.packed_weights import masks_of
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
-from region_workers.pruning.densities import kept_counts, maskable_shapes
+from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from region_workers.training.sparse import exchanged_share
 from region_workers.training.trainer import Trainer
 from region_workers.worker.run import run_job

@@ -16,7 +16,7 @@ from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.resolve import adopt_dense
 from region_workers.networks.dense import load_network
 from region_workers.networks.drawing_gru import DrawingGRU
-from region_workers.pruning.densities import kept_counts, maskable_shapes
+from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
 from schemas.job import Ticket, WorkerJob
