@@ -37,6 +37,7 @@ class World:
 
     @property
     def is_rank_zero(self) -> bool:
+        """Whether this worker writes the files."""
         return self.rank == 0
 
     def heartbeat(self) -> None:
