@@ -101,9 +101,8 @@ def _headline(ticket: TicketReport) -> str:
 
 def _show_distances(ticket: TicketReport, console: Console, columns: int, last: int | None) -> None:
     intervals, distances = ticket.newest(last)
-    chosen = evenly_chosen(len(intervals), columns)
-    sampled = "" if len(chosen) == len(intervals) else f" ({len(chosen)} of {len(intervals)} intervals, evenly chosen)"
-    say(console, f"Distance between the masks of two intervals{sampled}:")
+    chosen, how = _chosen(len(intervals), columns, " intervals")
+    say(console, f"Distance between the masks of two intervals{how}:")
     console.print(heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen]))
 
 
@@ -187,23 +186,18 @@ def _moves_as_csv(moves: RecordedMoves) -> str:
 def _show_over_time(moves: RecordedMoves, console: Console, last: int | None) -> None:
     shares, count = moves.over_time(), len(moves.steps)
     first = max(0, count - last) if last else 0
-    rows = [first + position for position in evenly_chosen(count - first, _MOST_ROWS)]
-    chosen = "" if len(rows) == count - first else f" ({len(rows)} of {count - first}, evenly chosen)"
-    say(
-        console,
-        f"Masks after each update{chosen}; {moves.replaced_by_chance():.1%} would be replaced by chance:",
-    )
+    rows, how = _chosen(count - first, _MOST_ROWS)
+    say(console, f"Masks after each update{how}; {moves.replaced_by_chance():.1%} would be replaced by chance:")
     table = plain_table(("step", *(name.replace("_", " ") for name in _MEASURES)), left=(), no_wrap=True)
     for row in rows:
-        table.add_row(str(moves.steps[row]), *(f"{shares[name][row]:.1%}" for name in _MEASURES))
+        table.add_row(str(moves.steps[first + row]), *(f"{shares[name][first + row]:.1%}" for name in _MEASURES))
     console.print(table)
 
 
 def _show_layers(moves: RecordedMoves, console: Console) -> None:
     shares = moves.by_layer()
-    rows = evenly_chosen(len(moves.layers), _MOST_ROWS)
-    chosen = "" if len(rows) == len(moves.layers) else f" ({len(rows)} of {len(moves.layers)}, evenly chosen)"
-    say(console, f"Layers{chosen}:")
+    rows, how = _chosen(len(moves.layers), _MOST_ROWS)
+    say(console, f"Layers{how}:")
     headings = ("layer", "weights", *(name.replace("_", " ") for name in shares))
     table = plain_table(headings, left=("layer",), no_wrap=True)
     for column in table.columns[1:]:
@@ -213,3 +207,9 @@ def _show_layers(moves: RecordedMoves, console: Console) -> None:
         cells = (f"{share[row]:.1%}" for share in shares.values())
         table.add_row(moves.layers[row].removesuffix(".weight"), f"{moves.weights[row]:,}", *cells)
     console.print(table)
+
+
+def _chosen(count: int, most: int, noun: str = "") -> tuple[list[int], str]:
+    """At most so many of `count` positions, evenly spread, and what to say of it if they are not all."""
+    chosen = evenly_chosen(count, most)
+    return chosen, "" if len(chosen) == count else f" ({len(chosen)} of {count}{noun}, evenly chosen)"

@@ -74,10 +74,9 @@ def launch(
 
     `run_dir`: a folder or a URL (`s3://`, `gs://`). `reuse`: runs whose equal stages are taken over. The work is done
     on the Ray cluster at `address` or RAY_ADDRESS, else on an embedded one; or by the `executor`, without Ray.
-    `take_over`: another driver at work on the run is no UserError, but stops before it writes again. PlanError or
-    UserError before anything starts if the plan cannot run or the directory holds another experiment, RunFailed if a
-    region failed for good, RunTakenOverError if another driver took the run over, RunStopped on Ctrl-C, which a program
-    that launches outside its main thread notes itself, in `interrupts`.
+    `take_over`: another driver at work on the run is stopped. PlanError or UserError before anything starts if the plan
+    cannot run or the directory holds another experiment, RunFailed if a region failed for good, RunTakenOverError if
+    another driver took the run over, RunStopped on Ctrl-C (outside the main thread: as `interrupts` says).
     """
     if executor is None:
         check_surroundings(address)
