@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.reports.formats import as_markdown, print_table
 from ebdiff_orchestrator.run.interrupts import RunStopped
-from ebdiff_orchestrator.run.ownership import Claims, claim_run
+from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.load import load_study
 from ebdiff_orchestrator.study.progress import Board
@@ -167,9 +167,7 @@ def test_the_example_of_the_docs_goes_on_where_ray_has_ended_with_one_more_seed(
 
 
 def _check_the_page(folder: Path, out: Path) -> None:
-    held = [
-        claim_run(Claims(RunFiles(place)), say=print) for place in (folder, folder / "dense-s0")
-    ]  # as while it runs
+    held = [claim_run(RunFiles(place), say=print) for place in (folder, folder / "dense-s0")]  # as while it runs
     there = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file() and "owner" not in str(file)}
     found = CliRunner().invoke(app, ["report", str(folder), "--out", str(out)], catch_exceptions=False)
     assert found.output.startswith(f"written: {out}")
