@@ -51,7 +51,8 @@ def decode_into(path: Path, source: Source, plan: DataPlan, key: str, report: Re
         if content.done:
             _log.info("%d images are decoded already", content.done)
         content.cut()
-        with closing(decode_all(source.items(content.done), transform)) as decoded_items:
+        left = None if total is None else total - content.done
+        with closing(decode_all(source.items(content.done), transform, left)) as decoded_items:
             for decoded in decoded_items:
                 content.append(decoded)
                 if total is not None:

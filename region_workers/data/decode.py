@@ -42,10 +42,12 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+PIPE_BYTES = 1 << 18  # what is handed to a decoding process at once
+
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # tags of TIFF
 _SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _SIXTEEN_TO_EIGHT_BITS = 65535 // 255
-_WITH_ORIENTATION = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # where Pillow looks for it
+_WITH_ORIENTATION = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})  # where Pillow looks
 
 
 class Item(NamedTuple):
@@ -111,7 +113,7 @@ def decode(payload: Payload, transform: Transform) -> bytes:
     try:
         with open_image(payload, transform.max_pixels) as image:
             image.load()
-            if any(key in image.info for key in _WITH_ORIENTATION) or image.format == "TIFF":
+            if image.format == "TIFF" or not _WITH_ORIENTATION.isdisjoint(image.info):
                 ImageOps.exif_transpose(image, in_place=True)
             coloured = _to_channels(image, transform.channels)
         square = _centre(coloured) if transform.crop is None else _cut(coloured, *transform.crop)
@@ -209,20 +211,21 @@ def main() -> None:
     """Answer requests until there are no more."""
     transform = Transform(*json.loads(sys.argv[1]))
     room = memoryview(mmap.mmap(int(sys.argv[2]), 0))
+    requests = os.fdopen(sys.stdin.fileno(), "rb", PIPE_BYTES)
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else is printed must not fall among the replies
     try:
         while True:
-            request = read_line(sys.stdin.buffer)
-            files = [_read(sys.stdin.buffer, entry) if isinstance(entry, int) else entry for entry in request]
+            request = read_line(requests)
+            files = [_read(requests, entry) if isinstance(entry, int) else entry for entry in request]
             write_line(replies, list(decode_files(files, transform, room).items()))
     except (BrokenPipeError, EOFError):  # whoever asked is gone
         os._exit(0)
 
 
-def write_line(stream: IO[bytes], value: Any, rest: bytes = b"") -> None:
+def write_line(stream: IO[bytes], value: Any, rest: Sequence[bytes] = ()) -> None:
     """Send a JSON value, and what bytes follow it. Raises BrokenPipeError."""
-    stream.write(json.dumps(value).encode() + b"\n" + rest)
+    stream.writelines([json.dumps(value).encode(), b"\n", *rest])
     stream.flush()
 
 

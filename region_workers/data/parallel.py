@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from region_workers.data.decode import Item, Payload, Transform, decode_files, read_line, write_line
+from region_workers.data.decode import PIPE_BYTES, Item, Payload, Transform, decode_files, read_line, write_line
 
 # A task is handed over when it holds this many images or this many bytes, as files or as pixels, so that neither the
 # cost of a hand-over nor the size of the largest images decides the speed or the memory.
@@ -41,19 +41,26 @@ class DecodedItems(NamedTuple):
     unreadable: list[tuple[str, str]]
 
 
-def decode_all(items: Iterator[Item], transform: Transform) -> Generator[DecodedItems, None, None]:
+def decode_all(
+    items: Iterator[Item], transform: Transform, count: int | None = None
+) -> Generator[DecodedItems, None, None]:
     """The images in order, a task at a time, decoded by as many processes as this one may use cores.
 
-    Raises ChildProcessError if one of them dies.
+    `count`: how many they are, if that is known. Raises ChildProcessError if a process dies.
     """
     most_images = max(1, min(_TASK_IMAGES, _TASK_BYTES // transform.image_bytes))
     tasks = _tasks(items, most_images)
-    alone_until = time.monotonic() + _ALONE_S
-    for task in tasks:
-        if time.monotonic() >= alone_until:
+    began, rest_s, left = time.monotonic(), 0.0, count or 0
+    for number, task in enumerate(tasks):
+        if time.monotonic() - began + rest_s >= _ALONE_S:
             yield from _decode_in_processes(itertools.chain([task], tasks), transform, most_images)
-        else:
-            yield _described(task, decode_here([item.payload for item in task], transform))
+            return
+        task_began = time.monotonic()
+        decoded = decode_here([item.payload for item in task], transform)
+        left -= len(task)
+        if number > 0:  # the first one imports what reads images, and says nothing of the others
+            rest_s = max(0, left) * (time.monotonic() - task_began) / len(task)
+        yield _described(task, decoded)
 
 
 def _tasks(items: Iterator[Item], most_images: int) -> Iterator[list[Item]]:
@@ -104,7 +111,7 @@ def _decode_task(task: list[Item], idle: SimpleQueue[DecodeProcess]) -> DecodedI
 
 def _described(task: list[Item], decoded: Decoded) -> DecodedItems:
     pixels, unreadable = decoded
-    readable = [item for position, item in enumerate(task) if position not in unreadable]
+    readable = [item for position, item in enumerate(task) if position not in unreadable] if unreadable else task
     reasons = [(task[position].name, reason) for position, reason in unreadable.items()]
     return DecodedItems(pixels, readable, reasons)
 
@@ -131,6 +138,7 @@ class DecodeProcess:
         self._room_NHWC = room.reshape(-1, *transform.shape)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", decode_files.__module__, json.dumps(transform), str(descriptor)],
+            bufsize=PIPE_BYTES,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=[descriptor],
@@ -152,8 +160,7 @@ class DecodeProcess:
         assert self._process.stdout is not None
         try:
             files = [len(payload) if isinstance(payload, bytes) else payload for payload in payloads]
-            contents = b"".join(payload for payload in payloads if isinstance(payload, bytes))
-            write_line(self._process.stdin, files, contents)
+            write_line(self._process.stdin, files, [payload for payload in payloads if isinstance(payload, bytes)])
             unreadable = dict(read_line(self._process.stdout))
         except (BrokenPipeError, EOFError) as error:
             raise ChildProcessError(f"exit status {self._process.wait()}") from error

@@ -46,13 +46,13 @@ class ParquetSource:
 
     def items(self, start: int = 0) -> Iterator[Item]:
         for file in self._files:
-            table, row = _open_parquet(file), 0
+            table, row, name = _open_parquet(file), 0, file.name
             for group in range(table.metadata.num_row_groups):
                 rows = table.metadata.row_group(group).num_rows
                 if start < rows:
                     for offset, (payload, label) in enumerate(self._rows_of(file, table, group)):
                         if offset >= start:
-                            yield Item(f"{file.name} row {row + offset}", payload, label)
+                            yield Item(f"{name} row {row + offset}", payload, label)
                 row, start = row + rows, max(0, start - rows)
 
     def _rows_of(self, file: Path, table: pq.ParquetFile, group: int) -> Iterator[tuple[bytes | None, Label]]:

@@ -27,13 +27,14 @@ import torch
 from bench import Report, arguments, in_turn, ratio, settings_of, timed
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from untrained import untrained_networks
+from untrained import owners_of_steps, untrained_networks
 
 from ebdiff_orchestrator.ensemble import EnsemblePipeline, TimestepRouter, load_ensemble, save_ensemble
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.networks.costs import cost_counter
+from region_workers.training.device import keep_freed_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 COUNTED = ("conv", "mm", "dot_product", "attention")  # operators whose work multiply-accumulates stand for
@@ -68,6 +69,7 @@ class Sampler:
     def __init__(self, pipeline: EnsemblePipeline, batch: int, steps: int) -> None:
         self.pipeline, self._batch, self._steps = pipeline, batch, steps
         self.step_s: dict[str, list[float]] = {}
+        self.processor_s: list[float] = []
 
     def draw(self, timesteps: Sequence[int] | None = None, on_step: Callable[[], None] | None = None) -> None:
         """A batch of images."""
@@ -84,10 +86,11 @@ class Sampler:
 
     def draw_and_note(self) -> None:
         """A batch of images, each expert's steps timed."""
-        clock = StepClock()
+        clock, processor_began = StepClock(), time.process_time()
         self.draw(on_step=clock.tick)
         if DEVICE.type == "cuda":
             torch.cuda.synchronize()
+        self.processor_s.append(time.process_time() - processor_began)
         config = self.pipeline.unet.config
         owners = Routes(config.routes, config.names)
         for timestep, seconds in zip(self.pipeline.scheduler.timesteps.tolist()[1:], clock.seconds(), strict=True):
@@ -143,9 +146,7 @@ class Benchmark:
 
     def macs_ratio(self, spacing: str) -> float:
         """The dense network's multiply-accumulates over the ensemble's, for the steps that really are taken."""
-        scheduler, routes = self.ensembles[spacing].pipeline.scheduler, Routes(self.plan.routes(), self.names)
-        scheduler.set_timesteps(self.options.steps)
-        owners = [routes.owner(timestep) for timestep in scheduler.timesteps.tolist()]
+        owners = owners_of_steps(self.plan, spacing, self.options.steps)
         spent = sum(self.costs.at(self.plan.regions[owner].pruning_ratio).macs for owner in owners)
         return len(owners) * self.costs.dense().macs / spent
 
@@ -162,6 +163,9 @@ class Benchmark:
             report.add(f"{spacing}: ratio of multiply-accumulates", macs, "x")
             report.add(f"{spacing}: speed-up over dense", speed_up, "x")
             report.add(f"{spacing}: speed-up / ratio", speed_up / macs, at_least=self._target(TARGET_SHARE))
+            if DEVICE.type == "cpu":
+                of_processor = ratio(self.dense.processor_s, self.ensembles[spacing].processor_s)
+                report.add(f"{spacing}: the same, by processor time", of_processor / macs)
 
     def efficiency(self, report: Report) -> None:
         """Each expert's multiply-accumulates a second, of the dense network's; and where the rest of the time goes."""
@@ -230,6 +234,7 @@ def main() -> None:
     if options.short:
         options.batch_size, options.steps, options.rounds = 2, 5, 1
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the commands do
     report = Report("sampling", settings_of(options))
     with tempfile.TemporaryDirectory() as folder:
         if options.compile:

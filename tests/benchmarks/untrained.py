@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ebdiff_orchestrator.ensemble.routes import Routes
+from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from region_workers.networks.costs import cost_counter
 from region_workers.networks.dense import build_dense
 from region_workers.networks.pruned_unet import extract_expert
@@ -23,3 +25,11 @@ def untrained_networks(plan: Plan) -> tuple[nn.Module, list[nn.Module]]:
         for region in plan.regions
     ]
     return dense, experts
+
+
+def owners_of_steps(plan: Plan, spacing: str, steps: int) -> list[int]:
+    """Which expert takes each of the steps that a spacing has."""
+    scheduler = scheduler_of(plan.diffusion, plan.sampling.model_copy(update={"spacing": spacing}))
+    scheduler.set_timesteps(steps)
+    routes = Routes(plan.routes(), [region.name for region in plan.regions])
+    return [routes.owner(timestep) for timestep in scheduler.timesteps.tolist()]
