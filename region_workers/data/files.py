@@ -82,7 +82,7 @@ def _visible(folder: str, prefix: str) -> Iterator[str]:
 
 def _entry(root: Path, name: str) -> str:
     status = os.stat(f"{root}/{name}")  # noqa: PTH116 - a Path for each costs more than the call
-    return json.dumps([name, status.st_size, status.st_mtime_ns])
+    return f"[{json.dumps(name)}, {status.st_size}, {status.st_mtime_ns}]"  # a third of the time of the list's dump
 
 
 def files_of_split(root: Path, names: list[str], plan: DataPlan) -> list[str]:
