@@ -27,7 +27,7 @@ from region_workers.networks.costs import cost_counter
 from region_workers.training.device import keep_freed_memory
 
 PRODUCTS, ATTENTION, PASSES, REST = "1x1 and linear", "attention", "norms and activations", "sums, copies and the like"
-WHOLE = "step"
+WHOLE, CHANNELS_LAST = "step", ", channels_last"
 
 
 class LayerClock:
@@ -112,7 +112,7 @@ def main() -> None:
     macs = {"dense": costs.dense().macs, **{each.name: costs.at(each.pruning_ratio).macs for each in plan.regions}}
     report = Report("layers of sampling", settings_of(options))
     best = measured(networks, options.batch_size, options.rounds)
-    for form in ("", ", channels_last"):
+    for form in ("", CHANNELS_LAST):
         for spacing in ("quadratic", "uniform"):
             owners = [plan.regions[owner].name for owner in owners_of_steps(plan, spacing, options.steps)]
             promised = macs["dense"] / (sum(macs[name] for name in owners) / len(owners))
@@ -131,7 +131,7 @@ def measured(networks: dict[str, nn.Module], batch: int, rounds: int) -> dict[st
     forms = {name: (network, sample_BCHW) for name, network in networks.items()}
     for name, network in networks.items():
         other = copy.deepcopy(network).to(memory_format=torch.channels_last)
-        forms[f"{name}, channels_last"] = (other, sample_BCHW.to(memory_format=torch.channels_last))
+        forms[name + CHANNELS_LAST] = (other, sample_BCHW.to(memory_format=torch.channels_last))
     clocks = {name: LayerClock(network) for name, (network, _) in forms.items()}
     best: dict[str, LayerClock] = {}
     with torch.no_grad():
@@ -152,6 +152,8 @@ def add_layers(report: Report, best: dict[str, LayerClock], side: int, numbers: 
         whole = clock.seconds[WHOLE]
         report.add(f"{name}: a step", whole, "s")
         report.add(f"{name}: the same", clock.macs.total() / whole / 1e9, "GMAC/s")
+        if name.endswith(CHANNELS_LAST):
+            continue
         for kind, spent in sorted(clock.seconds.items()):
             if kind != WHOLE:
                 report.add(f"{name}: {kind}, of the time", spent / whole, "")
