@@ -69,12 +69,12 @@ def main() -> None:
         options.images, options.rounds, options.preset, options.threads = 400, 1, "digits", 1
     report = Report("data store", {**settings_of(options), "cores": len(usable_cores())})
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        if options.case is not None:
-            compare_builds(report, Path(folder), options.images, options.rounds, CASES[options.case :][:1])
-            return report.show(options.json)
-        compare_builds(report, Path(folder), options.images, options.rounds, CASES[:2] if options.short else CASES)
-        compare_memory(report, Path(folder), options.images, CASES[1:2] if options.short else CASES[1:3])
-        compare_batches(report, Path(folder), options)
+        cases = CASES[:2] if options.short else CASES
+        cases = cases if options.case is None else CASES[options.case :][:1]
+        compare_builds(report, Path(folder), options.images, options.rounds, cases)
+        if options.case is None:
+            compare_memory(report, Path(folder), options.images, CASES[1:2] if options.short else CASES[1:3])
+            compare_batches(report, Path(folder), options)
     report.show(options.json)
 
 
