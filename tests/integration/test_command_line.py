@@ -21,7 +21,7 @@ REGIONS = ("0-260", "240-460", "440-1000")
 LONG_ENOUGH_TO_OVERLAP = {
     **TINY,
     "training": {**TINY["training"], "steps": 120},
-    "draw": {"interval_steps": 10, "threshold": 0.01, "max_intervals": 6, "on_timeout": "take_last"},
+    "draw": {"interval_steps": 2, "threshold": 1.0},
     "checkpointing": {"interval_steps": 20},
 }
 
