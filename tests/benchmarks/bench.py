@@ -43,29 +43,65 @@ class Figure:
         return "" if self.at_most is None else f"<= {self.at_most:g}"
 
 
+@dataclass(frozen=True)
+class NotMeasured:
+    """What was to be measured and was not, and why: it does not apply here, or it failed."""
+
+    name: str
+    why: str
+    failed: bool
+
+
 class Report:
-    """The figures of one benchmark, in order."""
+    """The figures of one benchmark, in order, and what was not measured."""
 
     def __init__(self, title: str, settings: Mapping[str, Any]) -> None:
         self.title, self.settings = title, dict(settings)
         self.figures: list[Figure] = []
+        self.not_measured: list[NotMeasured] = []
 
     def add(
-        self, name: str, value: float, unit: str = "", *, at_least: float | None = None, at_most: float | None = None
+        self,
+        name: str,
+        value: float,
+        unit: str = "",
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        at_any_size: bool = False,
     ) -> None:
-        """Note a figure; in the short form it has no target, since that measures nothing."""
-        if self.settings.get("short"):
+        """Note a figure; in the short form only what holds at any size has a target, since that measures nothing."""
+        if self.settings.get("short") and not at_any_size:
             at_least = at_most = None
         self.figures.append(Figure(name, value, unit, at_least, at_most))
 
+    def skip(self, name: str, why: str) -> None:
+        """Note what is not measured here."""
+        self.not_measured.append(NotMeasured(name, why, failed=False))
+
+    def fail(self, name: str, why: str) -> None:
+        """Note what broke."""
+        self.not_measured.append(NotMeasured(name, why, failed=True))
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing broke and no target is missed."""
+        missed = any(figure.holds is False for figure in self.figures)
+        return not missed and not any(each.failed for each in self.not_measured)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values, with what the machine was."""
-        return {
-            "benchmark": self.title,
-            "settings": self.settings,
-            "machine": machine(),
-            "figures": [{**asdict(figure), "holds": figure.holds} for figure in self.figures],
-        }
+        figures = [{**asdict(figure), "holds": figure.holds} for figure in self.figures]
+        told = {"benchmark": self.title, "settings": self.settings, "machine": machine(), "figures": figures}
+        return told | ({"not_measured": [asdict(each) for each in self.not_measured]} if self.not_measured else {})
+
+    def take_over(self, told: Mapping[str, Any], prefix: str = "") -> None:
+        """What another report's `as_json` tells, behind this one's; each name begins with `prefix` here."""
+        for figure in told["figures"]:
+            fields = {name: value for name, value in figure.items() if name != "holds"}
+            self.figures.append(Figure(**fields | {"name": prefix + figure["name"]}))
+        for each in told.get("not_measured", ()):
+            self.not_measured.append(NotMeasured(**each | {"name": prefix + each["name"]}))
 
     def show(self, file: Path | None) -> None:
         """Print the table; write the JSON where it was asked for."""
@@ -77,6 +113,12 @@ class Report:
             met = "" if figure.holds is None else ("yes" if figure.holds else "NO")
             table.add_row(figure.name, f"{figure.value:.4g}", figure.unit, figure.target, met)
         Console(width=110).print(table)
+        for each in self.not_measured:
+            print(f"{'FAILED' if each.failed else 'skipped'}: {each.name}: {each.why}")
+        self.write(file)
+
+    def write(self, file: Path | None) -> None:
+        """The JSON, where it was asked for."""
         if file is not None:
             file.write_text(json.dumps(self.as_json(), indent=2, default=str) + "\n")
 

@@ -5,7 +5,8 @@
 PyTorch, torchvision and diffusers only, with their defaults: fp32, an image file decoded and transformed for every
 item by the workers of a DataLoader, Adam as plainly constructed, an EMA updated parameter by parameter, the loss read
 every step. Nothing is slowed on purpose: the DataLoader's workers (one a core, at most 8) stay alive from epoch to
-epoch and prefetch, and on a GPU memory is pinned. Without --images it trains on noise.
+epoch and prefetch, and on a GPU memory is pinned. Without --images it trains on noise. bf16 autocast, channels_last and
+torch.compile are there for those who compare with the same script, so tuned.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 CIFAR10: dict[str, Any] = {
     "sample_size": 32,
@@ -44,6 +44,8 @@ class ImageFolder(Dataset[torch.Tensor]):
     """The images of a folder, decoded when they are asked for: float32 [C, side, side] in [-1, 1]."""
 
     def __init__(self, folder: Path, side: int, channels: int) -> None:
+        from torchvision import transforms  # here, since a loop that is given its batches does without
+
         self.paths = sorted(folder.iterdir())
         self.mode = "RGB" if channels == 3 else "L"
         self.transform = transforms.Compose(
@@ -65,41 +67,39 @@ class ImageFolder(Dataset[torch.Tensor]):
 
 
 class PlainLoop:
-    """Model, data, optimizer and EMA of the script; `step` trains on the next batch and returns its loss."""
+    """Model, data, optimizer and EMA of the script; `step` trains on the next batch and returns its loss.
+
+    `batches`: endless, float32 [B, C, H, W] in [-1, 1].
+    """
 
     def __init__(
         self,
-        network: dict[str, Any],
-        images: Path,
-        batch_size: int,
-        workers: int,
+        model: nn.Module,
+        batches: Iterator[torch.Tensor],
         device: torch.device,
         region: tuple[int, int] = (0, TIMESTEPS),
+        *,
+        bf16: bool = False,
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
-        self.device, self.region = device, region
-        self.model: nn.Module = UNet2DModel(**network).to(device).train()
+        self.batches, self.device, self.region, self.bf16 = batches, device, region, bf16
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = model.to(device).to(memory_format=self.format).train()
+        self.forward = torch.compile(self.model) if compiled else self.model
         self.ema = [parameter.detach().clone() for parameter in self.model.parameters()]
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LEARNING_RATE)
         self.alphas_cumprod = (1 - torch.linspace(1e-4, 0.02, TIMESTEPS)).cumprod(dim=0).to(device)
-        self.batches = endless(
-            DataLoader(
-                ImageFolder(images, network["sample_size"], network["in_channels"]),
-                batch_size=batch_size,
-                shuffle=True,
-                drop_last=True,
-                num_workers=workers,
-                persistent_workers=workers > 0,
-                pin_memory=device.type == "cuda",
-            )
-        )
 
     def step(self) -> float:
-        clean = next(self.batches).to(self.device)
+        clean = next(self.batches).to(self.device).contiguous(memory_format=self.format)
         noise = torch.randn_like(clean)
         t = self.draw_timesteps(len(clean))
         alpha = self.alphas_cumprod[t].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        loss = (noise - self.model(noisy, t).sample).square().sum(dim=(1, 2, 3)).mean(dim=0)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            predicted = self.forward(noisy, t).sample
+        loss = (noise - predicted).square().sum(dim=(1, 2, 3)).mean(dim=0)
 
         self.optimizer.zero_grad()
         loss.backward()
@@ -117,8 +117,19 @@ class PlainLoop:
         return torch.cat([t, start + stop - 1 - t])[:count]
 
 
-def endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Epoch after epoch."""
+def decoded_batches(
+    images: Path, network: dict[str, Any], batch_size: int, workers: int, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Epoch after epoch of a folder's images, of the side and channels that the network takes."""
+    loader = DataLoader(
+        ImageFolder(images, network["sample_size"], network["in_channels"]),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )
     while True:
         yield from loader
 
@@ -152,7 +163,8 @@ def main() -> None:
         images = options.images or write_noise_images(
             Path(temporary) / "images", 16 * options.batch_size, CIFAR10["sample_size"]
         )
-        loop = PlainLoop(CIFAR10, images, options.batch_size, options.workers, device)
+        batches = decoded_batches(images, CIFAR10, options.batch_size, options.workers, device)
+        loop = PlainLoop(UNet2DModel(**CIFAR10), batches, device)
         for step in range(options.steps):
             began = time.perf_counter()
             loss = loop.step()  # reading the loss waits for the device

@@ -1,13 +1,14 @@
 """Sampling with the ensemble against the dense network, in one run: time, memory, and waits for the device.
 
-    python tests/benchmarks/sampling.py [--batch-size 8] [--steps 100] [--rounds 2] [--compile] [--threads 2] [--short]
-                                        [--json FILE]
+    python tests/benchmarks/sampling.py [--preset cifar10] [--batch-size 8] [--steps 100] [--rounds 2] [--compile]
+                                        [--threads 2] [--short] [--json FILE]
 
-CIFAR-10's networks, untrained: the dense one and the experts of 30, 60 and 80%. The speed-up is held against the ratio
-of multiply-accumulates, weighted by how many steps a spacing puts on each expert. Where it falls short, the rows of the
-experts say by how much each is slower than its multiply-accumulates, and the next ones how much of the time goes to
-what they do not count (norms, activations, copies). bf16 and, with `--compile` (minutes more), compiled experts are
-timed on a fifth of the steps. `--short` takes the digits' networks. On a GPU, take a batch that fills it.
+A preset's networks, untrained: CIFAR-10's are the dense one and the experts of 30, 60 and 80%. The speed-up is held
+against the ratio of multiply-accumulates, weighted by how many steps a spacing puts on each expert. Where it falls
+short, the rows of the experts say by how much each is slower than its multiply-accumulates, and the next ones how much
+of the time goes to what they do not count (norms, activations, copies). bf16 and, with `--compile` (minutes more),
+compiled experts are timed on a fifth of the steps. `--short` takes the digits' networks. On a GPU, take a batch that
+fills it.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ class Benchmark:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
-        self.plan = load_plan("digits" if options.short else "cifar10", [])
+        self.plan = load_plan("digits" if options.short else options.preset, [])
         self.costs = cost_counter(self.plan.model, self.plan.data)
         self.names = [region.name for region in self.plan.regions]
         self.dense_network, self.experts = untrained_networks(self.plan)
@@ -226,6 +227,7 @@ def _self_time(event: object) -> float:
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--preset", default="cifar10")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=2)

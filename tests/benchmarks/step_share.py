@@ -42,6 +42,7 @@ WAITS = {
     *("aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"),
     *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"),
 }
+FUSED_ADAM = {"aten::_fused_adam_", "aten::_fused_adamw_"}
 WARM_UP_STEPS = 2  # the first steps allocate
 
 
@@ -118,7 +119,7 @@ def synchronisations(loop: OwnLoop, steps: int) -> list[str]:
 def in_fused_adam(event: FunctionEvent) -> bool:
     """Whether it is within the optimizer's CPU kernel."""
     parent = event.cpu_parent
-    return parent is not None and (parent.name == "aten::_fused_adam_" or in_fused_adam(parent))
+    return parent is not None and (parent.name in FUSED_ADAM or in_fused_adam(parent))
 
 
 def peak_bytes(loop: OwnLoop) -> int:

@@ -21,7 +21,7 @@ import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -30,8 +30,9 @@ from typing import Any
 
 import torch
 from bench import Report, arguments, in_turn, ratio, settings_of
+from diffusers import UNet2DModel
 from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise, this_device
-from plain_loop import PlainLoop, default_workers
+from plain_loop import PlainLoop, decoded_batches, default_workers
 
 from region_workers.networks.costs import cost_counter
 from region_workers.networks.dense import dense_config
@@ -91,9 +92,8 @@ class MatrixProducts:
 def plain_loop(plan: Plan, folder: Path) -> PlainLoop:
     """The plain loop, on the plan's network and images and its first region's timesteps."""
     network = dense_config(plan.model, plan.data)
-    region = plan.regions[0].train
-    batch_size, workers = plan.training.batch_size, default_workers()
-    return PlainLoop(network, folder / IMAGES, batch_size, workers, this_device(), region)
+    batches = decoded_batches(folder / IMAGES, network, plan.training.batch_size, default_workers(), this_device())
+    return PlainLoop(UNet2DModel(**network), batches, this_device(), plan.regions[0].train)
 
 
 def own_loop(plan: Plan, folder: Path, training: dict[str, Any], pruning_ratio: float) -> OwnLoop:
@@ -104,24 +104,31 @@ def own_loop(plan: Plan, folder: Path, training: dict[str, Any], pruning_ratio: 
 
 
 def serve(connection: Connection, threads: int, make: Callable[[], PlainLoop | OwnLoop]) -> None:
-    """Train a loop by as many steps as it is told to, until it is told 0."""
+    """Train a loop by as many steps as it is told to, until it is told 0; each time answer None, or why it failed."""
     torch.set_num_threads(threads)
-    loop = make()
-    while steps := connection.recv():
-        for _ in range(steps):
-            loop.step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        connection.send(steps)
+    try:
+        loop = make()
+        while steps := connection.recv():
+            for _ in range(steps):
+                loop.step()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            connection.send(None)
+    except EOFError:  # nobody asks any more
+        return
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        raise
 
 
 @contextmanager
 def own_process(make: Callable[[], PlainLoop | OwnLoop], options: argparse.Namespace) -> Iterator[Callable[[], object]]:
-    """Turns of a loop that has a process to itself.
+    """Turns of a loop that has a process to itself; a turn raises RuntimeError if the loop fails.
 
     What one asks of its process (determinism, say) must not reach another, nor one's memory push out another's.
     """
-    context = multiprocessing.get_context("forkserver")
+    # diffusers asks for a GPU when it is imported, and a process forked from one that asked cannot use it.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
     context.set_forkserver_preload(["own_loop", "plain_loop"])  # imported once for all; nothing of torch has run there
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, options.threads, make))
@@ -129,12 +136,15 @@ def own_process(make: Callable[[], PlainLoop | OwnLoop], options: argparse.Names
     there.close()  # only the process holds it now, so that `recv` ends if it dies
 
     def turn() -> None:
-        here.send(options.steps)
-        here.recv()
+        with suppress(BrokenPipeError):  # it has ended, and perhaps said why
+            here.send(options.steps)
+        if (why := here.recv()) is not None:
+            raise RuntimeError(why)
 
     try:
         yield turn
-        here.send(0)
+        with suppress(BrokenPipeError):
+            here.send(0)
     finally:
         here.close()
         process.join()
