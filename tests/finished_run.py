@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ebdiff_orchestrator.ensemble import save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, train_stage_name
@@ -32,7 +32,7 @@ def finished_run(path: Path, plan: Plan, seed: int = 0) -> Manifest:
         for expert in experts:
             expert.register_to_config(length_counts=[0, 0, 1, 2, 3])  # else its trainer's: how long drawings are
     names = [region.name for region in plan.regions]
-    save_ensemble(path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling)
+    ensemble_of(experts, plan.routes(), names, plan.diffusion, plan.sampling).save_pretrained(path / ASSEMBLE)
     return recorded_as_finished(path, plan)
 
 

@@ -11,7 +11,7 @@ from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.samples import iter_samples, samples_of, write_samples
-from ebdiff_orchestrator.ensemble.saving import save_ensemble
+from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vector_pipeline import VectorPipeline
 
@@ -20,10 +20,10 @@ __all__ = [
     "ListDDIMScheduler",
     "TimestepRouter",
     "VectorPipeline",
+    "ensemble_of",
     "iter_samples",
     "load_ensemble",
     "samples_of",
-    "save_ensemble",
     "write_samples",
 ]
 

@@ -1,9 +1,8 @@
-"""Experts put together as an ensemble folder."""
+"""Experts put together as an ensemble."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from torch import nn
 
@@ -25,25 +24,6 @@ _OF_SAMPLING = (
 )
 
 
-def save_ensemble(
-    path: Path,
-    experts: Sequence[nn.Module],
-    routes: Sequence[tuple[int, int]],
-    names: Sequence[str],
-    diffusion: DiffusionPlan,
-    sampling: SamplingPlan,
-    vae: nn.Module | None = None,
-) -> None:
-    """Write `experts`, which own `routes` and are called `names`, as one pipeline folder at `path`.
-
-    `sampling` becomes what a call of the pipeline that names no steps, eta or guidance scale uses. With `vae` (a
-    diffusers AutoencoderKL or VQModel) the experts' images are its latents, scaled as its config says. The
-    folder appears whole or not at all, in place of an older ensemble. Raises `UserError` if the experts, routes,
-    timesteps and VAE do not fit together, or if `path` holds something else.
-    """
-    ensemble_of(experts, routes, names, diffusion, sampling, vae).save_pretrained(path)
-
-
 def ensemble_of(
     experts: Sequence[nn.Module],
     routes: Sequence[tuple[int, int]],
@@ -52,7 +32,12 @@ def ensemble_of(
     sampling: SamplingPlan,
     vae: nn.Module | None = None,
 ) -> RoutedPipeline:
-    """The pipeline that `save_ensemble` writes."""
+    """The pipeline of `experts`, which own `routes` and are called `names`; `save_pretrained` writes its folder.
+
+    `sampling` becomes what a call of the pipeline that names no steps, eta or guidance scale uses. With `vae` (a
+    diffusers AutoencoderKL or VQModel) the experts' images are its latents, scaled as its config says. Raises
+    `UserError` if the experts, routes, timesteps and VAE do not fit together.
+    """
     router = TimestepRouter(experts, routes, names)
     covered = routes[-1][1]
     if covered != diffusion.num_train_timesteps:

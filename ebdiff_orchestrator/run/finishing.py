@@ -12,7 +12,7 @@ from torch import nn
 from ebdiff_orchestrator.cluster.executor import Executor, ThisProcess, request_of, run_one
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of, write_samples
-from ebdiff_orchestrator.ensemble.saving import save_ensemble
+from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name
@@ -82,7 +82,9 @@ def assemble(
     experts = [_expert(run.path / train_stage_name(region), expert_files[region.name]) for region in plan.regions]
     names, vae = [region.name for region in plan.regions], _vae(plan, vae_digest)
     with run.fenced():
-        save_ensemble(run.path / ASSEMBLE, experts, plan.routes(), names, plan.diffusion, plan.sampling, vae)
+        ensemble_of(experts, plan.routes(), names, plan.diffusion, plan.sampling, vae).save_pretrained(
+            run.path / ASSEMBLE
+        )
         return _published(run, ASSEMBLE)
 
 

@@ -12,7 +12,7 @@ from places import DENSE, WEIGHTS, plan_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from region_workers.networks.dense import build_dense, load_network, load_verified
 from region_workers.networks.packed_weights import unpack, write_weights
 from region_workers.networks.pretrained import find_dense
@@ -38,7 +38,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network.save_config(folder)
     write_weights(folder / WEIGHTS, network.state_dict(), {NAME: mask})
     experts = [load_network(folder)]
-    save_ensemble(place / "ensemble", experts, [(0, 1000)], ["all"], plan.diffusion, plan.sampling)
+    ensemble_of(experts, [(0, 1000)], ["all"], plan.diffusion, plan.sampling).save_pretrained(place / "ensemble")
     return place
 
 

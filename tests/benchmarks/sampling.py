@@ -30,7 +30,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from untrained import owners_of_steps, untrained_networks
 
-from ebdiff_orchestrator.ensemble import EnsemblePipeline, TimestepRouter, load_ensemble, save_ensemble
+from ebdiff_orchestrator.ensemble import EnsemblePipeline, TimestepRouter, ensemble_of, load_ensemble
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
@@ -130,7 +130,9 @@ class Benchmark:
             for spacing in ("quadratic", "uniform")
         }
         self.one_of_each = [start for start, _ in self.plan.routes()][::-1]
-        save_ensemble(folder, self.experts, self.plan.routes(), self.names, self.plan.diffusion, self.plan.sampling)
+        ensemble_of(
+            self.experts, self.plan.routes(), self.names, self.plan.diffusion, self.plan.sampling
+        ).save_pretrained(folder)
 
     def _sampler(
         self, networks: list[nn.Module], routes: Sequence[tuple[int, int]], names: list[str], spacing: str

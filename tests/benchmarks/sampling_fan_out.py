@@ -25,7 +25,7 @@ from bench import Report, arguments, in_turn, ratio, settings_of, timed
 from untrained import untrained_networks
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.ensemble import save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run.view import View
@@ -38,7 +38,7 @@ def save_untrained(plan: Plan, folder: Path) -> None:
     """An ensemble of the plan's experts as they are initialised."""
     _, experts = untrained_networks(plan)
     names = [region.name for region in plan.regions]
-    save_ensemble(folder, experts, plan.routes(), names, plan.diffusion, plan.sampling)
+    ensemble_of(experts, plan.routes(), names, plan.diffusion, plan.sampling).save_pretrained(folder)
 
 
 def measure(job: SampleJob, workers: int, rounds: int, report: Report) -> None:

@@ -26,7 +26,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
-from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from ebdiff_orchestrator.evaluation.records import ensemble_digest
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -110,7 +110,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             experts = [pruned_expert(0.25, 0), pruned_expert(0.75, 1)]
             experts = [_packed(expert, 2) for expert in experts] if kind == "packed" else experts
             routes = [(0, 500), (500, 1000)]
-            save_ensemble(run / "ensemble", experts, routes, NAMES, DiffusionPlan(), SamplingPlan(steps=4))
+            ensemble_of(experts, routes, NAMES, DiffusionPlan(), SamplingPlan(steps=4)).save_pretrained(
+                run / "ensemble"
+            )
         recorded_as_finished(run, Plan())
     return found
 

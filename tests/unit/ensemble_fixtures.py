@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import nn
 
-from ebdiff_orchestrator.ensemble import ListDDIMScheduler, TimestepRouter, VectorPipeline, save_ensemble
+from ebdiff_orchestrator.ensemble import ListDDIMScheduler, TimestepRouter, VectorPipeline, ensemble_of
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
@@ -173,5 +173,5 @@ def draw(pipe: Any, *seeds: int, **options: Any) -> torch.Tensor:
 def saved_ensemble(path: Path, sampling: SamplingPlan | None = None, kind: str = "pixels") -> list[Any]:
     """Save an ensemble of this kind at `path`; returns the experts."""
     experts, vae = parts_of(kind)
-    save_ensemble(path, experts, ROUTES, NAMES, DiffusionPlan(), sampling or SamplingPlan(steps=6), vae)
+    ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), sampling or SamplingPlan(steps=6), vae).save_pretrained(path)
     return experts

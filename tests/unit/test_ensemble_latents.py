@@ -24,8 +24,8 @@ from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
     ListDDIMScheduler,
     TimestepRouter,
+    ensemble_of,
     load_ensemble,
-    save_ensemble,
 )
 from ebdiff_orchestrator.run.finishing import assemble
 from region_workers.data.vae import load_vae
@@ -68,7 +68,9 @@ def test_a_saved_vae_is_two_files(tmp_path: Path) -> None:
 
 def test_without_classes_latents_are_drawn_too(tmp_path: Path) -> None:
     experts = tiny_experts(in_channels=3, out_channels=3)
-    save_ensemble(tmp_path, experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=2), vae=tiny_vae())
+    ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=2), vae=tiny_vae()).save_pretrained(
+        tmp_path
+    )
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     assert (type(pipe), pipe.num_classes) == (EnsemblePipeline, None)
     assert pipe(1, output_type="np").images.shape == (1, 16, 16, 1)

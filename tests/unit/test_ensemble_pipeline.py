@@ -25,9 +25,9 @@ from ebdiff_orchestrator.ensemble import (
     ListDDIMScheduler,
     TimestepRouter,
     VectorPipeline,
+    ensemble_of,
     load_ensemble,
     samples_of,
-    save_ensemble,
 )
 from schemas.errors import RunFailed, UserError
 from schemas.plan import DiffusionPlan, SamplingPlan
@@ -257,4 +257,4 @@ def test_an_ensemble_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> N
 def test_routes_that_do_not_end_with_the_timesteps_are_not_saved(tmp_path: Path) -> None:
     half = DiffusionPlan(num_train_timesteps=500)
     with pytest.raises(UserError, match="T = 500"):
-        save_ensemble(tmp_path / "ensemble", tiny_experts(), ROUTES, NAMES, half, SamplingPlan())
+        ensemble_of(tiny_experts(), ROUTES, NAMES, half, SamplingPlan()).save_pretrained(tmp_path / "ensemble")

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 from ensemble_fixtures import saved_ensemble
 
-from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
@@ -49,7 +49,7 @@ def experts() -> list[PrunedUNet2DModel]:
 @pytest.fixture(scope="module")
 def folder(experts: list[PrunedUNet2DModel], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "ensemble"
-    save_ensemble(path, experts, [(0, 500), (500, 1000)], NAMES, DiffusionPlan(), SamplingPlan(steps=4))
+    ensemble_of(experts, [(0, 500), (500, 1000)], NAMES, DiffusionPlan(), SamplingPlan(steps=4)).save_pretrained(path)
     return path
 
 

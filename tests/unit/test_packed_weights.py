@@ -15,7 +15,7 @@ from pruning_networks import random_latent_unet, random_unet
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from region_workers.networks.dense import load_network, load_verified
 from region_workers.networks.packed_weights import masks_of, stored_bytes, unpack, write_weights
 from region_workers.networks.pretrained import find_dense
@@ -164,7 +164,7 @@ def test_an_ensemble_keeps_its_experts_packed_and_draws_the_same_bits_offloaded_
     for seed, name in enumerate(NAMES):
         _saved(extract_expert(make(seed=seed), {}), tmp_path / name)
         experts.append(load_network(tmp_path / name))
-    save_ensemble(tmp_path / "saved", experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=3))
+    ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=3)).save_pretrained(tmp_path / "saved")
     for name in NAMES:
         saved = tmp_path / "saved/unet" / name / WEIGHTS_FILE
         assert saved.read_bytes() == (tmp_path / name / WEIGHTS_FILE).read_bytes()
@@ -188,7 +188,7 @@ def test_an_expert_that_was_trained_on_without_its_mask_is_saved_whole(folder: P
     expert = _pretrained(folder)
     with torch.no_grad():
         expert.conv_in.weight.add_(1.0)
-    save_ensemble(tmp_path / "all", [expert], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan())
+    ensemble_of([expert], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan()).save_pretrained(tmp_path / "all")
     stored = load_file(tmp_path / "all/unet/all" / WEIGHTS_FILE)
     assert torch.equal(stored["conv_in.weight"], expert.conv_in.weight)
     assert "mid_block.resnets.0.conv1.weight.mask" in stored

@@ -15,7 +15,7 @@ from test_sparse_training import check_every_step, sparse_plan
 from torch._dynamo.utils import counters
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
 
-from ebdiff_orchestrator.ensemble import load_ensemble, save_ensemble
+from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World
 from region_workers.training.trainer import Trainer
@@ -123,7 +123,9 @@ def test_a_compiled_network_of_a_sparse_training_keeps_as_many_weights_at_every_
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_for_real_an_ensemble_draws_the_same_images_within_rounding(tmp_path: Path) -> None:
-    save_ensemble(tmp_path, tiny_experts()[:1], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan(steps=6))
+    ensemble_of(tiny_experts()[:1], [(0, 1000)], ["all"], DiffusionPlan(), SamplingPlan(steps=6)).save_pretrained(
+        tmp_path
+    )
     compiled = load_ensemble(tmp_path, compile=True)
     assert torch.allclose(draw(compiled, 0, 1), draw(load_ensemble(tmp_path), 0, 1), atol=1e-4)
     assert counters["inductor"]
