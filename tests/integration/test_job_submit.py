@@ -1,11 +1,13 @@
-"""A run as a Ray job: submitted with the project as its working directory, watched, stopped, submitted again, finished.
+"""A run as a Ray job: submitted with the project as its working directory, watched, stopped, and finished as a study's.
 
-And without the token: nothing is told, nothing runs.
+That study is killed as a job and goes on with a Ray of its own. And without the token: nothing is told, nothing runs.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 from forked import run_forked
 from job_client import ENDED, JobClient
 from ray_processes import BIN, ClusterSetting, cluster_setting, free_port, run_in, wait_until
@@ -34,6 +37,21 @@ PLAN = {
 }
 LAUNCH = "ebdiff launch digits " + " ".join(f"--set '{key}={value}'" for key, value in PLAN.items())
 STAGE = "train/all"
+SETTINGS = [f"{key}={value}" for key, value in PLAN.items()] + ["workers.cpus=2"]  # one worker at a time
+STUDY = {
+    "name": "two",
+    "seeds": 1,
+    "set": SETTINGS,
+    "rows": [
+        {"label": "first", "plan": "digits"},
+        {
+            "label": "second",
+            "plan": "digits",
+            "set": ["draw.method=slim", "training.steps=250", "checkpointing.interval_steps=20"],
+        },
+    ],
+    "evaluate": None,
+}
 
 
 @dataclass(frozen=True)
@@ -89,14 +107,14 @@ def head(cache_dir: Path) -> Iterator[Head]:
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("shared") / "run"
+def study_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared") / "two"
 
 
-def _submit(head: Head, run_dir: Path, job: str) -> None:
+def _submit(head: Head, entrypoint: str, job: str) -> None:
     head.client.call(
         "submit_job",
-        entrypoint=f"{LAUNCH} --run-dir {run_dir}",
+        entrypoint=entrypoint,
         submission_id=job,
         runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES},
     )
@@ -142,21 +160,15 @@ def test_the_doctor_as_a_job_sees_the_uploaded_copy_of_the_project(head: Head, t
 
 
 @pytest.mark.slow
-def test_a_job_is_watched_stopped_submitted_again_and_finished(head: Head, run_dir: Path) -> None:
-    _submit(head, run_dir, "first")
-
-    def begun() -> bool:
-        assert head.client.status("first") not in ENDED, head.client.logs("first")
-        return (run_dir / "manifest.json").is_file()
-
-    def trains() -> bool:
-        progress = read_status(run_dir).progress.get(STAGE) if begun() else None
-        return progress is not None and progress.state == "running" and progress.step >= 20
-
-    wait_until(begun, "the job to begin its run")
+def test_a_run_is_watched_stopped_and_finished_in_a_study_that_is_killed_and_goes_on(
+    head: Head, study_dir: Path, tmp_path: Path
+) -> None:
+    run_dir, other_dir = study_dir / "first-s0", study_dir / "second-s0"
+    _submit(head, f"{LAUNCH} --run-dir {run_dir}", "first")
+    wait_until(lambda: _has_begun(head, "first", run_dir), "the job to begin its run")
     watch = [BIN / "ebdiff", "status", run_dir, "--watch"]  # until the run is finished, by whichever job
     watcher = subprocess.Popen(watch, env=head.setting.environment, stdout=subprocess.PIPE, text=True)
-    wait_until(trains, "the job to train")
+    wait_until(lambda: _steps(head, "first", run_dir) >= 20, "the job to train")
 
     assert head.client.call("stop_job", job_id="first")
     assert head.wait("first") == "STOPPED"
@@ -167,14 +179,40 @@ def test_a_job_is_watched_stopped_submitted_again_and_finished(head: Head, run_d
     assert 20 <= step < 500
     assert not read_status(run_dir).manifest.finished()
 
-    _submit(head, run_dir, "second")
-    assert head.wait("second") == "SUCCEEDED", head.client.logs("second")
-    assert "Done: " in head.client.logs("second")
+    file = tmp_path / "two.yaml"
+    file.write_text(yaml.safe_dump(STUDY))
+    _submit(head, f"ebdiff study {file} --study-dir {study_dir}", "second")
+    wait_until(lambda: read_status(run_dir).manifest.stage(STAGE).status == "done", "the study to train its first run")
+    wait_until(lambda: _steps(head, "second", other_dir) > 40, "the study to train its second run")
+    (driver,) = (pid for pid, words in head.setting.processes().items() if "/ebdiff study" in words)
+    os.kill(driver, signal.SIGKILL)
+    assert head.wait("second") == "FAILED"
     record = read_status(run_dir).manifest.stage(STAGE)
     assert record.status == "done"
     assert record.attempts == 2
+
+    result = run_forked("ebdiff", "study", study_dir, env=head.setting.stranger)  # with a Ray of its own
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert read_status(run_dir).manifest.stage(STAGE) == record
+    status = read_status(other_dir)
+    assert status.manifest.finished()
+    assert status.progress[STAGE].first_step >= 40
+    table = [line.split() for line in result.stdout.splitlines()]
+    assert {words[0] for words in table if "1/1" in words} == {"first", "second"}
+    assert (study_dir / "report.html").is_file()
     watched, _ = watcher.communicate(timeout=60)
     assert watcher.returncode == 0
     assert watched.count(f"\n{STAGE}") > 1
     images = load_ensemble(run_dir)(batch_size=2).images
     assert len(images) == 2
+
+
+def _has_begun(head: Head, job: str, run_dir: Path) -> bool:
+    assert head.client.status(job) not in ENDED, head.client.logs(job)
+    return (run_dir / "manifest.json").is_file()
+
+
+def _steps(head: Head, job: str, run_dir: Path) -> int:
+    """Of the training at work."""
+    progress = read_status(run_dir).progress.get(STAGE) if _has_begun(head, job, run_dir) else None
+    return progress.step if progress is not None and progress.state == "running" else 0
