@@ -25,7 +25,7 @@ from typing import Protocol
 from ray_processes import free_port
 
 _FORKS = multiprocessing.get_context("forkserver")
-_LATER = ("torch_pruning", "sklearn.datasets", "pyarrow.pandas_compat")  # what a worker or a launch imports when needed
+_LATER = ("sklearn.datasets", "pyarrow.pandas_compat")  # what a launch imports when needed
 _FORKS.set_forkserver_preload(
     ["region_workers.__main__", "ebdiff_orchestrator.run.launch", "ebdiff_orchestrator.cli.app", "diffusers", *_LATER]
 )

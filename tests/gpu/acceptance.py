@@ -34,7 +34,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import places
+import import_paths
 
 # isort: split
 import torch
@@ -105,7 +105,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     options = parse_arguments()
     where = torch.cuda.get_device_name() if CUDA else "cpu, small networks: no target of a GPU is claimed"
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(places.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(import_paths.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     report = Report(f"Acceptance on {where}", settings_of(options))
     names = list(CHECKS) if options.only is None else options.only
     for name in names:

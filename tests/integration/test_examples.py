@@ -175,7 +175,7 @@ def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(
             assert answer[0] == status
             assert json.loads(answer[1])["error"].startswith(why)
         server.terminate()
-        said, _ = server.communicate(timeout=60)
+        said, _ = server.communicate(timeout=300)  # Serve alone may take 30 s to end
         assert server.returncode == 0, said
     finally:
         server.kill()
