@@ -176,9 +176,12 @@ def test_two_workers_of_one_job_leave_each_other_s_folders_and_the_store_alone_u
     assert len(_checkpoints(store)) >= 2
 
     newer = start(job.model_copy(update={"attempt": job.attempt + 1}))  # the driver has given the two up for lost
-    for worker in workers:
-        output, _ = worker.communicate(timeout=60)
-        assert worker.returncode == 130, output
+    until = time.monotonic() + 240
+    while any(worker.poll() is None for worker in workers):  # each looks every two seconds
+        assert newer.poll() is None, newer.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    assert [worker.returncode for worker in workers] == [130, 130], [worker.communicate() for worker in workers]
     # An older attempt may have looked just before the newer one wrote; what it left is soon written over.
     while not (
         Progress.model_validate_json(store.read(f"train/all/{PROGRESS_FILE}")).attempt == job.attempt + 1
