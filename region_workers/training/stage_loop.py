@@ -30,8 +30,8 @@ from schemas.job import (
     TrainStage,
     WorkerJob,
 )
-from schemas.plan import SparsityPlan
 from schemas.process import unix_time
+from schemas.sparsity import SparsityPlan
 
 
 class Stage(ABC):
@@ -58,8 +58,8 @@ class Stage(ABC):
         sparsity: SparsityPlan | None = None,
     ) -> None:
         self.job, self.plan, self.world = job, plan, world
-        sampler = TimestepSampler(plan.timesteps, job.training.timesteps, job.diffusion, world.device)
         training = job.training
+        sampler = TimestepSampler(plan.timesteps, training.timesteps, job.diffusion, world.device)
         self.trainer = Trainer(network, family, randomness, sampler, training, world, keep_ema, sparsity, total_steps)
         self.folder = Path(job.run_dir) / plan.name
         self.checkpoint_key = plan.key

@@ -18,11 +18,12 @@ import numpy as np
 from bench import Report, arguments, settings_of
 from numpy.typing import NDArray
 from PIL import Image
-from pytorch_fid.fid_score import calculate_frechet_distance
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
+
+from ebdiff_orchestrator.evaluation.statistics import Statistics, frechet_distance
 
 Pixels = NDArray[np.float64]  # (images, 64), 0 to 16
 
@@ -57,9 +58,8 @@ def samples_of(run: Path) -> Pixels:
 
 def distance(components: PCA, first: Pixels, second: Pixels) -> float:
     """Between Gaussians fitted to the images' principal components."""
-    first, second = components.transform(first), components.transform(second)
-    moments = [(points.mean(0), np.cov(points, rowvar=False)) for points in (first, second)]
-    return float(calculate_frechet_distance(*moments[0], *moments[1]))
+    points = [components.transform(images) for images in (first, second)]
+    return frechet_distance(*(Statistics(each.mean(0), np.cov(each, rowvar=False), len(each)) for each in points))
 
 
 def add(report: Report, name: str, values: list[float]) -> None:
