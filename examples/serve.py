@@ -176,7 +176,7 @@ def main() -> None:
     steps = load_ensemble(options.run).scheduler.config.num_train_timesteps  # and what is wrong with it is said here
     most_waiting = max(options.most_waiting, options.most_images)  # else the largest request would never have its turn
     limits = Limits(options.most_images, min(options.most_steps, steps), options.batch_size, most_waiting)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGINT's own may be to ignore it, in the background
     with connect(WorkersPlan(), 1, options.address, say=print):
         import ray  # not before: it reads its environment then, which has been prepared for it
         from ray import serve
