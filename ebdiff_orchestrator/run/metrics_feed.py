@@ -16,9 +16,10 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import Series, Trackers
+from ebdiff_orchestrator.trackers import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.pruning.mask import queue_distances, unpack_mask
 from region_workers.storage.checkpoint_files import checkpoint_name
+from region_workers.storage.integrity import files_in
 from region_workers.storage.tables import read_masks, read_metrics
 from schemas.digest import digest
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, METRICS_FILE, RECENT_METRICS_FILE, MetricsRow, RecentMetrics
@@ -26,6 +27,7 @@ from schemas.previews import PreviewRecord, picture_key, record_key
 
 _LOOK_EVERY_S, _END_LIMIT_S = 2.0, 30.0
 _PARQUET_EVERY_S = 30.0  # at most, of one stage: where rows came faster than they are told
+_PUBLISH_EVERY_S = 60.0
 
 
 @contextmanager
@@ -35,16 +37,18 @@ def fed_trackers(ledger: Ledger, view: View) -> Iterator[None]:
     if not plan.logging.trackers:
         yield
         return
-    with Trackers(plan, directory.path, digest([plan.name, ledger.manifest.created_at])[:32]) as trackers:
-        feed = MetricsFeed(ledger, trackers, view)
-        over = Event()
-        thread = Thread(target=feed.work, args=(over,), name="metrics feed", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join(_END_LIMIT_S)
+    trackers = Trackers(plan, directory.path, digest([plan.name, ledger.manifest.created_at])[:32])
+    feed = MetricsFeed(ledger, trackers, view)
+    over = Event()
+    thread = Thread(target=feed.work, args=(over,), name="metrics feed", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_END_LIMIT_S)
+        trackers.close()
+        feed.publish_curves()
     for warning in trackers.warnings():
         view.line(warning)
 
@@ -64,12 +68,16 @@ class MetricsFeed:
         self._read_at, self._read_step = dict.fromkeys(self._stages, 0.0), dict.fromkeys(self._stages, 0)
         self._ended: set[str] = set()
         self._previews = 0
+        self._published: dict[str, int] = {}  # bytes: event files only grow
+        self._published_at = time.monotonic()
         self._has_warned = False
 
     def work(self, over: Event) -> None:
         """What the thread does, until all is over."""
         while not over.wait(_LOOK_EVERY_S):
             self.look()
+            if time.monotonic() - self._published_at >= _PUBLISH_EVERY_S:
+                self.publish_curves()
         self.look()
         self._try(self._feed_samples)
 
@@ -80,6 +88,23 @@ class MetricsFeed:
             if stage not in self._ended:
                 self._try(partial(self._feed_stage, stage))
         self._try(self._feed_previews)
+
+    def publish_curves(self) -> None:
+        """Have a run that is elsewhere hold TensorBoard's files as they are now, and none of an earlier launch."""
+        self._try(self._publish)
+        self._published_at = time.monotonic()
+
+    def _publish(self) -> None:
+        if "tensorboard" not in self._plan.logging.trackers:
+            return
+        files = files_in(self._run.path / TENSORBOARD_FOLDER)
+        sizes = {file.relative_to(self._run.path).as_posix(): file.stat().st_size for file in files}
+        for key, size in sizes.items():
+            if self._published.get(key) != size:
+                self._run.publish(key)
+                self._published[key] = size
+        for key in set(self._run.files.list_keys(TENSORBOARD_FOLDER)) - set(sizes):
+            self._run.discard(key)
 
     def _try(self, feed: Callable[[], None]) -> None:
         """The first failure of a launch is a line on the view."""

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
-from typing import Self
 
 from ebdiff_orchestrator.trackers.tracker import Series, Tracker
 from schemas.errors import plan_error
@@ -42,12 +41,6 @@ class Trackers:
     def __init__(self, plan: Plan, run_dir: Path, run_id: str) -> None:
         """`run_id`: letters and digits by which the run is found again when it goes on."""
         self._threads = [_Thread(name, partial(_make, name, plan, run_dir, run_id)) for name in plan.logging.trackers]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def scalars(self, series: Series, values: Mapping[str, float], step: int, unix_s: float) -> None:
         """Numbers of one step."""

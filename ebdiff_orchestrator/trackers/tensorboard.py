@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ebdiff_orchestrator.trackers.tracker import Series
-
-FOLDER = "tensorboard"
+from ebdiff_orchestrator.trackers.tracker import TENSORBOARD_FOLDER, Series
 
 
 class TensorBoard:
     """Written anew by each launch, from what the run has on record: so no step is there twice, and none is missing."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / FOLDER
+        self._folder = run_dir / TENSORBOARD_FOLDER
         shutil.rmtree(self._folder, ignore_errors=True)
         self._writers: dict[str, Any] = {}
 

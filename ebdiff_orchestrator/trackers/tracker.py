@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+TENSORBOARD_FOLDER = "tensorboard"  # of a run's; its event files
+
 
 class Series(NamedTuple):
     """Numbers or pictures that go on step by step: of one region (`shared`: of a draw for all, `run`: of the run).

@@ -17,6 +17,7 @@ from conftest import ONE_REGION
 from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
@@ -72,6 +73,12 @@ def _kill_once_saved(
     return sabotage
 
 
+def _steps_in_tensorboard(run: Path) -> list[int]:
+    reader = EventAccumulator(str(run / "tensorboard/all"))
+    reader.Reload()
+    return [event.step for event in reader.Scalars("train/loss")]
+
+
 def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_bits_of_one_in_a_folder(
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
@@ -123,6 +130,9 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
     assert _digests(driver.launch(plan, url, executor=mended).manifest) == _digests(whole)
     assert mended.attempts == {"region all": 1}
     assert store.read(key) == expert
+
+    RunFiles(url, tmp_path / "elsewhere").fetch_folder("tensorboard")  # once each, though three launches wrote them
+    assert _steps_in_tensorboard(tmp_path / "elsewhere") == _steps_in_tensorboard(whole_dir) != []
 
 
 def test_two_workers_of_a_region_share_a_run_in_a_bucket(

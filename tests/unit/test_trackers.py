@@ -234,9 +234,10 @@ def test_a_tracker_that_is_behind_is_given_up_and_nobody_waits_for_it(
     monkeypatch.setattr(group, "_make", lambda *_: Broken(hangs=True))
     monkeypatch.setattr(group, "_MOST_WAITING", 5)
     began = time.monotonic()
-    with Trackers(tiny_plan(), tmp_path, "id") as trackers:
-        for step in range(1000):
-            trackers.scalars(Series("all", "train"), {"loss": 1.0}, step, 0.0)
+    trackers = Trackers(tiny_plan(), tmp_path, "id")
+    for step in range(1000):
+        trackers.scalars(Series("all", "train"), {"loss": 1.0}, step, 0.0)
+    trackers.close()
     assert time.monotonic() - began < 5
     assert trackers.warnings()[0].startswith("tensorboard: given up (it does not answer)")
 
