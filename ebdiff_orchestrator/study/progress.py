@@ -129,7 +129,9 @@ def _stage_left_s(
 
 
 def _measuring_s(manifest: Manifest | None) -> float:
-    return sum(each.wall_s * each.workers for each in manifest.evaluations.values()) if manifest is not None else 0.0
+    """Of one worker: sampling, which is most of it; by the clock it also waited for workers that trained."""
+    evaluations = manifest.evaluations.values() if manifest is not None else ()
+    return sum(each.seconds_per_image * each.num_images for each in evaluations)
 
 
 class _Pace:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pytest
+from finished_run import an_evaluation
 from rich.console import Console
 
 from ebdiff_orchestrator.run.manifests import new_manifest
@@ -45,6 +46,14 @@ def _seen(draw: int = 0, train: int = 0, seconds: float = 0.0, **reports: Progre
     return Seen(manifest, {report.stage: report for report in reports.values()})
 
 
+def _measured() -> Seen:
+    """Done and measured, which took 50 s of work, and by the clock longer."""
+    seen = _seen(20, 200, 20)
+    evaluation = an_evaluation(num_images=100, seconds_per_image=0.5, wall_s=1000.0, workers=3)
+    assert seen.manifest is not None
+    return Seen(seen.manifest.model_copy(update={"evaluations": {"k": evaluation}}))
+
+
 AT_WORK = Progress(stage="train/a", step=50, steps_per_s=2.0)
 DRAWS = Progress(stage="draw/a", step=10, steps_per_s=1.0)
 BOARDS: list[tuple[str, dict[str, Any], dict[str, Seen], list[str], float | None]] = [
@@ -54,6 +63,7 @@ BOARDS: list[tuple[str, dict[str, Any], dict[str, Seen], list[str], float | None
     ("it draws", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(r=DRAWS)}, ["draws", *["waits"] * 3], 90 + 4 * 200),
     ("it trains", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20, r=AT_WORK)}, ["25%", *["waits"] * 3], 20 + 375),
     ("it is done", {"finished": {"eb-s0"}}, {"eb-s0": _seen(20, 200, 20)}, ["done", *["waits"] * 3], 20 + 60),
+    ("and measured", {"finished": {"eb-s0"}}, {"eb-s0": _measured()}, ["done", *["waits"] * 3], 20 + 60 + 3 * 50),
     ("it failed", {"failed": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20)}, ["failed", *["waits"] * 3], 20 + 3 * 200),
     (
         "it is measured",
