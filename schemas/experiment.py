@@ -148,6 +148,10 @@ class DrawPlan(Section):
         """Whether the dense network is trained for the tickets."""
         return self.method == "early-bird"
 
+    def masks_agree(self, distances: tuple[float, ...] | None) -> bool:
+        """Whether the queue is full and its newest mask lies within the threshold of each of the others: a ticket."""
+        return distances is not None and max(distances) <= self.threshold
+
     @model_validator(mode="after")
     def _slim_draws_nothing(self) -> Self:
         if self.method == "slim" and self.scope == "shared":

@@ -10,6 +10,7 @@ from schemas.drawings import RasterPlan
 from schemas.job import Artifact, Hardware
 from schemas.plan import Plan
 from schemas.section import Sealed, Section, is_none
+from schemas.sizes import NetworkSizes
 
 MANIFEST_FILE = "manifest.json"
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
@@ -163,6 +164,9 @@ class Manifest(Sealed):
     store_digest: str | None = None
     dense: DenseSource | None = None
     vae_digest: str | None = None
+    sizes: NetworkSizes | None = Field(
+        None, exclude_if=is_none, description="Of its networks, as counted at its launch; null: it was begun before."
+    )
     step_seconds: dict[float, float] | None = Field(
         None, description="One update's seconds on one worker, by pruning ratio; measured where placement plans by it."
     )

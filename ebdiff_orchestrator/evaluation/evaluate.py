@@ -30,10 +30,10 @@ from ebdiff_orchestrator.evaluation.records import (
     ensemble_digest,
     evaluation_folder,
     evaluation_key,
-    report_of,
     whole_report,
 )
 from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
+from ebdiff_orchestrator.evaluation.report import report_of
 from ebdiff_orchestrator.evaluation.statistics import (
     evenly,
     frechet_distance,

@@ -1,21 +1,15 @@
-"""What a plan will run: each network's size, and the mistakes that only the network shows. Nothing is trained."""
+"""What a plan runs, or a run has run: each network's size beside its region. Nothing is trained."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ebdiff_orchestrator.plans.data_checks import check_resolution
-from region_workers.networks.costs import CostCounter, Costs
-from region_workers.networks.pretrained import dense_counter
-from region_workers.networks.sparse_costs import SparseCosts
-from region_workers.networks.supported import POINTS_COUNTED
-from region_workers.pruning.widths import check_ratio, realised_ratio
-from schemas.errors import plan_error
-from schemas.manifest import DenseSource
+from schemas.manifest import DenseSource, Manifest
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
+from schemas.sizes import POINTS_COUNTED, Costs, NetworkSizes, RegionSizes, SparseCosts
 
 _Sizes = TypeVar("_Sizes", Costs, SparseCosts)
 
@@ -27,9 +21,19 @@ class RegionPreview:
     region: RegionPlan
     route: tuple[int, int]
     steps: int
-    realised_ratio: float
-    costs: Costs
-    sparse: SparseCosts | None
+    sizes: RegionSizes
+
+    @property
+    def realised_ratio(self) -> float:
+        return self.sizes.realised_ratio
+
+    @property
+    def costs(self) -> Costs:
+        return self.sizes.costs
+
+    @property
+    def sparse(self) -> SparseCosts | None:
+        return self.sizes.sparse
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,17 @@ class PlanPreview:
     """The networks of a plan; `weighted`: averaged over the timesteps that each region owns (paper, table 4)."""
 
     plan: Plan
-    dense: Costs
-    regions: tuple[RegionPreview, ...]
+    sizes: NetworkSizes
+
+    @property
+    def dense(self) -> Costs:
+        return self.sizes.dense
+
+    @property
+    def regions(self) -> tuple[RegionPreview, ...]:
+        plan = self.plan
+        found = zip(plan.regions, plan.routes(), self.sizes.regions, strict=True)
+        return tuple(RegionPreview(region, route, plan.steps_of(region), sizes) for region, route, sizes in found)
 
     @property
     def sample(self) -> str:
@@ -64,13 +77,13 @@ class PlanPreview:
         def mean(name: str) -> int:
             return round(sum(n * int(getattr(size, name)) for n, size in zip(owned, sizes, strict=True)) / total)
 
-        return kind(**{field.name: mean(field.name) for field in fields(kind)})
+        return kind(**{name: mean(name) for name in kind.model_fields})
 
     def as_json(self) -> dict[str, Any]:
         """For `ebdiff plan --json`: parameters and multiply-accumulates of one image or drawing, as integers."""
         return {
             "name": self.plan.name,
-            "dense": asdict(self.dense),
+            "dense": self.dense.model_dump(),
             "regions": [
                 {
                     "name": preview.region.name,
@@ -79,49 +92,27 @@ class PlanPreview:
                     "pruning_ratio": preview.region.pruning_ratio,
                     "realised_ratio": round(preview.realised_ratio, 6),
                     "steps": preview.steps,
-                    **asdict(preview.costs),
+                    **preview.costs.model_dump(),
                     **_sparsity(self.plan, preview),
                 }
                 for preview in self.regions
             ],
-            "weighted": asdict(self.weighted),
+            "weighted": self.weighted.model_dump(),
             "experiment": self.plan.experiment_digest(),
         }
 
 
+def preview_of(manifest: Manifest) -> PlanPreview:
+    """Of a run, by the sizes that it recorded; of one begun before there was such a record they are counted."""
+    sizes = manifest.sizes
+    return preview_plan(manifest.plan, manifest.dense) if sizes is None else PlanPreview(manifest.plan, sizes)
+
+
 def preview_plan(plan: Plan, dense: DenseSource | None = None) -> PlanPreview:
-    """Build the networks without weights and count them; `dense`: the plan's dense start as its manifest has it.
+    """Of a plan, its networks built; raises what `count_sizes` raises."""
+    from ebdiff_orchestrator.plans.sizes import count_sizes  # imports torch, which takes seconds
 
-    Raises PlanError for a network that cannot be built or a pruning ratio that removes nothing or a whole group.
-    """
-    counter = _counter(plan, dense)
-    groups = counter.groups
-    for index, region in enumerate(plan.regions):
-        check_ratio(groups, region.pruning_ratio, f"regions.{index}.pruning_ratio")
-    regions = tuple(
-        RegionPreview(
-            region=region,
-            route=route,
-            steps=plan.steps_of(region),
-            realised_ratio=realised_ratio(groups, region.pruning_ratio),
-            costs=counter.at(region.pruning_ratio),
-            sparse=counter.sparse_at(region.pruning_ratio, sparsity)
-            if (sparsity := plan.sparsity_of(region))
-            else None,
-        )
-        for region, route in zip(plan.regions, plan.routes(), strict=True)
-    )
-    return PlanPreview(plan, counter.dense(), regions)
-
-
-def _counter(plan: Plan, dense: DenseSource | None) -> CostCounter:
-    check_resolution(plan)
-    try:
-        return dense_counter(plan.model, plan.data, dense)
-    except (ValueError, TypeError, KeyError) as error:
-        raise plan_error(
-            "model", "the network", "arguments that diffusers' UNet accepts", f"It says: {error}"
-        ) from None
+    return PlanPreview(plan, count_sizes(plan, dense))
 
 
 def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:

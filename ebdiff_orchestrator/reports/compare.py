@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.plans.preview import preview_plan
+from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import distance_cells, distance_fields, distance_notes, measured_fields
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable, gib, number
 from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, measures_of, method_of, wall_s
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.time_left import duration
-from region_workers.networks.costs import Costs
-from region_workers.networks.sparse_costs import SparseCosts
-from region_workers.networks.supported import POINTS_COUNTED
 from schemas.errors import UserError
 from schemas.manifest import Manifest
+from schemas.sizes import POINTS_COUNTED, Costs, SparseCosts
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Row:
         return {
             "run": self.run,
             "method": self.method,
-            **asdict(self.costs),
+            **self.costs.model_dump(),
             "kept_params": self.sparse and self.sparse.kept_params,
             "theoretical_forward_macs": self.sparse and self.sparse.forward_macs,
             "theoretical_step_macs": self.sparse and self.sparse.step_macs,
@@ -107,7 +105,7 @@ def compare_manifests(runs: Sequence[tuple[Path, Manifest]], against: Path | Non
 def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
     own = measures_of(manifest)
     reference = measures_of(dense) if dense else None
-    preview = preview_plan(manifest.plan, manifest.dense)
+    preview = preview_of(manifest)
     return Row(
         run=str(run),
         method=method_of(manifest.plan),

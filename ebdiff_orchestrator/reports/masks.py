@@ -1,29 +1,22 @@
-"""The masks that a run has recorded, or that a dense model has, and how far they lie from each other."""
+"""The masks that a run has recorded, and how far they lie from each other."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import draw_folder
-from region_workers.networks.dense import build_dense, example_inputs, loading_arguments
-from region_workers.networks.pretrained import find_dense
-from region_workers.pruning.groups import find_groups
-from region_workers.pruning.importance import channel_scores, sequential_masks
-from region_workers.pruning.mask import compute_mask, has_converged, pack_mask
 from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_folders, checkpoint_name
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.tables import Row, read_masks
-from schemas.errors import PlanError, UserError
+from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult, Ticket
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
@@ -98,7 +91,7 @@ def drawn_at(distances: Distances, plan: DrawPlan) -> int | None:
     """The position of the first mask at which a queue over these distances would have agreed; None: at none of them."""
     older = plan.queue_stride * np.arange(1, plan.queue_length)
     for newest in range(int(older[-1]), len(distances)):
-        if has_converged(tuple(distances[newest, newest - older].tolist()), plan):
+        if plan.masks_agree(tuple(distances[newest, newest - older].tolist())):
             return newest
     return None
 
@@ -180,40 +173,3 @@ def _bad_file(file: Path | None, reason: str) -> UserError:
     return UserError(
         f"{file}: expected as its stage has written it, but it does not read ({reason}). Restore the file."
     )
-
-
-def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[NamedMask]:
-    """The masks, one a ratio, of the network in `source` under the channel groups of the plan's dense network.
-
-    `source`: a dense run's directory or a diffusers folder, with or without unet/. UserError if it is neither, or
-    holds a network of another shape.
-    """
-    weights = _load_weights(source, loading_arguments(plan.model, plan.data))
-    with torch.device("meta"):
-        network = build_dense(plan.model, plan.data)
-    for name, parameter in network.named_parameters():
-        if name not in weights or weights[name].shape != parameter.shape:
-            found = list(weights[name].shape) if name in weights else "missing"
-            raise UserError(
-                f"--dense {source}: {name} is {found}; expected {list(parameter.shape)}, as in the run's own dense "
-                "network. Give a dense model of the same architecture."
-            )
-    groups = find_groups(network, example_inputs(plan.model, plan.data))
-    if plan.draw.scoring == "sequential":
-        mask_at = sequential_masks(groups, weights, "magnitude")
-        return [_named(mask_at(ratio), ratio) for ratio in ratios]
-    scores = channel_scores(groups, weights, "magnitude")
-    return [_named(compute_mask(groups, scores, ratio), ratio) for ratio in ratios]
-
-
-def _load_weights(source: Path, arguments: dict[str, Any]) -> dict[str, Tensor]:
-    try:
-        network = find_dense(str(source)).load(**arguments)
-    except PlanError as error:
-        raise UserError(str(error).replace("model.pretrained =", "--dense")) from None
-    return {name: parameter.detach() for name, parameter in network.named_parameters()}
-
-
-def _named(mask: Tensor, ratio: float) -> NamedMask:
-    packed = pack([pack_mask(mask)])
-    return NamedMask(f"the dense model at {ratio:.0%}", mask.numel(), packed[0])

@@ -22,9 +22,8 @@ from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.estimate import Say, measure_steps
 from ebdiff_orchestrator.reports.formats import TextTable, plain_table, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
-from ebdiff_orchestrator.reports.sparse_table import sparse_table
+from ebdiff_orchestrator.reports.sizes_table import network_sizes, sparse_table
 from ebdiff_orchestrator.run.time_left import duration
-from region_workers.networks.costs import Costs
 from schemas.errors import user_error
 from schemas.plan import Placement, Plan
 
@@ -160,27 +159,6 @@ def preview_table(preview: PlanPreview) -> Table:
         table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
     table.caption_justify = "left"
     return table
-
-
-def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows: the dense network, each region's, and their mean as the timesteps weigh them."""
-
-    def sizes(costs: Costs) -> tuple[str, ...]:
-        macs = (costs.macs, costs.macs_with_attention) if with_attention else (costs.macs,)
-        return f"{costs.params / 1e6:.2f}", *(f"{each / 1e9:.3f}" for each in macs)
-
-    attention = ("+ attention G",) if with_attention else ()
-    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", *attention, "steps")
-    rows = [("dense", "", "", "", "", *sizes(preview.dense), "")]
-    for each in preview.regions:
-        ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
-        spans = (_span(each.region.train), _span(each.route))
-        rows.append((each.region.name, *spans, *ratios, *sizes(each.costs), str(each.steps)))
-    return headings, [*rows, ("weighted", "", "", "", "", *sizes(preview.weighted), "")]
-
-
-def _span(timesteps: tuple[int, int]) -> str:
-    return f"{timesteps[0]}..{timesteps[1] - 1}"
 
 
 def show_plan(preview: PlanPreview, placements: Placements | None, console: Console) -> None:

@@ -13,7 +13,6 @@ from ebdiff_orchestrator.reports.masks import (
     Distances,
     NamedMask,
     RecordedMasks,
-    dense_masks,
     distance_matrix,
     drawn_at,
     kept_bits,
@@ -132,6 +131,8 @@ def report_tickets(
     against_masks = [masks.chosen(f"{path}: ") for path in against for masks in _recorded(path)[1] if len(masks)]
     differences = [_difference(a, b) for index, a in enumerate(chosen) for b in [*chosen[index + 1 :], *against_masks]]
     if dense is not None:
+        from ebdiff_orchestrator.reports.dense_masks import dense_masks  # imports torch, which takes seconds
+
         ratios = [masks.pruning_ratio for masks in own]
         differences += [_difference(a, b) for a, b in zip(chosen, dense_masks(plan, dense, ratios), strict=True)]
         notes.append(f"the dense model: the magnitude of the weights in {dense}, at each ticket's own ratio.")

@@ -155,7 +155,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
             view.line(f"The run in {directory.location} is finished; nothing to do.")
             yield resolved, ledger
             return
-        resolved.check_networks()
+        ledger.record_sizes(resolved.preview.sizes)
         check_trackers(ledger.plan.logging.trackers)
         ledger.begin_launch()
         view.previews(directory.previews())

@@ -15,6 +15,7 @@ from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
 from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, StageRecord, Status
 from schemas.plan import Plan
 from schemas.process import unix_time
+from schemas.sizes import NetworkSizes
 
 
 class Ledger:
@@ -100,6 +101,10 @@ class Ledger:
                 "another --run-dir."
             )
         self._save(self.manifest.model_copy(update={"dense": dense}))
+
+    def record_sizes(self, sizes: NetworkSizes) -> None:
+        """Record the sizes of the run's networks, for all who read of it without building them."""
+        self._save(self.manifest.model_copy(update={"sizes": sizes}))
 
     def record_step_seconds(self, seconds: Mapping[float, float]) -> None:
         """Record what one update of each network takes, by pruning ratio."""

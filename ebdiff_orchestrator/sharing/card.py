@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from ebdiff_orchestrator.ensemble.images import GRID
-from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
 from ebdiff_orchestrator.run.time_left import duration
-from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.storage.hub import is_hub_name
 from schemas.manifest import Manifest
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
+from schemas.sizes import POINTS_COUNTED, Costs
 
 CARD_FILE = "README.md"
 _HOME = "https://github.com/GATECH-EIC/Early-Bird-Diffusion"
@@ -47,7 +46,7 @@ def model_card(manifest: Manifest, name: str, license_id: str | None, has_grid: 
         _summary(plan),
         f"![{plan.data.kind} drawn by this ensemble]({GRID})" if has_grid else "",
         _loading(plan, name),
-        _networks(preview_plan(plan, manifest.dense)),
+        _networks(preview_of(manifest)),
         _training(manifest, measures_of(manifest)),
         _measured(manifest),
         _limits(plan),
@@ -129,7 +128,7 @@ def _networks(preview: PlanPreview) -> str:
     return "\n\n".join(["## What is in it", _table(headings, rows), note, *(["\n".join(sparse)] if sparse else [])])
 
 
-def _sizes(costs: Any) -> list[str]:
+def _sizes(costs: Costs) -> list[str]:
     return [f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}", f"{costs.macs_with_attention / 1e9:.3f}"]
 
 

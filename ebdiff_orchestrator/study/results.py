@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
+from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import StudyRun, runs_of
 from ebdiff_orchestrator.study.load import load_study
-from region_workers.networks.pretrained import dense_counter
 from schemas.manifest import Manifest, StageRecord
 from schemas.study import FAILURES_FILE, StudyFailures
 
@@ -102,8 +101,8 @@ def study_results(folder: Path) -> StudyResults:
         directory = RunDirectory(folder / run.name)
         if directory.exists():
             manifests[run.name] = directory.read()
-    costs = _Costs(runs[0])
-    found = [_result(run, manifests.get(run.name), failures.get(run.name), costs) for run in runs]
+    unit = _macs_of_dense_step(runs[0], manifests.get(runs[0].name))
+    found = [_result(run, manifests.get(run.name), failures.get(run.name), unit) for run in runs]
     by_label = {
         row.label: [r for run, r in zip(runs, found, strict=True) if run.label == row.label] for row in study.rows
     }
@@ -122,7 +121,7 @@ def _failures(folder: Path) -> Mapping[str, str]:
     return StudyFailures.model_validate_json(file.read_bytes()).runs if file.is_file() else {}
 
 
-def _result(run: StudyRun, manifest: Manifest | None, failure: str | None, costs: _Costs) -> RunResult:
+def _result(run: StudyRun, manifest: Manifest | None, failure: str | None, unit: int) -> RunResult:
     if manifest is None:
         return RunResult(run.name, run.plan.seed, failure or "not begun", {}, has_failed=failure is not None)
     return RunResult(
@@ -130,7 +129,7 @@ def _result(run: StudyRun, manifest: Manifest | None, failure: str | None, costs
         run.plan.seed,
         failure or ("finished" if manifest.finished() else "not finished"),
         {found.label: found.value for found in measured_values(manifest)},
-        costs.dense_steps(run, manifest) if manifest.finished() else None,
+        _dense_steps(manifest, unit) if manifest.finished() else None,
         _device_hours(manifest) if manifest.finished() else None,
         failure is not None,
     )
@@ -162,25 +161,26 @@ def _with_equal_costs(rows: Sequence[RowResult]) -> tuple[RowResult, ...]:
     return tuple(replace(row, equal_cost=letters.get(row.label, "")) for row in rows)
 
 
-class _Costs:
-    """Steps of all runs in steps of one dense network, the first run's."""
+def _macs_of_dense_step(first: StudyRun, manifest: Manifest | None) -> int:
+    """Multiply-accumulates of a step of the first run's dense network, in which the steps of all runs are counted."""
+    if manifest is not None:
+        dense = preview_of(manifest).dense
+    else:
+        from region_workers.networks.pretrained import dense_counter  # imports torch, which takes seconds
 
-    def __init__(self, first: StudyRun) -> None:
         dense = dense_counter(first.plan.model, first.plan.data).dense()
-        self._unit = dense.macs * first.plan.training.batch_size
-        self._sizes: dict[str, PlanPreview] = {}  # by row, since seeds do not matter
+    return dense.macs * first.plan.training.batch_size
 
-    def dense_steps(self, run: StudyRun, manifest: Manifest) -> float | None:
-        """Of a finished run: its trainings, its draws, and the training of its dense start, None if that is unknown."""
-        if run.label not in self._sizes:
-            self._sizes[run.label] = preview_plan(manifest.plan, manifest.dense)
-        sizes, start = self._sizes[run.label], manifest.dense
-        if start is not None and start.cost is None:
-            return None
-        macs = sum(manifest.stage(f"train/{each.region.name}").steps * each.costs.macs for each in sizes.regions)
-        dense = sum(record.steps for record in _worked(manifest, "draw/"))
-        dense += start.cost.steps if start is not None and start.cost is not None else 0
-        return (macs + dense * sizes.dense.macs) * manifest.plan.training.batch_size / self._unit
+
+def _dense_steps(manifest: Manifest, unit: int) -> float | None:
+    """Of a finished run: its trainings, its draws, and the training of its dense start, None if that is unknown."""
+    sizes, start = preview_of(manifest), manifest.dense
+    if start is not None and start.cost is None:
+        return None
+    macs = sum(manifest.stage(f"train/{each.region.name}").steps * each.costs.macs for each in sizes.regions)
+    dense = sum(record.steps for record in _worked(manifest, "draw/"))
+    dense += start.cost.steps if start is not None and start.cost is not None else 0
+    return (macs + dense * sizes.dense.macs) * manifest.plan.training.batch_size / unit
 
 
 def _device_hours(manifest: Manifest) -> float | None:

@@ -14,34 +14,16 @@ from torch import Tensor, nn
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_network import NoFreshWeights
-from region_workers.networks.sparse_costs import SparseCosts, sparse_costs, weight_macs
+from region_workers.networks.sparse_costs import sparse_costs, weight_macs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
 from region_workers.pruning.mask import group_mask, kept_channels
 from region_workers.pruning.slim import slim
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
+from schemas.sizes import Costs, SparseCosts
 from schemas.sparsity import SparsityPlan
 
 _CONTEXT = "context_embedding."
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Parameters, and multiply-accumulates of one forward pass by two counters.
-
-    `params` counts the UNet, as the paper does: not the table of class vectors that CrossAttn blocks attend to
-    (`context_embedding`, classes + 1 rows; 0.51 M for ImageNet), which is never pruned and which CompVis keeps beside
-    its UNet; a class embedding that is added to the time embedding counts.
-
-    `macs` is torch-pruning's counter, which the paper used: convolutions, linear layers, norms and activations, but
-    not the attention's matrix products. `macs_with_attention` is half of torch.utils.flop_counter's operations:
-    convolutions, linear layers and the attention's products (CIFAR-10: 6.06 G and 6.22 G). Of a DrawingGRU both are
-    the latter, of a drawing of POINTS_COUNTED points.
-    """
-
-    params: int
-    macs: int
-    macs_with_attention: int
 
 
 def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs:
@@ -59,7 +41,7 @@ def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs
     if isinstance(twin, DrawingGRU):  # torch-pruning's counter does not see its recurrence
         macs = with_attention
     params = sum(weight.numel() for name, weight in twin.named_parameters() if not name.startswith(_CONTEXT))
-    return Costs(params, macs, with_attention)
+    return Costs(params=params, macs=macs, macs_with_attention=with_attention)
 
 
 class CostCounter:

@@ -18,13 +18,13 @@ from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import unpack
 from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
-from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.json_files import read_object
 from schemas.errors import RunFailed, UserError, plan_error, problem
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE
 from schemas.model import LatentModelPlan, ModelPlan, VectorModelPlan
 from schemas.plan import DataPlan
+from schemas.sizes import POINTS_COUNTED
 
 _NOT_ARGUMENTS = {
     "family",

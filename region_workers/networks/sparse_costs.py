@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +13,8 @@ from region_workers.networks.packed_weights import stored_bytes
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import meta_copy
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
+from schemas.sizes import SparseCosts
 from schemas.sparsity import SparsityPlan
-
-
-@dataclass(frozen=True)
-class SparseCosts:
-    """Kept of the `maskable` weights and of all parameters; multiply-accumulates of one sample, in theory.
-
-    `forward_macs` and `step_macs` count convolutions, linear layers and the attention's products: of a forward pass,
-    and of a training step by the method's average. `stored_bytes`: what the weights take in the expert's file, its
-    header left out, and `dense_bytes`: what they would if none were masked.
-    """
-
-    maskable: int
-    kept: int
-    kept_params: int
-    forward_macs: int
-    step_macs: int
-    stored_bytes: int
-    dense_bytes: int
 
 
 def sparse_costs(

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from region_workers.networks.drawing_gru import DrawingGRU
 from schemas.errors import UserError, problem
+from schemas.sizes import POINTS_COUNTED
 
 _BLOCKS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
 }
-POINTS_COUNTED = 100  # of a drawing, where costs are counted: they are in proportion to it
 _MID_BLOCKS = ("UNetMidBlock2D", "UNetMidBlock2DCrossAttn", None)
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "time_embedding_type": ("positional", "learned"),

@@ -55,11 +55,6 @@ def queue_distances(masks: Sequence[Tensor], plan: DrawPlan) -> tuple[float, ...
     return tuple(mask_distance(queue[0], older) for older in queue[1:])
 
 
-def has_converged(distances: tuple[float, ...] | None, plan: DrawPlan) -> bool:
-    """Whether the queue is full and the newest mask lies within the threshold of each of the others."""
-    return distances is not None and max(distances) <= plan.threshold
-
-
 def pack_mask(mask: Tensor) -> bytes:
     """The mask as the run's files hold it: eight bits a byte."""
     return np.packbits(mask.numpy()).tobytes()

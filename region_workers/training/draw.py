@@ -17,7 +17,6 @@ from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
     compute_mask,
-    has_converged,
     kept_channels,
     pack_mask,
     prunable_bits,
@@ -110,7 +109,7 @@ class Draw(Stage):
             if target not in waiting:
                 continue
             distances = queue_distances(self._masks[target.region], self._plan)
-            converged = has_converged(distances, self._plan)
+            converged = self._plan.masks_agree(distances)
             late = self._plan.on_timeout == "take_last" and interval == self._plan.max_intervals
             if converged or late:
                 self._draw_ticket(target, mask, distances or (), interval, converged)

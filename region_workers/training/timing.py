@@ -13,7 +13,7 @@ from torch import nn
 from region_workers.data.samples import DrawingSamples, LatentSamples, PixelSamples, Samples
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import extract_expert
-from region_workers.networks.supported import POINTS_COUNTED, network_inputs
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.training.device import World, current_world, prepare_process
@@ -25,6 +25,7 @@ from schemas.errors import user_error
 from schemas.job import WorkerJob, from_plan
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
+from schemas.sizes import POINTS_COUNTED
 
 _WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
 _CPU_BUDGET_S = 20.0  # for the dense network; the experts take less

@@ -10,7 +10,7 @@ import torch
 from trainer_fixtures import MakeParts, make_parts
 
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
-from region_workers.pruning.mask import has_converged, queue_distances
+from region_workers.pruning.mask import queue_distances
 from region_workers.storage.tables import read_masks, read_metrics
 from region_workers.training.masks import accumulate_importance_gradients, importance_timesteps
 from region_workers.worker.run import run_job
@@ -36,15 +36,15 @@ def _masks(*flipped: int) -> list[torch.Tensor]:
 def test_nothing_is_drawn_until_the_queue_is_full() -> None:
     plan = DrawPlan()
     assert queue_distances(_masks(0, 0, 0, 0), plan) is None
-    assert not has_converged(None, plan)
-    assert has_converged(queue_distances(_masks(0, 0, 0, 0, 0), plan), plan)
+    assert not plan.masks_agree(None)
+    assert plan.masks_agree(queue_distances(_masks(0, 0, 0, 0, 0), plan))
 
 
 def test_the_newest_mask_must_be_near_each_of_the_others_the_threshold_included() -> None:
     plan = DrawPlan(threshold=0.1)
     assert queue_distances(_masks(9, 2, 1, 1, 1, 0), plan) == (0.05, 0.05, 0.05, 0.1)
-    assert has_converged(queue_distances(_masks(9, 2, 1, 1, 1, 0), plan), plan)
-    assert not has_converged(queue_distances(_masks(3, 1, 1, 1, 0), plan), plan)
+    assert plan.masks_agree(queue_distances(_masks(9, 2, 1, 1, 1, 0), plan))
+    assert not plan.masks_agree(queue_distances(_masks(3, 1, 1, 1, 0), plan))
 
 
 def test_a_stride_puts_every_nth_mask_in_the_queue() -> None:

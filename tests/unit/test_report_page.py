@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +18,7 @@ from PIL import Image
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cli import launch as commands
+from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.page import REPORT_FILE, write_report
 from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure
 from ebdiff_orchestrator.reports.page.pictures import _picture
@@ -102,6 +105,29 @@ def test_equal_runs_give_equal_pages(run: Path, tmp_path: Path) -> None:
     pages = (write_report([run], tmp_path / name).read_text() for name in ("a.html", "b.html"))
     first, second = (re.sub(r"written [0-9: -]+", "", page) for page in pages)
     assert first == second
+
+
+def test_a_run_without_sizes_on_record_has_them_counted(run: Path, tmp_path: Path) -> None:
+    directory = RunDirectory(run)
+    manifest = directory.read()
+    assert manifest.sizes == preview_plan(manifest.plan).sizes
+    recorded = _written([run], tmp_path / "recorded.html").text
+    directory.write(manifest.model_copy(update={"sizes": None}))
+    counted = _written([run], tmp_path / "counted.html").text
+    directory.write(manifest)
+    assert re.sub(r"written [0-9: -]+", "", counted) == re.sub(r"written [0-9: -]+", "", recorded)
+
+
+@pytest.mark.parametrize("command", ["report RUN RUN", "compare RUN", "tickets RUN"])
+def test_telling_of_a_finished_run_builds_no_network(command: str, run: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from ebdiff_orchestrator.cli.app import main\n"
+        "try: main()\n"
+        "finally: print([name for name in ('torch', 'diffusers', 'ray') if name in sys.modules], file=sys.stderr)"
+    )
+    typed = command.replace("RUN", str(run)).split()
+    told = subprocess.run([sys.executable, "-c", code, *typed], cwd=tmp_path, capture_output=True, text=True)
+    assert (told.returncode, told.stderr.splitlines()[-1]) == (0, "[]"), told.stderr
 
 
 def test_a_run_that_was_launched_again_says_so(run: Path, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import build_dense, example_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
-from region_workers.pruning.mask import compute_mask, has_converged, mask_distance, queue_distances
+from region_workers.pruning.mask import compute_mask, mask_distance, queue_distances
 from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, file_digest, seal_folder
@@ -98,7 +98,7 @@ def test_a_ticket_would_be_drawn_where_the_draw_itself_would_draw_it(
     masks = _drifting(40, 500)
     plan = DrawPlan(queue_length=length, queue_stride=stride, threshold=threshold)
     lengths = range(1, len(masks) + 1)
-    expected = next((n - 1 for n in lengths if has_converged(queue_distances(masks[:n], plan), plan)), None)
+    expected = next((n - 1 for n in lengths if plan.masks_agree(queue_distances(masks[:n], plan))), None)
     assert expected is not None
     assert drawn_at(distance_matrix(pack(_packed(masks)), 500), plan) == expected
 

@@ -14,7 +14,7 @@ import yaml
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preset_plans import preset_values
-from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
+from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.formats import MISSING
 from ebdiff_orchestrator.reports.masks import newest_of_run
@@ -28,17 +28,17 @@ from ebdiff_orchestrator.reports.page.curves import (
 )
 from ebdiff_orchestrator.reports.page.pictures import Picture, previews, samples_grid
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
-from ebdiff_orchestrator.reports.placements import network_sizes
+from ebdiff_orchestrator.reports.sizes_table import network_sizes
 from ebdiff_orchestrator.reports.tickets import Settings, TicketReport, TicketsReport, report_tickets
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from ebdiff_orchestrator.run.time_left import duration
-from region_workers.networks.supported import POINTS_COUNTED
 from region_workers.storage.tables import read_metrics
 from schemas.errors import UserError
 from schemas.job import METRICS_FILE
 from schemas.manifest import Manifest
 from schemas.plan import Plan
+from schemas.sizes import POINTS_COUNTED
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and rows
 _THRESHOLDS = Settings(thresholds=(0.05, 0.1, 0.2), queue_lengths=(3, 5, 10), strides=(1,))
@@ -78,8 +78,8 @@ def contents_of(
     run: RunDirectory, manifest: Manifest, numbers: itertools.count[int], picture_bytes: int
 ) -> RunContents:
     """The contents of a run, its pictures in so many bytes."""
-    plan, found, timeline = manifest.plan, measures_of(manifest), timeline_of(manifest)
-    preview = preview_plan(plan, manifest.dense)
+    plan, preview = manifest.plan, preview_of(manifest)
+    found, timeline = measures_of(manifest), timeline_of(manifest)
     tickets, strip = _tickets(run), previews(run, picture_bytes // 2)
     preset = preset_values(plan.name)
     return RunContents(

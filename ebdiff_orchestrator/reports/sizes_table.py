@@ -1,12 +1,12 @@
-"""The second table of `ebdiff plan` for a sparse plan: kept weights, and what they would cost in theory."""
+"""A plan's networks as tables: their sizes and, of a sparse plan, kept weights and what they would cost in theory."""
 
 from __future__ import annotations
 
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.formats import TextTable
-from region_workers.networks.sparse_costs import SparseCosts
+from schemas.sizes import Costs, SparseCosts
 
-_HEADINGS = (
+_SPARSE_HEADINGS = (
     "network",
     "sparsity",
     "kept M",
@@ -18,8 +18,25 @@ _HEADINGS = (
 )
 
 
+def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows: the dense network, each region's, and their mean as the timesteps weigh them."""
+
+    def sizes(costs: Costs) -> tuple[str, ...]:
+        macs = (costs.macs, costs.macs_with_attention) if with_attention else (costs.macs,)
+        return _millions(costs.params), *(f"{each / 1e9:.3f}" for each in macs)
+
+    attention = ("+ attention G",) if with_attention else ()
+    headings = ("network", "trains", "owns", "target", "removed", "params M", "MACs G", *attention, "steps")
+    rows = [("dense", "", "", "", "", *sizes(preview.dense), "")]
+    for each in preview.regions:
+        ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
+        spans = (_span(each.region.train), _span(each.route))
+        rows.append((each.region.name, *spans, *ratios, *sizes(each.costs), str(each.steps)))
+    return headings, [*rows, ("weighted", "", "", "", "", *sizes(preview.weighted), "")]
+
+
 def sparse_table(preview: PlanPreview) -> TextTable:
-    """One row a region beside the dense network; each column of multiply-accumulates says that it is theoretical."""
+    """Of a sparse plan, a row a region beside the dense network; multiply-accumulates say that they are theoretical."""
     dense, stored_bytes = preview.dense, 0
     macs = _macs(dense.macs_with_attention, 3 * dense.macs_with_attention)
     rows = [("dense", "", "", "", _millions(dense.params), *macs, "")]
@@ -33,7 +50,7 @@ def sparse_table(preview: PlanPreview) -> TextTable:
     if weighted := preview.weighted_sparse:
         rows.append(("weighted", "", *_cells(weighted), ""))
     return TextTable(
-        _HEADINGS,
+        _SPARSE_HEADINGS,
         tuple(rows),
         (
             f"Theoretical: of {preview.sample}, if masked weights cost nothing. No device at hand skips them: a step "
@@ -42,6 +59,10 @@ def sparse_table(preview: PlanPreview) -> TextTable:
             f"{_millions(stored_bytes)} MB together.",
         ),
     )
+
+
+def _span(timesteps: tuple[int, int]) -> str:
+    return f"{timesteps[0]}..{timesteps[1] - 1}"
 
 
 def _cells(costs: SparseCosts) -> tuple[str, str, str, str, str]:
