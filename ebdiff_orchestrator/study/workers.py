@@ -24,13 +24,29 @@ class SharedWorkers:
         self.turn = RLock()
         self._counting = Lock()
         self._held: Counter[str] = Counter()  # by run: jobs under way and calls of functions
+        self._waiting: Counter[str] = Counter()  # by run: calls of functions
         self._jobs: dict[str, Future[None]] = {}
 
     def has_room(self, runs_at_work: int) -> bool:
         """Whether one more run would find the workers of a job; in this process one run follows another."""
         if isinstance(self.executor, ThisProcess):
             return runs_at_work == 0
-        return self.executor.free_workers() >= self.executor.request.processes
+        return self.free_for_jobs() >= self.executor.request.processes
+
+    def free_for_jobs(self) -> int:
+        """Without a worker for each run that waits to be finished or measured: what is trained is shown first."""
+        with self._counting:
+            waiting = sum(self._waiting.values())
+        return max(0, self.executor.free_workers() - waiting)
+
+    def wait_for_turn(self, run: str) -> None:
+        """Wait, without a limit, while other runs hold all workers."""
+        self._count(self._waiting, run, 1)
+        try:
+            while self.others_at_work(run) and not self.executor.free_workers():
+                time.sleep(_LOOK_S)
+        finally:
+            self._count(self._waiting, run, -1)
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         """As the executor, and known here until `end_jobs`."""
@@ -49,13 +65,16 @@ class SharedWorkers:
 
     def count(self, run: str, more: int) -> None:
         """Note that a run holds more, or less."""
-        with self._counting:
-            self._held[run] += more
+        self._count(self._held, run, more)
 
     def others_at_work(self, run: str) -> bool:
         """Whether another run holds workers."""
         with self._counting:
             return any(held > 0 for name, held in self._held.items() if name != run)
+
+    def _count(self, counter: Counter[str], run: str, more: int) -> None:
+        with self._counting:
+            counter[run] += more
 
 
 class LentWorkers(Executor):
@@ -84,9 +103,8 @@ class LentWorkers(Executor):
         self._inner.has_started(self._name(job_name))
 
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """See Executor; while other runs hold all workers, this waits without a limit."""
-        while self.others_at_work() and not self._inner.free_workers():
-            time.sleep(_LOOK_S)
+        """See Executor; while other runs hold all workers, this waits without a limit, and goes before their jobs."""
+        self._shared.wait_for_turn(self._run)
         self._shared.count(self._run, 1)
         try:
             yield from self._inner.run_many(function, calls)
@@ -100,7 +118,7 @@ class LentWorkers(Executor):
         return self._inner.workers_at_once()
 
     def free_workers(self) -> int:
-        return self._inner.free_workers()
+        return self._shared.free_for_jobs()
 
     def describe_free(self) -> str:
         return self._inner.describe_free()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -158,6 +160,39 @@ def test_jobs_of_one_name_in_two_runs_are_two_jobs(
     shared.end_jobs(limit_s=5.0)
     assert [type(future.exception()) for future in futures] == [type(None), RuntimeError]
     assert not one.others_at_work()
+
+
+class _Busy(_Jobs):
+    """Two workers are free; `told` is how many a waiting run is told of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = 0
+
+    def free_workers(self) -> int:
+        return 2 if current_thread() is main_thread() else self.told
+
+    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        return iter(enumerate(function(*call) for call in calls))
+
+
+def test_a_run_that_waits_to_be_finished_or_measured_goes_before_jobs(
+    make_jobs: Callable[..., list[WorkerJob]], tiny_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    inner = _Busy()
+    shared = SharedWorkers(inner)
+    trains, ends = LentWorkers("one-s0", shared), LentWorkers("two-s0", shared)
+    trains.run_job(make_jobs(tiny_plan(), tmp_path / "run")[0], 1)
+    assert (trains.free_workers(), shared.has_room(1)) == (2, True)
+    with ThreadPoolExecutor(2) as others:
+        measuring = [others.submit(lambda: list(ends.run_many(str, [(1,)]))) for _ in range(2)]
+        until = time.monotonic() + 30
+        while trains.free_workers() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert (trains.free_workers(), shared.has_room(1)) == (0, False)
+        inner.told = 1
+        assert [each.result(timeout=30) for each in measuring] == [[(0, "1")]] * 2
+    assert (trains.free_workers(), shared.has_room(1)) == (2, True)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
