@@ -145,7 +145,7 @@ class _Pace:
         for run in runs:
             for stage, seconds in self._timed(run, seen[run.name]):
                 found.setdefault((self._network(run), _ratio(run, stage)), []).append(seconds)
-        self.seconds = {network: statistics.fmean(times) for network, times in found.items()}
+        self.seconds = {network: statistics.median(times) for network, times in found.items()}  # one may just begin
 
     def of(self, run: StudyRun, stage: str) -> float:
         """Of an equal network; else of the one that is pruned the most of those pruned less; else of any."""
