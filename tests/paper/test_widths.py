@@ -1,4 +1,7 @@
-"""The paper's parameters and multiply-accumulates at every pruning ratio, within 1%."""
+"""The paper's parameters and multiply-accumulates at every pruning ratio, within 1%, and the presets' own networks.
+
+A process counts a network once: what has a preset's full size is all here.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,48 @@ from collections.abc import Mapping
 
 import pytest
 
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.plans.preset_plans import presets
+from ebdiff_orchestrator.plans.preview import preview_plan
 from region_workers.networks.costs import Costs, cost_counter
 from schemas.model import LatentModelPlan, ModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
 
 
-def pixel_network(resolution: int, widths: tuple[int, ...], attention_level: int) -> tuple[ModelPlan, DataPlan]:
+def pixel_network(
+    resolution: int, widths: tuple[int, ...], attention_level: int, dropout: float
+) -> tuple[ModelPlan, DataPlan]:
     """DDPM's network, which attends at one level."""
     levels = range(len(widths))
     down = tuple("AttnDownBlock2D" if level == attention_level else "DownBlock2D" for level in levels)
     up = tuple("AttnUpBlock2D" if level == attention_level else "UpBlock2D" for level in reversed(levels))
     model = PixelModelPlan(
-        block_out_channels=widths, down_block_types=down, up_block_types=up, norm_num_groups=32, dropout=0.1
+        block_out_channels=widths, down_block_types=down, up_block_types=up, norm_num_groups=32, dropout=dropout
     )
     return model, DataPlan(resolution=resolution, channels=3)
 
 
 NETWORKS: dict[str, tuple[ModelPlan, DataPlan]] = {
-    "cifar10": pixel_network(32, (128, 256, 256, 256), attention_level=1),
-    "celeba": pixel_network(64, (128, 256, 256, 256, 512), attention_level=2),
-    "lsun": pixel_network(256, (128, 128, 256, 256, 512, 512), attention_level=4),  # Church and Bedroom
-    "imagenet": (LatentModelPlan(family="latent", vae="vq-f4", num_classes=1000), DataPlan(resolution=256, channels=3)),
+    "cifar10": pixel_network(32, (128, 256, 256, 256), attention_level=1, dropout=0.1),
+    "celeba": pixel_network(64, (128, 256, 256, 256, 512), attention_level=2, dropout=0.1),
+    "lsun": pixel_network(256, (128, 128, 256, 256, 512, 512), attention_level=4, dropout=0.0),
+    "imagenet": (
+        LatentModelPlan(
+            family="latent",
+            vae="CompVis/ldm-celebahq-256",
+            vae_subfolder="vqvae",
+            scaling_factor=1.0,
+            num_classes=1000,
+        ),
+        DataPlan(resolution=256, channels=3),
+    ),
+}
+PRESETS = {
+    "cifar10": "cifar10",
+    "celeba64": "celeba",
+    "lsun-church256": "lsun",
+    "lsun-bedroom256": "lsun",
+    "imagenet256-ldm": "imagenet",
 }
 # Millions of parameters, billions of multiply-accumulates (one image, torch-pruning's counter).
 COSTS: dict[str, dict[float, tuple[float, float]]] = {
@@ -139,6 +163,14 @@ def test_cifar10_ensembles_cost_what_the_paper_prints(ratios: tuple[float, ...],
 )
 def test_ensembles_cost_the_average_over_the_timesteps_they_own(network: str, expected: tuple[float, float]) -> None:
     assert weighted(network, (0.3, 0.6, 0.8)) == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_s_networks_are_counted_and_the_paper_s_are_these(preset: str) -> None:
+    plan = load_plan(preset)
+    assert len(preview_plan(plan).regions) == 3
+    if preset in PRESETS:
+        assert plan.model == NETWORKS[PRESETS[preset]][0]
 
 
 def test_the_other_count_has_the_attentions_matrix_products() -> None:

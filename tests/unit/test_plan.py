@@ -131,11 +131,10 @@ def test_a_draw_may_go_on_with_a_higher_limit_unless_the_limit_decides_its_resul
     assert tiny_plan(last, "draw.max_intervals=50").experiment_digest() != tiny_plan(last).experiment_digest()
 
 
-def test_every_preset_loads_counts_and_survives_a_round_trip_through_yaml(tmp_path: Path) -> None:
+def test_every_preset_loads_and_survives_a_round_trip_through_yaml(tmp_path: Path) -> None:
     assert {"digits", "cifar10"} <= set(presets())
     for name in presets():
         plan = load_plan(name)
-        assert len(preview_plan(plan).regions) == 3
         file = tmp_path / f"{name}.yaml"
         file.write_text(plan_as_yaml(plan))
         assert load_plan(str(file)) == plan
