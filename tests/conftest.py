@@ -8,14 +8,18 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else torch.compile starts processes that import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as in our own processes: two threads spin on cores that are taken
 
 import pytest
 from drawing_files import VECTOR, with_drawings
 from forked import sync_nothing
+
+from schemas.process import quick_imports
 
 if TYPE_CHECKING:
     from serial_cluster import SerialCluster
@@ -24,7 +28,8 @@ if TYPE_CHECKING:
     from schemas.job import WorkerJob
     from schemas.plan import Plan
 
-gc.disable()  # while tests are imported, as in quick_imports
+_IMPORTS = ExitStack()
+_IMPORTS.enter_context(quick_imports())  # all that the tests import
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -62,7 +67,6 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_imports",
     "test_latents_store",
     "test_methods",
-    "test_plan",
     "test_precision",
     "test_previews",
     "test_properties_plan",
@@ -93,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is there by now stays: Python need not look through half a million objects again and again."""
     gc.freeze()
-    gc.enable()
+    _IMPORTS.close()
     sync_nothing()
 
 

@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ONE_REGION
-from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
-from ray.exceptions import ActorDiedError
-from ray.train import WorkerGroupError
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import Loss, Request
@@ -139,13 +136,16 @@ def test_a_job_that_is_given_up_is_cancelled_and_its_workers_are_told(
     assert Note.model_validate_json((tmp_path / "run" / STOP_FILE).read_text()).attempts == (1,)
 
 
-def _lost(reason: int) -> ActorDiedError:
-    return ActorDiedError(ActorDiedErrorContext(node_death_info=NodeDeathInfo(reason=reason), actor_id=b"0" * 16))
-
-
 def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
+    from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+    from ray.exceptions import ActorDiedError
+    from ray.train import WorkerGroupError
+
+    def lost(reason: int) -> ActorDiedError:
+        return ActorDiedError(ActorDiedErrorContext(node_death_info=NodeDeathInfo(reason=reason), actor_id=b"0" * 16))
+
     cluster = RayExecutor(True, Request(1, 1.0, 0.0))
-    preempted, died = _lost(NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED), _lost(NodeDeathInfo.UNEXPECTED_TERMINATION)
+    preempted, died = lost(NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED), lost(NodeDeathInfo.UNEXPECTED_TERMINATION)
     for one, of_several in ((preempted, died), (died, None)):
         expected = "preempted" if one is preempted else "died"
         assert cluster.loss(one) == expected
