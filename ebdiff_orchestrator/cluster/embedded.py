@@ -149,6 +149,8 @@ def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
     cpus = max(os.cpu_count() or 1, math.ceil(jobs * processes * workers.cpus))
     # Several workers of a job come with helpers: on few cores Ray would warn that so many processes start at once.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(16, 8 * jobs * processes)))
+    # Ray starts a worker for each CPU before anything asks for one. With fewer jobs than that, some would be idle.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", str(int(jobs * processes >= cpus)))
     # Ray gives a worker 60 s to start, five times: on a machine that others keep busy, importing torch takes longer.
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
     for attempt in range(_STARTS):
