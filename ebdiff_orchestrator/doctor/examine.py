@@ -9,8 +9,7 @@ import time
 from ebdiff_orchestrator.cluster.connecting import cluster_address, connect
 from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Executor, NodeAnswer, ThisProcess
 from ebdiff_orchestrator.doctor import nodes as node_checks
-from ebdiff_orchestrator.doctor.facts import Node, NodeFacts, gather_facts
-from ebdiff_orchestrator.doctor.needs import check_plan, check_space
+from ebdiff_orchestrator.doctor.facts import Node, NodeFacts, clock, gather_facts
 from ebdiff_orchestrator.doctor.report import Examination, Finding
 from ebdiff_orchestrator.doctor.storage import check_storage
 from schemas.plan import Plan, WorkersPlan
@@ -33,7 +32,7 @@ def examine(
     workers = plan.workers if plan else WorkersPlan()
     with connect(workers, 1, address, executor=None if address else ThisProcess()) as machines:
         deadline = time.monotonic() + wait_s
-        while len(machines.on_each_node(_clock)) < (expected_nodes or 0) and time.monotonic() < deadline:
+        while len(machines.on_each_node(clock)) < (expected_nodes or 0) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
         answers = machines.on_each_node(gather_facts, plan.workers.cache_dir if plan else None)
         nodes = [_node(answer, plan) for answer in answers]
@@ -47,10 +46,14 @@ def examine(
         if run_dir is not None:
             findings += check_storage(machines, run_dir)
         if plan is not None:
-            findings += check_plan(nodes, plan)
-        if plan is not None and run_dir is not None:
-            findings += check_space(nodes, plan, run_dir)
+            findings += _check_needs(nodes, plan, run_dir)
     return Examination(findings=tuple(findings), nodes=tuple(nodes))
+
+
+def _check_needs(nodes: list[Node], plan: Plan, run_dir: str | None) -> list[Finding]:
+    from ebdiff_orchestrator.doctor.needs import check_plan, check_space  # imports torch, which takes seconds
+
+    return [*check_plan(nodes, plan), *(check_space(nodes, plan, run_dir) if run_dir is not None else ())]
 
 
 def _node(answer: NodeAnswer, plan: Plan | None) -> Node:
@@ -67,12 +70,8 @@ def _of_embedded_ray(facts: NodeFacts | None, plan: Plan | None) -> dict[str, fl
 
 
 def _ask_clocks(machines: Executor) -> Finding:
-    machines.on_each_node(_clock)  # so that no process has to be started while clocks are compared
+    machines.on_each_node(clock)  # so that no process has to be started while clocks are compared
     before = time.time()
-    answers = machines.on_each_node(_clock)
+    answers = machines.on_each_node(clock)
     said: dict[str, float] = {answer.node: answer.value for answer in answers if answer.problem is None}
     return node_checks.check_clocks(before, time.time(), said)
-
-
-def _clock() -> float:
-    return time.time()

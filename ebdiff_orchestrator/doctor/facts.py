@@ -1,4 +1,4 @@
-"""What one node says of itself, gathered on it by a function that a cluster can run anywhere."""
+"""What one node says of itself, gathered on it by functions that a cluster can run anywhere: they import little."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -82,6 +83,11 @@ def gather_facts(cache_dir: str | None) -> dict[str, Any]:
         cache_used_bytes=bytes_below(cache),
     )
     return facts.model_dump(mode="json")
+
+
+def clock() -> float:
+    """Unix time, as this machine has it."""
+    return time.time()
 
 
 def nearest_folder(path: Path) -> Path:

@@ -113,6 +113,7 @@ def test_the_ensemble_imports_neither_the_driver_nor_ray() -> None:
         ("import ebdiff_orchestrator", ["ray", "torch"]),
         ("import region_workers.worker.run; from ebdiff_orchestrator import load_ensemble", ["ray", "torch_pruning"]),
         ("import schemas.plan, region_workers.storage.tables, schemas.manifest, schemas.job", ["ray", "torch"]),
+        ("import ebdiff_orchestrator.doctor.examine", ["ray", "torch"]),  # what it asks each node is imported there
     ],
 )
 def test_importing_stays_light(statement: str, banned: list[str]) -> None:
