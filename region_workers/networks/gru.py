@@ -126,7 +126,7 @@ class _Recurrence(torch.autograd.Function):
             grads[:, rows] = grad.unsqueeze(2) * by_state[:, rows]
             carried = torch.bmm(grads[:, rows, :3].flatten(2), weights).addcmul_(grad, update[:, rows])
         of_state = grads[:, :, :3].flatten(2)
-        of_inputs = grads[:, :, [0, 1, 3]].flatten(2)
+        of_inputs = torch.cat([grads[:, :, :2], grads[:, :, 3:]], dim=2).flatten(2)  # a list of places would be sent
         return of_inputs, of_state.mT @ before, of_state.sum(1), None
 
 
