@@ -1,174 +1,160 @@
-"""The code of a GPU where there is none: tensors that know their shape, dtype and device, and refuse a second device.
+"""A device where there is none: its tensors know shape, dtype and device alone, and refuse those of another device.
 
-Without a driver torch gives no backward pass to a pretended CUDA tensor, so this is an accelerator that torch lets a
-Python program declare. It shows what is left on the host or sent to the wrong device. It does not show bf16, pinned
-memory and what else is CUDA's own, nor what reads numbers off the device: checks for non-finite losses, diff-pruning's
-threshold, sparse masks, drawings' lengths, a batch whose timesteps have several owners.
+Tensors of the host stay real, so that what is computed there (pruning groups, lengths of drawings, timesteps) runs as
+ever. What is read off the device is made up: see `Pretending`. Without a driver torch gives no backward pass to a
+pretended CUDA tensor, so what trains does so on an accelerator that torch lets a Python program declare (ACCELERATOR);
+what only infers is on CUDA, where it takes the branches that ask for that name.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import (
-    FakeTensorDeviceMismatchError,  # type: ignore[attr-defined]
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
-from ebdiff_orchestrator.ensemble.router import TimestepRouter
-from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
-from ebdiff_orchestrator.plans.load import plan_from_values
-from region_workers.networks.dense import build_dense
-from region_workers.networks.supported import network_inputs
-from region_workers.pruning.groups import find_groups
-from region_workers.training import timesteps
-from region_workers.training.device import World
-from region_workers.training.family import ModelFamily, family_of
-from region_workers.training.masks import mask_maker
-from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepSampler
-from region_workers.training.timing import random_samples, timing_job
-from region_workers.training.trainer import Trainer
-from schemas.plan import Plan
-from tests.unit.test_family import FAMILIES
+ACCELERATOR, CUDA = torch.device("privateuseone", 0), torch.device("cuda", 0)
+_ON_THE_HOST = (None, "cpu", "meta")
+_IN_BF16 = ("conv2d", "linear", "matmul", "bmm", "baddbmm", "scaled_dot_product_attention")
+_IN_FP32 = ("group_norm", "layer_norm")
+_libraries: list[torch.library.Library] = []
 
-ACCELERATOR = torch.device("privateuseone", 0)
-IMAGES = [name for name in FAMILIES if name != "drawings"]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "channels last": {"training": {"channels_last": True}},
-    "accumulation and dropout": {"training": {"gradient_accumulation": 2}, "model": {"dropout": 0.1}},
-    "AdamW, decay, no clip": {"training": {"weight_decay": 0.01, "learning_rate_decay": 0.9, "gradient_clip": None}},
-    "SpeeD": {"training": {"timesteps": {"sampling": "speed", "weighting": "speed"}}},
-    "Min-SNR": {"training": {"timesteps": {"weighting": "min-snr"}}},
-}
-STEPS = [(IMAGES[0], option) for option in OPTIONS] + [(name, "accumulation and dropout") for name in IMAGES[1:]]
-IMPORTANCES = [(IMAGES[0], "magnitude"), (IMAGES[0], "random"), *((name, "taylor") for name in IMAGES)]
+
+class Pretending(TorchDispatchMode):
+    """Computes on the host, and pretends to on a device.
+
+    Read off the device, a count is that of all there are, a number that came from the host is itself, any other is -1
+    or 1.0, what says "no step failed" and "the loss is 1"; whole tensors come to the host full of ones.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten, kwargs = torch.ops.aten, kwargs or {}
+        target = _type(kwargs.get("device"))
+        if not any(issubclass(kind, FakeTensor) for kind in types):
+            if target in _ON_THE_HOST:
+                return _in_earnest(func, *args, **kwargs)
+            is_sent = any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(args))
+            return _sent(func, args, kwargs) if is_sent else func(*args, **kwargs)
+        if func is aten._local_scalar_dense.default:
+            return getattr(args[0], "reads_as", 1.0 if args[0].is_floating_point() else -1)
+        if func is aten._to_copy.default and target == "cpu":
+            return _in_earnest(torch.ones, args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
+            return _in_earnest(args[0].fill_, 1)
+        found = func(*args, **kwargs)
+        if func is aten.count_nonzero.default:
+            found.reads_as = args[0].numel()
+        return found
+
+
+def _in_earnest(func: Any, *args: Any, **kwargs: Any) -> Any:
+    with unset_fake_temporarily():
+        return func(*args, **kwargs)
+
+
+def _sent(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    """What becomes of a tensor of the host on the device; a single number is remembered."""
+    with unset_fake_temporarily():
+        shapes = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args)
+        shape = func(*shapes, **{**kwargs, "device": "meta"})
+    sent = torch.empty_strided(shape.size(), shape.stride(), dtype=shape.dtype, device=kwargs["device"])
+    if func is torch.ops.aten._to_copy.default and args[0].numel() == 1:
+        sent.reads_as = _in_earnest(args[0].item)  # type: ignore[attr-defined]
+    return sent
+
+
+_RealGenerator, _real_random_ = torch.Generator, torch.Tensor.random_
 
 
 class _Generator:
-    """Of a device that makes no numbers."""
+    """Of a device that makes no numbers; the host's is real."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return _RealGenerator() if _type(device) == "cpu" else super().__new__(cls)
+
+    def __init__(self, device: Any) -> None:
         self.device = torch.device(device)
 
     def manual_seed(self, seed: int) -> _Generator:
         return self
 
 
-@pytest.fixture
+@contextmanager
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All new tensors are pretended; a random draw must be on its generator's device; modules are where they began."""
+    """Both devices are there; a random draw must be on its generator's device."""
     _declare_accelerator()
     for name in ("randn", "rand", "randint", "randperm"):
         monkeypatch.setattr(torch, name, partial(_draw, getattr(torch, name)))
-    monkeypatch.setattr(timesteps, "dual_centre", _not_pretended(timesteps.dual_centre))
+    monkeypatch.setattr(torch.Tensor, "random_", _random_)
     monkeypatch.setattr(torch, "Generator", _Generator)
-    monkeypatch.setattr(torch.nn.Module, "to", lambda module, *args, **kwargs: module)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
+    monkeypatch.setattr(torch.nn.Module, "to", _to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    torch._C._ensureCUDADeviceGuardSet()  # as torch does itself where nothing but CUDA might be there
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), Pretending():
+            yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(False)
 
 
 def _declare_accelerator() -> None:
+    """ACCELERATOR with torch's autocast, of which a device must bring its own: to bf16 and back for these operators."""
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-    if not hasattr(torch, "pretended_device"):
-        _setup_privateuseone_for_python_backend("pretended_device")
-        torch.pretended_device.get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
+    if hasattr(torch, "pretended_device"):
+        return
+    _setup_privateuseone_for_python_backend("pretended_device")
+    torch.pretended_device.get_amp_supported_dtype = lambda: [torch.bfloat16]  # type: ignore[attr-defined]
+    others, library = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    for names, dtype in ((_IN_BF16, torch.bfloat16), (_IN_FP32, torch.float32)):
+        for name in names:
+            library.impl(name, partial(_cast, getattr(torch.ops.aten, name).default, dtype), "AutocastPrivateUse1")
+    _libraries.extend((others, library))
 
 
-def _not_pretended(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For what reads the numbers that it computes."""
+def _cast(operator: Any, dtype: torch.dtype, *args: Any, **kwargs: Any) -> Any:
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    def call(*args: Any) -> Any:
-        with unset_fake_temporarily():
-            return function(*args)
-
-    return call
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+    with torch._C._ExcludeDispatchKeyGuard(keys):
+        return operator(*tree_map_only(torch.Tensor, cast, args), **tree_map_only(torch.Tensor, cast, kwargs))
 
 
-def _draw(real: Any, *args: Any, generator: _Generator | None = None, **options: Any) -> torch.Tensor:
+def _draw(real: Any, *args: Any, generator: Any = None, **options: Any) -> torch.Tensor:
     device = torch.device(options.get("device") or "cpu")
     assert generator is None or generator.device == device
-    if generator is None and device.type == "cpu" and "device" in options:  # numbers of a config, which are read
-        with unset_fake_temporarily():
-            return real(*args, **options)  # type: ignore[no-any-return]
-    return real(*args, **options)  # type: ignore[no-any-return]
+    real_generator = {} if generator is None or isinstance(generator, _Generator) else {"generator": generator}
+    return real(*args, **options, **real_generator)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("name", "option"), STEPS)
-def test_a_training_step_keeps_to_the_device(name: str, option: str, pretended: None) -> None:
-    trainer, _ = _trainer(_plan(name, OPTIONS[option]))
-    trainer.train_step()
-    elsewhere = {name for name, tensor in trainer.state_tensors().items() if tensor.device != ACCELERATOR}
-    assert elsewhere == {"losses"}  # a number of the host's
+def _to(module: torch.nn.Module, *args: Any, **options: Any) -> torch.nn.Module:
+    """As torch's, which gives no pretended weight another layout, nor moves it a second time."""
+    device, dtype, _, layout = torch._C._nn._parse_to(*args, **options)  # type: ignore[attr-defined]
+    for layer in module.modules():
+        for name, tensor in [*layer._parameters.items(), *layer._buffers.items()]:
+            if tensor is None:
+                continue
+            to_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+            moved = tensor.detach().to(device or tensor.device, to_dtype)
+            moved = moved.contiguous(memory_format=layout) if layout is not None and moved.ndim == 4 else moved
+            is_weight = isinstance(tensor, torch.nn.Parameter)
+            setattr(layer, name, torch.nn.Parameter(moved, tensor.requires_grad) if is_weight else moved)
+    return module
 
 
-@pytest.mark.parametrize(("name", "importance"), IMPORTANCES)
-def test_a_mask_is_computed_where_the_weights_are(name: str, importance: str, pretended: None) -> None:
-    plan = _plan(name, {"draw": {"importance": importance, "importance_timesteps": 2}})
-    trainer, _ = _trainer(plan)
-    groups = find_groups(trainer.network, network_inputs(trainer.network))
-    mask_at = mask_maker(groups, trainer, plan.draw, lambda: None)
-    assert mask_at(0.5).device == ACCELERATOR
+def _random_(tensor: torch.Tensor, *args: Any, generator: Any = None) -> torch.Tensor:
+    assert generator is None or generator.device == tensor.device
+    return _real_random_(tensor, *args)
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_the_router_and_a_step_of_the_scheduler_keep_to_the_device(name: str, pretended: None) -> None:
-    plan = _plan(name, {})
-    with ACCELERATOR:
-        experts = [build_dense(plan.model, plan.data) for _ in range(2)]
-    router = TimestepRouter(experts, [(0, 500), (500, 1000)], ["early", "late"])
-    labels = {"class_labels": torch.zeros(2, dtype=torch.int64, device=ACCELERATOR)} if plan.model.num_classes else {}
-    sample = torch.zeros(2, *FAMILIES[name][1], device=ACCELERATOR)
-    with unset_fake_temporarily():
-        scheduler = ListDDIMScheduler(num_inference_steps=4, eta=1.0)
-        scheduler.set_timesteps(4)
-    predicted = router(sample, 700, **labels).sample
-    following = scheduler.step(predicted, scheduler._list[0], sample, generator=_Generator(ACCELERATOR)).prev_sample
-    assert (predicted.device, following.device) == (ACCELERATOR, ACCELERATOR)
-    assert EnsemblePipeline(router, scheduler)._execution_device == ACCELERATOR
-
-
-def test_what_is_left_on_the_host_is_found(pretended: None) -> None:
-    trainer, family = _trainer(_plan("pixels", {}))
-    family.alphas_cumprod = torch.zeros(1000)
-    with pytest.raises(FakeTensorDeviceMismatchError):
-        trainer.train_step()
-
-
-def _trainer(plan: Plan) -> tuple[Trainer, ModelFamily]:
-    family = family_of(timing_job(plan), random_samples(plan, 4), ACCELERATOR, data_seed=0)
-    randomness = StepRandomness(0, "train", (0, 1000), ACCELERATOR)
-    sampler = TimestepSampler((0, 1000), plan.training.timesteps, plan.diffusion, ACCELERATOR)
-    with ACCELERATOR:
-        network = family.build_dense()
-    return Trainer(network, family, randomness, sampler, plan.training, World(ACCELERATOR, 0, 1)), family
-
-
-def _plan(name: str, option: dict[str, Any]) -> Plan:
-    model, (channels, *_) = FAMILIES[name]
-    label_column = {"label_column": "label"} if "num_classes" in model else {}
-    training = {"batch_size": 4, "steps": 10, "ema_decay": 0.9, "gradient_clip": 1.0}
-    return plan_from_values(
-        {
-            "name": "seam",
-            "model": {**copy.deepcopy(model), **option.get("model", {})},
-            "data": {"path": "samples", "resolution": 8, "channels": channels, "random_flip": True, **label_column},
-            "training": {**training, **option.get("training", {})},
-            "regions": [{"train": [0, 1000], "pruning_ratio": 0.5}],
-            **{key: value for key, value in option.items() if key not in ("model", "training")},
-        }
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main(["-n", "0", "-q", "-p", "no:cacheprovider", __file__]))
+def _type(device: Any) -> str | None:
+    return None if device is None else torch.device(device).type

@@ -1,4 +1,4 @@
-"""Runs pretended_device.py in a process of its own: torch must know of the device before its first backward pass."""
+"""Runs on_pretended_device.py in a process of its own: torch must know of the device before its first backward pass."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from tests.forked import run_forked
 
 
 def test_nothing_is_left_on_the_host() -> None:
-    done = run_forked(Path(__file__).with_name("pretended_device.py"), timeout=300)
+    done = run_forked(Path(__file__).with_name("on_pretended_device.py"), timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^[0-9]+ passed", done.stdout, re.MULTILINE), done.stdout
