@@ -100,7 +100,7 @@ class Campaign:
     """Kills runs of one plan in `folder`; `say` hears of every step.
 
     `measures`: whether each run is also evaluated, and images drawn from it, before it is compared. `each`: how many
-    kills a stage of training is to take; it is so many times as long.
+    kills a stage of training is to take; it is so many times as long. `one_region`: as in Materials.
     """
 
     def __init__(
@@ -111,11 +111,12 @@ class Campaign:
         say: Callable[[str], None],
         measures: bool = True,
         each: int = 1,
+        one_region: bool = False,
     ) -> None:
         self._folder, self._limit_s, self._say, self._measures = folder, limit_s, say, measures
         self._each = each
         self._chosen = random.Random(seed)
-        self.materials = Materials.write(folder / "materials", each)
+        self.materials = Materials.write(folder / "materials", each, one_region)
         self._expected: dict[str, str] = {}
         self._lasts: Mapping[str, float] = {}
         self.rows: list[Row] = []

@@ -34,6 +34,7 @@ _PLAN: dict[str, Any] = {
     "checkpointing": {"interval_steps": 7},
     "workers": {"retries": 10},
 }
+_ONE_REGION = [{"name": "all", "train": [0, 1000], "pruning_ratio": 0.5}]
 _MEASURED = ("run/evaluation/*/statistics.npz", "drawn/*.png")
 _EVALUATED_IMAGES, _DRAWN_IMAGES = 24, 6
 
@@ -45,10 +46,10 @@ class Materials:
     folder: Path
 
     @classmethod
-    def write(cls, folder: Path, times: int = 1) -> Materials:
+    def write(cls, folder: Path, times: int = 1, one_region: bool = False) -> Materials:
         """Write them into a folder: pictures large enough that decoding them takes a while.
 
-        `times`: how many times the usual steps the trainings have.
+        `times`: how many times the usual steps the trainings have. `one_region`: one expert for all timesteps, not two.
         """
         folder.mkdir(parents=True)
         generator = np.random.default_rng(0)
@@ -61,6 +62,7 @@ class Materials:
             "data": {**_PLAN["data"], "path": str(folder / "images")},
             "draw": {**_PLAN["draw"], "max_intervals": times * _PLAN["draw"]["max_intervals"]},
             "training": {**_PLAN["training"], "steps": times * _PLAN["training"]["steps"]},
+            "regions": _ONE_REGION if one_region else _PLAN["regions"],
         }
         (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
         write_local_inception(folder / "inception.safetensors")

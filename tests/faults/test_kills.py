@@ -1,6 +1,7 @@
 """Kills of the real command line: a run hit in one stage after the other ends as one that nobody harmed.
 
-A few kills, chosen so that every victim and both signals occur. With EBDIFF_KILLS=100 as many random ones instead, as
+A few kills, chosen so that every victim and both signals occur, of a run with one region: that one is killed while
+others go on is in test_failing_regions.py. With EBDIFF_KILLS=100 as many random ones instead, as
 `python tests/faults/kills.py` carries out.
 """
 
@@ -48,7 +49,7 @@ def folder() -> Iterator[Path]:
 @pytest.mark.skipif(KILLS > 0, reason="EBDIFF_KILLS asks for a campaign")
 def test_a_run_killed_in_every_stage_ends_in_the_same_bits(folder: Path, cache_dir: Path) -> None:
     print(f"seed {SEED}")
-    campaign = Campaign(folder, SEED, _LIMIT_S, print, measures=False)
+    campaign = Campaign(folder, SEED, _LIMIT_S, print, measures=False, one_region=True)
     undisturbed = Run(campaign.materials, folder / "undisturbed")
     driver.launch(
         load_plan(str(campaign.materials.folder / "plan.yaml"), ()), undisturbed.run_dir, executor=SerialCluster()
