@@ -28,7 +28,7 @@ _VICTIMS = {  # the driver assembles and samples by itself
 _TRAINED = (DRAW, CHECKPOINT, TRAIN)
 _POLL_S, _QUICK_POLL_S = 0.03, 0.004  # a checkpoint is soon written; each look costs a millisecond of a core
 _END_LIMIT_S = 240.0  # for a command to end by itself after a kill; a driver may wait for its workers to save
-_ORPHANED_S = 5.0  # for workers to notice that their driver is gone; the next command does not wait for more
+_ORPHANED_S = 20.0  # for workers to notice that their driver is gone, and to end; the next command waits no longer
 _BRIEF_S = 0.03  # of a stage that was over too soon to be timed
 
 
