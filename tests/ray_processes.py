@@ -72,6 +72,7 @@ def cluster_setting(cache_dir: Path) -> Iterator[ClusterSetting]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_JOB_STOP_WAIT_TIME_S": "120",
         "RAY_worker_niceness": "0",
+        "RAY_prestart_worker_first_driver": "0",  # no workers that nobody asks for
         MARK: mark,
     }
     setting = ClusterSetting(folder, environment, mark)

@@ -23,6 +23,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.integrity import file_digest
 
 REGIONS = ("low", "high")
+BLOCKS = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
 PLAN = {
     **TINY,
     "name": "nodes",
@@ -30,7 +31,8 @@ PLAN = {
         {"train": [0, 500], "pruning_ratio": 0.5, "name": "low"},
         {"train": [480, 1000], "pruning_ratio": 0.5, "name": "high"},
     ],
-    "training": {**TINY["training"], "steps": 300},
+    "model": {**TINY["model"], "block_out_channels": [16], "add_attention": False, **BLOCKS},
+    "training": {**TINY["training"], "steps": 400},
     "checkpointing": {"interval_steps": 20},
     "workers": {"retries": 3},
 }
@@ -115,7 +117,7 @@ def test_regions_train_on_different_nodes_and_a_lost_node_that_comes_back_change
     nodes.tell("remove", "b")
     lost_at = time.time()
     wait_until(lambda: "Trying again" in said() or launched.poll() is not None, "the driver to notice the lost node")
-    assert not nodes.processes_of("b")
+    wait_until(lambda: not nodes.processes_of("b"), "the lost node's processes to end")  # Ray's helpers look for it
     nodes.tell("add", "b")
     assert launched.wait(timeout=400) == 0, said()
 
