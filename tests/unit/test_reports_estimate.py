@@ -156,4 +156,4 @@ def test_the_command_prints_json_and_says_what_it_assumes() -> None:
     found = json.loads(result.stdout)
     assert [network["pruning_ratio"] for network in found["networks"]] == [0.0, 0.3, 0.6, 0.8]
     assert found["given_dense_steps"] is None
-    assert any("interval 7, 224 steps" in line for line in found["assumptions"])
+    assert any("interval 7, 8 steps" in line for line in found["assumptions"])
