@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ONE_REGION
+from event_files import events_of
 from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
@@ -74,9 +74,7 @@ def _kill_once_saved(
 
 
 def _steps_in_tensorboard(run: Path) -> list[int]:
-    reader = EventAccumulator(str(run / "tensorboard/all"))
-    reader.Reload()
-    return [event.step for event in reader.Scalars("train/loss")]
+    return [event.step for event in events_of(run, "all").Scalars("train/loss")]
 
 
 def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_bits_of_one_in_a_folder(

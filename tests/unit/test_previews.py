@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import tiny_vae
 from drawing_files import VECTOR
+from event_files import events_of
 from forked import ForkedProcess
 from listener import Listener
 from run_products import products
@@ -118,10 +119,8 @@ def test_previews_come_while_a_run_trains_and_end_in_the_samples_of_the_run(watc
 
 
 def test_previews_and_what_they_measure_are_in_the_trackers(watched: Any) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     run_dir, _, _ = watched
-    events = EventAccumulator(str(run_dir / "tensorboard/run"), size_guidance={"images": 0}).Reload()
+    events = events_of(run_dir, "run")
     assert [event.step for event in events.Images("previews")] == [1, 2, 3]
     curve = {event.step: event.value for event in events.Scalars("measures/wavelet")}
     assert curve == {number: pytest.approx(_record(run_dir, number).measures["wavelet"]) for number in (1, 2, 3)}

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from event_files import events_of
 from listener import Listener
 from serial_cluster import SerialCluster
 
@@ -72,15 +73,8 @@ def _rows(run: Path, stage: str) -> dict[int, float]:
     return {int(str(row["step"])): float(str(row["loss"])) for row in rows}
 
 
-def _events(run: Path, region: str) -> Any:
-    """What TensorBoard reads."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    return EventAccumulator(str(run / "tensorboard" / region)).Reload()
-
-
 def _in_tensorboard(run: Path, tag: str, region: str = "all") -> list[tuple[int, float]]:
-    return [(event.step, event.value) for event in _events(run, region).Scalars(tag)]
+    return [(event.step, event.value) for event in events_of(run, region).Scalars(tag)]
 
 
 def _in_mlflow(run: Path, name: str) -> list[tuple[int, float]]:
@@ -143,7 +137,7 @@ def test_what_a_run_measures_is_in_its_trackers_step_by_step(tiny_plan: MakePlan
         assert all(10e6 < value < 100e9 for _, value in resident)
         assert any(value > 0.05 for _, value in _in_tensorboard(run, f"resources/{stage}/processor_cores"))
         assert len(_in_mlflow(run, f"all/resources/{stage}/resident_bytes")) == len(resident)
-    [grid] = _events(run, "run").Images("samples")
+    [grid] = events_of(run, "run").Images("samples")
     assert grid.encoded_image_string.startswith(b"\x89PNG")
 
 
