@@ -147,7 +147,8 @@ class ForkedGroup:
         until = time.monotonic() + (timeout or 3600.0)
         while self.poll() is None:
             running = [worker.sentinel for worker in self.workers if worker.poll() is None]
-            if not multiprocessing.connection.wait(running, until - time.monotonic()):
+            # All may have ended since the poll before: without any to wait for, a wait lasts as long as it may.
+            if running and not multiprocessing.connection.wait(running, until - time.monotonic()):
                 raise subprocess.TimeoutExpired("workers", timeout or 0.0)
         said = [worker.communicate() for worker in self.workers]
         return "".join(output for output, _ in said), "".join(errors for _, errors in said)
