@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.run.ownership import LOCK, Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
+from ebdiff_orchestrator.trackers import WANDB_FOLDER
 from region_workers.storage.checkpoint_files import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest
@@ -150,7 +151,7 @@ class RunDirectory:
         UserError also for symbolic links in it, since what is written, deleted and verified must lie inside, and for a
         place that is no run and holds somebody else's files.
         """
-        check_no_links(self.path)
+        check_no_links(self.path, but_in=WANDB_FOLDER)
         if not self.exists():
             _check_nothing_foreign(self.location, self.files.outline())
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 TENSORBOARD_FOLDER = "tensorboard"  # of a run's; its event files
+WANDB_FOLDER = "wandb"  # of a run's; W&B has links in it, some to its cache
 
 
 class Series(NamedTuple):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.trackers.tracker import Series
+from ebdiff_orchestrator.trackers.tracker import WANDB_FOLDER, Series
 from region_workers.storage.durable import write_bytes
 
 _STEP = "updates"
@@ -16,13 +17,14 @@ _STEP = "updates"
 class WandB:
     """Metrics are named `REGION/KIND/NAME`, over `REGION/KIND/updates`.
 
-    What was handed over is remembered in a file of the run, since a run that is offline cannot be asked.
+    What was handed over is remembered in a file of the run. A driver that was killed may have handed over more, so what
+    is offline and was not synced yet is written anew.
     """
 
     def __init__(self, run_dir: Path, run_id: str, name: str, config: Mapping[str, Any]) -> None:
         import wandb
 
-        self._file = run_dir / "wandb" / "handed_over.json"
+        self._file = run_dir / WANDB_FOLDER / "handed_over.json"
         self._file.parent.mkdir(exist_ok=True)
         self._last: dict[str, int] = json.loads(self._file.read_text()) if self._file.is_file() else {}
         self._wandb, self._known = wandb, set[str]()
@@ -31,6 +33,8 @@ class WandB:
             project=name, name=run_dir.name, id=run_id[:32], resume="allow", dir=str(run_dir), config=dict(config),
             settings=quiet, reinit="create_new",
         )  # fmt: skip
+        if self._run.offline:
+            self._begin_anew_unless_synced()
 
     def last_step(self, series: Series) -> int:
         return self._last.get(series.name, -1)
@@ -47,6 +51,14 @@ class WandB:
     def close(self) -> None:
         self.flush()
         self._run.finish()
+
+    def _begin_anew_unless_synced(self) -> None:
+        folders = {file.parent for file in self._file.parent.glob("*run-*/run-*.wandb")}
+        earlier = folders - {Path(self._run.dir).parent}
+        if all(folder.name.startswith("offline-") and not any(folder.glob("*.synced")) for folder in earlier):
+            self._last = {}
+            for folder in earlier:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _log(self, series: Series, values: Mapping[str, Any], step: int) -> None:
         if series.name not in self._known:

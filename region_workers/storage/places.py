@@ -17,14 +17,19 @@ def cache_dir_of(chosen: str | Path | None = None) -> Path:
     return Path(chosen or os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()
 
 
-def check_no_links(folder: Path) -> None:
-    """Raise UserError if there is a symbolic link below `folder`: what is written or deleted there must lie there."""
+def check_no_links(folder: Path, but_in: str) -> None:
+    """Raise UserError for a symbolic link below `folder`: what is written or deleted there must lie there.
+
+    `but_in`: a folder in it that may have some.
+    """
     for parent, folders, files in os.walk(folder):
         links = [Path(parent, name) for name in (*folders, *files) if Path(parent, name).is_symlink()]
         if links:
             found = f"{links[0]} -> {links[0].readlink()}"
             remedy = "Replace it by what it points to, or give another folder."
             raise user_error("DIR", folder, f"no symbolic link in a run, but there is {found}", remedy)
+        if Path(parent) == folder and but_in in folders:
+            folders.remove(but_in)
 
 
 def check_writable_folder(path: Path, field: str) -> None:

@@ -168,23 +168,35 @@ def test_rows_that_came_too_fast_are_read_from_where_they_are_saved(
     _check_every_step_is_there_once(run)
 
 
-def test_wandb_offline_keeps_the_run_and_what_it_was_told(
-    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("synced", [False, True], ids=["not synced", "synced"])
+def test_wandb_offline_has_every_step_once_also_of_a_driver_that_was_killed(
+    synced: bool, tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A driver that is killed has handed over more than it could note; what was synced is not written again."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = tmp_path / "run"
-    view = Listener()
-    launch(
-        tiny_plan("logging={interval_steps: 1, trackers: [wandb]}", ONE_REGION),
-        run,
-        executor=SerialCluster(),
-        view=view,
-    )
+    run, view = tmp_path / "run", Listener()
+    plan = tiny_plan("logging={interval_steps: 1, trackers: [wandb]}", ONE_REGION)
+    launch(plan, run, executor=SerialCluster(), view=view)
+    [before] = run.glob("wandb/offline-run-*/run-*.wandb")
+    _wait_for_steps(before, list(_rows(run, "train")))
+    if synced:
+        before.with_suffix(".wandb.synced").touch()
+    else:
+        (run / "wandb/handed_over.json").unlink()
+    extend(run, ["training.steps=15"], executor=SerialCluster(), view=view)
     assert not [line for line in view.said if "given up" in line or "Trackers" in line]
-    [file] = run.glob("wandb/offline-run-*/run-*.wandb")
-    until, steps = time.monotonic() + 240, list[int]()  # another process writes it, and may not have ended yet
-    while steps != list(_rows(run, "train")):
-        assert time.monotonic() < until, (steps, view.said)
+    [after] = [file for file in run.glob("wandb/offline-run-*/run-*.wandb") if file != before]
+    assert before.exists() == synced
+    steps = list(_rows(run, "train"))
+    assert steps[-1] == 15
+    _wait_for_steps(after, [step for step in steps if step > 12] if synced else steps)
+
+
+def _wait_for_steps(file: Path, expected: list[int]) -> None:
+    """Another process writes it, and may not have ended yet."""
+    until, steps = time.monotonic() + 240, list[int]()
+    while steps != expected:
+        assert time.monotonic() < until, (steps, expected)
         steps = [int(value) for key, value in _in_wandb(file) if key == "all/train/updates"]
         time.sleep(0.2)
 
