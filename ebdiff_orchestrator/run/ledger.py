@@ -104,7 +104,8 @@ class Ledger:
 
     def record_sizes(self, sizes: NetworkSizes) -> None:
         """Record the sizes of the run's networks, for all who read of it without building them."""
-        self._save(self.manifest.model_copy(update={"sizes": sizes}))
+        if sizes != self.manifest.sizes:
+            self._save(self.manifest.model_copy(update={"sizes": sizes}))
 
     def record_step_seconds(self, seconds: Mapping[float, float]) -> None:
         """Record what one update of each network takes, by pruning ratio."""
