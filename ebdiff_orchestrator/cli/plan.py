@@ -62,12 +62,16 @@ def plan(
         from ebdiff_orchestrator.run.resolve import adopt_dense
 
         loaded, _ = adopt_dense(loaded)
+    notes = data_notes(loaded)
     if as_yaml:
         check_resolution(loaded)
         print(plan_as_yaml(loaded), end="")
     else:
         _show_preview(loaded, as_json, gpus, measure, efficiency, gpu_memory)
-    for note in data_notes(loaded):
+        from ebdiff_orchestrator.plans.sizes import width_notes  # imports torch
+
+        notes = [*width_notes(loaded), *notes]
+    for note in notes:
         print(f"note: {note}", file=sys.stderr if as_json or as_yaml else sys.stdout)
 
 

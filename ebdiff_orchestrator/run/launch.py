@@ -13,6 +13,7 @@ from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.plans.sizes import width_notes
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.job_loop import JobLoop
@@ -156,6 +157,8 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
             yield resolved, ledger
             return
         ledger.record_sizes(resolved.preview.sizes)
+        for note in width_notes(resolved.plan):
+            view.line(f"Note: {note}")
         check_trackers(ledger.plan.logging.trackers)
         ledger.begin_launch()
         view.previews(directory.previews())

@@ -19,9 +19,11 @@ from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits
 from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
 from ebdiff_orchestrator.plans.preview import preview_plan
+from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError
 from schemas.plan import DIGITS, Plan
+from tests.conftest import ONE_REGION
 
 MakePlan = Callable[..., Plan]
 
@@ -261,6 +263,16 @@ def test_a_plan_notes_what_its_data_lack_on_this_machine_and_opens_no_image(
         notes = data_notes(tiny_plan(f"data.path={path}", f"training.batch_size={batch}", *changes))
         assert len(notes) == (expected is not None), (path, batch, notes)
         assert (expected or "") in "".join(notes)
+
+
+def test_an_expert_with_one_channel_in_each_norm_group_is_noted(tiny_plan: MakePlan) -> None:
+    """Of 16 channels at the network's ends, 50% leaves 8."""
+    assert width_notes(tiny_plan(ONE_REGION)) == []  # in 4 groups
+    [note] = width_notes(tiny_plan(ONE_REGION, "model.norm_num_groups=8"))
+    assert note.startswith("regions.0.pruning_ratio = 0.5: one channel is left in each of the 8 norm groups")
+    assert width_notes(load_plan("kanji")) == []
+    shown = CliRunner().invoke(app, ["plan", "cifar10"], catch_exceptions=False).stdout
+    assert "note: regions.2.pruning_ratio = 0.8" in shown
 
 
 @pytest.mark.parametrize("form", ["", "--yaml", "--json"])
