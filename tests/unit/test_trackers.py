@@ -157,6 +157,26 @@ def test_a_killed_run_that_goes_on_and_is_extended_has_every_step_once(
     _check_every_step_is_there_once(run)
 
 
+class NoWorker(ThisProcess):
+    """The driver is interrupted as it starts its first job."""
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        raise KeyboardInterrupt
+
+
+def test_the_curves_of_a_training_that_extend_begins_anew_are_not_those_of_the_earlier_one(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    run, moving = tmp_path / "run", "sparsity={method: magran, sparsity: 0.5, interval_steps: 4}"
+    launch(tiny_plan("logging.interval_steps=1", ONE_REGION, moving), run, executor=SerialCluster())
+    assert "train/loss" in events_of(run, "all").Tags()["scalars"]
+    with pytest.raises(KeyboardInterrupt):
+        extend(run, ["training.steps=15"], executor=NoWorker())
+    tags = events_of(run, "all").Tags()["scalars"]
+    assert "draw/loss" in tags
+    assert "train/loss" not in tags
+
+
 def test_rows_that_came_too_fast_are_read_from_where_they_are_saved(
     tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
