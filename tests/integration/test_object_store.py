@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from conftest import ONE_REGION
 from event_files import events_of
+from finished_run import finished_run
 from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
 
+from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.previews.preview import make_preview
@@ -36,7 +38,7 @@ from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import PlanError, UserError
 from schemas.job import WorkerJob
-from schemas.manifest import Manifest
+from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
 from schemas.previews import PreviewRecord, picture_key
 
@@ -131,6 +133,25 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
 
     RunFiles(url, tmp_path / "elsewhere").fetch_folder("tensorboard")  # once each, though three launches wrote them
     assert _steps_in_tensorboard(tmp_path / "elsewhere") == _steps_in_tensorboard(whole_dir) != []
+
+
+def test_an_evaluation_on_record_in_a_bucket_is_shown_on_another_machine_too(tiny_plan: MakePlan) -> None:
+    url, lines = f"s3://{BUCKET}/runs/measured", list[str]()
+    view = View()
+    view.line = lines.append  # type: ignore[method-assign]
+    finished_run(RunDirectory(url).path, tiny_plan(ONE_REGION))
+    RunFiles(url).publish("")
+
+    def measured() -> Evaluation:
+        how = {"extractor": "random-conv", "reference_images": 4, "keep_images": True, "in_process": True}
+        return evaluate(url, 2, **how, view=view)  # type: ignore[arg-type]
+
+    first = measured()
+    shutil.rmtree(RunDirectory(url).path)
+    assert measured() == first
+    assert lines[-1] == "This was evaluated before; nothing to do."
+    [kept] = RunDirectory(url).path.glob("evaluation/*/images")
+    assert len(list(kept.glob("*.png"))) == 2
 
 
 def test_two_workers_of_a_region_share_a_run_in_a_bucket(
