@@ -27,6 +27,7 @@ from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.metrics_feed import fed_trackers
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -152,6 +153,19 @@ def test_an_evaluation_on_record_in_a_bucket_is_shown_on_another_machine_too(tin
     assert lines[-1] == "This was evaluated before; nothing to do."
     [kept] = RunDirectory(url).path.glob("evaluation/*/images")
     assert len(list(kept.glob("*.png"))) == 2
+
+
+def test_trackers_call_a_run_in_a_bucket_by_its_own_name(tiny_plan: MakePlan) -> None:
+    from mlflow import MlflowClient
+
+    run = RunDirectory(f"s3://{BUCKET}/runs/for-people")
+    finished_run(run.path, tiny_plan(ONE_REGION, "logging.trackers=[mlflow]"))
+    run.files.publish("")
+    with fed_trackers(Ledger(run), View()):
+        pass
+    client = MlflowClient(tracking_uri=(run.path / "mlflow").resolve().as_uri())
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [each.info.run_name for each in found] == ["for-people"]
 
 
 def test_two_workers_of_a_region_share_a_run_in_a_bucket(
