@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from ebdiff_orchestrator.run.manifests import begun_anew, continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -118,10 +117,10 @@ class Ledger:
         """Record what one update of each network takes, by pruning ratio."""
         self._save(self.manifest.model_copy(update={"step_seconds": dict(seconds)}))
 
-    def record_borrowed_starts(self, sources: Mapping[str, Path]) -> None:
+    def record_borrowed_starts(self, sources: Mapping[str, str]) -> None:
         """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's usage."""
         for stage, source in sources.items():
-            self._put(self.manifest.stage(stage), reused_from=str(source))
+            self._put(self.manifest.stage(stage), reused_from=source)
 
     def record_usage(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
         """Record the devices that a job held from `started_at` until now; replaces what was recorded of it before."""

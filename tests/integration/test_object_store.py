@@ -19,6 +19,7 @@ from finished_run import finished_run
 from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
+from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
@@ -153,6 +154,17 @@ def test_an_evaluation_on_record_in_a_bucket_is_shown_on_another_machine_too(tin
     assert lines[-1] == "This was evaluated before; nothing to do."
     [kept] = RunDirectory(url).path.glob("evaluation/*/images")
     assert len(list(kept.glob("*.png"))) == 2
+
+
+def test_what_is_taken_over_from_a_bucket_is_put_down_to_the_run_there(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster
+) -> None:
+    first, second = (f"s3://{BUCKET}/runs/{name}" for name in ("first", "second"))
+    quick = (ONE_REGION, "sampling.num_images=1", "sampling.steps=1", "draw.threshold=1.0", "logging.trackers=[]")
+    driver.launch(tiny_plan(*quick, "training.steps=2"), first, executor=serial_cluster)
+    handle = driver.launch(tiny_plan(*quick, "training.steps=3"), second, executor=serial_cluster, reuse=[first])
+    stages = handle.manifest.stages
+    assert (stages["draw/all"].reused_from, stages["train/all"].reused_from) == (first, first)
 
 
 def test_trackers_call_a_run_in_a_bucket_by_its_own_name(tiny_plan: MakePlan) -> None:
