@@ -41,7 +41,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     statistics_of,
     write_statistics,
 )
-from ebdiff_orchestrator.evaluation.work import finished_record, image_file, remove_shards, shards_of
+from ebdiff_orchestrator.evaluation.work import IMAGES_FOLDER, finished_record, image_file, remove_shards, shards_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
@@ -250,12 +250,14 @@ def _result(extractor: ExtractorChoice, distance: float) -> dict[str, Any]:
 
 
 def _record(ledger: Ledger, evaluation: Evaluation, reference: str) -> None:
-    """Write the report, then the manifest; delete the shards last."""
+    """Write the report, which says that what is beside it is whole, then the manifest; delete the shards last."""
     directory, folder = ledger.directory, evaluation_folder(ledger.directory.path, evaluation.key)
+    kept = [name for name in (STATISTICS_FILE, IMAGES_FOLDER) if (folder / name).exists()]
     report = report_of(ledger.manifest, evaluation, reference, file_digest(folder / STATISTICS_FILE))
     with directory.fenced():
         write_model(folder / REPORT_FILE, report)
-        directory.publish((folder / REPORT_FILE).relative_to(directory.path).as_posix())
+        for name in (*kept, REPORT_FILE):
+            directory.publish((folder / name).relative_to(directory.path).as_posix())
         ledger.record_evaluation(evaluation)
         remove_shards(folder)
 

@@ -133,8 +133,11 @@ def _wall_with_start_s(manifest: Manifest | None) -> float | None:
     own = wall_s(manifest)
     if own is None or manifest.dense is None:
         return own
-    start = RunDirectory(Path(manifest.dense.path))
-    before = _wall_with_start_s(start.read()) if start.exists() else None
+    place = RunDirectory(Path(manifest.dense.path))
+    start = place.read() if place.exists() else None
+    if start is None or start.created_at >= manifest.created_at:  # another run is there now, perhaps this very one
+        return None
+    before = _wall_with_start_s(start)
     return None if before is None else before + own
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
-from ebdiff_orchestrator.run.manifests import continued, extended, new_manifest
+from ebdiff_orchestrator.run.manifests import begun_anew, continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, JobOutline, inputs_of, made_from, with_what_follows
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import finished_result
 from schemas.errors import UserError
-from schemas.job import RESULT_FILE, Artifact, Progress, StageResult
+from schemas.job import CHECKPOINTS_FOLDER, RECENT_METRICS_FILE, RESULT_FILE, Artifact, Progress, StageResult
 from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, StageRecord, Status
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -37,8 +36,15 @@ class Ledger:
         return cls(directory, view)
 
     def extend(self, plan: Plan) -> None:
-        """Give the run its plan with more steps; PlanError if that is not all that differs."""
-        self._save(extended(self.manifest, plan, self.directory.saved_steps))
+        """Give the run its plan with more steps; PlanError if that is not all that differs.
+
+        Of a training that begins anew goes what would be taken for the new one's progress.
+        """
+        manifest = extended(self.manifest, plan, self.directory.saved_steps)
+        for stage in begun_anew(self.plan, plan):
+            for left in (CHECKPOINTS_FOLDER, RECENT_METRICS_FILE):
+                self.directory.discard(f"{stage}/{left}")
+        self._save(manifest)
 
     @property
     def plan(self) -> Plan:
@@ -111,10 +117,10 @@ class Ledger:
         """Record what one update of each network takes, by pruning ratio."""
         self._save(self.manifest.model_copy(update={"step_seconds": dict(seconds)}))
 
-    def record_borrowed_starts(self, sources: Mapping[str, Path]) -> None:
+    def record_borrowed_starts(self, sources: Mapping[str, str]) -> None:
         """Record the runs whose checkpoints stages go on from: what those cost is no part of this run's usage."""
         for stage, source in sources.items():
-            self._put(self.manifest.stage(stage), reused_from=str(source))
+            self._put(self.manifest.stage(stage), reused_from=source)
 
     def record_usage(self, job: str, attempt: int, started_at: float, workers: int, gpus_each: float) -> None:
         """Record the devices that a job held from `started_at` until now; replaces what was recorded of it before."""

@@ -15,6 +15,7 @@ from schemas.errors import PlanError, UserError, plan_error
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
 from schemas.process import unix_time
+from schemas.regions import RegionPlan
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
 _STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")
@@ -67,6 +68,17 @@ def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) 
             stages[record.name] = record.model_copy(update={"status": "pending"})
     update = {"plan": plan, "experiment_digest": plan.experiment_digest(), "stages": stages}
     return manifest.model_copy(update=update)
+
+
+def begun_anew(before: Plan, plan: Plan) -> tuple[str, ...]:
+    """The trainings that a plan with other steps begins anew, since the moves of their masks depend on how many."""
+
+    def determinants(region: RegionPlan, of: Plan) -> dict[str, Any] | None:
+        sparsity = of.sparsity_of(region)
+        return None if sparsity is None else sparsity.determinants(of.steps_of(region))
+
+    pairs = zip(before.regions, plan.regions, strict=True)
+    return tuple(train_stage_name(new) for old, new in pairs if determinants(old, before) != determinants(new, plan))
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -37,7 +37,8 @@ def fed_trackers(ledger: Ledger, view: View) -> Iterator[None]:
     if not plan.logging.trackers:
         yield
         return
-    trackers = Trackers(plan, directory.path, digest([plan.name, ledger.manifest.created_at])[:32])
+    run_id, run_name = digest([plan.name, ledger.manifest.created_at])[:32], Path(directory.location).name
+    trackers = Trackers(plan, directory.path, run_id, run_name)
     feed = MetricsFeed(ledger, trackers, view)
     over = Event()
     thread = Thread(target=feed.work, args=(over,), name="metrics feed", daemon=True)

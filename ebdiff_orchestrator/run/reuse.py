@@ -18,17 +18,17 @@ Stage = DrawStage | TrainStage
 
 def reuse_stages(
     directory: RunDirectory, jobs: Sequence[JobOutline], runs: Sequence[str | Path], say: Callable[[str], None]
-) -> dict[str, Path]:
+) -> dict[str, str]:
     """Copy into `directory` every stage of `jobs` that one of `runs` has finished under the same key.
 
     Every file is verified before and after. A training that another run has finished with fewer steps lends its last
     checkpoint, from which ours goes on to the same bits: these trainings are returned, with the runs. A stage must
     have the same name there, so the same region. UserError if one of `runs` is no run.
     """
-    others = []
+    others = {}  # by the folder to copy from, where the run is
     for run in map(RunDirectory, runs):
         run.read()
-        others.append(run.fetch_folder(""))
+        others[run.fetch_folder("")] = run.location
     if others:
         directory.fetch_folder("")
     borrowed = {}
@@ -37,17 +37,17 @@ def reuse_stages(
             if stage is None or finished_result(directory.path, stage) is not None:
                 continue
             with directory.fenced():
-                if any(_copy_stage(directory.path, other, stage) for other in others):
+                if any(_copy_stage(directory.path, other, stage, location) for other, location in others.items()):
                     directory.publish(stage.name)
                 elif isinstance(stage, TrainStage):
-                    source = _borrow_checkpoint(directory.path, others, stage, say)
+                    source = _borrow_checkpoint(directory.path, tuple(others), stage, say)
                     if source is not None:
                         directory.publish(f"{stage.name}/{CHECKPOINTS_FOLDER}")
-                        borrowed[stage.name] = source
+                        borrowed[stage.name] = others[source]
     return borrowed
 
 
-def _copy_stage(run_dir: Path, other: Path, stage: Stage) -> bool:
+def _copy_stage(run_dir: Path, other: Path, stage: Stage, location: str) -> bool:
     """Whether the other run has the stage, which is copied then."""
     result = finished_result(other, stage)
     if other == run_dir or result is None or not all(is_whole(other, item) for item in result.artifacts):
@@ -67,7 +67,7 @@ def _copy_stage(run_dir: Path, other: Path, stage: Stage) -> bool:
             shutil.copytree(last, folder / CHECKPOINTS_FOLDER / last.name)
 
     write_folder(run_dir / stage.name, copy)
-    copied = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or str(other)})
+    copied = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or location})
     write_model(run_dir / stage.name / RESULT_FILE, copied)
     return True
 

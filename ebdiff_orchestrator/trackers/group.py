@@ -38,9 +38,11 @@ class Trackers:
     A step that a tracker has of a series already is not told to it again.
     """
 
-    def __init__(self, plan: Plan, run_dir: Path, run_id: str) -> None:
-        """`run_id`: letters and digits by which the run is found again when it goes on."""
-        self._threads = [_Thread(name, partial(_make, name, plan, run_dir, run_id)) for name in plan.logging.trackers]
+    def __init__(self, plan: Plan, run_dir: Path, run_id: str, run_name: str) -> None:
+        """`run_id`: letters and digits by which the run is found again when it goes on; `run_name`: for people."""
+        self._threads = [
+            _Thread(name, partial(_make, name, plan, run_dir, run_id, run_name)) for name in plan.logging.trackers
+        ]
 
     def scalars(self, series: Series, values: Mapping[str, float], step: int, unix_s: float) -> None:
         """Numbers of one step."""
@@ -68,7 +70,7 @@ class Trackers:
             thread.tell(series, step, call)
 
 
-def _make(name: TrackerName, plan: Plan, run_dir: Path, run_id: str) -> Tracker:
+def _make(name: TrackerName, plan: Plan, run_dir: Path, run_id: str, run_name: str) -> Tracker:
     if name == "tensorboard":
         from ebdiff_orchestrator.trackers.tensorboard import TensorBoard
 
@@ -76,10 +78,10 @@ def _make(name: TrackerName, plan: Plan, run_dir: Path, run_id: str) -> Tracker:
     if name == "mlflow":
         from ebdiff_orchestrator.trackers.mlflow import MLflow
 
-        return MLflow(run_dir, run_id, plan.name, {"plan": plan.name, "seed": str(plan.seed)})
+        return MLflow(run_dir, run_id, run_name, plan.name, {"plan": plan.name, "seed": str(plan.seed)})
     from ebdiff_orchestrator.trackers.wandb import WandB
 
-    return WandB(run_dir, run_id, plan.name, plan.model_dump(mode="json"))
+    return WandB(run_dir, run_id, run_name, plan.name, plan.model_dump(mode="json"))
 
 
 class _Thread:

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ebdiff_orchestrator.trackers.tracker import Series
+from region_workers.storage.durable import write_text
 
 _TAG = "ebdiff.run"
 _AT_ONCE = 500  # metrics a request; MLflow takes 1,000
@@ -16,16 +19,18 @@ _AT_ONCE = 500  # metrics a request; MLflow takes 1,000
 class MLflow:
     """An experiment a plan's name, a run a run directory; metrics are named `REGION/KIND/NAME`."""
 
-    def __init__(self, run_dir: Path, run_id: str, name: str, parameters: Mapping[str, str]) -> None:
+    def __init__(self, run_dir: Path, run_id: str, run_name: str, name: str, parameters: Mapping[str, str]) -> None:
         from mlflow import MlflowClient
 
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (run_dir / "mlflow").resolve().as_uri()
+        folder = (run_dir / "mlflow").resolve()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or folder.as_uri()
+        _keep_files_in(folder)
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # else it takes databases alone, which skinny has not
         self._client = MlflowClient(tracking_uri=uri)
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         found = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run_id}'", max_results=1)
-        run = found[0] if found else self._client.create_run(experiment, tags={_TAG: run_id}, run_name=run_dir.name)
+        run = found[0] if found else self._client.create_run(experiment, tags={_TAG: run_id}, run_name=run_name)
         self._run = run.info.run_id
         self._waiting: list[Any] = []
         self._client.update_run(self._run, status="RUNNING")  # an earlier launch has ended it
@@ -57,3 +62,13 @@ class MLflow:
     def close(self) -> None:
         self.flush()
         self._client.set_terminated(self._run)
+
+
+def _keep_files_in(folder: Path) -> None:
+    """Have MLflow put pictures into its folder where that is now: it does where it was made, as its files say."""
+    for file in (*folder.glob("[!.]*/meta.yaml"), *folder.glob("[!.]*/*/meta.yaml")):
+        known = yaml.safe_load(file.read_text(encoding="utf-8"))
+        places = {"artifact_location": file.parent, "artifact_uri": file.parent / "artifacts"}
+        here = {name: place.as_uri() for name, place in places.items() if name in known}
+        if not here.items() <= known.items():
+            write_text(file, yaml.safe_dump({**known, **here}))

@@ -21,7 +21,7 @@ class WandB:
     is offline and was not synced yet is written anew.
     """
 
-    def __init__(self, run_dir: Path, run_id: str, name: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, run_dir: Path, run_id: str, run_name: str, name: str, config: Mapping[str, Any]) -> None:
         import wandb
 
         self._file = run_dir / WANDB_FOLDER / "handed_over.json"
@@ -30,7 +30,7 @@ class WandB:
         self._wandb, self._known = wandb, set[str]()
         quiet = wandb.Settings(console="off", silent=True)
         self._run: Any = wandb.init(
-            project=name, name=run_dir.name, id=run_id[:32], resume="allow", dir=str(run_dir), config=dict(config),
+            project=name, name=run_name, id=run_id[:32], resume="allow", dir=str(run_dir), config=dict(config),
             settings=quiet, reinit="create_new",
         )  # fmt: skip
         if self._run.offline:

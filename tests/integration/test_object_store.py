@@ -15,16 +15,20 @@ import numpy as np
 import pytest
 from conftest import ONE_REGION
 from event_files import events_of
+from finished_run import finished_run
 from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
 from s3_server import BUCKET, s3_server
+from serial_cluster import SerialCluster
 
+from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.metrics_feed import fed_trackers
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -36,7 +40,7 @@ from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import PlanError, UserError
 from schemas.job import WorkerJob
-from schemas.manifest import Manifest
+from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
 from schemas.previews import PreviewRecord, picture_key
 
@@ -131,6 +135,49 @@ def test_a_run_in_a_bucket_whose_worker_is_killed_or_object_damaged_ends_in_the_
 
     RunFiles(url, tmp_path / "elsewhere").fetch_folder("tensorboard")  # once each, though three launches wrote them
     assert _steps_in_tensorboard(tmp_path / "elsewhere") == _steps_in_tensorboard(whole_dir) != []
+
+
+def test_an_evaluation_on_record_in_a_bucket_is_shown_on_another_machine_too(tiny_plan: MakePlan) -> None:
+    url, lines = f"s3://{BUCKET}/runs/measured", list[str]()
+    view = View()
+    view.line = lines.append  # type: ignore[method-assign]
+    finished_run(RunDirectory(url).path, tiny_plan(ONE_REGION))
+    RunFiles(url).publish("")
+
+    def measured() -> Evaluation:
+        how = {"extractor": "random-conv", "reference_images": 4, "keep_images": True, "in_process": True}
+        return evaluate(url, 2, **how, view=view)  # type: ignore[arg-type]
+
+    first = measured()
+    shutil.rmtree(RunDirectory(url).path)
+    assert measured() == first
+    assert lines[-1] == "This was evaluated before; nothing to do."
+    [kept] = RunDirectory(url).path.glob("evaluation/*/images")
+    assert len(list(kept.glob("*.png"))) == 2
+
+
+def test_what_is_taken_over_from_a_bucket_is_put_down_to_the_run_there(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster
+) -> None:
+    first, second = (f"s3://{BUCKET}/runs/{name}" for name in ("first", "second"))
+    quick = (ONE_REGION, "sampling.num_images=1", "sampling.steps=1", "draw.threshold=1.0", "logging.trackers=[]")
+    driver.launch(tiny_plan(*quick, "training.steps=2"), first, executor=serial_cluster)
+    handle = driver.launch(tiny_plan(*quick, "training.steps=3"), second, executor=serial_cluster, reuse=[first])
+    stages = handle.manifest.stages
+    assert (stages["draw/all"].reused_from, stages["train/all"].reused_from) == (first, first)
+
+
+def test_trackers_call_a_run_in_a_bucket_by_its_own_name(tiny_plan: MakePlan) -> None:
+    from mlflow import MlflowClient
+
+    run = RunDirectory(f"s3://{BUCKET}/runs/for-people")
+    finished_run(run.path, tiny_plan(ONE_REGION, "logging.trackers=[mlflow]"))
+    run.files.publish("")
+    with fed_trackers(Ledger(run), View()):
+        pass
+    client = MlflowClient(tracking_uri=(run.path / "mlflow").resolve().as_uri())
+    found = client.search_runs([each.experiment_id for each in client.search_experiments()])
+    assert [each.info.run_name for each in found] == ["for-people"]
 
 
 def test_two_workers_of_a_region_share_a_run_in_a_bucket(

@@ -150,6 +150,9 @@ def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: 
     unknown = _write(
         tmp_path / "unknown", plan, [100 / 1.44], dense=known.model_copy(update={"path": "gone", "cost": None})
     )
+    there = known.model_copy(update={"path": str(tmp_path / "moved")})
+    moved = _write(tmp_path / "moved", plan, [100 / 1.44], dense=there)  # to where its start was
+    assert compare_runs([moved], against=dense).rows[0].wall_speed_up is None
     rows = compare_runs([tuned, unknown], against=dense).rows
     assert rows[0].speed_up == pytest.approx(0.92, abs=0.001)
     assert rows[0].hours_saved == pytest.approx(-0.2)

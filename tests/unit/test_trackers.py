@@ -141,6 +141,29 @@ def test_what_a_run_measures_is_in_its_trackers_step_by_step(tiny_plan: MakePlan
     assert grid.encoded_image_string.startswith(b"\x89PNG")
 
 
+def test_mlflow_in_the_folder_of_a_run_that_was_moved_keeps_its_pictures_there(tmp_path: Path) -> None:
+    from ebdiff_orchestrator.trackers.mlflow import MLflow
+
+    first, moved, picture, series = (
+        tmp_path / "first",
+        tmp_path / "moved on",
+        tmp_path / "1.png",
+        Series("run", "previews"),
+    )
+    picture.write_bytes(b"a picture")
+    begun = MLflow(first, "id", "mine", "plan", {})
+    begun.scalars(series, {"loss": 1.0}, 0, 0.0)
+    begun.close()
+    first.rename(moved)
+    tracker = MLflow(moved, "id", "mine", "plan", {})
+    tracker.image(series, 1, picture, 0.0)
+    tracker.close()
+    assert not first.exists()
+    [shown] = (moved / "mlflow").glob("*/*/artifacts/previews/*")
+    assert shown.read_bytes() == b"a picture"
+    assert [*_in_mlflow(moved, "run/previews/loss"), *_in_mlflow(moved, "run/previews/shown")] == [(0, 1.0), (1, 1.0)]
+
+
 @pytest.mark.parametrize("executor", [WorkerDies, DriverDies])
 def test_a_killed_run_that_goes_on_and_is_extended_has_every_step_once(
     executor: type[ThisProcess], tiny_plan: MakePlan, tmp_path: Path
@@ -155,6 +178,26 @@ def test_a_killed_run_that_goes_on_and_is_extended_has_every_step_once(
     extend(run, ["training.steps=15"], executor=SerialCluster())
     assert list(_rows(run, "train"))[-1] == 15
     _check_every_step_is_there_once(run)
+
+
+class NoWorker(ThisProcess):
+    """The driver is interrupted as it starts its first job."""
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        raise KeyboardInterrupt
+
+
+def test_the_curves_of_a_training_that_extend_begins_anew_are_not_those_of_the_earlier_one(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    run, moving = tmp_path / "run", "sparsity={method: magran, sparsity: 0.5, interval_steps: 4}"
+    launch(tiny_plan("logging.interval_steps=1", ONE_REGION, moving), run, executor=SerialCluster())
+    assert "train/loss" in events_of(run, "all").Tags()["scalars"]
+    with pytest.raises(KeyboardInterrupt):
+        extend(run, ["training.steps=15"], executor=NoWorker())
+    tags = events_of(run, "all").Tags()["scalars"]
+    assert "draw/loss" in tags
+    assert "train/loss" not in tags
 
 
 def test_rows_that_came_too_fast_are_read_from_where_they_are_saved(
@@ -243,7 +286,7 @@ def test_a_tracker_that_is_behind_is_given_up_and_nobody_waits_for_it(
     monkeypatch.setattr(group, "_make", lambda *_: Broken(hangs=True))
     monkeypatch.setattr(group, "_MOST_WAITING", 5)
     began = time.monotonic()
-    trackers = Trackers(tiny_plan(), tmp_path, "id")
+    trackers = Trackers(tiny_plan(), tmp_path, "id", "run")
     for step in range(1000):
         trackers.scalars(Series("all", "train"), {"loss": 1.0}, step, 0.0)
     trackers.close()
