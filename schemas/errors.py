@@ -133,7 +133,7 @@ def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
 def _unknown_key(field: str, item: dict[str, Any], model: type[BaseModel]) -> str:
     meant = " or ".join(meant_keys(model, item["loc"]))
     remedy = f"Did you mean {meant}?" if meant else "Check the spelling."
-    see = "`ebdiff plan digits --yaml` prints every key."
+    see = "docs/plan.md lists every key, and `ebdiff plan digits --yaml` those in use."
     return problem(field, shown(item["input"]), "a key that plans have", f"{remedy} {see}")
 
 

@@ -122,14 +122,28 @@ def _guarded() -> int:
         told = disk_problem(error)
         return _fail(RunFailed(f"{told} Then the same command goes on.") if told else error, EXIT_FAILED, not told)
     except Exception as error:  # noqa: BLE001 - the last place
+        if _was_interrupted(error):
+            return _say_interrupted()
         wrong = _usage_problem(error, sys.argv)
         if wrong is None:
             return _fail(error, EXIT_FAILED, unexpected=True)
         print(without_secrets(wrong), file=sys.stderr)
         return EXIT_BAD_INPUT
     if code == EXIT_INTERRUPTED:  # typer's word for a Ctrl-C outside the job loop
-        print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
+        return _say_interrupted()
     return code if isinstance(code, int) else 0
+
+
+def _say_interrupted() -> int:
+    print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether it comes of a Ctrl-C: one in the middle of an import becomes the import's error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _fail(error: Exception, code: int, unexpected: bool = False) -> int:

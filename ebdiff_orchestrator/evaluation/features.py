@@ -101,7 +101,7 @@ def _shown(view: View, what: str, folder: Path, shards: Sequence[Shard]) -> Iter
     def show() -> None:
         done = images_done(folder, shards)
         rate = (done - before) / max(time.monotonic() - began, 1e-9)
-        note = f"{rate:.3g} images/s" if rate else ""
+        note = f"{rate:,.1f} images/s" if rate else ""
         state = "done" if done == total else "running"
         progress = {"step": done, "total_steps": total, "steps_per_s": rate or None, "state": state, "note": note}
         view.job(what, Progress.model_validate({"stage": "images", **progress}))

@@ -192,9 +192,10 @@ class Ledger:
         self._put(self.manifest.stage(stage), status=status, error=error)
 
     def mark_stopped(self) -> None:
-        """The run was interrupted: what was at work is open again."""
+        """The run was interrupted: what was at work, or about to be, is open again."""
         for name, record in self.manifest.stages.items():
-            if record.status == "running":
+            starting = record.status == "pending" and record.attempts and record.error is None
+            if record.status == "running" or starting:
                 self.mark(name, "pending", "stopped")
 
     def finish_here(self, name: str, key: str, act: Callable[[], tuple[Artifact, ...]], gpus: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +17,8 @@ from ebdiff_orchestrator.cluster.executor import Loss, Request
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
+from ebdiff_orchestrator.run.interrupts import RunStopped
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
 from region_workers.training.failures import StopRequestedError, is_retryable
@@ -134,6 +137,21 @@ def test_a_job_that_is_given_up_is_cancelled_and_its_workers_are_told(
     assert not cluster.others_at_work()
     assert cluster.cancelled == ["region all"]
     assert Note.model_validate_json((tmp_path / "run" / STOP_FILE).read_text()).attempts == (1,)
+
+
+class Interrupted(Unplaced):
+    """Ctrl-C comes while a worker is only starting."""
+
+    def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
+        signal.raise_signal(signal.SIGINT)
+        return super().run_job(job, workers)
+
+
+def test_a_stage_whose_worker_was_only_starting_is_on_record_as_stopped(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    with pytest.raises(RunStopped):
+        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=Interrupted(0.0))
+    stages = RunDirectory(tmp_path / "run").read().stages
+    assert {name: stage.error for name, stage in stages.items() if stage.error} == {"draw/all": "stopped"}
 
 
 def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
