@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.run.stages import stage_names, train_stage_name
+from ebdiff_orchestrator.run.stages import stage_names, train_stage_name, with_what_follows
 from schemas.errors import PlanError, UserError, plan_error
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
@@ -45,7 +45,7 @@ def continued(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
 
 
 def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) -> Manifest:
-    """That of a run whose plan has more steps now: trainings that are too short for it are open again.
+    """That of a run whose plan has more steps now: trainings too short for it and what is made of them are open again.
 
     PlanError if the plan differs in anything else, or asks for fewer steps than a training has made: `saved_steps` says
     how many of a stage are in its checkpoints.
@@ -57,7 +57,7 @@ def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) 
             "--set: expected a change of training.steps or regions.N.steps, all that ebdiff extend changes, not:\n"
             f"{lines}\nLeave it out, or launch a new run."
         )
-    stages = dict(manifest.stages)
+    opened = []
     for region in plan.regions:
         record = manifest.stage(train_stage_name(region))
         made = max(record.steps, saved_steps(record.name))
@@ -65,7 +65,10 @@ def extended(manifest: Manifest, plan: Plan, saved_steps: Callable[[str], int]) 
             field, expected = f"steps of region {region.name}", f"at least the {made} that are made"
             raise plan_error(field, plan.steps_of(region), expected, "Raise it, or start a new run.")
         if plan.steps_of(region) != record.steps:
-            stages[record.name] = record.model_copy(update={"status": "pending"})
+            opened.append(record.name)
+    stages = dict(manifest.stages)
+    for name in with_what_follows(plan, opened):
+        stages[name] = manifest.stage(name).model_copy(update={"status": "pending"})
     update = {"plan": plan, "experiment_digest": plan.experiment_digest(), "stages": stages}
     return manifest.model_copy(update=update)
 

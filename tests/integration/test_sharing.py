@@ -214,6 +214,7 @@ def test_modules_are_what_our_sources_give_today_and_import_nothing_of_ours(
         (lambda run: (run / "ensemble/unet/0-260/config.json").write_text("{}"), "config.json: expected the file as"),
         (lambda run: shutil.rmtree(run / "ensemble"), "model_index.json: expected the file as"),
         (lambda run: (run / "manifest.json").unlink(), "no run here"),
+        (lambda run: _extend(run), "expected a run that has its ensemble"),
     ],
 )
 def test_a_run_that_is_not_whole_is_not_exported(break_it: Any, said: str, tmp_path: Path) -> None:
@@ -223,6 +224,13 @@ def test_a_run_that_is_not_whole_is_not_exported(break_it: Any, said: str, tmp_p
     with pytest.raises(UserError, match=said):
         export_run(tmp_path / "run", tmp_path / "export")
     assert not (tmp_path / "export").exists()
+
+
+def _extend(run: Path) -> None:
+    """Ask for more steps, which are not made yet."""
+    plan = Plan()
+    longer = plan.training.model_copy(update={"steps": plan.training.steps + 1})
+    Ledger(RunDirectory(run)).extend(plan.model_copy(update={"training": longer}))
 
 
 def test_only_an_export_is_replaced_and_only_networks_with_code_here_are_exported(
