@@ -40,6 +40,12 @@ class LoggingPlan(Section):
         "mlflow, wandb; [] for none.",
     )
 
+    @model_validator(mode="after")
+    def _trackers_once(self) -> Self:
+        if len(set(self.trackers)) < len(self.trackers):
+            raise cross_field_error("logging.trackers", list(self.trackers), "each tracker once", "Leave one out.")
+        return self
+
 
 class WorkersPlan(Section):
     """What a region asks of the cluster; changes nothing in the experiment."""

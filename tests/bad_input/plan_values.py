@@ -250,6 +250,11 @@ SAMPLING_AND_WORKERS = (
     _set("checkpointing.interval_steps=0", "checkpointing.interval_steps = 0: expected", f"{_MORE} 1"),
     _set("checkpointing.keep=0", "checkpointing.keep = 0: expected", f"{_MORE} 1"),
     _set("logging.interval_steps=-1", "logging.interval_steps = -1: expected", f"{_MORE} 1"),
+    _set(
+        "logging.trackers=[mlflow, mlflow]",
+        "logging.trackers = ['mlflow', 'mlflow']: expected each tracker once",
+        "Leave one out",
+    ),
     _set("workers.gpus=-1", "workers.gpus = -1.0: expected", "a fraction up to 1"),
     _set("workers.gpus=1.5", "workers.gpus = 1.5: expected", "a whole number"),
     _set("workers.gpus=two", "workers.gpus = two: expected", "number", "'auto'"),
