@@ -62,16 +62,12 @@ def plan(
         from ebdiff_orchestrator.run.resolve import adopt_dense
 
         loaded, _ = adopt_dense(loaded)
-    notes = data_notes(loaded)
     if as_yaml:
         check_resolution(loaded)
         print(plan_as_yaml(loaded), end="")
     else:
         _show_preview(loaded, as_json, gpus, measure, efficiency, gpu_memory)
-        from ebdiff_orchestrator.plans.sizes import width_notes  # imports torch
-
-        notes = [*width_notes(loaded), *notes]
-    for note in notes:
+    for note in data_notes(loaded):
         print(f"note: {note}", file=sys.stderr if as_json or as_yaml else sys.stdout)
 
 
@@ -81,6 +77,7 @@ def _show_preview(
     """What only the network tells: sizes, and the placements that they lead to. torch is imported."""
     with quick_imports():
         from ebdiff_orchestrator.plans.preview import preview_plan
+        from ebdiff_orchestrator.plans.sizes import width_notes
 
     preview = preview_plan(loaded)
     placements = None
@@ -96,6 +93,8 @@ def _show_preview(
         from ebdiff_orchestrator.reports.placements import show_plan
 
         show_plan(preview, placements, Console())
+    for note in width_notes(loaded):
+        Console(stderr=as_json).print(f"note: {note}", markup=False, highlight=False)
 
 
 def presets() -> None:

@@ -21,6 +21,7 @@ from schemas.errors import RunFailed, user_error, without_secrets
 SHORT_LIMIT_S = 10.0
 _BUFFER_BYTES = 8 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _SAID_EVERY_S = 0.5, 15.0, 30.0
+_GONE = re.compile(r"(RESOURCE_NOT_FOUND|NO_SUCH_KEY).* during GetObject")  # deleted since it was looked up
 _PASSES = re.compile(
     "NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|THROTTLING|UNAVAILABLE|"
     "DEADLINE_EXCEEDED|HTTP status 5|curlCode|time-?d? ?out",
@@ -128,6 +129,8 @@ class ObjectStore:
             except OSError as error:
                 if not _may_pass(error):
                     self.silent_since = None
+                    if _GONE.search(str(error)):
+                        raise FileNotFoundError(str(error)) from None
                     raise
                 self._wait(began, pause_s * random.uniform(0.5, 1), error)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

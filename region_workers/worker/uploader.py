@@ -119,7 +119,7 @@ class Uploader:
         return self._own.is_lost() or not self.folder.is_dir()
 
     def _upload(self) -> None:
-        """Send what is new or changed, then delete what the worker has retired.
+        """Send what is new or changed, then delete what the worker has retired, if all was still there to be sent.
 
         ScratchLostError, with only the failure sent, if the worker's folder is gone; OutdatedError if the run has
         another owner, or the job a newer attempt.
@@ -129,16 +129,16 @@ class Uploader:
             self._poll()
             lost = self._is_lost()
             here = {key: stamp for key, stamp in self._whole_files() if not lost or key.endswith(FAILURE_FILE)}
-            for key in sorted(here, key=self._order):
-                if self._sent.get(key) != here[key]:
-                    self._send(key, here[key])
+            new = [key for key in sorted(here, key=self._order) if self._sent.get(key) != here[key]]
+            is_sent = [self._send(key, here[key]) for key in new]
             if lost:
                 raise ScratchLostError(self.folder)
-            for folder in retired:
+            for folder in retired if all(is_sent) else ():
                 self._delete(folder, here)
                 self._retired.remove(folder)
 
-    def _send(self, key: str, stamp: Stamp) -> None:
+    def _send(self, key: str, stamp: Stamp) -> bool:
+        """Whether it was there: an old checkpoint may have been deleted just now."""
         if Path(key).name in _LAST:
             self._poll()
             if self._is_lost():
@@ -146,8 +146,9 @@ class Uploader:
         try:
             self._files.publish(key)
         except FileNotFoundError:
-            return  # an old checkpoint, deleted just now
+            return False
         self._sent[key] = stamp
+        return True
 
     def _delete(self, folder: str, here: dict[str, Stamp]) -> None:
         """Delete what the store has under a retired folder, but for what the worker has written there since."""

@@ -8,10 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import ONE_REGION
 from forked import RunningProcess
 from process_cluster import start_worker
+from pyarrow import fs
+from pydantic import ValidationError
 from s3_server import BUCKET, s3_server
 
 from region_workers.storage.checkpoint_files import CheckpointInfo
@@ -88,10 +91,10 @@ def _checkpoints(store: ObjectStore) -> list[str]:
 
 
 def _info(store: ObjectStore, key: str) -> CheckpointInfo:
-    """What a checkpoint says of itself; nothing of anybody if it was deleted just now."""
+    """What a checkpoint says of itself; nothing of anybody if it is deleted or replaced just now."""
     try:
         return CheckpointInfo.model_validate_json(store.read(key))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValidationError):
         return CheckpointInfo(key="", step=0, active_s=0, sha256={})
 
 
@@ -111,6 +114,27 @@ def test_a_worker_whose_scratch_folder_is_deleted_stops_and_the_store_keeps_ever
     assert failure.retryable
     assert (failure.attempt, failure.owner) == (job.attempt, job.owner)
     assert "was deleted while it worked" in failure.message
+
+
+class _DeletedWhenOpened:
+    """A file system in which each object is deleted between being looked up and being read."""
+
+    def __init__(self, files: fs.S3FileSystem) -> None:
+        self._files = files
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        stream = self._files.open_input_stream(path)
+        self._files.delete_file(path)
+        return stream
+
+
+def test_what_another_worker_deletes_while_it_is_fetched_is_not_there(store: ObjectStore, tmp_path: Path) -> None:
+    store.write("a", b"1")
+    store.write("b", b"2")
+    store._files = _DeletedWhenOpened(store._files)
+    assert not store.download("a", tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        store.read("b")
 
 
 def test_what_says_that_files_are_whole_is_sent_after_them_and_a_stage_after_the_one_it_begins_with(
