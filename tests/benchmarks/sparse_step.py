@@ -4,7 +4,7 @@
                                            [--json FILE]
 
 A dense and a static trainer make their steps in turn. An update is `SparseWeights.update`, by the gradient at hand, and
-at random.
+at random, with no other trainer in memory.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ def main() -> None:
     options = parse_arguments()
     report = Report("sparse training", {**settings_of(options), "device": this_device().type})
     with tempfile.TemporaryDirectory() as folder:
-        dense, static, rigl, magran = (
-            trainer_of(f"{options.preset}-{method}", Path(folder) / method, options)
-            for method in ("dense", "static", "rigl", "magran")
-        )
+
+        def trainer(method: str) -> Trainer:
+            return trainer_of(f"{options.preset}-{method}", Path(folder) / method, options)
+
+        updates = {name: update_s(trainer(name), options.rounds) for name in ("rigl", "magran")}
+        dense, static = trainer("dense"), trainer("static")
         steps = in_turn({"dense": dense.train_step, "static": static.train_step}, options.rounds)
-        updates = {name: update_s(trainer, options.rounds) for name, trainer in (("rigl", rigl), ("magran", magran))}
     weights = sum(parameter.numel() for parameter in static.parameters.values())
     report.add("parameters", weights / 1e6, "M")
     for name, seconds in steps.items():
@@ -38,7 +39,7 @@ def main() -> None:
     report.add("a static step over a dense one", ratio(steps["static"], steps["dense"]), "x", at_most=1.02)
     for name, seconds_of_update in updates.items():
         report.add(f"an update: {name}", seconds_of_update, "s", at_most=0.3)
-    mask_bytes = sum(mask._bits.nbytes for mask in rigl.sparse._masks.values())
+    mask_bytes = sum(mask._bits.nbytes for mask in static.sparse._masks.values())
     report.add("masks and the record of their moves, for each parameter", mask_bytes / weights, "bytes", at_most=1)
     report.show(options.json)
 
