@@ -34,6 +34,8 @@ def main() -> None:
 def _give_way() -> None:
     """The lowest priority; and the first to be killed where memory runs out."""
     os.nice(19)
+    with suppress(OSError):  # Linux may share the processor by session first; this process is one of its own
+        Path("/proc/self/autogroup").write_text("19")
     with suppress(OSError):  # no Linux
         Path("/proc/self/oom_score_adj").write_text("1000")
 

@@ -24,6 +24,7 @@ from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.previews.preview import make_preview
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.previews import Spent, seconds_to_wait
+from region_workers.data.drawing_store import ensure_data
 from region_workers.training.checkpoints import Checkpoints, newest_readable
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
@@ -191,6 +192,8 @@ def _drawing_processes(run_dir: Path) -> list[int]:
 def failing(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> tuple[Path, list[str]]:
     """A run whose every preview fails, and what the driver said."""
     run_dir, view = tmp_path_factory.mktemp("failing") / "run", Listener()
+    plan = tiny_plan(TWO, SHOWN)
+    ensure_data(plan.data, cache_dir)  # decoded by processes that the patch would break, too
 
     def look(job: WorkerJob) -> None:
         if (run_dir / "train/low/result.json").is_file():
@@ -198,7 +201,7 @@ def failing(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory, cache
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", "/bin/false")
-        launch(tiny_plan(TWO, SHOWN), run_dir, executor=Stopping(look), view=view)
+        launch(plan, run_dir, executor=Stopping(look), view=view)
     return run_dir, view.said
 
 
@@ -235,6 +238,8 @@ def test_a_killed_driver_leaves_neither_a_process_nor_half_a_preview(failing: tu
     try:
         (process,) = _until(lambda: _drawing_processes(run_dir))
         _until(lambda: os.getpriority(os.PRIO_PROCESS, process) == 19)
+        session = Path(f"/proc/{process}/autogroup")  # where Linux weighs sessions, its own counts least, too
+        _until(lambda: not session.exists() or session.read_text().endswith("nice 19\n"))
         driver.send_signal(signal.SIGKILL)
         _until(lambda: not _drawing_processes(run_dir))
     finally:
