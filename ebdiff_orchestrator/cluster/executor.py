@@ -77,6 +77,10 @@ class Executor(Protocol):
         """Keep other runs of this program from starting jobs meanwhile, so that workers seen to be free stay free."""
         return nullcontext()
 
+    def note_waiting(self, waits: bool) -> None:
+        """Take note of whether a job of the run waits for workers that it does not hold itself."""
+        return  # no other run shares this executor
+
     def others_at_work(self) -> bool:
         """Whether other runs of this program hold workers, which they will give back: to wait for them is no fault."""
         return False

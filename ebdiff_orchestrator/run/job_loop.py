@@ -74,6 +74,7 @@ class JobLoop:
                         self._give_up_what_cannot_run(decision)
                         for name in decision.start:
                             self._start(name)
+                        self._executor.note_waiting(self._waits_for_others(decision))
                     if decision.finished and not self._running:
                         break
                     self._tell_who_waits(decision)
@@ -107,7 +108,16 @@ class JobLoop:
         free = self._executor.free_workers()
         if self._limit is None:
             return free
-        return min(free, self._limit - sum(attempt.workers for attempt in self._running.values()))
+        return min(free, self._limit - self._held())
+
+    def _waits_for_others(self, decision: Decision) -> bool:
+        """Whether a job lacks workers, and not because the run has all that it may hold."""
+        if not decision.waiting or self._limit is None:
+            return bool(decision.waiting)
+        return self._held() + self._growth.workers_of[decision.waiting[0]] <= self._limit
+
+    def _held(self) -> int:
+        return sum(attempt.workers for attempt in self._running.values())
 
     def _give_up_what_cannot_run(self, decision: Decision) -> None:
         for name, reason in decision.give_up.items():

@@ -183,6 +183,8 @@ class _Study:
             begun.ended.set_exception(error)
         else:
             begun.ended.set_result(None)
+        finally:
+            begun.workers.note_waiting(False)
 
     def _launch(self, run: StudyRun, begun: _AtWork) -> None:
         others = [self._folder / other.name for other in donors(run, tuple(self._runs.values()))]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager
+from itertools import takewhile
 from threading import Lock, RLock
 from typing import Any
 
@@ -25,6 +26,7 @@ class SharedWorkers:
         self._counting = Lock()
         self._held: Counter[str] = Counter()  # by run: jobs under way and calls of functions
         self._waiting: Counter[str] = Counter()  # by run: calls of functions
+        self._lacking: dict[str, bool] = {}  # by run, in the order of their beginning: whether a job waits for workers
         self._jobs: dict[str, Future[None]] = {}
 
     def has_room(self, runs_at_work: int) -> bool:
@@ -33,11 +35,23 @@ class SharedWorkers:
             return runs_at_work == 0
         return self.free_for_jobs() >= self.executor.request.processes
 
-    def free_for_jobs(self) -> int:
-        """Without a worker for each run that waits to be finished or measured: what is trained is shown first."""
+    def free_for_jobs(self, run: str | None = None) -> int:
+        """The free workers that the run, or one that is still to begin, may take.
+
+        None while a run that began earlier waits for some, and none of those that runs wait for to be finished or
+        measured: so runs end in the order of their beginning, and what is trained is shown first.
+        """
         with self._counting:
+            earlier = takewhile(lambda item: item[0] != run, self._lacking.items())
+            if any(lacks for _, lacks in earlier):
+                return 0
             waiting = sum(self._waiting.values())
         return max(0, self.executor.free_workers() - waiting)
+
+    def note_waiting(self, run: str, waits: bool) -> None:
+        """Note whether a job of the run waits for workers; at first, that the run begins."""
+        with self._counting:
+            self._lacking[run] = waits
 
     def wait_for_turn(self, run: str) -> None:
         """Wait, without a limit, while other runs hold all workers."""
@@ -89,6 +103,7 @@ class LentWorkers(Executor):
         self._run, self._shared, self._inner = run, shared, shared.executor
         self.request, self.poll_s = self._inner.request, self._inner.poll_s
         self.is_in_use = False
+        self.note_waiting(False)
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         self._shared.count(self._run, 1)
@@ -118,7 +133,7 @@ class LentWorkers(Executor):
         return self._inner.workers_at_once()
 
     def free_workers(self) -> int:
-        return self._shared.free_for_jobs()
+        return self._shared.free_for_jobs(self._run)
 
     def describe_free(self) -> str:
         return self._inner.describe_free()
@@ -126,6 +141,9 @@ class LentWorkers(Executor):
     def turn(self) -> AbstractContextManager[object]:
         self.is_in_use = True
         return self._shared.turn
+
+    def note_waiting(self, waits: bool) -> None:
+        self._shared.note_waiting(self._run, waits)
 
     def others_at_work(self) -> bool:
         return self._shared.others_at_work(self._run)

@@ -195,6 +195,17 @@ def test_a_run_that_waits_to_be_finished_or_measured_goes_before_jobs(
     assert (trains.free_workers(), shared.has_room(1)) == (2, True)
 
 
+def test_a_run_takes_no_worker_that_one_before_it_waits_for() -> None:
+    shared = SharedWorkers(_Busy())
+    first, second, third = (LentWorkers(f"{name}-s0", shared) for name in ("one", "two", "three"))
+    second.note_waiting(True)
+    assert [run.free_workers() for run in (first, second, third)] == [2, 2, 0]
+    assert not shared.has_room(3)
+    second.note_waiting(False)
+    assert [run.free_workers() for run in (first, second, third)] == [2, 2, 2]
+    assert shared.has_room(3)
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
