@@ -76,8 +76,11 @@ def moved_mask(mask: Tensor, weights: Tensor, exchanged: int, growth: Tensor | t
     was_kept = mask.reshape(-1)
     kept = int(was_kept.count_nonzero())
     stays = _largest(_magnitude_keys(weights), was_kept, kept - exchanged)
-    keys = _magnitude_keys(growth) if isinstance(growth, Tensor) else _random_keys(stays.numel(), growth)
-    return (stays | _largest(keys, ~stays, exchanged)).view(mask.shape)
+    if isinstance(growth, Tensor):
+        comes = _largest(_magnitude_keys(growth), ~stays, exchanged)
+    else:
+        comes = _random_places(~stays, exchanged, growth)
+    return (stays | comes).view(mask.shape)
 
 
 def _raw_density(shape: Sequence[int], distribution: Distribution) -> Fraction:
@@ -121,7 +124,32 @@ def _magnitude_keys(values: Tensor) -> Tensor:
     return values.detach().reshape(-1).view(torch.int32) & _LARGEST
 
 
+def _random_places(among: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """bool [n]: `count` of the places that are `among`, any so many as likely as any others.
+
+    They have the largest of random keys. On a CPU, which makes few random bits at a time, a key's other bits are drawn
+    only where its first 8 do not decide.
+    """
+    if generator.device.type != "cpu":
+        return _largest(_random_keys(among.numel(), generator), among, count)
+    first, among_N = _random_bits(among.numel(), torch.uint8, generator).numpy(), among.numpy()
+    limit = 255 - 256 * count // max(int(np.count_nonzero(among_N)), 1)
+    while True:
+        chosen, level = (first > limit) & among_N, (first == limit) & among_N
+        missing, undecided = count - int(np.count_nonzero(chosen)), int(np.count_nonzero(level))
+        if 0 <= missing <= undecided:
+            break
+        limit += 1 if missing < 0 else -1
+    rest = _random_bits(undecided, torch.int64, generator).numpy()
+    chosen[np.flatnonzero(level)[rest.argsort()[:missing]]] = True
+    return torch.from_numpy(chosen)
+
+
 def _random_keys(count: int, generator: torch.Generator) -> Tensor:
-    """Two of them from each 64 random bits."""
-    bits = torch.empty(count // 2 + 1, dtype=torch.int64, device=generator.device)
-    return bits.random_(-(2**63), None, generator=generator).view(torch.int32)[:count].bitwise_and_(_LARGEST)
+    return _random_bits(count, torch.int32, generator).bitwise_and_(_LARGEST)
+
+
+def _random_bits(count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """So many numbers, from 64 random bits at a time."""
+    draws = torch.empty(count // (8 // dtype.itemsize) + 1, dtype=torch.int64, device=generator.device)
+    return draws.random_(-(2**63), None, generator=generator).view(dtype)[:count]
