@@ -168,12 +168,15 @@ def _usage_problem(error: Any, typed: Sequence[str]) -> str | None:
     if type(error).__name__ == "NoArgsIsHelpError":
         return text
     context = getattr(error, "ctx", None)
-    see = f"See `{context.command_path if context else 'ebdiff'} --help`, and correct the command."
+    see = f"See `{context.command_path if context else 'ebdiff'} --help`."
     options = list(getattr(getattr(error, "param", None), "opts", ()))
     value = _given(options, typed)
     if value is not None:
         return "ebdiff: " + problem(options[-1], value, _expectation(str(error.message)), see)
-    return f"ebdiff: {' '.join(text.split()).rstrip('.')}; expected another command line. {see}"
+    usage = context.get_usage().removeprefix("Usage: ") if context else "ebdiff COMMAND"
+    usage = re.sub(r"[{}\n]+ *", "", usage).replace("......", "...")  # typer's braces around an argument
+    text = " ".join(text.split()).rstrip(".")
+    return f"ebdiff: {text}{'' if text.endswith('?') else '.'} Expected: `{usage}`. {see}"
 
 
 def _given(options: Sequence[str], typed: Sequence[str]) -> str | None:
