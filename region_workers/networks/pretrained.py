@@ -19,6 +19,7 @@ from region_workers.networks.supported import check_prunable, network_inputs
 from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import file_digest, is_whole
 from region_workers.storage.json_files import read_manifest, read_object
+from region_workers.storage.places import nothing_at
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
@@ -70,7 +71,7 @@ def find_dense(pretrained: str) -> DenseFolder:
     elif is_hub_name(pretrained):
         folder = _network_folder(_download(pretrained), pretrained)
     else:
-        raise plan_error(_FIELD, pretrained, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
+        raise plan_error(_FIELD, pretrained, _EXPECTED, nothing_at(pretrained))
     config = _config(folder, pretrained)
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     if arguments.pop("kept_channels", None):
