@@ -44,6 +44,21 @@ def plan_as_yaml(plan: Plan) -> str:
     return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
 
 
+def with_absolute_paths(plan: Plan) -> Plan:
+    """Local paths of the plan made absolute, since workers have another current directory."""
+    data = plan.data.model_copy(update={"path": absolute(plan.data.path)})
+    changed = {name: absolute(getattr(plan.model, name, None)) for name in ("pretrained", "vae")}
+    model = plan.model.model_copy(update={name: path for name, path in changed.items() if path is not None})
+    return plan.model_copy(update={"data": data, "model": model})
+
+
+def absolute(path: str | None) -> str | None:
+    """The absolute path of what is on this machine; what is not, a name on the hub perhaps, as it is."""
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().resolve())
+
+
 def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(plan)
     if path.is_dir():

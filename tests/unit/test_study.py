@@ -19,7 +19,7 @@ from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.plans.preset_plans import studies
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
-from ebdiff_orchestrator.study.load import load_study
+from ebdiff_orchestrator.study.load import load_study, plan_of, write_study
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from schemas.errors import PlanError
 from schemas.job import WorkerJob
@@ -118,6 +118,20 @@ def test_a_study_that_cannot_run_says_why(tmp_path: Path, values: dict[str, Any]
     with pytest.raises(PlanError, match=re.escape(said)):
         load_study(file)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_a_study_names_here_it_names_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "weights.pth").touch()
+    here = {"set": ["data.path=photos"], "evaluate": {"inception_weights": "weights.pth"}}
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump({"rows": [ROW], **here}))
+    monkeypatch.chdir(tmp_path)
+    write_study(load_study("here.yaml"), tmp_path / "study")
+    monkeypatch.chdir("/")
+    found = load_study(tmp_path / "study")
+    assert found.evaluate is not None
+    assert found.evaluate.inception_weights == str(tmp_path / "weights.pth")
+    assert plan_of(found.rows[0]).data.path == str(tmp_path / "photos")
 
 
 def test_the_command_lists_studies_and_refuses_an_unknown_one() -> None:
