@@ -20,7 +20,7 @@ from threading import Event, Thread
 
 from region_workers.storage.durable import remove_leftovers
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import RunFailed, UserError
+from schemas.errors import RunFailed, UserError, command
 from schemas.owner import OWNERS_FOLDER, Claim
 
 LEASE_S = 30.0
@@ -195,5 +195,5 @@ def _holder(holder: Claim | None) -> str:
 def _refusal(where: str, holder: Claim | None) -> UserError:
     return UserError(
         f"DIR = {where}: expected no other launch or resume at work on this run, but {_holder(holder)} is. Watch it "
-        f"with `ebdiff status {where} --watch`, give another --run-dir, or take the run over with --take-over."
+        f"with `{command('status', where, '--watch')}`, give another --run-dir, or take the run over with --take-over."
     )

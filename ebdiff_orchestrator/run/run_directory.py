@@ -15,7 +15,7 @@ from region_workers.storage.durable import is_temporary, remove_leftovers, write
 from region_workers.storage.json_files import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import UserError
+from schemas.errors import UserError, command
 from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
 from schemas.owner import OWNERS_FOLDER, is_claim
@@ -126,7 +126,7 @@ class RunDirectory:
             if not artifacts:
                 raise UserError(
                     f"DIR = {self.location}: has no ensemble yet; expected a finished run. "
-                    f"Go on with it: ebdiff resume {self.location}"
+                    f"Go on with it: {command('resume', self.location)}"
                 )
             self.files.fetch_recorded(artifacts)
         return self.path

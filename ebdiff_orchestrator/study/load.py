@@ -13,7 +13,7 @@ from ebdiff_orchestrator.plans.load import absolute, load_plan, plan_from_values
 from ebdiff_orchestrator.plans.preset_plans import studies, study_folder
 from ebdiff_orchestrator.run.manifests import differences
 from region_workers.storage.durable import write_text
-from schemas.errors import PlanError, UserError, from_validation_error, plan_error, similar_word
+from schemas.errors import PlanError, UserError, command, from_validation_error, plan_error, similar_word
 from schemas.plan import Plan
 from schemas.study import STUDY_FILE, StudyPlan, StudyRow
 
@@ -65,7 +65,7 @@ def check_goes_on(study: StudyPlan, folder: Path) -> None:
         raise UserError(
             f"--study-dir = {folder}: holds a study that differs; expected one whose rows and seeds are all in "
             f"this one, which may have more. What differs (there -> asked for):\n{lines}\n"
-            f"Give another --study-dir, or go on with the old one: ebdiff study {folder}"
+            f"Give another --study-dir, or go on with the old one: {command('study', folder)}"
         )
 
 

@@ -25,7 +25,7 @@ from ebdiff_orchestrator.study.view import RunView, StudyView
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from region_workers.storage.durable import write_model
 from region_workers.storage.run_files import RunFiles, local_folder
-from schemas.errors import RunFailed, user_error, without_secrets
+from schemas.errors import RunFailed, command, user_error, without_secrets
 from schemas.manifest import RAY_LOG
 from schemas.study import FAILURES_FILE, StudyFailures, StudyPlan
 
@@ -247,7 +247,7 @@ class _Study:
         return self._interrupts.wait_for([run.ended for run in self._at_work.values()], limit_s, _LOOK_S)
 
     def _how_to_go_on(self) -> str:
-        return f"ebdiff study {RunDirectory(self._folder).short_location}"
+        return command("study", RunDirectory(self._folder).short_location)
 
 
 def _seen(folder: Path) -> Seen:

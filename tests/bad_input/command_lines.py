@@ -84,7 +84,7 @@ RUNS = (
         )
     ),
     _type("launch tiny.yaml --run-dir runs/other", "runs/other", "seed: 1 -> 0", "another --run-dir"),
-    _type("launch tiny.yaml --run-dir runs/done --set seed=5", "runs/done", "seed: 0 -> 5", "ebdiff resume"),
+    _type("launch tiny.yaml --run-dir runs/done --set seed=5", "runs/done", "seed: 0 -> 5", "the old one is finished"),
     _type("launch tiny.yaml --run-dir runs/done --set training.steps=20", "training.steps: 12 -> 20", "ebdiff extend"),
     _type("launch tiny.yaml --run-dir runs/torn", "runs/torn", "manifest.json"),
     _type("launch tiny.yaml --run-dir new --reuse nosuch", "nosuch", "no run here"),

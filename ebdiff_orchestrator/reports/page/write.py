@@ -16,7 +16,7 @@ from ebdiff_orchestrator.reports.page.contents import RunContents, contents_of
 from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.durable import write_text
-from schemas.errors import UserError
+from schemas.errors import UserError, command
 from schemas.manifest import Manifest
 
 REPORT_FILE = "report.html"
@@ -68,7 +68,7 @@ def write_run_report(location: str | Path, say: Callable[[str], None]) -> None:
         run.publish(REPORT_FILE)
         say(f"Report: {run.location}/{REPORT_FILE}")
     except Exception as error:  # noqa: BLE001 - a report's failure is none of the run's
-        say(f"No report: {error}. `ebdiff report {location}` tries again.")
+        say(f"No report: {error}. `{command('report', location)}` tries again.")
 
 
 def _render(values: dict[str, Any]) -> str:
