@@ -19,7 +19,7 @@ from region_workers.storage.integrity import files_in, is_whole
 from region_workers.storage.locks import locked
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
-from schemas.errors import UserError, user_error
+from schemas.errors import NO_SPACE, UserError, user_error
 from schemas.job import Artifact
 from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.section import check_place
@@ -204,7 +204,8 @@ class RunFiles:
             remedy = "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
         else:
             expected = f"a folder that can be written ({error.strerror or error})"
-            remedy = "Give another --run-dir, or make it writable."
+            remedy = "Free some space there" if error.errno in NO_SPACE else "Make it writable"
+            remedy += ", or give another DIR."
         return user_error("DIR", self.location, expected, remedy)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,16 @@ import yaml
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.cluster.executor import Request
+from ebdiff_orchestrator.cluster.executor import Request, ThisProcess
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.plans.preset_plans import studies
+from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
 from ebdiff_orchestrator.study.load import load_study, plan_of, write_study
+from ebdiff_orchestrator.study.run_study import run_study
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
-from schemas.errors import PlanError
+from region_workers.storage.run_files import RunFiles
+from schemas.errors import PlanError, UserError
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 
@@ -132,6 +136,14 @@ def test_what_a_study_names_here_it_names_from_any_folder(tmp_path: Path, monkey
     assert found.evaluate is not None
     assert found.evaluate.inception_weights == str(tmp_path / "weights.pth")
     assert plan_of(found.rows[0]).data.path == str(tmp_path / "photos")
+
+
+def test_a_second_command_on_a_study_is_told_of_the_first(tmp_path: Path) -> None:
+    owner = claim_run(RunFiles(tmp_path), say=print)
+    study = load_study("small")
+    with pytest.raises(UserError, match=f"--study-dir = {tmp_path}: expected no other command .*process {os.getpid()}"):
+        run_study(study, tmp_path, executor=ThisProcess())
+    owner.release()
 
 
 def test_the_command_lists_studies_and_refuses_an_unknown_one() -> None:
