@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from schemas.plan import Plan
 
 _MOST_CHARACTERS = 1_000_000
 _MOST_VALUES = 100_000
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+|^\.+")
 
 
 def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
@@ -101,7 +103,8 @@ def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> d
         below = _read(str(beside) if beside.is_file() else base, above)
     except PlanError as error:
         raise PlanError(f"base = {base}, in {path}: {error}") from None
-    return merged(below, {"name": path.stem, **values})
+    name = _NO_NAME.sub("-", path.stem)  # it names a folder too
+    return merged(below, {"name": name, **values})
 
 
 def _text_of(path: Path) -> str:

@@ -164,6 +164,8 @@ def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert (plan.name, plan.seed, plan.training.steps) == ("other", 7, 5)
     assert plan.training.batch_size == load_plan("cifar10").training.batch_size
     assert len(plan.regions) == 1
+    (tmp_path / "it's my plan.yaml").write_text("base: mine.yaml\n")
+    assert load_plan(str(tmp_path / "it's my plan.yaml")).name == "it-s-my-plan"
     (tmp_path / "mine.yaml").write_text("base: other.yaml\n")
     with pytest.raises(PlanError, match=r"base = mine.yaml|base = other.yaml"):
         load_plan(str(tmp_path / "other.yaml"))
