@@ -151,6 +151,8 @@ def test_the_command_lists_studies_and_refuses_an_unknown_one() -> None:
     found = CliRunner().invoke(app, ["study", "smal"])
     assert isinstance(found.exception, PlanError)
     assert "small" in str(found.exception)
+    found = CliRunner().invoke(app, ["study", "small", "--table", "--study-dir", "nosuch"])
+    assert "--study-dir = nosuch: expected a study that was begun" in str(found.exception)
 
 
 # --- workers that several runs share ----------------------------------------------------------------------------------
