@@ -134,6 +134,8 @@ def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
         return problem(f"{field}.family", tag, tags.replace(", ", " or "), "Change it." + _similar(tag, tags))
     expected = " or ".join(dict.fromkeys(_expectation(each) for each in items))
     remedy = f"Change it in the plan or with --set {field}=..."
+    if kind == "string_type" and item["input"] is not None:
+        remedy = f"Quote what YAML would read as something else: --set '{field}=\"...\"'."
     guess = _similar(str(item["input"]), str(item["ctx"]["expected"])) if kind == "literal_error" else ""
     return problem(field, shown(item["input"]), expected, remedy + guess)
 

@@ -126,6 +126,11 @@ def _apply(values: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key:
         raise PlanError(f"--set {shown(change)}: expected key=value. Write it as in --set training.steps=2000.")
+    if " #" in f" {text}" and not text.startswith(("'", '"', "[", "{")):
+        raise PlanError(
+            f"--set {shown(change)}: expected no # after a blank, where YAML begins a comment. "
+            f"Quote the value: --set '{key}=\"...\"'."
+        )
     value = read_yaml(text, f"--set {shown(change)}")
     if isinstance(value, str) and _is_exponent_number(value):
         value = float(value)  # YAML 1.1 reads 2e-4 as text

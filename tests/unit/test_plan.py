@@ -171,6 +171,10 @@ def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
         load_plan(str(tmp_path / "other.yaml"))
 
 
+def test_a_blank_before_a_hash_is_kept_where_it_is_quoted() -> None:
+    assert load_plan("digits", ["data.path='photos #1'"]).data.path == "photos #1"
+
+
 def test_changes_reach_lists_and_numbers_with_exponents() -> None:
     plan = load_plan("digits", ["regions.1.pruning_ratio=0.5", "training.learning_rate=2e-4", "training.steps=7"])
     assert plan.regions[1].pruning_ratio == 0.5
