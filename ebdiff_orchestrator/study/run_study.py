@@ -74,6 +74,9 @@ def study_folder_of(study: StudyPlan, study_dir: str | Path | None) -> Path:
 def _held(study: StudyPlan, folder: Path, view: View) -> Iterator[None]:
     """The study is in its folder, and no second command works on it."""
     check_goes_on(study, folder)
+    if RunDirectory(folder).exists():
+        expected = "a folder for a study alone, but a run is there"
+        raise user_error("--study-dir", folder, expected, "Give another.")
     files = RunFiles(folder)
     try:
         ownership = claim_run(files, say=view.line)

@@ -19,7 +19,10 @@ from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import Request, ThisProcess
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.plans.preset_plans import studies
+from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import claim_run
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
 from ebdiff_orchestrator.study.load import load_study, plan_of, write_study
 from ebdiff_orchestrator.study.run_study import run_study
@@ -144,6 +147,19 @@ def test_a_second_command_on_a_study_is_told_of_the_first(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=f"--study-dir = {tmp_path}: expected no other command .*process {os.getpid()}"):
         run_study(study, tmp_path, executor=ThisProcess())
     owner.release()
+
+
+def test_a_study_and_a_run_have_folders_of_their_own(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    Ledger.begin(RunDirectory(tmp_path / "run"), tiny_plan())
+    study = load_study("small")
+    with pytest.raises(UserError, match="a folder for a study alone, but a run is there"):
+        run_study(study, tmp_path / "run", executor=ThisProcess())
+    write_study(study, tmp_path / "study")
+    claim_run(RunFiles(tmp_path / "study"), say=print).release()
+    with pytest.raises(UserError, match="a folder for a run alone, but a study is there"):
+        launch(tiny_plan(), tmp_path / "study", executor=ThisProcess())
+    with pytest.raises(UserError, match=f"it is a study, which `ebdiff study {tmp_path}/study --table` shows"):
+        RunDirectory(tmp_path / "study").read()
 
 
 def test_the_command_lists_studies_and_refuses_an_unknown_one() -> None:
