@@ -10,7 +10,7 @@ from typing import Any
 
 from ebdiff_orchestrator.reports.compare import compare_manifests, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
-from ebdiff_orchestrator.reports.formats import TextTable
+from ebdiff_orchestrator.reports.formats import TextTable, check_replaceable
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
 from ebdiff_orchestrator.reports.page.contents import RunContents, contents_of
 from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
@@ -44,6 +44,7 @@ def check_out(out: str | Path) -> None:
     """UserError if no page can be written there."""
     if Path(out).is_dir() or not Path(out).parent.is_dir():
         raise UserError(f"--out {out}: expected a file in a folder that there is. Change it.")
+    check_replaceable("--out", Path(out), ".html")
 
 
 def write_page(
