@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
@@ -61,6 +63,12 @@ def disk_problem(error: OSError) -> str | None:
     if error.errno in NO_WRITING:
         return f"{error}: it cannot be written. Give the run's user the right to; what was saved is whole."
     return None
+
+
+def command(name: str, place: str | Path, *options: str) -> str:
+    """The command `ebdiff NAME PLACE` as one pastes it into a shell, whatever letters the place has."""
+    operand = f"./{place}" if str(place).startswith("-") else str(place)
+    return shlex.join(["ebdiff", name, operand, *options])
 
 
 def problem(field: str, value: object, expected: str, remedy: str) -> str:
@@ -126,6 +134,8 @@ def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
         return problem(f"{field}.family", tag, tags.replace(", ", " or "), "Change it." + _similar(tag, tags))
     expected = " or ".join(dict.fromkeys(_expectation(each) for each in items))
     remedy = f"Change it in the plan or with --set {field}=..."
+    if kind == "string_type" and item["input"] is not None:
+        remedy = f"Quote what YAML would read as something else: --set '{field}=\"...\"'."
     guess = _similar(str(item["input"]), str(item["ctx"]["expected"])) if kind == "literal_error" else ""
     return problem(field, shown(item["input"]), expected, remedy + guess)
 

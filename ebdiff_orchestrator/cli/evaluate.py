@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typer import Option
 
 from ebdiff_orchestrator.cli.arguments import RunArgument, SeedOption
@@ -137,7 +138,7 @@ def report_table(report: EvaluationReport) -> Table:
         "stored": f"{report.stored_bytes / 1e6:.1f} MB",
     }
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     for share in report.shares:
         table.add_row(
             f"  {share.region}",

@@ -11,7 +11,7 @@ from rich.console import Console
 from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
-from ebdiff_orchestrator.reports.formats import say
+from ebdiff_orchestrator.reports.formats import check_replaceable, say
 from schemas.errors import user_error
 from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
@@ -73,6 +73,8 @@ def tickets(
     )
     if out is not None:
         check_out(out)
+    if plot is not None:
+        check_replaceable("--plot", plot, ".png")
     report = report_tickets(run_dir, settings, against or (), dense)
     written = write_report(report, out, last) if out is not None else []
     if plot is not None and (report.tickets or report.moves):

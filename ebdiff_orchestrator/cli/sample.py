@@ -10,8 +10,9 @@ from typer import Argument, Option
 from ebdiff_orchestrator.cli.arguments import AddressOption, SeedOption
 from ebdiff_orchestrator.run.view import sampling_report, terminal_view
 from region_workers.storage.places import check_writable_folder
-from schemas.errors import UserError
+from schemas.errors import UserError, user_error
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
+from schemas.manifest import MANIFEST_FILE
 from schemas.process import quick_imports
 
 EnsembleArgument = Annotated[
@@ -97,10 +98,13 @@ def sample(
 def _check_places(out: Path, workers: int | None, address: str | None) -> None:
     from ebdiff_orchestrator.cluster.connecting import check_surroundings
     from ebdiff_orchestrator.ensemble.samples import check_samples_folder
+    from ebdiff_orchestrator.run.stages import SAMPLE
 
     if workers is not None:
         check_surroundings(address)
     elif address is not None:
         raise UserError("--address: expected --workers with it; one process needs no Ray. Give both or neither.")
+    if out.name == SAMPLE and (out.parent / MANIFEST_FILE).is_file():
+        raise user_error("--out", out, "a folder of yours, not the one of the run's own samples", "Choose another.")
     check_samples_folder(out)
     check_writable_folder(out, "--out")

@@ -14,6 +14,7 @@ from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import AddressOption, SetOption
 from ebdiff_orchestrator.run.view import View
+from schemas.errors import user_error
 from schemas.process import quick_imports
 
 
@@ -61,6 +62,8 @@ def study(
 
         check_plot(plot)
     if table:
+        if not is_begun(folder):
+            raise user_error("--study-dir", folder, "a study that was begun", "Start one without --table, or check it.")
         _show(folder, form, plot, asked_for=True)
         return
     from ebdiff_orchestrator.study.view import study_view

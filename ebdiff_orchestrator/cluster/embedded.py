@@ -108,10 +108,7 @@ class EmbeddedRay(threading.Thread):
         while not self._ready.wait(_LOOK_S):
             waited = time.monotonic() - began
             if waited > _START_LIMIT_S:
-                raise RunFailed(
-                    f"Ray did not start on this machine within {_START_LIMIT_S:.0f} s: other programs may keep it "
-                    "busy. The same command goes on."
-                )
+                raise _not_started(f"within {_START_LIMIT_S:.0f} s")
             if waited > _QUIET_S:
                 say(f"waiting for Ray to start on this machine ({waited:.0f} s so far, at most {_START_LIMIT_S:.0f} s)")
 
@@ -167,9 +164,17 @@ def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
                 )
             return
         except Exception as error:
-            if "timed out" not in str(error) or attempt + 1 == _STARTS:
+            if "timed out" not in str(error):
                 raise
+            if attempt + 1 == _STARTS:
+                raise _not_started(f"in {_STARTS} attempts, as Ray says ({error})") from error
             ray.shutdown()  # a busy machine: Ray's own limit for its processes has no setting that suits all
+
+
+def _not_started(how: str) -> RunFailed:
+    return RunFailed(
+        f"Ray did not start on this machine {how}: other programs may keep it busy. The same command goes on."
+    )
 
 
 @contextmanager

@@ -50,7 +50,7 @@ from region_workers.data.drawing_store import ensure_data
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
-from schemas.errors import UserError
+from schemas.errors import UserError, command
 from schemas.evaluation import ExtractorChoice, FeatureJob, FolderImages, Measure, SampledImages, StoredImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, ExtractorName, Manifest
 from schemas.plan import Plan
@@ -163,13 +163,13 @@ def _finished(directory: RunDirectory) -> Manifest:
         open_stages = [name for name, record in manifest.stages.items() if record.status != "done"]
         raise UserError(
             f"DIR = {directory.location}: expected a finished run, but open are {', '.join(open_stages)}. "
-            f"Finish it first: ebdiff resume {directory.location}"
+            f"Finish it first: {command('resume', directory.location)}"
         )
     damaged = directory.damaged(manifest.stage(ASSEMBLE).artifacts)
     if damaged:
         raise UserError(
             f"DIR = {directory.location}: {damaged[0]} is missing or damaged; expected the file as it was written. "
-            f"Have it made again: ebdiff resume {directory.location}"
+            f"Have it made again: {command('resume', directory.location)}"
         )
     return manifest
 

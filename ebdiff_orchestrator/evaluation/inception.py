@@ -124,7 +124,8 @@ def _download(file: Path) -> None:
     except (URLError, OSError, RuntimeError) as error:  # no network, no room, or other bytes than expected
         raise UserError(
             f"FID needs the Inception weights {WEIGHTS_NAME} (95 MB), which could not be downloaded ({error}). "
-            f"Fetch {FID_WEIGHTS_URL} where there is a network, and give --inception-weights FILE or put it at {file}."
+            f"Fetch {FID_WEIGHTS_URL} where there is a network, and give --inception-weights FILE or put it at {file}; "
+            "or measure without weights, by --extractor random-conv or --measure wavelet."
         ) from None
 
 

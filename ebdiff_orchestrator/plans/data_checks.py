@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from region_workers.data.files import names_hub_data
-from region_workers.storage.places import cache_dir_of
+from region_workers.storage.places import cache_dir_of, nothing_at
 from schemas.errors import PlanError, plan_error
 from schemas.model import VectorModelPlan
 from schemas.plan import DIGITS, DataPlan, Plan
@@ -70,5 +70,5 @@ def _images_here(data: DataPlan) -> int | None:
         return count_data(data, cache_dir_of())
     if data.drawings is None and names_hub_data(data.path):
         return None
-    remedy = f"There is no file or folder at {path.absolute()} on this machine; a cluster's may have it."
+    remedy = nothing_at(data.path, " on this machine; a cluster's may have it.")
     raise plan_error("data.path", data.path, f"{data.kind} that the run's machines can read", remedy)

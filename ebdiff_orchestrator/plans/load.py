@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from schemas.plan import Plan
 
 _MOST_CHARACTERS = 1_000_000
 _MOST_VALUES = 100_000
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+|^\.+")
 
 
 def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
@@ -42,6 +44,21 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
 def plan_as_yaml(plan: Plan) -> str:
     """The whole plan, defaults included, as YAML that `load_plan` reads."""
     return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def with_absolute_paths(plan: Plan) -> Plan:
+    """Local paths of the plan made absolute, since workers have another current directory."""
+    data = plan.data.model_copy(update={"path": absolute(plan.data.path)})
+    changed = {name: absolute(getattr(plan.model, name, None)) for name in ("pretrained", "vae")}
+    model = plan.model.model_copy(update={name: path for name, path in changed.items() if path is not None})
+    return plan.model_copy(update={"data": data, "model": model})
+
+
+def absolute(path: str | None) -> str | None:
+    """The absolute path of what is on this machine; what is not, a name on the hub perhaps, as it is."""
+    if path is None or not Path(path).expanduser().exists():
+        return path
+    return str(Path(path).expanduser().resolve())
 
 
 def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -86,7 +103,8 @@ def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> d
         below = _read(str(beside) if beside.is_file() else base, above)
     except PlanError as error:
         raise PlanError(f"base = {base}, in {path}: {error}") from None
-    return merged(below, {"name": path.stem, **values})
+    name = _NO_NAME.sub("-", path.stem)  # it names a folder too
+    return merged(below, {"name": name, **values})
 
 
 def _text_of(path: Path) -> str:
@@ -108,6 +126,11 @@ def _apply(values: dict[str, Any], change: str) -> None:
     key, equals, text = change.partition("=")
     if not equals or not key:
         raise PlanError(f"--set {shown(change)}: expected key=value. Write it as in --set training.steps=2000.")
+    if " #" in f" {text}" and not text.startswith(("'", '"', "[", "{")):
+        raise PlanError(
+            f"--set {shown(change)}: expected no # after a blank, where YAML begins a comment. "
+            f"Quote the value: --set '{key}=\"...\"'."
+        )
     value = read_yaml(text, f"--set {shown(change)}")
     if isinstance(value, str) and _is_exponent_number(value):
         value = float(value)  # YAML 1.1 reads 2e-4 as text

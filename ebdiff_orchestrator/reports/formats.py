@@ -6,11 +6,14 @@ import csv
 import io
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from schemas.errors import user_error
 
 MISSING = "-"
 _BETWEEN = " | "  # as wide as what rich draws between two columns
@@ -41,6 +44,13 @@ def number(value: float | None, form: str) -> str:
 def gib(size_bytes: int | None) -> str:
     """Bytes in GiB, of which the heading speaks."""
     return number(None if size_bytes is None else size_bytes / 2**30, "{:.2f}")
+
+
+def check_replaceable(option: str, file: Path, suffix: str) -> None:
+    """UserError if there is a file that does not end in `suffix`, which whoever named it cannot have meant to lose."""
+    if file.exists() and file.suffix.lower() != suffix:
+        expected = f"a new file, or an older one that ends in {suffix}, to be replaced"
+        raise user_error(option, file, expected, "Choose another name.")
 
 
 def say(console: Console, *lines: str, **options: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ebdiff_orchestrator.reports.formats import as_csv, plain_table, say
 from ebdiff_orchestrator.reports.heat_maps import evenly_chosen, heat_picture, heat_table, side_by_side
@@ -130,7 +131,8 @@ def _show_would_be_drawn(ticket: TicketReport, console: Console) -> None:
 def _differences(differences: tuple[Difference, ...]) -> Table:
     table = plain_table(("ticket", "and", "distance", "shared", "by chance"), left=("ticket", "and"))
     for item in differences:
-        table.add_row(item.a, item.b, f"{item.distance:.3f}", f"{item.overlap:.1%}", f"{item.larger_keeps:.1%}")
+        shares = (f"{item.distance:.3f}", f"{item.overlap:.1%}", f"{item.larger_keeps:.1%}")
+        table.add_row(Text(item.a), Text(item.b), *shares)
     return table
 
 

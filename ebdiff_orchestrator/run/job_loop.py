@@ -24,7 +24,7 @@ from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.stages import JobOutline, worker_job
 from ebdiff_orchestrator.run.view import View
-from schemas.errors import RunFailed
+from schemas.errors import RunFailed, command
 from schemas.job import GROW_FILE, Progress
 from schemas.process import unix_time
 
@@ -240,4 +240,4 @@ class JobLoop:
         raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
 
     def _how_to_go_on(self) -> str:
-        return f"ebdiff resume {self._ledger.directory.short_location}"
+        return command("resume", self._ledger.directory.short_location)

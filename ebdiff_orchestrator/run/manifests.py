@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.run.stages import stage_names, train_stage_name, with_what_follows
-from schemas.errors import PlanError, UserError, plan_error
+from schemas.errors import PlanError, UserError, command, plan_error
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -40,7 +40,7 @@ def continued(manifest: Manifest, plan: Plan, run_dir: Path) -> Manifest:
     UserError, showing what differs, if the plan is of another experiment.
     """
     if manifest.plan.experiment_digest() != plan.experiment_digest():
-        raise UserError(_refusal(run_dir, manifest.plan, plan))
+        raise UserError(_refusal(run_dir, manifest, plan))
     return manifest.model_copy(update={"plan": plan, "software": versions_of(_SOFTWARE)})
 
 
@@ -84,30 +84,32 @@ def begun_anew(before: Plan, plan: Plan) -> tuple[str, ...]:
     return tuple(train_stage_name(new) for old, new in pairs if determinants(old, before) != determinants(new, plan))
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """The fields in which two experiments differ, a line each: `field: old -> new`."""
+def differing(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """The fields in which two plans, or experiments, differ: each with what it is in the old one and in the new."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(key for key in new if key not in old)]
-        return [
-            line
-            for key in keys
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
-        ]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = enumerate(zip(old, new, strict=True))
-        return [line for index, (a, b) in pairs for line in differences(a, b, f"{path}.{index}")]
-    return [] if old == new else [f"{path}: {old} -> {new}"]
+        pairs = [(key, old.get(key), new.get(key)) for key in [*old, *(key for key in new if key not in old)]]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(index, a, b) for index, (a, b) in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [(path, old, new)]
+    return [field for key, a, b in pairs for field in differing(a, b, f"{path}.{key}" if path else str(key))]
 
 
-def _refusal(path: Path, old: Plan, new: Plan) -> str:
+def differences(old: Any, new: Any) -> list[str]:
+    """What differs between two experiments, a line each: `field: old -> new`."""
+    return [f"{field}: {a} -> {b}" for field, a, b in differing(old, new)]
+
+
+def _refusal(path: Path, manifest: Manifest, new: Plan) -> str:
     """For people: the run in `path` is of another experiment, and in what."""
-    changed = differences(old.experiment(), new.experiment())
+    changed = differences(manifest.plan.experiment(), new.experiment())
     lines = "\n".join(f"  - {line}" for line in changed)
     lines += _extend_hint(path, changed)
+    old = "the old one is finished" if manifest.finished() else f"to go on with the old one: {command('resume', path)}"
     return (
         f"DIR = {path}: holds a run of a different experiment; expected one of this plan. "
         f"What differs (there -> asked for):\n{lines}\n"
-        f"Give another --run-dir for the new experiment, or go on with the old one: ebdiff resume {path}"
+        f"Give another --run-dir for the new experiment; {old}"
     )
 
 
@@ -117,8 +119,8 @@ def _extend_hint(path: Path, changed: list[str]) -> str:
     known = [found for found in steps if found and _STEPS.match(found[0])]
     if len(known) < len(changed) or any(int(found[3]) <= int(found[2].replace("None", "0")) for found in known):
         return ""
-    sets = " ".join(f"--set {found[1]}={found[3]}" for found in known)
-    return f"\nTo train its experts further: ebdiff extend {path} {sets}"
+    sets = [word for found in known for word in ("--set", f"{found[1]}={found[3]}")]
+    return f"\nTo train its experts further: {command('extend', path, *sets)}"
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

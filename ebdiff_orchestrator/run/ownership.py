@@ -20,7 +20,7 @@ from threading import Event, Thread
 
 from region_workers.storage.durable import remove_leftovers
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import RunFailed, UserError
+from schemas.errors import RunFailed, UserError, command
 from schemas.owner import OWNERS_FOLDER, Claim
 
 LEASE_S = 30.0
@@ -33,6 +33,18 @@ Say = Callable[[str], None]
 
 class RunTakenOverError(RunFailed):
     """Another driver works on the run now."""
+
+
+class RunInUseError(UserError):
+    """Another driver is at work on the run: `holder`."""
+
+    def __init__(self, where: str, holder: Claim | None) -> None:
+        self.holder = _holder(holder)
+        super().__init__(
+            f"DIR = {where}: expected nobody else at work on this run, but {self.holder} is. Watch it with "
+            f"`{command('status', where, '--watch')}`, wait until it has ended, give another DIR, or take the run "
+            "over by launch or resume with --take-over."
+        )
 
 
 class Ownership:
@@ -84,19 +96,19 @@ def check_newest(files: RunFiles, name: str) -> None:
 
 
 def claim_run(files: RunFiles, *, take_over: bool = False, lease_s: float = LEASE_S, say: Say) -> Ownership:
-    """Claim the run; UserError if another driver works on it, unless `take_over`.
+    """Claim the run; RunInUseError if another driver works on it, unless `take_over`.
 
     Where that cannot be known at once, this waits as long as the other's lease lasts to see whether it lives.
     """
     newest = newest_claim(files)
     holder = read_claim(files, newest) if newest else None
     if newest and not take_over and _lives(files, newest, holder, say):
-        raise _refusal(files.location, holder)
+        raise RunInUseError(files.location, holder)
     with files.locked(LOCK, make=True):
         remove_leftovers(files.folder / OWNERS_FOLDER)  # of a killed writer
         now = newest_claim(files)
         if now != newest:  # while this one looked, another claimed the run
-            raise _refusal(files.location, read_claim(files, now) if now else None)
+            raise RunInUseError(files.location, read_claim(files, now) if now else None)
         return Ownership(files, _next_claim(files, newest, lease_s))
 
 
@@ -134,7 +146,7 @@ def _next_claim(files: RunFiles, newest: str | None, lease_s: float) -> Claim:
     names = files.claims()
     if names[-1] != claim.name:  # two claimed the same number: the greater name has it
         delete_claim(files, claim.name)
-        raise _refusal(files.location, read_claim(files, names[-1]))
+        raise RunInUseError(files.location, read_claim(files, names[-1]))
     for name in names[:-_KEPT_CLAIMS]:
         delete_claim(files, name)
     return claim
@@ -190,10 +202,3 @@ def _is_running(holder: Claim) -> bool:
 
 def _holder(holder: Claim | None) -> str:
     return f"process {holder.pid} on {holder.host}" if holder else "its last owner"
-
-
-def _refusal(where: str, holder: Claim | None) -> UserError:
-    return UserError(
-        f"DIR = {where}: expected no other launch or resume at work on this run, but {_holder(holder)} is. Watch it "
-        f"with `ebdiff status {where} --watch`, give another --run-dir, or take the run over with --take-over."
-    )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from ebdiff_orchestrator.plans.load import with_absolute_paths
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import train_stage_name
@@ -50,7 +51,7 @@ def resolve(plan: Plan, directory: RunDirectory) -> ResolvedPlan:
 
     Once every ticket is drawn, what the run recorded of that start will do.
     """
-    plan = _with_absolute_paths(plan)
+    plan = with_absolute_paths(plan)
     known = directory.read() if directory.exists() else None
     if known is None or known.dense is None or known.plan.model.pretrained != plan.model.pretrained:
         return ResolvedPlan(*adopt_dense(plan))
@@ -84,20 +85,6 @@ def adopt_dense(plan: Plan) -> tuple[Plan, DenseSource | None]:
         cost=_cost(dense),
     )
     return _with_arguments(plan, dense), source
-
-
-def _with_absolute_paths(plan: Plan) -> Plan:
-    """Local paths of the plan made absolute, since workers have another current directory."""
-    data = plan.data.model_copy(update={"path": _absolute(plan.data.path)})
-    changed = {name: _absolute(getattr(plan.model, name, None)) for name in ("pretrained", "vae")}
-    model = plan.model.model_copy(update={name: path for name, path in changed.items() if path is not None})
-    return plan.model_copy(update={"data": data, "model": model})
-
-
-def _absolute(path: str | None) -> str | None:
-    if path is None or not Path(path).expanduser().exists():
-        return path
-    return str(Path(path).expanduser().resolve())
 
 
 def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:

@@ -15,12 +15,13 @@ from region_workers.storage.durable import is_temporary, remove_leftovers, write
 from region_workers.storage.json_files import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import UserError
+from schemas.errors import UserError, command, user_error
 from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
 from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.previews import PREVIEWS_FOLDER
 from schemas.process import unix_time
+from schemas.study import STUDY_FILE
 
 _SHOWN = 5
 
@@ -65,10 +66,10 @@ class RunDirectory:
     def read(self) -> Manifest:
         """The manifest. UserError if the directory holds no run, or one this version cannot read."""
         if not self.exists():
-            raise UserError(
-                f"DIR = {self.location}: no run here; expected a folder with a {MANIFEST_FILE}. "
-                "Check the path, or launch a plan."
-            )
+            remedy = "Check the path, or launch a plan."
+            if (self.path / STUDY_FILE).is_file():
+                remedy = f"Name a run in it: it is a study, which `{command('study', self.location, '--table')}` shows."
+            raise UserError(f"DIR = {self.location}: no run here; expected a folder with a {MANIFEST_FILE}. {remedy}")
         return read_manifest(self.path)
 
     def write(self, manifest: Manifest) -> Manifest:
@@ -126,7 +127,7 @@ class RunDirectory:
             if not artifacts:
                 raise UserError(
                     f"DIR = {self.location}: has no ensemble yet; expected a finished run. "
-                    f"Go on with it: ebdiff resume {self.location}"
+                    f"Go on with it: {command('resume', self.location)}"
                 )
             self.files.fetch_recorded(artifacts)
         return self.path
@@ -196,6 +197,8 @@ def _check_nothing_foreign(where: str, names: Iterable[str]) -> None:
     is among them there was a run, which has lost its manifest, and the rest is its own.
     """
     names = list(names)
+    if STUDY_FILE in names:
+        raise user_error("DIR", where, "a folder for a run alone, but a study is there", "Give another --run-dir.")
     if any(is_claim(name.removeprefix(f"{OWNERS_FOLDER}/")) for name in names if name.startswith(OWNERS_FOLDER)):
         return
     foreign = sorted({_top(name) for name in names if not _is_ours(name)})

@@ -17,7 +17,7 @@ from ebdiff_orchestrator.sharing.card import CARD_FILE, model_card
 from ebdiff_orchestrator.sharing.modules import Symbol, module_source
 from region_workers.storage.integrity import SEAL_FILE, files_in, is_whole, seal_folder
 from region_workers.storage.json_files import read_object
-from schemas.errors import shown, user_error
+from schemas.errors import command, shown, user_error
 from schemas.job import CONFIG_FILE
 from schemas.manifest import Manifest
 
@@ -87,7 +87,7 @@ def _own_classes(ensemble: Path) -> dict[str, Symbol]:
 def _ensemble_of(run: RunDirectory, manifest: Manifest) -> Path:
     """The folder of the run's ensemble, checked to be whole."""
     if manifest.stage(ASSEMBLE).status != "done":
-        remedy = f"Go on with it: ebdiff resume {run.short_location}"
+        remedy = f"Go on with it: {command('resume', run.short_location)}"
         raise user_error("RUN", run.short_location, "a run that has its ensemble", remedy)
     ensemble = run.ensemble() / ASSEMBLE
     if not (ensemble / MODEL_INDEX).is_file():

@@ -9,17 +9,19 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.plans.load import load_plan, plan_from_values, read_yaml
+from ebdiff_orchestrator.plans.load import absolute, load_plan, plan_from_values, read_yaml, with_absolute_paths
 from ebdiff_orchestrator.plans.preset_plans import studies, study_folder
 from ebdiff_orchestrator.run.manifests import differences
 from region_workers.storage.durable import write_text
-from schemas.errors import PlanError, UserError, from_validation_error, plan_error, similar_word
+from schemas.errors import PlanError, UserError, command, from_validation_error, plan_error, similar_word
 from schemas.plan import Plan
 from schemas.study import STUDY_FILE, StudyPlan, StudyRow
 
 
 def load_study(study: str | Path, changes: Sequence[str] = (), seeds: int | None = None) -> StudyPlan:
     """A study of the package, a YAML file, or the folder of one that was begun; with its plans written out.
+
+    What it names on this machine it names by absolute paths, so that it goes on from any folder.
 
     `changes`: `key=value`, to every row's plan; `seeds`: that many instead of the study's.
 
@@ -36,7 +38,10 @@ def load_study(study: str | Path, changes: Sequence[str] = (), seeds: int | None
         raise from_validation_error(error, f"The study {study} cannot run as written", StudyPlan) from None
     rows = tuple(_written_out(found, row, changes, beside) for row in found.rows)
     _check_workers({row.label: plan_of(row) for row in rows})
-    return found.model_copy(update={"rows": rows, "set": ()})
+    how = found.evaluate
+    if how is not None:
+        how = how.model_copy(update={"inception_weights": absolute(how.inception_weights)})
+    return found.model_copy(update={"rows": rows, "set": (), "evaluate": how})
 
 
 def is_begun(folder: Path) -> bool:
@@ -60,7 +65,7 @@ def check_goes_on(study: StudyPlan, folder: Path) -> None:
         raise UserError(
             f"--study-dir = {folder}: holds a study that differs; expected one whose rows and seeds are all in "
             f"this one, which may have more. What differs (there -> asked for):\n{lines}\n"
-            f"Give another --study-dir, or go on with the old one: ebdiff study {folder}"
+            f"Give another --study-dir, or go on with the old one: {command('study', folder)}"
         )
 
 
@@ -119,7 +124,7 @@ def _written_out(study: StudyPlan, row: StudyRow, changes: Sequence[str], beside
     if row.start is not None and plan.model.pretrained is not None:
         remedy = "Leave one of the two out."
         raise plan_error(f"row {row.label}: model.pretrained", plan.model.pretrained, "none beside `start`", remedy)
-    values: dict[str, Any] = plan.model_dump(mode="json", exclude={"name", "seed"})
+    values: dict[str, Any] = with_absolute_paths(plan).model_dump(mode="json", exclude={"name", "seed"})
     return row.model_copy(update={"plan": values, "set": ()})
 
 

@@ -17,6 +17,7 @@ from ebdiff_orchestrator.reports.page.write import BYTES_OF_PICTURES, check_out,
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.results import RowResult, StudyResults, study_results
 from ebdiff_orchestrator.study.table import results_table, unfinished
+from schemas.errors import command
 
 _MOST_LETTERS = 3000  # of why a run failed
 _GRID_PX = 400  # twice as wide as it is shown, for screens that have as many pixels
@@ -54,7 +55,7 @@ def leave_study_report(folder: Path, say: Callable[[str], None]) -> None:
     try:
         say(f"Report: {write_study_report(folder, folder / REPORT_FILE)}")
     except Exception as error:  # noqa: BLE001 - a report's failure is none of the study's
-        say(f"No report: {error}. `ebdiff report {folder}` tries again.")
+        say(f"No report: {error}. `{command('report', folder)}` tries again.")
 
 
 def _contents(results: StudyResults, folder: Path) -> StudyContents:

@@ -15,7 +15,7 @@ from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
 from ebdiff_orchestrator.run.launch import launch
-from ebdiff_orchestrator.run.ownership import claim_run
+from ebdiff_orchestrator.run.ownership import RunInUseError, claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, donors, next_run, runs_of
@@ -25,7 +25,7 @@ from ebdiff_orchestrator.study.view import RunView, StudyView
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from region_workers.storage.durable import write_model
 from region_workers.storage.run_files import RunFiles, local_folder
-from schemas.errors import RunFailed, user_error, without_secrets
+from schemas.errors import RunFailed, command, user_error, without_secrets
 from schemas.manifest import RAY_LOG
 from schemas.study import FAILURES_FILE, StudyFailures, StudyPlan
 
@@ -74,7 +74,17 @@ def study_folder_of(study: StudyPlan, study_dir: str | Path | None) -> Path:
 def _held(study: StudyPlan, folder: Path, view: View) -> Iterator[None]:
     """The study is in its folder, and no second command works on it."""
     check_goes_on(study, folder)
-    ownership = claim_run(RunFiles(folder), say=view.line)
+    if RunDirectory(folder).exists():
+        expected = "a folder for a study alone, but a run is there"
+        raise user_error("--study-dir", folder, expected, "Give another.")
+    files = RunFiles(folder)
+    try:
+        ownership = claim_run(files, say=view.line)
+    except RunInUseError as error:
+        expected = f"no other command at work on this study, but {error.holder} is"
+        raise user_error("--study-dir", folder, expected, "Wait until it has ended, or give another.") from None
+    except OSError as error:
+        raise files.unusable(error) from None
     try:
         write_study(study, folder)
         yield
@@ -249,7 +259,7 @@ class _Study:
         return self._interrupts.wait_for([run.ended for run in self._at_work.values()], limit_s, _LOOK_S)
 
     def _how_to_go_on(self) -> str:
-        return f"ebdiff study {RunDirectory(self._folder).short_location}"
+        return command("study", RunDirectory(self._folder).short_location)
 
 
 def _seen(folder: Path) -> Seen:

@@ -15,6 +15,7 @@ from region_workers.data.drawings import Stroke, UnreadableDrawingError
 from region_workers.data.files import LINES, SVG, ZIP, check_not_split, files_identity, files_of_split, visible_files
 from region_workers.data.sources import FolderSource, open_source
 from region_workers.data.svg import strokes_of_svg
+from region_workers.storage.places import nothing_at
 from schemas.errors import plan_error
 from schemas.plan import DataPlan
 
@@ -44,9 +45,7 @@ def open_drawings(plan: DataPlan) -> DrawingSource:
     if path.is_dir():
         return _folder_source(path, plan)
     if not path.is_file():  # to open a pipe would wait for its other end
-        raise plan_error(
-            "data.path", plan.path, _EXPECTED, f"There is no such file at {path.absolute()}: check the path."
-        )
+        raise plan_error("data.path", plan.path, _EXPECTED, nothing_at(plan.path))
     check_not_split(plan)
     if path.suffix.lower() == LINES:
         return LinesSource(path, path.parent, [path.name])

@@ -27,6 +27,7 @@ from region_workers.data.files import (
 from region_workers.data.hub import HubSource
 from region_workers.data.parquet import ParquetSource
 from region_workers.storage.integrity import bytes_digest
+from region_workers.storage.places import nothing_at
 from schemas.errors import plan_error
 from schemas.plan import DIGITS, DataPlan
 
@@ -58,7 +59,7 @@ def open_source(plan: DataPlan, cache_dir: Path) -> Source:
         return _local_source(path, plan)
     if names_hub_data(plan.path):
         return HubSource(plan, cache_dir)
-    raise plan_error("data.path", plan.path, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
+    raise plan_error("data.path", plan.path, _EXPECTED, nothing_at(plan.path))
 
 
 class DigitsSource:

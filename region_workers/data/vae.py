@@ -11,6 +11,7 @@ import torch
 from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import bytes_digest
 from region_workers.storage.json_files import read_object
+from region_workers.storage.places import nothing_at
 from schemas.digest import digest
 from schemas.errors import RunFailed, plan_error
 from schemas.model import LatentModelPlan
@@ -152,7 +153,7 @@ def _find(model: LatentModelPlan) -> Path:
     places = _SUBFOLDERS if model.vae_subfolder is None else (model.vae_subfolder,)
     if not path.is_dir():
         if not is_hub_name(model.vae):
-            raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is no folder {path.absolute()}: check the path.")
+            raise plan_error(_FIELD, model.vae, _EXPECTED, nothing_at(model.vae))
         path = _download(model.vae, places)
     for place in places:
         if (path / place / _CONFIG).is_file():

@@ -19,8 +19,9 @@ from region_workers.networks.supported import check_prunable, network_inputs
 from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import file_digest, is_whole
 from region_workers.storage.json_files import read_manifest, read_object
+from region_workers.storage.places import nothing_at
 from schemas.digest import digest
-from schemas.errors import PlanError, RunFailed, UserError, plan_error
+from schemas.errors import PlanError, RunFailed, UserError, command, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
 from schemas.manifest import MANIFEST_FILE, DenseSource
 from schemas.model import ModelPlan
@@ -70,7 +71,7 @@ def find_dense(pretrained: str) -> DenseFolder:
     elif is_hub_name(pretrained):
         folder = _network_folder(_download(pretrained), pretrained)
     else:
-        raise plan_error(_FIELD, pretrained, _EXPECTED, f"There is nothing at {path.absolute()}: check the path.")
+        raise plan_error(_FIELD, pretrained, _EXPECTED, nothing_at(pretrained))
     config = _config(folder, pretrained)
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     if arguments.pop("kept_channels", None):
@@ -193,11 +194,12 @@ def _expert_of(run: Path) -> Path:
         raise plan_error(_FIELD, run, "a run of one region with pruning_ratio 0", f"It trains {found}: choose another.")
     stage = f"train/{regions[0].name}"
     if manifest.stage(stage).status != "done":
-        raise plan_error(_FIELD, run, "a finished run", f"Its training is not done. Finish it: ebdiff resume {run}")
+        remedy = f"Its training is not done. Finish it: {command('resume', run)}"
+        raise plan_error(_FIELD, run, "a finished run", remedy)
     recorded = [item for item in manifest.stage(stage).artifacts if item.path.startswith(f"{stage}/{EXPERT_FOLDER}/")]
     damaged = next((item.path for item in recorded if not is_whole(run, item)), None)
     if damaged is not None:
-        remedy = f"It is missing or damaged. `ebdiff resume {run}` makes it again, to the same bits."
+        remedy = f"It is missing or damaged. `{command('resume', run)}` makes it again, to the same bits."
         raise plan_error(_FIELD, run, f"{damaged} as the run recorded it", remedy)
     return run / stage / EXPERT_FOLDER
 

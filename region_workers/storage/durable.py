@@ -131,11 +131,15 @@ def remove_leftovers(folder: Path, below: bool = False) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What the disk refuses becomes an OSError that names `path`: safetensors says it in words, Python with no name."""
+    """What the disk refuses becomes an OSError that names `path`.
+
+    safetensors says it in words, Python with no name, or with that of the file which was to become `path`.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno is None or (named and not any(_TEMPORARY in name for name in named)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     except Exception as error:

@@ -17,6 +17,13 @@ def cache_dir_of(chosen: str | Path | None = None) -> Path:
     return Path(chosen or os.environ.get("EBDIFF_CACHE") or "~/.cache/ebdiff").expanduser()
 
 
+def nothing_at(place: str, then: str = ": check the path.") -> str:
+    """What to do about a path of a plan at which there is nothing, or a URL; `then`: the end of the sentence."""
+    if "://" in place:
+        return "Give a copy in a folder that all workers see; no field of a plan can be a URL."
+    return f"There is no file or folder at {Path(place).expanduser().absolute()}{then}"
+
+
 def check_no_links(folder: Path, but_in: str) -> None:
     """Raise UserError for a symbolic link below `folder`: what is written or deleted there must lie there.
 

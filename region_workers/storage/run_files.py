@@ -19,7 +19,7 @@ from region_workers.storage.integrity import files_in, is_whole
 from region_workers.storage.locks import locked
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
-from schemas.errors import UserError, user_error
+from schemas.errors import NO_SPACE, UserError, user_error
 from schemas.job import Artifact
 from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.section import check_place
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from region_workers.storage.object_store import ObjectStore
 
 _URL = re.compile(r"(s3|gs|gcs):/+(.+)", re.DOTALL)
+_OTHER_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:/")  # Path may have joined its slashes
 _COPIES_FOLDER = "runs"  # in the cache
 _SMALL_BYTES = 1 << 20
 _LOCK_WAIT_S = 30.0
@@ -204,7 +205,8 @@ class RunFiles:
             remedy = "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
         else:
             expected = f"a folder that can be written ({error.strerror or error})"
-            remedy = "Give another --run-dir, or make it writable."
+            remedy = "Free some space there" if error.errno in NO_SPACE else "Make it writable"
+            remedy += ", or give another DIR."
         return user_error("DIR", self.location, expected, remedy)
 
 
@@ -212,6 +214,9 @@ def _object_url(location: str | Path) -> str | None:
     """The URL, if the location is in an object store; also after `Path` has joined its slashes."""
     check_place("DIR", location)
     found = _URL.fullmatch(str(location))
+    other = _OTHER_URL.match(str(location))
+    if not found and other and not Path(other[0]).exists():
+        raise user_error("DIR", location, "a folder, or a URL that begins with s3://, gs:// or file://", "Give one.")
     return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
 

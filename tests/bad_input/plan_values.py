@@ -426,6 +426,12 @@ PLACES = (
         _set(f'{field}="a\\0b"', f"{field} = a\\x00b", _PRINTED)
         for field in ("data.split", "data.config_name", "data.image_column", "data.label_column")
     ),
+    *(
+        _set(f"{field}=s3://bucket/x", f"{field} = s3://bucket/x: expected", "no field of a plan can be a URL")
+        for field in ("data.path", "model.pretrained")
+    ),
+    _set("data.path=2024", "data.path = 2024: expected text", "Quote what YAML"),
+    _set("data.path=photos #1", "where YAML begins a comment", "Quote the value"),
     _set("workers.cache_dir=tiny.yaml", "a folder that can be written"),
     _set("data.path=special/table.parquet", "no regular file"),
     _set("data.path=special/image.png", "data.path"),

@@ -132,7 +132,7 @@ def test_only_the_files_of_the_split_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"path": "./missing"}, r"data\.path = ./missing.*There is nothing at"),
+        ({"path": "./missing"}, r"data\.path = ./missing.*There is no file or folder at"),
         ({"path": "missing.parquet"}, r"data\.path = missing\.parquet"),
         ({"path": "notes.txt"}, r"does not read as Parquet"),
         ({"path": "one.png"}, r"This is one image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_a_writer_that_breaks_leaves_the_old_file_and_no_debris(tmp_path: Path) 
         write_file(path, break_off)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("names", [(), ("PART/file",), ("elsewhere", None, "PART/file")])
+def test_what_the_disk_refuses_names_what_was_to_be_written(names: tuple[str | None, ...], tmp_path: Path) -> None:
+    def refuse(part: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space", *(name and name.replace("PART", str(part)) for name in names))
+
+    with pytest.raises(OSError, match="No space") as caught:
+        write_folder(tmp_path / "folder", refuse)
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder"), None)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -72,6 +72,22 @@ def test_who_waits_for_ray_is_told_and_after_a_limit_it_is_an_error(
     assert (tmp_path / "ray.log").read_text() == "a line of Ray's\n"
 
 
+def test_a_machine_too_busy_for_ray_is_told_of_in_our_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for limit in ("maximum_startup_concurrency", "register_timeout_seconds"):
+        monkeypatch.setenv(f"RAY_worker_{limit}", "1")  # set by the start otherwise
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "1")
+    starts = []
+
+    def init(*_: object, **__: object) -> None:
+        starts.append("The current node timed out during startup.")
+        raise Exception(starts[-1])
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RunFailed, match=r"did not start on this machine in 3 attempts.*other programs"):
+        embedded._start(WorkersPlan(), 1, str(tmp_path))
+    assert len(starts) == 3
+
+
 def test_a_ray_without_what_is_replaced_starts_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     node = pytest.importorskip("ray._private.node").Node
     kept = node.start_monitor

@@ -133,7 +133,7 @@ def test_other_weights_have_another_digest(tmp_path: Path) -> None:
         ({"latent_downscale": 4}, 3, r"model\.latent_downscale = 4: expected 2"),
         ({}, 1, r"data\.channels = 1: expected 3"),
         ({"vae_subfolder": "vae"}, 3, r"no config\.json in vae: set model\.vae_subfolder"),
-        ({"vae": "./missing"}, 3, r"model\.vae = \./missing: .*There is no folder"),
+        ({"vae": "./missing"}, 3, r"model\.vae = \./missing: .*There is no file or folder at"),
         ({"vae": "unet"}, 3, r"expected one of AutoencoderKL, VQModel.* UNet2DModel"),
         ({"vae": "pickled"}, 3, r"no pickle is read.*save_pretrained"),
         ({"vae": "damaged"}, 3, r"does not load as AutoencoderKL"),

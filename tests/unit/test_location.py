@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -46,3 +48,12 @@ def test_a_run_is_not_put_where_it_cannot_be(place: str) -> None:
     with pytest.raises(UserError, match="expected") as refused:
         RunDirectory(place)
     assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize("place", ["ftp://host/run", "abfs:/container/run", "S3://bucket/run"])
+def test_a_url_that_nothing_opens_is_no_folder(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="begins with s3://"):
+        RunDirectory(place)
+    Path(place.partition("/")[0]).mkdir()  # then it names that
+    assert RunDirectory(Path(place)).path == tmp_path / Path(place)

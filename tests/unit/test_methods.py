@@ -159,7 +159,7 @@ def test_a_pruned_or_missing_or_pickled_network_is_refused(
     _run(tiny_plan(ONE_REGION, "draw.threshold=1.0", "training.steps=1"), make_jobs, tmp_path / "run")
     with pytest.raises(PlanError, match="This one is pruned"):
         find_dense(str(tmp_path / "run/train/all/expert"))
-    with pytest.raises(PlanError, match="There is nothing at"):
+    with pytest.raises(PlanError, match="There is no file or folder at"):
         find_dense("./nowhere")
     pickled = tmp_path / "pickled"
     shutil.copytree(dense_folder, pickled)

@@ -164,9 +164,15 @@ def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
     assert (plan.name, plan.seed, plan.training.steps) == ("other", 7, 5)
     assert plan.training.batch_size == load_plan("cifar10").training.batch_size
     assert len(plan.regions) == 1
+    (tmp_path / "it's my plan.yaml").write_text("base: mine.yaml\n")
+    assert load_plan(str(tmp_path / "it's my plan.yaml")).name == "it-s-my-plan"
     (tmp_path / "mine.yaml").write_text("base: other.yaml\n")
     with pytest.raises(PlanError, match=r"base = mine.yaml|base = other.yaml"):
         load_plan(str(tmp_path / "other.yaml"))
+
+
+def test_a_blank_before_a_hash_is_kept_where_it_is_quoted() -> None:
+    assert load_plan("digits", ["data.path='photos #1'"]).data.path == "photos #1"
 
 
 def test_changes_reach_lists_and_numbers_with_exponents() -> None:

@@ -18,12 +18,14 @@ from PIL import Image
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cli import launch as commands
+from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.page import REPORT_FILE, write_report
 from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure
 from ebdiff_orchestrator.reports.page.pictures import _picture
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from schemas.errors import UserError
@@ -153,6 +155,14 @@ def test_a_run_that_was_launched_again_says_so(run: Path, tmp_path: Path) -> Non
     assert "Started more than once: train/low (3 attempts)." in page.text
     assert "Taken over from other runs: draw/high." in page.text
     assert "where the run was launched again" in page.text
+
+
+def test_what_differs_from_the_preset_stands_field_by_field(tmp_path: Path) -> None:
+    plan = load_plan("digits", ["regions.2.pruning_ratio=0.6", "seed=7"])
+    Ledger.begin(RunDirectory(tmp_path / "run"), plan)
+    page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
+    table = page.partition("What differs from the preset")[2].partition("</table>")[0]
+    assert re.findall(r"<td[^>]*>([^<]*)</td>", table) == ["seed", "7", "0", "regions.2.pruning_ratio", "0.6", "0.8"]
 
 
 def test_pictures_keep_to_their_share_of_the_page(tmp_path: Path) -> None:

@@ -151,9 +151,11 @@ def test_tickets_of_different_ratios_share_the_smaller_ones_channels(tmp_path: P
     run = _run(tmp_path / "a", tiny_plan(), {"0-260": [large], "440-1000": [small]})
     (difference,) = report_tickets(run, Settings()).differences
     assert (difference.distance, difference.overlap, difference.larger_keeps) == (0.70, 0.5, 0.7)
-    other = _run(tmp_path / "b", tiny_plan(), {"0-260": [large]})
-    differences = report_tickets(run, Settings(), against=[other]).differences
-    assert [d.distance for d in differences] == [0.70, 0.0, 0.70]
+    other = _run(tmp_path / "[b]", tiny_plan(), {"0-260": [large]})
+    report, shown = report_tickets(run, Settings(), against=[other]), io.StringIO()
+    assert [d.distance for d in report.differences] == [0.70, 0.0, 0.70]
+    show(report, Console(file=shown, width=120), None)
+    assert "[b]: 0-260" in shown.getvalue()
     smaller_network = _run(tmp_path / "c", tiny_plan(), {"0-260": [large[:50]]})
     with pytest.raises(UserError, match="same dense network"):
         report_tickets(run, Settings(), against=[smaller_network])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finished_run import recorded_as_finished
 
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.manifests import differences
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.integrity import artifact
-from schemas.errors import UserError
+from schemas.errors import UserError, command
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
 
@@ -35,7 +38,31 @@ def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakeP
     _begun(directory, tiny_plan())
     with pytest.raises(UserError, match=r"training.learning_rate: 0.001 -> 0.5") as caught:
         Ledger.begin(directory, tiny_plan("training.learning_rate=0.5"))
-    assert "--run-dir" in str(caught.value)
+    assert f"ebdiff resume {tmp_path}/run" in str(caught.value)
+
+
+def test_a_finished_run_is_not_to_be_gone_on_with(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    recorded_as_finished(tmp_path, tiny_plan())
+    manifest = RunDirectory(tmp_path).read()
+    RunDirectory(tmp_path).write(manifest.model_copy(update={"attempts": 1}))
+    with pytest.raises(UserError, match=r"another --run-dir for the new experiment; the old one is finished$"):
+        Ledger.begin(RunDirectory(tmp_path), tiny_plan("seed=4"))
+
+
+@pytest.mark.parametrize("name", ["plain", "my runs", "it's; $HOME", "Bücher", "-x"])
+def test_a_command_that_is_suggested_can_be_pasted(
+    name: str, tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    directory = RunDirectory(name)
+    _begun(directory, tiny_plan())
+    for changes, words in ((["seed=4"], []), (["training.steps=20"], ["--set", "training.steps=20"])):
+        with pytest.raises(UserError) as caught:
+            Ledger.begin(directory, tiny_plan(*changes))
+        suggested = re.findall(r"ebdiff (?:resume|extend) .*", str(caught.value))
+        assert shlex.split(suggested[0])[2:] == [str(tmp_path / name), *words]
+    pasted = subprocess.run(["sh", "-c", f"printf '%s\n' {command('resume', name)}"], capture_output=True, text=True)
+    assert pasted.stdout.splitlines() == ["ebdiff", "resume", f"./{name}" if name == "-x" else name]
 
 
 def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePlan, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +16,19 @@ import yaml
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
-from ebdiff_orchestrator.cluster.executor import Request
+from ebdiff_orchestrator.cluster.executor import Request, ThisProcess
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.plans.preset_plans import studies
+from ebdiff_orchestrator.run.launch import launch
+from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.ownership import claim_run
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
-from ebdiff_orchestrator.study.load import load_study
+from ebdiff_orchestrator.study.load import load_study, plan_of, write_study
+from ebdiff_orchestrator.study.run_study import run_study
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
-from schemas.errors import PlanError
+from region_workers.storage.run_files import RunFiles
+from schemas.errors import PlanError, UserError
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 
@@ -120,11 +127,48 @@ def test_a_study_that_cannot_run_says_why(tmp_path: Path, values: dict[str, Any]
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_what_a_study_names_here_it_names_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "weights.pth").touch()
+    here = {"set": ["data.path=photos"], "evaluate": {"inception_weights": "weights.pth"}}
+    (tmp_path / "here.yaml").write_text(yaml.safe_dump({"rows": [ROW], **here}))
+    monkeypatch.chdir(tmp_path)
+    write_study(load_study("here.yaml"), tmp_path / "study")
+    monkeypatch.chdir("/")
+    found = load_study(tmp_path / "study")
+    assert found.evaluate is not None
+    assert found.evaluate.inception_weights == str(tmp_path / "weights.pth")
+    assert plan_of(found.rows[0]).data.path == str(tmp_path / "photos")
+
+
+def test_a_second_command_on_a_study_is_told_of_the_first(tmp_path: Path) -> None:
+    owner = claim_run(RunFiles(tmp_path), say=print)
+    study = load_study("small")
+    with pytest.raises(UserError, match=f"--study-dir = {tmp_path}: expected no other command .*process {os.getpid()}"):
+        run_study(study, tmp_path, executor=ThisProcess())
+    owner.release()
+
+
+def test_a_study_and_a_run_have_folders_of_their_own(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+    Ledger.begin(RunDirectory(tmp_path / "run"), tiny_plan())
+    study = load_study("small")
+    with pytest.raises(UserError, match="a folder for a study alone, but a run is there"):
+        run_study(study, tmp_path / "run", executor=ThisProcess())
+    write_study(study, tmp_path / "study")
+    claim_run(RunFiles(tmp_path / "study"), say=print).release()
+    with pytest.raises(UserError, match="a folder for a run alone, but a study is there"):
+        launch(tiny_plan(), tmp_path / "study", executor=ThisProcess())
+    with pytest.raises(UserError, match=f"it is a study, which `ebdiff study {tmp_path}/study --table` shows"):
+        RunDirectory(tmp_path / "study").read()
+
+
 def test_the_command_lists_studies_and_refuses_an_unknown_one() -> None:
     assert "study small" in CliRunner().invoke(app, ["presets"]).output
     found = CliRunner().invoke(app, ["study", "smal"])
     assert isinstance(found.exception, PlanError)
     assert "small" in str(found.exception)
+    found = CliRunner().invoke(app, ["study", "small", "--table", "--study-dir", "nosuch"])
+    assert "--study-dir = nosuch: expected a study that was begun" in str(found.exception)
 
 
 # --- workers that several runs share ----------------------------------------------------------------------------------

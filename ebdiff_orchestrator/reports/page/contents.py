@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from ebdiff_orchestrator.reports.page.pictures import Picture, previews, samples
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.reports.sizes_table import network_sizes
 from ebdiff_orchestrator.reports.tickets import Settings, TicketReport, TicketsReport, report_tickets
+from ebdiff_orchestrator.run.manifests import differing
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from ebdiff_orchestrator.run.time_left import duration
@@ -253,17 +254,9 @@ def _quality(manifest: Manifest) -> Table | None:
 
 def _differences(preset: Plan, plan: Plan) -> Table | None:
     """The fields in which a plan differs from the preset of its name."""
-    own, usual = _flat(plan.model_dump(mode="json")), _flat(preset.model_dump(mode="json"))
-    names = [name for name in {**usual, **own} if own.get(name) != usual.get(name)]
-    rows = [(name, _shown(own.get(name)), _shown(usual.get(name))) for name in names]
+    fields = differing(preset.model_dump(mode="json"), plan.model_dump(mode="json"))
+    rows = [(name, _shown(own), _shown(usual)) for name, usual, own in fields]
     return (("field", "this run", "the preset"), rows) if rows else None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _shown(value: Any) -> str:

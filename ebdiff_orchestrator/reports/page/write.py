@@ -10,13 +10,13 @@ from typing import Any
 
 from ebdiff_orchestrator.reports.compare import compare_manifests, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
-from ebdiff_orchestrator.reports.formats import TextTable
+from ebdiff_orchestrator.reports.formats import TextTable, check_replaceable
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
 from ebdiff_orchestrator.reports.page.contents import RunContents, contents_of
 from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.durable import write_text
-from schemas.errors import UserError
+from schemas.errors import UserError, command
 from schemas.manifest import Manifest
 
 REPORT_FILE = "report.html"
@@ -44,6 +44,7 @@ def check_out(out: str | Path) -> None:
     """UserError if no page can be written there."""
     if Path(out).is_dir() or not Path(out).parent.is_dir():
         raise UserError(f"--out {out}: expected a file in a folder that there is. Change it.")
+    check_replaceable("--out", Path(out), ".html")
 
 
 def write_page(
@@ -68,7 +69,7 @@ def write_run_report(location: str | Path, say: Callable[[str], None]) -> None:
         run.publish(REPORT_FILE)
         say(f"Report: {run.location}/{REPORT_FILE}")
     except Exception as error:  # noqa: BLE001 - a report's failure is none of the run's
-        say(f"No report: {error}. `ebdiff report {location}` tries again.")
+        say(f"No report: {error}. `{command('report', location)}` tries again.")
 
 
 def _render(values: dict[str, Any]) -> str:
