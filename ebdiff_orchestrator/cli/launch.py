@@ -81,7 +81,8 @@ def extend(run_dir: RunArgument, changes: SetOption = None, address: AddressOpti
 
 @contextmanager
 def _reported(run_dir: Path, view: View, goes_further: bool = False) -> Iterator[None]:
-    """Write the run's page once it has ended, also where it failed; not where it was finished before."""
+    """Write the run's page once it has ended, also where it failed; not where it was finished before, or taken over."""
+    from ebdiff_orchestrator.run.ownership import RunTakenOverError
     from ebdiff_orchestrator.run.run_directory import RunDirectory
     from schemas.errors import RunFailed
 
@@ -90,6 +91,8 @@ def _reported(run_dir: Path, view: View, goes_further: bool = False) -> Iterator
     failed: RunFailed | None = None
     try:
         yield
+    except RunTakenOverError:
+        raise
     except RunFailed as error:
         failed = error
     from ebdiff_orchestrator.reports.page import write_run_report

@@ -13,6 +13,7 @@ from threading import Event, Thread
 import torch
 
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from ebdiff_orchestrator.run.view import View
@@ -111,6 +112,8 @@ class MetricsFeed:
         """The first failure of a launch is a line on the view."""
         try:
             feed()
+        except RunTakenOverError:  # the driver itself stops for it
+            return
         except Exception as error:  # noqa: BLE001 - a curve's failure is none of the run's
             if not self._has_warned:
                 reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

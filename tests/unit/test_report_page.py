@@ -26,6 +26,7 @@ from ebdiff_orchestrator.reports.page.pictures import _picture
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from schemas.errors import UserError
@@ -272,6 +273,8 @@ def test_a_launch_ends_with_the_page_and_a_page_that_fails_is_a_line(
     (folder / REPORT_FILE).unlink()
     with commands._reported(folder, view):  # it was finished before
         pass
+    with pytest.raises(RunTakenOverError), commands._reported(folder, view, goes_further=True):
+        raise RunTakenOverError("another has it")
     assert not (folder / REPORT_FILE).exists()
     monkeypatch.setattr("ebdiff_orchestrator.reports.page.write._render", lambda values: 1 / 0)
     with commands._reported(folder, view, goes_further=True):

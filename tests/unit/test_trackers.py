@@ -23,10 +23,12 @@ from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.launch import extend, launch
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.metrics_feed import MetricsFeed
+from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import Series, Trackers, group
-from region_workers.storage.durable import replace_model
+from ebdiff_orchestrator.trackers import TENSORBOARD_FOLDER, Series, Trackers, group
+from region_workers.storage.durable import replace_model, write_text
+from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import read_metrics
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
@@ -334,6 +336,17 @@ def test_what_feeds_the_trackers_can_stumble_and_the_run_goes_on(tiny_plan: Make
     assert handle.manifest.finished()
     assert len([line for line in view.said if line.startswith("Trackers: ")]) == 1
     _check_every_step_is_there_once(run)
+
+
+def test_the_trackers_of_a_driver_whose_run_was_taken_over_say_nothing(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    first, view = RunDirectory(tmp_path), Listener()
+    with first.held():
+        feed = MetricsFeed(Ledger.begin(first, tiny_plan()), cast(Trackers, None), view)
+        write_text(tmp_path / TENSORBOARD_FOLDER / "curves", "")
+        other = claim_run(RunFiles(tmp_path), take_over=True, say=view.line)
+        feed.publish_curves()
+        other.release()
+    assert view.said == []
 
 
 def test_rows_at_another_interval_are_told_after_those_of_a_worker_that_was_lost(
