@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ebdiff_orchestrator.reports.heat_maps import evenly_chosen
+from ebdiff_orchestrator.reports.formats import evenly_chosen
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key
