@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ebdiff_orchestrator.ensemble.images import GRID, GRID_SAMPLES, columns_of, image_grid, to_pil
-from region_workers.data.drawings import Stroke
-from region_workers.data.rasters import placed, raster
+from region_workers.data.drawings import Stroke, placed, raster
 from schemas.drawings import RasterPlan
 
 Drawing = list[Stroke]  # each float32 [n, 2]: x, y with y downwards

@@ -14,8 +14,8 @@ import torch
 
 from ebdiff_orchestrator.ensemble.drawings import Drawing, write_drawings
 from ebdiff_orchestrator.ensemble.folders import check_own_folder, write_own_folder
-from ebdiff_orchestrator.ensemble.guidance import check_classes, scale_of
 from ebdiff_orchestrator.ensemble.images import write_images
+from ebdiff_orchestrator.ensemble.pipeline import check_classes, scale_of
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from schemas.digest import seed_from
 from schemas.errors import RunFailed, user_error

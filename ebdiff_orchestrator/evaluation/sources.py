@@ -15,7 +15,7 @@ from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of
 from region_workers.data.decode import open_image
 from region_workers.data.drawing_store import ensure_data
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster
 from region_workers.data.store import ImageStore
 from region_workers.storage.places import cache_dir_of
 from schemas.drawings import RasterPlan

@@ -14,15 +14,15 @@ from torch import nn
 
 from ebdiff_orchestrator.ensemble.drawings import drawing_grid
 from ebdiff_orchestrator.ensemble.images import image_grid, to_pil
+from ebdiff_orchestrator.ensemble.loading import ensemble_of
 from ebdiff_orchestrator.ensemble.samples import Samples, samples_of
-from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 from ebdiff_orchestrator.run.previews import last_preview
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import inputs_of, outline_jobs, worker_job
 from region_workers.data.drawing_store import ensure_data
+from region_workers.data.drawings import raster
 from region_workers.data.encode import on_threads
-from region_workers.data.rasters import raster
 from region_workers.data.samples import DrawingSamples
 from region_workers.data.store import ImageStore
 from region_workers.data.vae import load_known_vae

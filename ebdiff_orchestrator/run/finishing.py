@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from ebdiff_orchestrator.cluster.executor import Executor, ThisProcess, request_of, run_one
-from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.loading import ensemble_of, load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of, write_samples
-from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ebdiff_orchestrator.trackers.tracker import Series
+from ebdiff_orchestrator.trackers.group import Series
 from region_workers.storage.durable import write_text
 
 _TAG = "ebdiff.run"

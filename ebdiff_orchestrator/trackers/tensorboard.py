@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ebdiff_orchestrator.trackers.tracker import TENSORBOARD_FOLDER, Series
+from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series
 
 
 class TensorBoard:

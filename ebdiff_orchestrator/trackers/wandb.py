@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.trackers.tracker import WANDB_FOLDER, Series
+from ebdiff_orchestrator.trackers.group import WANDB_FOLDER, Series
 from region_workers.storage.durable import write_bytes
 
 _STEP = "updates"

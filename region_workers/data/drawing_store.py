@@ -21,10 +21,10 @@ from region_workers.data.drawings import (
     LongDrawingError,
     Rows,
     UnreadableDrawingError,
+    raster,
     rows_of,
     strokes_of,
 )
-from region_workers.data.rasters import raster
 from region_workers.data.samples import DrawingSamples, Numbers, npy_header
 from region_workers.data.store import (
     SAMPLES,

@@ -31,8 +31,8 @@ from torch.profiler import ProfilerActivity, profile
 from untrained import owners_of_steps, untrained_networks
 
 from ebdiff_orchestrator.ensemble import EnsemblePipeline, TimestepRouter, ensemble_of, load_ensemble
+from ebdiff_orchestrator.ensemble.loading import scheduler_of
 from ebdiff_orchestrator.ensemble.routes import Routes
-from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.networks.costs import cost_counter
 from region_workers.training.device import keep_freed_memory

@@ -10,9 +10,9 @@ import torch
 from diffusers import UNet2DModel
 
 from ebdiff_orchestrator.plans.load import load_plan
+from region_workers.networks.costs import weight_macs
 from region_workers.networks.dense import build_dense
 from region_workers.networks.drawing_gru import DrawingGRU
-from region_workers.networks.sparse_costs import weight_macs
 from region_workers.pruning.weight_masks import densities, kept_counts, maskable_shapes
 from schemas.sparsity import Distribution
 

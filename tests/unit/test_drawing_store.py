@@ -19,8 +19,7 @@ from ebdiff_orchestrator.run.samples import decode_data, samples_at_hand
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.batches import DrawingBatches
 from region_workers.data.drawing_store import DrawingStore, ensure_drawings
-from region_workers.data.drawings import rows_of, strokes_of
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster, rows_of, strokes_of
 from region_workers.data.samples import DrawingSamples
 from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import PlanError, RunFailed

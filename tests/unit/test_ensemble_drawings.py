@@ -24,8 +24,7 @@ from ebdiff_orchestrator.ensemble import (
     write_samples,
 )
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
-from region_workers.data.drawings import strokes_of
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster, strokes_of
 from region_workers.data.svg import strokes_of_svg
 from region_workers.storage.integrity import seal_folder
 from schemas.drawings import RasterPlan

@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ebdiff_orchestrator.ensemble import ListDDIMScheduler
-from ebdiff_orchestrator.ensemble.saving import scheduler_of
+from ebdiff_orchestrator.ensemble.loading import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
 from schemas.errors import UserError
 from schemas.plan import DiffusionPlan, SamplingPlan

@@ -23,7 +23,7 @@ from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointI
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, file_digest
 from region_workers.storage.tables import write_mask_moves
-from region_workers.training.mask_moves import MaskMoves, RecordedMask
+from region_workers.training.sparse import MaskMoves, RecordedMask
 from schemas.errors import UserError
 from schemas.job import MASK_MOVES_FILE, Hardware, StageResult
 from schemas.plan import Plan

@@ -10,8 +10,7 @@ from torch.profiler import profile
 from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
 
 from region_workers.training.family import UNetFamily
-from region_workers.training.non_finite import NonFiniteLossError
-from region_workers.training.trainer import ema_decay
+from region_workers.training.trainer import NonFiniteLossError, ema_decay
 from schemas.plan import TrainingPlan
 
 __all__ = ["make_parts", "make_trainer"]

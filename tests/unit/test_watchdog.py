@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from region_workers.worker.watchdog import Watchdog
+from region_workers.worker.run import Watchdog
 
 LIMIT_S = 0.2
 
