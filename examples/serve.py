@@ -11,8 +11,6 @@ Nobody is asked for a password: it listens on this machine alone unless --host s
 must ask them itself. Needs ray[serve].
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import io

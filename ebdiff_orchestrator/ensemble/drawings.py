@@ -1,7 +1,5 @@
 """Drawings as files for people: one SVG each, a path a stroke in the order drawn, and a grid of them as SVG and PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 

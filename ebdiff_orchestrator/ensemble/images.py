@@ -1,7 +1,5 @@
 """Images as files for people: one PNG each, and a grid of them."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

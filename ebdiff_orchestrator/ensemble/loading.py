@@ -1,7 +1,5 @@
 """An ensemble as the pipeline of its kind: read from its folder, or put together from experts."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

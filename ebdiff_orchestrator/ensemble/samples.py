@@ -1,7 +1,5 @@
 """Samples of an ensemble, images or drawings: batch after batch, whoever draws them, and as a folder of files."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re

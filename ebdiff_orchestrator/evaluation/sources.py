@@ -1,7 +1,5 @@
 """Where the images of an evaluation come from: an ensemble, the run's own data, or a folder; drawings are rendered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What one worker of an evaluation does: make images, turn them to features, write them shard by shard."""
 
-from __future__ import annotations
-
 import io
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One preview: the newest networks put together as the run's own ensemble will be, and sampled from the same noise."""
 
-from __future__ import annotations
-
 import io
 import resource
 import time

@@ -1,7 +1,5 @@
 """How reports show texts, numbers and tables: in a terminal, as Markdown, as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Container, Sequence

@@ -1,7 +1,5 @@
 """How `ebdiff tickets` shows its report: tables in a terminal, CSV files and pictures in a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The last two stages: the experts put together as one pipeline, and images drawn from it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast

@@ -1,7 +1,5 @@
 """The model card of an exported ensemble: what it is, what making it took, what was measured, and how to load it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A run's ensemble as a folder for others, which plain diffusers opens where this package is not installed."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The trackers of a run, each in a thread of its own: one that fails or hangs costs a warning and never the run."""
 
-from __future__ import annotations
-
 import importlib.util
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """TensorBoard's event files, a folder a region, so that the curves of all regions and runs lie in one chart."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run of Weights & Biases, gone on with by its id; WANDB_MODE=offline keeps it in the run directory, to be synced."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """The store of a plan's drawings: the rows of all of them in one memory-mapped file, made once."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

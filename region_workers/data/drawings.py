@@ -5,8 +5,6 @@ A stroke is float [n, 2], positions x, y of the pen with y downwards. Rows are f
 from the row before), and 1 where a stroke ends, else 0; the first point of a drawing is the origin and has no row.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

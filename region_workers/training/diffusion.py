@@ -1,7 +1,5 @@
 """The forward process and the loss of DDPM (arXiv 2006.11239)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

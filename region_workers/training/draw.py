@@ -3,8 +3,6 @@
 `Slim` stands in its place where nothing is drawn.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

@@ -3,8 +3,6 @@
 How they move is counted at every update: what `ebdiff tickets` shows of a training.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The loop that every stage runs in: restore, step, report, save, stop, publish."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

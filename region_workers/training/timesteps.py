@@ -1,7 +1,5 @@
 """Which timesteps of its region a step trains on, and how much each counts in the loss."""
 
-from __future__ import annotations
-
 import torch
 
 from region_workers.training.diffusion import alphas_cumprod

@@ -1,7 +1,5 @@
 """How long one update of a plan's networks takes on this device, on random samples: for estimates before a run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

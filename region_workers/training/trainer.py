@@ -1,7 +1,5 @@
 """One network in training: a step is the paper's equation, an Adam update and an EMA update."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """Command lines that ask for what cannot be: options, run directories, and what a run does not hold."""
 
-from __future__ import annotations
-
 from harness import Case
 
 

@@ -1,7 +1,5 @@
 """Plans with one bad value: every field out of range, of the wrong type, not a number, empty, negative or huge."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import get_args
 

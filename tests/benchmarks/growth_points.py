@@ -3,8 +3,6 @@
 python tests/benchmarks/growth_points.py regions|size|images VALUE FOLDER
 """
 
-from __future__ import annotations
-
 import io
 import json
 import resource

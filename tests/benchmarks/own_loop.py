@@ -1,7 +1,5 @@
 """Training steps of the project, made as a worker makes them: for the benchmarks of a training step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -11,8 +11,6 @@ compiled experts are timed on a fifth of the steps. `--short` takes the digits' 
 fills it.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os

@@ -1,7 +1,5 @@
 """A plan's networks as they are initialised: what they cost to run does not depend on their training."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

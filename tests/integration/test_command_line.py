@@ -1,7 +1,5 @@
 """The main job through the command line, with a real Ray: to the end, and asked again."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The programs in examples/, as they are, on little."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json

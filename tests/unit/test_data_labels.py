@@ -1,7 +1,5 @@
 """Labels come with the images from every kind of source, numbered from 0 and aligned with what is readable."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `data.path` may name, and how the image column and the split are found."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`ebdiff doctor` as it is typed: on this machine, and on a cluster of nodes that are made up."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """`ebdiff doctor` on run directories: real files and locks, a real S3 server, and nodes that see others."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

@@ -1,7 +1,5 @@
 """Where drawings come from: QuickDraw lines, and SVG files with all that a path may hold."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The store of drawings: built once, whole or not at all; and the batches that are served from it."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 import time

@@ -1,7 +1,5 @@
 """Drawings: strokes to rows by the published recipe and back, and their pictures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

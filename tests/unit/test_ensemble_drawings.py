@@ -1,7 +1,5 @@
 """Drawings from an ensemble, and drawings on disk."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Images from an ensemble and images on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

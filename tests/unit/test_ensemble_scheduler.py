@@ -1,7 +1,5 @@
 """DDIM over any list of timesteps: the closed form, diffusers where it agrees, the reference's loop elsewhere."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A whole evaluation of a small run, in this process: the number, what is recorded, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Evaluation of drawings: both sides rendered alike, and how they were rendered named and known by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """More measures than a Frechet distance: kernel distance, precision and recall, and evaluations by them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path

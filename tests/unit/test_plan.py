@@ -1,7 +1,5 @@
 """Plans refuse what cannot run, and say the field, the value, what was expected and what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Masks: how many channels a ratio removes, which bits are dropped, how far apart two are, and what they keep."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from pruning_networks import groups_of, random_unet

@@ -1,7 +1,5 @@
 """`ebdiff estimate`: steps are really timed, and the prediction follows from them by the paper's definitions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """`ebdiff tickets` of sparse trainings: how masks of weights have moved, in tables, JSON, CSV and a figure."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`ebdiff plan --gpus N`: timelines within 80 columns, a table over the number of GPUs, the costs behind them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

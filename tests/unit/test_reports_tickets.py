@@ -1,7 +1,5 @@
 """`ebdiff tickets`: distances, when a ticket would have been drawn, and how tickets differ."""
 
-from __future__ import annotations
-
 import csv
 import io
 import time

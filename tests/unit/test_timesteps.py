@@ -1,7 +1,5 @@
 """The forward process and its loss, the distributions of timesteps and their weights, against their definitions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """One step of training: what each option does, and that a bad loss stops it before the update."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """A worker that makes no step any more is ended; one that works is not."""
 
-from __future__ import annotations
-
 import time
 from threading import Event
 

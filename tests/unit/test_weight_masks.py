@@ -1,7 +1,5 @@
 """Masks of weights: how many each layer keeps, by hand for published networks, and which an update takes and gives."""
 
-from __future__ import annotations
-
 import math
 import re
 

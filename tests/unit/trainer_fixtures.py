@@ -1,7 +1,5 @@
 """Trainers on the tiny plan's first draw, and their state after some steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

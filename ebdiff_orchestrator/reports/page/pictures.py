@@ -1,7 +1,5 @@
 """Pictures of a run inside a page: no larger than they are shown, so that the page stays small."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path
