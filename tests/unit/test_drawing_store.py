@@ -92,18 +92,6 @@ def test_what_is_left_out_is_named_by_its_fault_or_its_length(tmp_path: Path) ->
         ensure_drawings(plan, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "values", "says"),
-    [("", {}, "at least one drawing"), (as_line(DRAWINGS[0]), {"max_points": 3}, "more points than at least one of")],
-)
-def test_a_source_without_drawings_of_use_is_refused(
-    tmp_path: Path, text: str, values: dict[str, object], says: str
-) -> None:
-    (tmp_path / "a.ndjson").write_text(text)
-    with pytest.raises(PlanError, match=says):
-        ensure_drawings(plan_of(tmp_path / "a.ndjson", **values), tmp_path)
-
-
 @pytest.mark.parametrize("file", ["samples.npy", "offsets.npy", "checksums.npy", "store.json"])
 def test_a_damaged_store_is_never_served(tmp_path: Path, file: str) -> None:
     plan = plan_of(write_lines(tmp_path / "a.ndjson", DRAWINGS))

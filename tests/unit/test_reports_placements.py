@@ -79,20 +79,6 @@ def test_json_holds_the_schedules_of_steps_timed_here() -> None:
     assert all(slot["end"] > slot["start"] for slot in slots)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--measure",), "--gpus"),
-        (("--efficiency", "0.5"), "--gpus"),
-        (("--gpus", "2", "--yaml"), "--yaml"),
-        (("--gpus", "2", "--gpu-memory", "8"), "--measure"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        CliRunner().invoke(app, ["plan", "digits", *options], catch_exceptions=False, standalone_mode=False)
-
-
 @pytest.mark.parametrize("change", ["workers.gpus=2", "workers.gpus=0.5", "workers.processes=2"])
 def test_placements_are_compared_for_regions_of_one_device_each(change: str, tiny_plan: MakePlan) -> None:
     with pytest.raises(UserError, match=rf"--gpus = 3: .* not .*{change.split('=')[0]} = {change.split('=')[1]}"):
