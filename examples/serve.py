@@ -26,8 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.ensemble.drawings import svg_grid
-from ebdiff_orchestrator.ensemble.images import image_grid, to_pil
+from ebdiff_orchestrator.ensemble.pictures import image_grid, svg_grid, to_pil
 from ebdiff_orchestrator.ensemble.samples import sample_generator
 from schemas.plan import WorkersPlan
 

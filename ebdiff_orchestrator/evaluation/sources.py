@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 
-from ebdiff_orchestrator.ensemble.drawings import Drawing
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.pictures import Drawing
 from ebdiff_orchestrator.ensemble.samples import samples_of
 from region_workers.data.decode import open_image
 from region_workers.data.drawing_store import ensure_data

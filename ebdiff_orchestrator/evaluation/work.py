@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.ensemble.images import to_pil
+from ebdiff_orchestrator.ensemble.pictures import to_pil
 from ebdiff_orchestrator.evaluation.extractors import load_extractor
 from ebdiff_orchestrator.evaluation.inception import BATCH_IMAGES
 from ebdiff_orchestrator.evaluation.sources import Images, image_source

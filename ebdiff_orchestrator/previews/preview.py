@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ebdiff_orchestrator.ensemble.drawings import drawing_grid
-from ebdiff_orchestrator.ensemble.images import image_grid, to_pil
 from ebdiff_orchestrator.ensemble.loading import ensemble_of
+from ebdiff_orchestrator.ensemble.pictures import drawing_grid, image_grid, to_pil
 from ebdiff_orchestrator.ensemble.samples import Samples, samples_of
 from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 from ebdiff_orchestrator.run.previews import last_preview

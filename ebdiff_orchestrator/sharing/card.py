@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from ebdiff_orchestrator.ensemble.images import GRID
+from ebdiff_orchestrator.ensemble.pictures import GRID
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of

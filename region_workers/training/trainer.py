@@ -9,11 +9,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from region_workers.training.device import World
-from region_workers.training.diffusion import diffusion_loss
+from region_workers.training.diffusion import TimestepSampler, diffusion_loss
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness, set_dropout_rows, use_batch_dropout
 from region_workers.training.sparse import SparseWeights
-from region_workers.training.timesteps import TimestepSampler
 from schemas.errors import RunFailed
 from schemas.plan import SparsityPlan, TrainingPlan
 

@@ -12,7 +12,7 @@ from ebdiff_orchestrator.ensemble import (
     samples_of,
     write_samples,
 )
-from ebdiff_orchestrator.ensemble.images import image_grid
+from ebdiff_orchestrator.ensemble.pictures import image_grid
 from schemas.errors import UserError
 
 

@@ -5,10 +5,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from region_workers.training.diffusion import add_noise, alphas_cumprod, diffusion_loss
-from region_workers.training.timesteps import (
+from region_workers.training.diffusion import (
     TimestepSampler,
+    add_noise,
+    alphas_cumprod,
     antithetic_timesteps,
+    diffusion_loss,
     dual_centre,
     loss_weights,
     speed_probabilities,
