@@ -5,8 +5,6 @@ several plans at once, are all that a program needs. Importing this package, and
 ray nor the driver.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path

@@ -5,8 +5,6 @@ python examples/launch_and_plot.py [PLAN] [--set KEY=VALUE]... [--run-dir DIR] [
 The plot needs matplotlib.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

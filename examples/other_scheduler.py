@@ -3,8 +3,6 @@
 python examples/other_scheduler.py runs/digits [--steps 20] [--out dpm.png]
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

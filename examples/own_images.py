@@ -3,8 +3,6 @@
 python examples/own_images.py photos/ [--resolution 32] [--steps 20000] [--run-dir runs/photos]
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

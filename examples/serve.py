@@ -11,8 +11,6 @@ Nobody is asked for a password: it listens on this machine alone unless --host s
 must ask them itself. Needs ray[serve].
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import io
@@ -28,8 +26,7 @@ from starlette.responses import JSONResponse, Response
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.ensemble.drawings import svg_grid
-from ebdiff_orchestrator.ensemble.images import image_grid, to_pil
+from ebdiff_orchestrator.ensemble.pictures import image_grid, svg_grid, to_pil
 from ebdiff_orchestrator.ensemble.samples import sample_generator
 from schemas.plan import WorkersPlan
 

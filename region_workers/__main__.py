@@ -1,7 +1,5 @@
 """`python -m region_workers JOB.json`: one worker without Ray; under torchrun, one of several."""
 
-from __future__ import annotations
-
 import os
 import sys
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Digests and seeds: SHA-256 of named parts, equal on every machine and in every process."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

@@ -1,7 +1,5 @@
 """The section of a plan for vector drawings: how strokes become rows of points, and rows a picture."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

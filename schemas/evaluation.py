@@ -1,7 +1,5 @@
 """What an evaluation hands to its workers, and what it leaves beside the number."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

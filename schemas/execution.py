@@ -1,7 +1,5 @@
 """The sections of a plan that change nothing in the result: saving, reporting, and what workers ask for."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator

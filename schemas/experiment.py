@@ -1,7 +1,5 @@
 """The sections of a plan that determine the result, besides the model and the regions."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator

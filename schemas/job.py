@@ -1,7 +1,5 @@
 """What the driver hands to a worker, and what a worker leaves in its stage's folder for the driver."""
 
-from __future__ import annotations
-
 from pathlib import PurePosixPath
 from typing import Any, Literal
 

@@ -1,8 +1,6 @@
 """The manifest: the one file that says what a run is, what it has done and what it has left on disk."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -126,7 +124,7 @@ class Evaluation(Section):
     at: float
 
     @model_validator(mode="after")
-    def _check_extractor(self) -> Evaluation:
+    def _check_extractor(self) -> Self:
         by_inception, by_other = (self.fid, self.inception_sha256), (self.frechet_distance, self.extractor_sha256)
         ours, theirs = (by_inception, by_other) if self.extractor == "inception" else (by_other, by_inception)
         if None in ours or theirs != (None, None):
@@ -189,7 +187,7 @@ class Manifest(Sealed):
     def stage(self, name: str) -> StageRecord:
         return self.stages[name]
 
-    def with_stage(self, record: StageRecord) -> Manifest:
+    def with_stage(self, record: StageRecord) -> Self:
         return self.model_copy(update={"stages": {**self.stages, record.name: record}})
 
     def finished(self) -> bool:

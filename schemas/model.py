@@ -1,7 +1,5 @@
 """The model section of a plan: what is denoised, and by which dense network."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator

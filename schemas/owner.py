@@ -1,7 +1,5 @@
 """Who works on a run: numbered claims in the run directory, of which the newest is the owner's."""
 
-from __future__ import annotations
-
 import re
 
 from schemas.section import Section

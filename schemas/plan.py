@@ -1,7 +1,5 @@
 """The plan: the whole experiment as its user writes it, validated, frozen and hashed."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator

@@ -1,7 +1,5 @@
 """Previews of a run that still trains: what the plan asks for, and what is recorded of each."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

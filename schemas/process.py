@@ -3,8 +3,6 @@
 OpenMP reads the environment when torch is first imported, and only then. In a host's process the user decides.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import sys

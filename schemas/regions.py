@@ -1,7 +1,5 @@
 """Regions of timesteps: what one expert trains on, and the rules that a plan's regions must keep together."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator

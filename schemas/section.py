@@ -1,7 +1,5 @@
 """The bases of every model here, frozen, unknown keys refused, some with a seal; and the kinds of text in them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

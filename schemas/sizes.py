@@ -1,7 +1,5 @@
 """Sizes of a plan's networks, counted once and recorded in the run: parameters and multiply-accumulates."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from schemas.section import Section, is_none

@@ -1,8 +1,6 @@
 """The sparsity section of a plan: experts of which most weights are zero, from their first step to their last."""
 
-from __future__ import annotations
-
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -53,7 +51,7 @@ class SparsityPlan(Section):
         description="Updates end at this share of the steps: RigL's. The EMA must forget what left before the end.",
     )
 
-    def of_region(self, sparsity: float | None) -> SparsityPlan:
+    def of_region(self, sparsity: float | None) -> Self:
         return self if sparsity is None else self.model_copy(update={"sparsity": sparsity})
 
     def determinants(self, steps: int) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """What a store of images or of latents says of itself: its content's digest, its shape, where it came from."""
 
-from __future__ import annotations
-
 from math import prod
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """A study: several plans and seeds run as one piece of work, as its user writes it."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """An environment that has torch, diffusers and safetensors, what they need, and nothing else, made in a second."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from importlib import metadata

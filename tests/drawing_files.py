@@ -1,7 +1,5 @@
 """Small files of drawings, scribbles of a given seed as QuickDraw lines or as SVG, and the plans that train on them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

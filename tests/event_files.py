@@ -1,7 +1,5 @@
 """A run's event files, as TensorBoard's own reader has them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run that counts as finished, made in a second: experts as they were initialised, and a manifest that says so."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

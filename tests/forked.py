@@ -4,8 +4,6 @@ A new interpreter takes eight seconds of a core for these imports. A fork shares
 environment, folder, output, exit code and signals are a new process's. Ray is not imported before the fork.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
 import importlib

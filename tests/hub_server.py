@@ -1,7 +1,5 @@
 """A stand-in for the Hugging Face hub on the loopback: model repositories that its client makes, fills and reads."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

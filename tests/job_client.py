@@ -3,8 +3,6 @@
 The tests' own process never imports ray: it would fix how Ray authenticates there for every test after it.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

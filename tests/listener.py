@@ -1,7 +1,5 @@
 """A view for tests."""
 
-from __future__ import annotations
-
 from ebdiff_orchestrator.run.view import View
 
 

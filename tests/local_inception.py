@@ -1,7 +1,5 @@
 """A stand-in for pytorch-fid's Inception weights, made here: the right shapes, random values, no published FID."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from unittest.mock import patch

@@ -4,8 +4,6 @@ Run as `python node_cluster.py NODE...`: starts a head without CPUs and the node
 address. Then `remove NODE` kills a node as a power cut would, and `add NODE` brings one.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

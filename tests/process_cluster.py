@@ -1,7 +1,5 @@
 """A stand-in for Ray that starts workers as processes of this machine: the driver and the workers are the real."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import Future

@@ -1,7 +1,5 @@
 """Ray clusters that tests start as processes of their own, with a token, and of which nothing is left at the end."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """What a run is for, by digest, so what must be equal after any accident: not what says when something was done."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

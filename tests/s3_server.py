@@ -1,7 +1,5 @@
 """An S3 server of this machine for tests: moto's, in a process of its own."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """An executor for tests that runs each job at once in the test's own process, and counts them."""
 
-from __future__ import annotations
-
 from concurrent.futures import Future
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess

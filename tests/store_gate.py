@@ -1,7 +1,5 @@
 """A way to a server of this machine that can be shut, so that connections are refused, and opened again."""
 
-from __future__ import annotations
-
 import socket
 from threading import Thread
 

@@ -1,7 +1,5 @@
 """The command line: what its user types after `ebdiff`; each command is a call of the package's own functions."""
 
-from __future__ import annotations
-
 import errno
 import re
 import signal

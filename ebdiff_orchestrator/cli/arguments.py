@@ -1,7 +1,5 @@
 """Arguments that several commands of the command line share; an option without a name has that of its parameter."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

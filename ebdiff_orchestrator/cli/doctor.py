@@ -1,7 +1,5 @@
 """The command `ebdiff doctor`."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

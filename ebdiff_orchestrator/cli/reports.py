@@ -1,7 +1,5 @@
 """The commands that read and change nothing: `ebdiff tickets | compare | report | estimate`."""
 
-from __future__ import annotations
-
 import json
 from enum import StrEnum
 from pathlib import Path

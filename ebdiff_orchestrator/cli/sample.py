@@ -1,7 +1,5 @@
 """The command `ebdiff sample`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,7 +66,7 @@ def sample(
 ) -> None:
     """Draw images or drawings from a finished ensemble."""
     with quick_imports():
-        from ebdiff_orchestrator.ensemble.images import GRID
+        from ebdiff_orchestrator.ensemble.pictures import GRID
         from ebdiff_orchestrator.ensemble.samples import write_samples
         from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 

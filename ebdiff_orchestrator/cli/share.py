@@ -1,7 +1,5 @@
 """The commands that give a finished ensemble to others: `ebdiff export | push`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

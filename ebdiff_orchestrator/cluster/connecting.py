@@ -1,7 +1,5 @@
 """Joining a Ray cluster, or starting an embedded Ray; what a user tells Ray outside the plan is looked at first."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Where the work of a run is done: in this process, or by the workers of a Ray cluster; and what a job asks for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext

@@ -3,8 +3,6 @@
 The job itself knows nothing of ray. An actor has no process group, and none of the helpers that a trainer brings.
 """
 
-from __future__ import annotations
-
 import math
 import secrets
 import tempfile

@@ -1,7 +1,5 @@
 """The examination: ask every node, then every check."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

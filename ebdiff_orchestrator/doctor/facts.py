@@ -1,7 +1,5 @@
 """What one node says of itself, gathered on it by functions that a cluster can run anywhere: they import little."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import stat

@@ -1,7 +1,5 @@
 """The nodes as they are: all there, one version everywhere, clocks that agree, tokens asked for, GPUs in use."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """What a check found, fine, worth knowing, or wrong and then what to do; for people and as JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """Where the run lies: a folder or an object store that all nodes share, written, replaced, made durable and locked."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

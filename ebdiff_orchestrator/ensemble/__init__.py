@@ -7,11 +7,10 @@ so our own, for drawings and for images with classes or a VAE, are entered there
 
 import diffusers
 
-from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.loading import ensemble_of, load_ensemble
 from ebdiff_orchestrator.ensemble.pipeline import EnsemblePipeline
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.samples import iter_samples, samples_of, write_samples
-from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vector_pipeline import VectorPipeline
 

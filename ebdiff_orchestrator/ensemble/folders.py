@@ -1,7 +1,5 @@
 """Durable folders that replace an older one of their own kind only, and are read only as they were written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,8 +1,7 @@
-"""An ensemble read from its folder, as the pipeline of its kind."""
-
-from __future__ import annotations
+"""An ensemble as the pipeline of its kind: read from its folder, or put together from experts."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vector_pipeline import VectorPipeline
 from region_workers.storage.hub import HubError, download, is_hub_name
 from schemas.errors import UserError, user_error
+from schemas.plan import DiffusionPlan, SamplingPlan
 
 # What an export consists of; its modules lie there to be verified, and are not imported.
 _OF_AN_ENSEMBLE = ("*.json", "*.safetensors", "*.py", SUMS_FILE)
@@ -71,6 +71,49 @@ def pipeline_of(router: TimestepRouter, scheduler: SchedulerMixin, vae: nn.Modul
     if vae is not None:
         raise user_error("vae", type(vae).__name__, "none for experts that draw drawings", "Leave it out.")
     return VectorPipeline(router, scheduler)
+
+
+_OF_SAMPLING = (
+    "spacing",
+    "eta",
+    "clip_sample",
+    "guidance_scale",
+    "steps_offset",
+    "set_alpha_to_one",
+    "variance_strength",
+)
+
+
+def ensemble_of(
+    experts: Sequence[nn.Module],
+    routes: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    diffusion: DiffusionPlan,
+    sampling: SamplingPlan,
+    vae: nn.Module | None = None,
+) -> RoutedPipeline:
+    """The pipeline of `experts`, which own `routes` and are called `names`; `save_pretrained` writes its folder.
+
+    `sampling` becomes what a call of the pipeline that names no steps, eta or guidance scale uses. With `vae` (a
+    diffusers AutoencoderKL or VQModel) the experts' images are its latents, scaled as its config says. Raises
+    `UserError` if the experts, routes, timesteps and VAE do not fit together.
+    """
+    router = TimestepRouter(experts, routes, names)
+    covered = routes[-1][1]
+    if covered != diffusion.num_train_timesteps:
+        raise user_error(
+            "routes", list(routes), f"a last stop of T = {diffusion.num_train_timesteps}", "Cover all of [0, T)."
+        )
+    return pipeline_of(router, scheduler_of(diffusion, sampling), vae)
+
+
+def scheduler_of(diffusion: DiffusionPlan, sampling: SamplingPlan) -> ListDDIMScheduler:
+    """The scheduler that samples as the plan says."""
+    how = sampling.model_dump(include=set(_OF_SAMPLING))
+    scheduler: ListDDIMScheduler = ListDDIMScheduler(
+        **diffusion.model_dump(), **how, num_inference_steps=sampling.steps
+    )
+    return scheduler
 
 
 def _draws_drawings(router: TimestepRouter) -> bool:

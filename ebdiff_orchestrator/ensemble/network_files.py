@@ -1,7 +1,5 @@
 """One network, expert or VAE, as a folder of config.json and safetensors, no pickle; and the precisions it runs in."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """What the pipelines of all kinds of ensembles share: the way down the timesteps, and the folder they are saved as."""
 
-from __future__ import annotations
-
 import inspect
 import json
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The router: one network to its callers, which runs only the expert that owns each timestep."""
 
-from __future__ import annotations
-
 import inspect
 import itertools
 from collections.abc import Callable, Sequence

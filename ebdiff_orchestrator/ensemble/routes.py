@@ -1,7 +1,5 @@
 """Which expert owns a timestep; batches whose rows go to several experts; experts read when their turn comes."""
 
-from __future__ import annotations
-
 import bisect
 import numbers
 import re

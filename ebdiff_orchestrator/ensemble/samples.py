@@ -1,7 +1,5 @@
 """Samples of an ensemble, images or drawings: batch after batch, whoever draws them, and as a folder of files."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import re
@@ -12,10 +10,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ebdiff_orchestrator.ensemble.drawings import Drawing, write_drawings
 from ebdiff_orchestrator.ensemble.folders import check_own_folder, write_own_folder
-from ebdiff_orchestrator.ensemble.guidance import check_classes, scale_of
-from ebdiff_orchestrator.ensemble.images import write_images
+from ebdiff_orchestrator.ensemble.pictures import Drawing, write_drawings, write_images
+from ebdiff_orchestrator.ensemble.pipeline import check_classes, scale_of
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from schemas.digest import seed_from
 from schemas.errors import RunFailed, user_error

@@ -1,7 +1,5 @@
 """DDIM for any list of timesteps: the previous timestep is the list's next entry (arXiv 2010.02502, eq. 12)."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

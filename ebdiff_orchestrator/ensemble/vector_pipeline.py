@@ -10,12 +10,10 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from ebdiff_orchestrator.ensemble.drawings import Drawing
-from ebdiff_orchestrator.ensemble.images import to_pil
+from ebdiff_orchestrator.ensemble.pictures import Drawing, to_pil
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.ensemble.scheduler import Generators
-from region_workers.data.drawings import strokes_of
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster, strokes_of
 from schemas.drawings import RasterPlan
 from schemas.errors import shown, user_error
 

@@ -1,7 +1,5 @@
 """`evaluate`: the Frechet distance of a finished run's images, recorded under a key of all that determines it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

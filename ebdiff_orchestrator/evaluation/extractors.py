@@ -1,7 +1,5 @@
 """What turns images to the features that a Frechet distance compares: pytorch-fid's Inception, or random filters."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, get_args

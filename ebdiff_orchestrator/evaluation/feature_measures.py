@@ -1,7 +1,5 @@
 """What else the features of two sets of images tell: the kernel distance (KID), precision and recall."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Features of many images, made by many workers: the missing shards shared out, and what is done shown."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """pytorch-fid's Inception network: where its weights come from, and the 2048 features of an image."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What an evaluation was asked to measure, and what is refused of it before any work."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Untrained filters see edges, textures, colours and layout, not what is in a pict
 orders the runs of this tool, and says nothing beside a published FID.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluations on record: by which key, and where."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory

@@ -1,7 +1,5 @@
 """The images that a run is measured against: its own, a folder's, or just their statistics; kept in the cache."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

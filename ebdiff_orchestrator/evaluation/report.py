@@ -1,7 +1,5 @@
 """The report of an evaluation: its number, and what the sampling that it measured costs."""
 
-from __future__ import annotations
-
 from ebdiff_orchestrator.ensemble.routes import Routes
 from ebdiff_orchestrator.ensemble.scheduler import spaced_timesteps
 from ebdiff_orchestrator.evaluation.values import label_of

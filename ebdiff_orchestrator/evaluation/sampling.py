@@ -1,7 +1,5 @@
 """`ebdiff sample`: what an ensemble draws, in this process or shared out over the workers of a Ray cluster."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the images of an evaluation come from: an ensemble, the run's own data, or a folder; drawings are rendered."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,12 @@ import numpy as np
 import torch
 from pytorch_fid.fid_score import IMAGE_EXTENSIONS
 
-from ebdiff_orchestrator.ensemble.drawings import Drawing
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.pictures import Drawing
 from ebdiff_orchestrator.ensemble.samples import samples_of
 from region_workers.data.decode import open_image
 from region_workers.data.drawing_store import ensure_data
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster
 from region_workers.data.store import ImageStore
 from region_workers.storage.places import cache_dir_of
 from schemas.drawings import RasterPlan

@@ -1,7 +1,5 @@
 """The mean and covariance of features, and their Frechet distance."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

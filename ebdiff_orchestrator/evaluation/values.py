@@ -1,7 +1,5 @@
 """The values of an evaluation under their right names, each with its number of images: an FID is Inception's alone."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from schemas.manifest import Evaluation

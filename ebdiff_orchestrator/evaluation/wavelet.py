@@ -5,8 +5,6 @@ packet has one number a block and colour. The distance is the mean over packets 
 two sets' Gaussians. Values of images are in [0, 1], and grey ones count as three equal colours, as in `pytorchfwd`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

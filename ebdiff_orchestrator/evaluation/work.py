@@ -1,7 +1,5 @@
 """What one worker of an evaluation does: make images, turn them to features, write them shard by shard."""
 
-from __future__ import annotations
-
 import io
 import time
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.ensemble.images import to_pil
+from ebdiff_orchestrator.ensemble.pictures import to_pil
 from ebdiff_orchestrator.evaluation.extractors import load_extractor
 from ebdiff_orchestrator.evaluation.inception import BATCH_IMAGES
 from ebdiff_orchestrator.evaluation.sources import Images, image_source

@@ -4,8 +4,6 @@ A device runs one job at a time, a job keeps its devices from its start to its e
 another. So a device must hold the memory of one job at most.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

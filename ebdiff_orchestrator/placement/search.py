@@ -1,7 +1,5 @@
 """A short schedule of jobs that may run on several devices each: for up to twelve jobs, near the optimum."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What a plan's jobs cost, for the planner: seconds on one device, or steps of the dense network as the unit."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.placement.schedule import Work, allowed_widths

@@ -1,7 +1,5 @@
 """Whether a plan and its data fit: what is refused, and what `ebdiff plan` only notes, since the cluster may differ."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from region_workers.data.files import names_hub_data

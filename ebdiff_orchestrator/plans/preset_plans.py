@@ -1,7 +1,5 @@
 """The presets: plans of the paper's jobs, the methods that each can be run with (`cifar10-eb`), and studies of them."""
 
-from __future__ import annotations
-
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any

@@ -1,7 +1,5 @@
 """What a plan runs, or a run has run: each network's size beside its region. Nothing is trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """The sizes of a plan's networks, counted, and the mistakes that only the networks show."""
 
-from __future__ import annotations
-
 from ebdiff_orchestrator.plans.data_checks import check_resolution
 from region_workers.networks.costs import CostCounter
 from region_workers.networks.pretrained import dense_counter

@@ -4,8 +4,6 @@ It prints the preview's record, or nothing if a region has no whole checkpoint a
 with the driver that started it. It takes the 0.8 GB of torch and diffusers, and its networks, only as long as it draws.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from contextlib import suppress

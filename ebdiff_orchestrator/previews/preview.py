@@ -1,7 +1,5 @@
 """One preview: the newest networks put together as the run's own ensemble will be, and sampled from the same noise."""
 
-from __future__ import annotations
-
 import io
 import resource
 import time
@@ -12,17 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from ebdiff_orchestrator.ensemble.drawings import drawing_grid
-from ebdiff_orchestrator.ensemble.images import image_grid, to_pil
+from ebdiff_orchestrator.ensemble.loading import ensemble_of
+from ebdiff_orchestrator.ensemble.pictures import drawing_grid, image_grid, to_pil
 from ebdiff_orchestrator.ensemble.samples import Samples, samples_of
-from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 from ebdiff_orchestrator.run.previews import last_preview
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import inputs_of, outline_jobs, worker_job
 from region_workers.data.drawing_store import ensure_data
+from region_workers.data.drawings import raster
 from region_workers.data.encode import on_threads
-from region_workers.data.rasters import raster
 from region_workers.data.samples import DrawingSamples
 from region_workers.data.store import ImageStore
 from region_workers.data.vae import load_known_vae

@@ -1,7 +1,5 @@
 """`ebdiff compare`: the paper's table of methods, from the manifests of runs; nothing is estimated."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

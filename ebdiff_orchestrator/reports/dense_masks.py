@@ -1,7 +1,5 @@
 """The masks that a trained dense model has, beside those of a run. torch is imported."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The measured values of runs: a column for each measure, since values of two measures cannot be compared."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 

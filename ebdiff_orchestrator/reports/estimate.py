@@ -1,7 +1,5 @@
 """`ebdiff estimate`: what a run would take, from a few measured steps and stated assumptions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """How reports show texts, numbers and tables: in a terminal, as Markdown, as CSV."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Container, Sequence
@@ -162,3 +160,10 @@ def _columns_that_fit(table: TextTable, width: int) -> list[int]:
         if _fitting_widths(lines, width) is not None:
             kept = more
     return kept
+
+
+def evenly_chosen(count: int, limit: int) -> list[int]:
+    """At most `limit` of `count` positions, evenly spread, the first and the last among them."""
+    if count <= limit:
+        return list(range(count))
+    return sorted({round(index * (count - 1) / (limit - 1)) for index in range(limit)})

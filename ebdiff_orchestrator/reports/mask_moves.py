@@ -1,7 +1,5 @@
 """How the masks of a run's sparse trainings have moved: what the trainings recorded of them, in shares."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The masks that a run has recorded, and how far they lie from each other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

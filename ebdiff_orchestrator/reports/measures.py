@@ -1,9 +1,8 @@
 """What a run's method is called, what the run took and what came of it; None for what was not measured."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from ebdiff_orchestrator.reports.distances import Values, best_values
 from schemas.job import WEIGHTS_FILE
@@ -28,7 +27,7 @@ class Hours:
         return "GPU-hours" if self.on_gpus else "worker-hours"
 
     @classmethod
-    def of(cls, held: Sequence[DeviceUsage | DenseCost]) -> Hours | None:
+    def of(cls, held: Sequence[DeviceUsage | DenseCost]) -> Self | None:
         """All together; None for nothing."""
         gpus, workers = sum(each.gpu_hours for each in held), sum(each.worker_hours for each in held)
         return cls(gpus or workers, gpus > 0) if gpus or workers else None

@@ -1,7 +1,5 @@
 """`ebdiff plan`: a plan's networks and, with --gpus N, what each placement of its regions comes to."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """A plan's networks as tables: their sizes and, of a sparse plan, kept weights and what they would cost in theory."""
 
-from __future__ import annotations
-
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.formats import TextTable
 from schemas.sizes import Costs, SparseCosts

@@ -1,7 +1,5 @@
 """What `ebdiff status` shows."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`ebdiff tickets`: when each ticket appeared, when it would have, and how the tickets differ from each other."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -1,23 +1,26 @@
 """How `ebdiff tickets` shows its report: tables in a terminal, CSV files and pictures in a folder."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ebdiff_orchestrator.reports.formats import as_csv, plain_table, say
-from ebdiff_orchestrator.reports.heat_maps import evenly_chosen, heat_picture, heat_table, side_by_side
+from ebdiff_orchestrator.reports.formats import as_csv, evenly_chosen, plain_table, say
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
-from ebdiff_orchestrator.reports.mask_moves_picture import moves_picture
+from ebdiff_orchestrator.reports.masks import Distances
+from ebdiff_orchestrator.reports.page.curves import draw_distances, draw_layers, draw_moves
+from ebdiff_orchestrator.reports.page.svg import write_png
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
-from region_workers.storage.durable import write_file, write_text
+from region_workers.storage.durable import write_text
 from schemas.errors import user_error
 
+_NEAR, _MIDDLE, _FAR = np.array([255, 250, 220]), np.array([240, 120, 60]), np.array([90, 10, 60])
 _COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
 _DIFFERENCES_EXPLAINED = (
     "distance: share of bits that differ. shared: of the channels that the smaller ticket keeps, those that the larger "
@@ -55,33 +58,31 @@ def write_report(report: TicketsReport, folder: Path, last: int | None) -> list[
     For each sparse region REGION-weights.csv (a row for each layer and update) and REGION-weights.png.
     """
     check_out(folder)
+    texts = {f"{ticket.masks.region}.csv": _as_csv(ticket, last) for ticket in report.tickets}
+    texts |= {f"{moves.region}-weights.csv": _moves_as_csv(moves) for moves in report.moves}
     written = []
-    for ticket in report.tickets:
-        path = folder / f"{ticket.masks.region}.csv"
-        write_text(path, _as_csv(ticket, last))
-        written += [path, _write_picture([_heat_picture(ticket, last)], path.with_suffix(".png"))]
-    for moves in report.moves:
-        path = folder / f"{moves.region}-weights.csv"
-        write_text(path, _moves_as_csv(moves))
-        written += [path, _write_picture([moves_picture(moves)], path.with_suffix(".png"))]
+    for (name, text), figures in zip(texts.items(), _figures(report, last), strict=True):
+        path = folder / name
+        write_text(path, text)
+        write_png(path.with_suffix(".png"), [figures])
+        written += [path, path.with_suffix(".png")]
     return written
 
 
 def draw_pictures(report: TicketsReport, file: Path, last: int | None) -> Path:
     """Write the tickets' heat maps and the figures of masks that move, side by side, as one PNG."""
-    heat_maps = [_heat_picture(ticket, last) for ticket in report.tickets]
-    return _write_picture([*heat_maps, *(moves_picture(moves) for moves in report.moves)], file)
-
-
-def _heat_picture(ticket: TicketReport, last: int | None) -> Image.Image:
-    intervals, distances = ticket.newest(last)
-    return heat_picture(distances, intervals, f"{ticket.masks.region} at {ticket.masks.pruning_ratio:.0%}")
-
-
-def _write_picture(pictures: Sequence[Image.Image], file: Path) -> Path:
-    picture = side_by_side(pictures)
-    write_file(file, lambda temporary: picture.save(temporary, format="PNG"))
+    write_png(file, _figures(report, last))
     return file
+
+
+def _figures(report: TicketsReport, last: int | None) -> list[list[Callable[[Any], None]]]:
+    """Of each ticket one, then of each sparse region two."""
+    figures: list[list[Callable[[Any], None]]] = []
+    for ticket in report.tickets:
+        figures.append([partial(draw_distances, report=ticket, last=last)])
+    for moves in report.moves:
+        figures.append([partial(draw_moves, moves=moves), partial(draw_layers, moves=moves)])
+    return figures
 
 
 def check_out(folder: Path) -> None:
@@ -104,7 +105,32 @@ def _show_distances(ticket: TicketReport, console: Console, columns: int, last: 
     intervals, distances = ticket.newest(last)
     chosen, how = _chosen(len(intervals), columns, " intervals")
     say(console, f"Distance between the masks of two intervals{how}:")
-    console.print(heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen]))
+    console.print(_heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen]))
+
+
+def _heat_table(distances: Distances, intervals: Sequence[int]) -> Table:
+    """Distances [n, n] in hundredths, coloured by their share of the largest; rows and columns are intervals."""
+    table = Table(show_edge=False, pad_edge=False, box=None, padding=0)
+    table.add_column("", justify="right")
+    for interval in intervals:
+        table.add_column(f"{interval:>4}", justify="right", no_wrap=True)
+    colours = _colours(distances / (float(distances.max(initial=0.0)) or 1.0))
+    for interval, row, row_colours in zip(intervals, distances, colours.tolist(), strict=True):
+        table.add_row(f"{interval} ", *map(_heat_cell, row, row_colours))
+    return table
+
+
+def _heat_cell(value: float, colour: list[int]) -> Text:
+    ink = "black" if sum(colour) > 300 else "white"
+    return Text(f" {value:.2f}".replace("0.", ".", 1), style=f"{ink} on rgb({','.join(map(str, colour))})")
+
+
+def _colours(shares: Distances) -> npt.NDArray[np.uint8]:
+    """0: pale, 1: dark; [rows, columns, 3]."""
+    shares = shares[..., None]
+    low = _NEAR + (_MIDDLE - _NEAR) * np.minimum(shares * 2, 1)
+    colours: npt.NDArray[np.float64] = low + (_FAR - _MIDDLE) * np.maximum(shares * 2 - 1, 0)
+    return colours.round().astype(np.uint8)
 
 
 def _show_would_be_drawn(ticket: TicketReport, console: Console) -> None:

@@ -1,7 +1,5 @@
 """A job's attempts: what one said of itself, how many a job may have, and what follows when one has ended."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass

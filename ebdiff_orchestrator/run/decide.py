@@ -1,7 +1,5 @@
 """What to do next: a pure function of the jobs, what is finished, what runs and what is free."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """The last two stages: the experts put together as one pipeline, and images drawn from it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -10,9 +8,8 @@ import torch
 from torch import nn
 
 from ebdiff_orchestrator.cluster.executor import Executor, ThisProcess, request_of, run_one
-from ebdiff_orchestrator.ensemble.loading import load_ensemble
+from ebdiff_orchestrator.ensemble.loading import ensemble_of, load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of, write_samples
-from ebdiff_orchestrator.ensemble.saving import ensemble_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name

@@ -1,7 +1,5 @@
 """Elastic regions: a training that would end last goes on, from its next checkpoint, with the workers that are free."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 

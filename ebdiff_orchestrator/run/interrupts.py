@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM, noted rather than raised, so that the driver can stop its workers in order."""
 
-from __future__ import annotations
-
 import signal
 import threading
 import time

@@ -1,7 +1,5 @@
 """The loop over jobs: carries out what `decide` says, watches the workers, and collects what they leave."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress

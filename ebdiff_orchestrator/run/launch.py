@@ -1,7 +1,5 @@
 """The driver: `launch` and `resume`. Checks the plan, then images, jobs, ensemble and samples, in one direction."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass

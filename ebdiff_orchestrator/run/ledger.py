@@ -1,8 +1,7 @@
 """The manifest in memory and on disk: every change of a stage goes through here and is durable when it returns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
+from typing import Self
 
 from ebdiff_orchestrator.run.manifests import begun_anew, continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -25,7 +24,7 @@ class Ledger:
         self._launch: Launch | None = None
 
     @classmethod
-    def begin(cls, directory: RunDirectory, plan: Plan, view: View | None = None) -> Ledger:
+    def begin(cls, directory: RunDirectory, plan: Plan, view: View | None = None) -> Self:
         """The ledger of this plan's run: a new one, or the one at hand if it is of the same experiment.
 
         A run in which no job has begun yet gives way. UserError, showing what differs, if the run is of another.

@@ -1,7 +1,5 @@
 """The manifest of a new run, of one that goes on, and of one that gets more steps, where the plan may be so changed."""
 
-from __future__ import annotations
-
 import platform
 import re
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The workers' metrics, as they come, for the trackers: each row once, whoever was killed in between."""
 
-from __future__ import annotations
-
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,6 @@ that look until the write is done, and by whoever claims; a store is looked at r
 with another's: a claim lives if it is seen to change. The same files do this in a folder and in an object store.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

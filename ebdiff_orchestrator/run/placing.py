@@ -1,7 +1,5 @@
 """The placement of a launch: in which order its jobs start and how many workers each gets, by measured step times."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.cluster.executor import Executor, run_one

@@ -1,7 +1,5 @@
 """Previews beside a launch: when the next is due, and the process of its own that draws it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A plan with all that is looked up about it, its dense start too, once: it is handed on, and nobody looks again."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reusing what other runs have computed: equal stages whole, shorter trainings as a start."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run is its directory: opening one, its manifest, its owner, and verifying what it holds."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """What a run denoises: its images or drawings, decoded once, or the latents that its VAE makes of images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """The stages of a plan: their names, their keys, and the jobs that workers complete them in."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,11 +1,9 @@
 """The model card of an exported ensemble: what it is, what making it took, what was measured, and how to load it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
-from ebdiff_orchestrator.ensemble.images import GRID
+from ebdiff_orchestrator.ensemble.pictures import GRID
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of

@@ -1,7 +1,5 @@
 """A run's ensemble as a folder for others, which plain diffusers opens where this package is not installed."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -9,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ebdiff_orchestrator.ensemble.folders import SUMS_FILE, check_whole, damaged, has_sums, write_own_folder, write_sums
-from ebdiff_orchestrator.ensemble.images import GRID
+from ebdiff_orchestrator.ensemble.pictures import GRID
 from ebdiff_orchestrator.ensemble.routed_pipeline import MODEL_INDEX
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE

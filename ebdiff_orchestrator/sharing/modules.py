@@ -4,8 +4,6 @@ A module is what its classes reach: definitions of our packages, copied with the
 modules import each other, and the imports from elsewhere that these use.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """A run's ensemble on the Hugging Face hub."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Finding and reading studies, and keeping one in its folder: the same command goes on with it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,12 +1,10 @@
 """What a study has shown so far: of each row the mean and deviation over seeds of its measures, and what it cost."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
@@ -48,7 +46,7 @@ class Spread:
     n: int
 
     @classmethod
-    def of(cls, values: Sequence[float | None]) -> Spread | None:
+    def of(cls, values: Sequence[float | None]) -> Self | None:
         """None if nothing is known."""
         known = [value for value in values if value is not None]
         if not known:

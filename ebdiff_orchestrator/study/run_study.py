@@ -1,7 +1,5 @@
 """`run_study`: the runs of a study on one cluster, each an ordinary run in a folder of the study's."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, wait

@@ -1,7 +1,5 @@
 """A study's results as a table for people, and as a plot of quality against device-hours."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a person sees of a study: a state for each run, the jobs at work, and the lines of all runs with their names."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from threading import Lock
 

@@ -1,7 +1,5 @@
 """One executor that several runs use at a time, each as if it were its own."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The trackers of a run, each in a thread of its own: one that fails or hangs costs a warning and never the run."""
 
-from __future__ import annotations
-
 import importlib.util
 import time
 from collections.abc import Callable, Mapping
@@ -9,16 +7,54 @@ from functools import partial
 from pathlib import Path
 from queue import Full, Queue
 from threading import Thread
+from typing import NamedTuple, Protocol
 
-from ebdiff_orchestrator.trackers.tracker import Series, Tracker
 from schemas.errors import plan_error
 from schemas.execution import TrackerName
 from schemas.plan import Plan
 
+TENSORBOARD_FOLDER = "tensorboard"  # of a run's; its event files
+WANDB_FOLDER = "wandb"  # of a run's; W&B has links in it, some to its cache
 _MOST_WAITING = 200_000  # calls; a tracker that is so far behind is given up
 _CLOSE_LIMIT_S = 30.0
 _FLUSH_EVERY_S = 5.0
 _MODULES: dict[TrackerName, str] = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
+
+
+class Series(NamedTuple):
+    """Numbers or pictures that go on step by step: of one region (`shared`: of a draw for all, `run`: of the run).
+
+    `kind`: `train` and `draw` (losses and so on of a stage's updates), `resources/train` and `resources/draw` (what its
+    worker took), `masks` (a draw's distances); `previews` and their `measures`, by number; `samples`.
+    """
+
+    region: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """Such as `0-260/train`."""
+        return f"{self.region}/{self.kind}"
+
+
+class Tracker(Protocol):
+    """One library's run. It is called from one thread alone; what it raises ends it, and nothing else."""
+
+    def last_step(self, series: Series) -> int:
+        """The last step that it has of a series, from an earlier launch too; -1 for none."""
+
+    def scalars(self, series: Series, values: Mapping[str, float], step: int, unix_s: float) -> None:
+        """Numbers of one step, by name."""
+
+    def image(self, series: Series, step: int, png: Path, unix_s: float) -> None:
+        """A picture."""
+
+    def flush(self) -> None:
+        """Nothing more comes for a while."""
+
+    def close(self) -> None:
+        """Nothing more comes in this launch."""
+
 
 Call = Callable[[Tracker], None]
 

@@ -1,7 +1,5 @@
 """A run of MLflow, found again by a tag; it is kept where MLFLOW_TRACKING_URI says, else in the run directory."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ebdiff_orchestrator.trackers.tracker import Series
+from ebdiff_orchestrator.trackers.group import Series
 from region_workers.storage.durable import write_text
 
 _TAG = "ebdiff.run"

@@ -1,7 +1,5 @@
 """TensorBoard's event files, a folder a region, so that the curves of all regions and runs lie in one chart."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ebdiff_orchestrator.trackers.tracker import TENSORBOARD_FOLDER, Series
+from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series
 
 
 class TensorBoard:

@@ -1,14 +1,12 @@
 """A run of Weights & Biases, gone on with by its id; WANDB_MODE=offline keeps it in the run directory, to be synced."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.trackers.tracker import WANDB_FOLDER, Series
+from ebdiff_orchestrator.trackers.group import WANDB_FOLDER, Series
 from region_workers.storage.durable import write_bytes
 
 _STEP = "updates"

@@ -1,7 +1,5 @@
 """Batches as a function of the step: which samples, which mirrored, which without their label; on the device."""
 
-from __future__ import annotations
-
 import numpy as np
 import numpy.typing as npt
 import torch

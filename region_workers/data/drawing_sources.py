@@ -1,7 +1,5 @@
 """What `data.path` may name for drawings: QuickDraw's .ndjson files, or SVG files in a folder or a .zip."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """The store of a plan's drawings: the rows of all of them in one memory-mapped file, made once."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -21,10 +19,10 @@ from region_workers.data.drawings import (
     LongDrawingError,
     Rows,
     UnreadableDrawingError,
+    raster,
     rows_of,
     strokes_of,
 )
-from region_workers.data.rasters import raster
 from region_workers.data.samples import DrawingSamples, Numbers, npy_header
 from region_workers.data.store import (
     SAMPLES,

@@ -1,18 +1,18 @@
-"""Strokes to the rows that a network sees, and back; the recipe of ChiroDiff (arXiv 2304.03785, and its released code).
+"""Strokes to the rows that a network sees, and back, by the recipe of ChiroDiff (arXiv 2304.03785, and its released
+code); and to pictures, black lines on white, as people see them and as measures do.
 
 A stroke is float [n, 2], positions x, y of the pen with y downwards. Rows are float32 [L, 3]: x, y (or the step to them
 from the row before), and 1 where a stroke ends, else 0; the first point of a drawing is the origin and has no row.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageDraw
 
-from schemas.drawings import DrawingsPlan
+from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.limits import LARGE
 
 Stroke = npt.NDArray[np.floating[Any]]
@@ -66,6 +66,39 @@ def strokes_of(rows_L3: npt.NDArray[Any], coordinates: Coordinates) -> list[npt.
         points[1:] = np.cumsum(rows_L3[:, :2], axis=0, dtype=np.float64)
     ends = np.flatnonzero(np.asarray(rows_L3)[:, 2] > _PEN_UP) + 2
     return [stroke for stroke in np.split(points, ends) if len(stroke) > 1]
+
+
+_FINER = 4  # drawn so many times as large and reduced, which smooths the lines
+_WHITE, _BLACK = 255, 0
+
+
+def raster(strokes: Sequence[Stroke], plan: RasterPlan) -> npt.NDArray[np.uint8]:
+    """uint8 [H, W, 1]: the drawing fills the canvas but for its margins, centred; white if there is nothing to draw.
+
+    Points that are no numbers, as a network may give them, are not drawn.
+    """
+    side, width = plan.canvas_px * _FINER, max(1, round(plan.line_width_px * _FINER))
+    image = Image.new("L", (side, side), _WHITE)
+    draw = ImageDraw.Draw(image)
+    for stroke in placed(strokes, side, side * (1 - 2 * plan.margin) - width):
+        corners = np.floor(stroke).astype(np.int64)
+        draw.line(corners.ravel().tolist(), fill=_BLACK, width=width)
+        for left, top in (corners - width // 2).tolist():  # round ends and corners
+            draw.ellipse((left, top, left + width - 1, top + width - 1), fill=_BLACK)
+    return np.array(image.reduce(_FINER))[:, :, None]
+
+
+def placed(strokes: Sequence[Stroke], side: int, inner: float) -> list[npt.NDArray[np.float64]]:
+    """The strokes in the middle of a square, the longer side of what they cover `inner` long; finite points alone."""
+    finite = [stroke[np.isfinite(stroke).all(axis=1)] for stroke in strokes]
+    drawn = [stroke.astype(np.float64) for stroke in finite if len(stroke)]
+    if not drawn:
+        return []
+    points = np.concatenate(drawn)
+    low, high = points.min(axis=0), points.max(axis=0)
+    extent = float((high - low).max())
+    points = (points - (low + high) / 2) * (max(inner, 0.0) / extent if extent > 0 else 0.0) + side / 2
+    return np.split(points, np.cumsum([len(stroke) for stroke in drawn])[:-1])
 
 
 def _resampled(

@@ -1,7 +1,5 @@
 """Images to latents, a shard at a time: encoded the same however the work is shared out, and kept once written."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Names are strings and not paths: of a million files the paths alone would take minutes and most of a gigabyte.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

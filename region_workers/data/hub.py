@@ -1,7 +1,5 @@
 """Images of a data set on the Hugging Face hub, streamed: nothing is copied but the decoded pixels."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

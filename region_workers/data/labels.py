@@ -1,7 +1,5 @@
 """Class labels: found beside the images, numbered from 0, checked against the plan's number of classes."""
 
-from __future__ import annotations
-
 from array import array
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The latent store: every image of an image store encoded once, on as many workers as there are."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Tables of image files in Parquet, or as a hub describes them: their columns of images and labels, read in pieces."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

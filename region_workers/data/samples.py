@@ -1,7 +1,5 @@
 """Samples as they lie in a store, and how rows of it become floats: the seam between pixels, latents and drawings."""
 
-from __future__ import annotations
-
 import io
 import os
 import weakref

@@ -1,7 +1,5 @@
 """What `data.path` may name: the digits, a Parquet file, a folder of Parquet files or of images, a hub data set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path

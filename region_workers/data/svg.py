@@ -4,8 +4,6 @@ Read by expat and not as a tree: a file's own entities are refused, others are n
 text, a picture, CSS) passes by.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from xml.parsers import expat

@@ -1,7 +1,5 @@
 """The data of an SVG path, its attribute `d`, as strokes. Points are complex numbers, x + iy."""
 
-from __future__ import annotations
-
 import re
 from cmath import exp, phase
 from collections.abc import Iterator

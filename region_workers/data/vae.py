@@ -1,7 +1,5 @@
 """The VAE of a plan: found, loaded, checked, and used the same way wherever images become latents or latents images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal

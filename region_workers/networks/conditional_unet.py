@@ -1,7 +1,5 @@
 """The class-conditional UNet of latents: CrossAttn blocks attend to one learned vector, the class; also pruned."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from diffusers import UNet2DConditionModel

@@ -1,7 +1,5 @@
 """The dense network of a plan, a UNet of diffusers or one of ours, and the inputs that trace it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The network of vector drawings: ChiroDiff's bidirectional GRU (arXiv 2304.03785), as a diffusers model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

@@ -3,11 +3,9 @@
 Its backward pass takes time in proportion to the sequences' length; that of torch.nn.GRU on a CPU to its square.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +26,7 @@ class Packing:
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, lengths: Tensor, device: torch.device) -> Packing:
+    def of(cls, lengths: Tensor, device: torch.device) -> Self:
         """Of sequences of these lengths, int64 [B], 1 or more."""
         lengths = lengths.cpu()
         order = lengths.argsort(descending=True, stable=True)

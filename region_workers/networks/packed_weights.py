@@ -1,7 +1,5 @@
 """A sparse network's weights as its file holds them: of a masked tensor the kept values, and a bit for each place."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast

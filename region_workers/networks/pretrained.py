@@ -1,7 +1,5 @@
 """The dense network that a plan starts from: a diffusers folder, a hub model, or an earlier dense run's expert."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

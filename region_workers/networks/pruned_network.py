@@ -1,7 +1,5 @@
 """What our diffusers models share: built narrow from a config with kept channels, and loaded strictly."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The pruned UNet, rebuilt from its config and kept channels, and the extraction of pruned networks from dense ones."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any, TypeAlias

@@ -1,7 +1,5 @@
 """Which of diffusers' UNets can be pruned, as told by their config, and what one forward pass of a network takes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Channel groups: the channels of coupled layers that can only be pruned together."""
 
-from __future__ import annotations
-
 import copy
 import math
 import sys

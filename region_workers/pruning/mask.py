@@ -1,7 +1,5 @@
 """The mask: one bit for each prunable channel, True where it is kept; and when masks have stopped changing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Slimming: a network's layers narrowed to their kept channels, sizes and all."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 

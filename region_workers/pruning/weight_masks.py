@@ -3,8 +3,6 @@
 Densities are uniform, Erdős-Rényi (ER), or ER with kernels (ERK).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction

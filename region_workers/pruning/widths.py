@@ -1,7 +1,5 @@
 """How many channels a pruning ratio removes from a group: the paper's rule, as numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

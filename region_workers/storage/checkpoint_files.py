@@ -1,7 +1,5 @@
 """Checkpoints as their folders tell of them: whose they are and whether they are whole; no torch is needed for it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

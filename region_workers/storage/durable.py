@@ -1,7 +1,5 @@
 """Writing what must survive: temporary name, fsync, rename, fsync of the folder, and of the folders made for it."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

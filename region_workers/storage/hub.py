@@ -1,7 +1,5 @@
 """Folders of models on the Hugging Face hub: downloaded once, then read as any folder."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files that are what was recorded of them: read and verified in one go, so that what is used is what was hashed."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """JSON files that anybody may have changed, a run's manifest among them: read, or refused with the reason."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Files and folders that one process at a time holds: the kernel frees what a killed holder held."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import logging

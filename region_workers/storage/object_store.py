@@ -1,7 +1,5 @@
 """Files under one URL of an object store, through pyarrow's filesystems: s3:// and gs://."""
 
-from __future__ import annotations
-
 import random
 import re
 import shutil

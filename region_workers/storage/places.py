@@ -1,7 +1,5 @@
 """Folders of this machine: the cache, and whether one can be written and leads nowhere else."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from contextlib import suppress

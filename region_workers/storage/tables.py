@@ -1,7 +1,5 @@
 """The Arrow tables of a run: every interval's masks, the moves of sparse ones, and the metrics of each stage."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow as pa

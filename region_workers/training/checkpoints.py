@@ -1,7 +1,5 @@
 """Checkpoints of one stage: folders that are whole or absent, verified before they are trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress

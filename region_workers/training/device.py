@@ -1,7 +1,5 @@
 """The device of this process and its place among the workers of its region."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

@@ -3,16 +3,15 @@
 `Slim` stands in its place where nothing is drawn.
 """
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.pruned_unet import PrunedNetwork, extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
@@ -24,6 +23,8 @@ from region_workers.pruning.mask import (
     unpack_mask,
 )
 from region_workers.pruning.widths import realised_ratio
+from region_workers.storage.durable import write_folder, write_model
+from region_workers.storage.integrity import file_digest, files_in, read_verified, seal_folder
 from region_workers.storage.tables import Row, read_masks, write_masks
 from region_workers.training.checkpoints import Checkpoint
 from region_workers.training.device import World
@@ -32,8 +33,18 @@ from region_workers.training.family import ModelFamily
 from region_workers.training.masks import mask_maker
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.stage_loop import Stage, stopped_at
-from region_workers.training.tickets import Tickets, fresh_expert
-from schemas.job import MASKS_FILE, DrawStage, DrawTarget, Ticket, WorkerJob
+from schemas.digest import seed_from
+from schemas.job import (
+    EXPERT_FOLDER,
+    MASKS_FILE,
+    TICKET_FILE,
+    TICKETS_FOLDER,
+    DrawStage,
+    DrawTarget,
+    KeptChannels,
+    Ticket,
+    WorkerJob,
+)
 
 
 class Draw(Stage):
@@ -230,6 +241,47 @@ class Slim(Stage):
 
     def figures(self) -> dict[str, float]:
         return {f"{self._ticket.region}.drawn_at_step": 0.0}
+
+
+class Tickets:
+    """Those drawn so far. `drawn`: by region; `digests`: the SHA-256 of their files, by path in the stage's folder."""
+
+    def __init__(self, stage_folder: Path) -> None:
+        self._folder = stage_folder
+        self.drawn: dict[str, Ticket] = {}
+        self.digests: dict[str, str] = {}
+
+    def restore(self, digests: Mapping[str, str], regions: Iterable[str]) -> None:
+        """Read the tickets that a checkpoint names. Those drawn after the checkpoint are drawn again."""
+        self.digests = dict(digests)
+        for region in regions:
+            name = f"{TICKETS_FOLDER}/{region}/{TICKET_FILE}"
+            if name in self.digests:
+                data = read_verified(self._folder / name, self.digests[name])
+                self.drawn[region] = Ticket.model_validate_json(data)
+
+    def write(self, ticket: Ticket, expert: PrunedNetwork) -> None:
+        def write(folder: Path) -> None:
+            write_model(folder / TICKET_FILE, ticket)
+            expert.save_pretrained(folder / EXPERT_FOLDER)
+            seal_folder(folder)
+
+        place = self._folder / TICKETS_FOLDER / ticket.region
+        write_folder(place, write)
+        self.digests |= {str(path.relative_to(self._folder)): file_digest(path) for path in files_in(place)}
+
+    def files(self) -> list[Path]:
+        return files_in(self._folder / TICKETS_FOLDER)
+
+
+def fresh_expert(
+    dense: nn.Module, kept: Mapping[str, KeptChannels], seed: int, timesteps: tuple[int, int], ratio: float
+) -> PrunedNetwork:
+    """An expert with these kept channels and fresh weights, on the CPU. Only the shapes of `dense` matter."""
+    expert = extract_expert(dense, kept)
+    torch.manual_seed(seed_from(seed, "fresh weights", *timesteps, str(ratio)))
+    fresh: PrunedNetwork = type(expert).from_config(expert.config)
+    return fresh
 
 
 def _write_masks(rows: list[Row], folder: Path) -> None:

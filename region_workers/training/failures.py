@@ -1,7 +1,5 @@
 """What can break a stage, and whether another attempt could help."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

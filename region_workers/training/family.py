@@ -1,7 +1,5 @@
 """What is denoised, and by which network: all that training needs to know of a model family."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast

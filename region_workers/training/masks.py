@@ -1,7 +1,5 @@
 """The masks of a dense network as it is now, and the gradients that some importances rank its channels by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

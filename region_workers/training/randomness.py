@@ -4,8 +4,6 @@ They are drawn for the whole batch, so that they are the same however workers an
 invariant 3).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What a stage tells the outside while it runs: the progress file and the rows of metrics."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from pathlib import Path

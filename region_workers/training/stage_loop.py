@@ -1,7 +1,5 @@
 """The loop that every stage runs in: restore, step, report, save, stop, publish."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +12,11 @@ from region_workers.storage.integrity import artifact
 from region_workers.storage.tables import write_metrics
 from region_workers.training.checkpoints import Checkpoint, Checkpoints
 from region_workers.training.device import World
+from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.failures import OutdatedError, StopRequestedError, TicketNotDrawnError
 from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import StageReporter
-from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.job import (
     CHECKPOINTS_FOLDER,

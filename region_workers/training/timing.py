@@ -1,7 +1,5 @@
 """How long one update of a plan's networks takes on this device, on random samples: for estimates before a run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +15,9 @@ from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.training.device import World, current_world, prepare_process
+from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.errors import user_error
 from schemas.job import WorkerJob, from_plan

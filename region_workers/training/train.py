@@ -1,7 +1,5 @@
 """The train stage: one expert, from its ticket's inherited weights, with a fresh optimizer, on its region."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from typing import Self
 
 from region_workers.data.store import Store
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
@@ -28,7 +32,6 @@ from region_workers.training.reporter import announce_start, is_told
 from region_workers.training.stage_loop import Stage, StageLoop
 from region_workers.training.train import Train
 from region_workers.worker.uploader import Uploader, working_folder
-from region_workers.worker.watchdog import Watchdog, end_process
 from schemas.job import FAILURE_FILE, STOP_FILE, DrawStage, Failure, TrainStage, WorkerJob
 from schemas.process import unix_time
 
@@ -168,3 +171,40 @@ def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
         at=unix_time(),
     )
     write_model(path, failure)
+
+
+class Watchdog:
+    """Calls `on_timeout` when `heartbeat` has not been called for `limit_s` seconds, counted from the start.
+
+    A lock that is never freed, a collective operation whose neighbour is gone, or a device that no longer answers,
+    holds the thread that asked for it; only another thread can notice.
+    """
+
+    def __init__(self, limit_s: float, on_timeout: Callable[[], None]) -> None:
+        self._limit_s, self._on_timeout = limit_s, on_timeout
+        self._last_heartbeat = 0.0
+        self._over = Event()
+        self._watching = Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def heartbeat(self) -> None:
+        """Report progress: a step, or part of the preparation for the first."""
+        self._last_heartbeat = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.heartbeat()
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._limit_s / 4)):
+            if time.monotonic() - self._last_heartbeat > self._limit_s:
+                self._on_timeout()
+                return
+
+
+def end_process() -> None:
+    """Without unwinding: the thread that hangs would have to take part in it."""
+    os._exit(1)

@@ -1,7 +1,5 @@
 """Command lines that ask for what cannot be: options, run directories, and what a run does not hold."""
 
-from __future__ import annotations
-
 from harness import Case
 
 
@@ -172,11 +170,13 @@ EVALUATE = (
 
 REPORTS = (
     _type("plan tiny.yaml --yaml --json", "--yaml", "Leave one out"),
+    _type("plan tiny.yaml --gpus 2 --yaml", "--yaml", "Leave one out"),
     _type("plan tiny.yaml --measure", "--measure", "--gpus"),
     _type("plan tiny.yaml --efficiency 0.5", "--efficiency", "--gpus"),
     _type("plan tiny.yaml --gpus 2 --gpu-memory 4", "--gpu-memory = 4", "--measure"),
     _type("plan tiny.yaml --gpus 2 --efficiency nan", "--efficiency = nan", "a number"),
     _type("plan nosuch", "nosuch", "digits"),
+    _type("doctor nosuch", "nosuch", "digits"),
     _type("plan tiny.yaml --set regions.0.pruning_ratio=2", "regions.0.pruning_ratio = 2", "less than 1"),
     _type(
         "estimate tiny.yaml --set draw.interval_steps=null --set data.path=images/good", "--images", "--images 50000"

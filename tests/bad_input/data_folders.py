@@ -1,7 +1,5 @@
 """Data that cannot be trained on: folders, tables, labels, and plans that ask of them what they have not."""
 
-from __future__ import annotations
-
 from harness import ONE_NETWORK, Case
 
 

@@ -1,7 +1,5 @@
 """One bad input: what is typed, what the message must say, and the checks that hold for every one of them."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -1,7 +1,5 @@
 """Networks that cannot be started from, and VAEs that cannot encode."""
 
-from __future__ import annotations
-
 from harness import ONE_NETWORK, Case
 
 _LATENT = (

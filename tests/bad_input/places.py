@@ -1,7 +1,5 @@
 """The folder in which bad commands are typed: good plans, runs, images and networks, and bad ones beside them."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Plans that are no plans: unreadable files, YAML that is none, names of nothing, changes that change nothing."""
 
-from __future__ import annotations
-
 from harness import Case
 
 _BOMB = "".join(

@@ -1,7 +1,5 @@
 """Plans with one bad value: every field out of range, of the wrong type, not a number, empty, negative or huge."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import get_args
 
@@ -301,6 +299,20 @@ SPARSITY = (
     _set("regions.0.sparsity=0.3", "regions.0.sparsity = 0.3: expected", "none without a section", "sparsity.method"),
 )
 
+_DRAWN = ("model={family: vector}", "data.random_flip=false", "data.drawings={}")
+DRAWINGS = (
+    _set("data.random_flip=true", "data.random_flip = true: expected false, since data.drawings", also=_DRAWN),
+    _set("data.crop={center_x: 5, center_y: 5, size: 4}", "null, since data.drawings is set", also=_DRAWN),
+    _set("data.drawings.point_spacing=0", "data.drawings.point_spacing = 0: expected", "greater", also=_DRAWN),
+    _set("data.drawings.raster={margin: 0.5}", "data.drawings.raster.margin", "less than 0.5", also=_DRAWN),
+    _set("training.precision=bf16", "training.precision = bf16: expected fp32", "model.family = vector", also=_DRAWN),
+    _set("training.compile=true", "training.compile = true: expected false", "model.family = vector", also=_DRAWN),
+    _set("training.channels_last=true", "false, since model.family = vector", also=_DRAWN),
+    _set("sampling.guidance_scale=2", "the model has no classes", also=_DRAWN),
+    _set("model.time_embed_dim=7", "model.time_embed_dim = 7: expected", "a multiple of 2", also=_DRAWN),
+    _set("model.num_classes=3", "a key that plans have", also=_DRAWN),
+)
+
 REGIONS = (
     _set("regions=[]", "regions", "at least one region"),
     _set("regions=3", "regions = 3: expected", "a list"),
@@ -497,6 +509,7 @@ CASES = (
     *SAMPLING_AND_WORKERS,
     *PREVIEWS,
     *SPARSITY,
+    *DRAWINGS,
     *REGIONS,
     *MISSPELT,
 )

@@ -1,7 +1,5 @@
 """A run of one region, trained for a few steps in this process, and what a worker needs to go on with it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from places import plan_of

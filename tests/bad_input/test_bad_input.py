@@ -1,7 +1,5 @@
 """Every bad plan, folder and command line ends with exit code 2 and a message, and leaves nothing behind."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Drawings made to cost time or memory: each is read, or refused in words, within little of both."""
 
-from __future__ import annotations
-
 import time
 import tracemalloc
 import zipfile

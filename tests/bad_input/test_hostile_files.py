@@ -1,7 +1,5 @@
 """Files made to do harm: pickles under other names, headers that lie, paths and links that lead out, bombs."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Packed weights made to do harm: masks and values that do not agree, of shapes and sizes that nothing has."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path

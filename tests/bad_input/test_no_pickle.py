@@ -1,7 +1,5 @@
 """No file is unpickled, whatever the project loads: with every unpickler broken, all of its reading still works."""
 
-from __future__ import annotations
-
 import ast
 import pickle
 import sys

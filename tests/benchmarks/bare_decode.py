@@ -7,8 +7,6 @@ where they do not fit. Prints `ready` once the files are at hand, waits for a li
 and those of the processor.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

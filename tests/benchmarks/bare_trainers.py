@@ -5,8 +5,6 @@ python tests/benchmarks/bare_trainers.py FOLDER [COUNT]
 Each writes FOLDER/first-step-INDEX when it has made one training step of a small UNet, then waits to be killed.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

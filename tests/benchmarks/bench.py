@@ -1,7 +1,5 @@
 """What the benchmarks share: functions timed in turn, figures beside their targets, a table and a JSON file."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -5,8 +5,6 @@
 Prints JSON: the `seconds` of all, and those until the first image beyond number SAFE was decoded (`first_s`).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time

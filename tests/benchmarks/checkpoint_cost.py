@@ -9,8 +9,6 @@ same cores). What a turn takes longer is what the checkpoint cost; at the plan's
 The turn's steps must outlast the writing: the time that is left of it at the end is waited for, and counted.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import sys

@@ -11,8 +11,6 @@ writing and syncing as many bytes, which no builder can leave out. Targets: a bu
 of the bare speed, memory that grows by no more than the names of the images, batches 10 times faster than the step.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import os

@@ -7,8 +7,6 @@ distance to the real digits in their 20 largest principal components. The SVM le
 other half is the first row. A distance grows as images get fewer: compare rows of equally many.
 """
 
-from __future__ import annotations
-
 import re
 import statistics
 from collections import defaultdict

@@ -11,8 +11,6 @@ kept channels the larger one keeps too, beside the share to expect of masks that
 All draws start from the same weights.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from itertools import combinations

@@ -6,8 +6,6 @@ Every point runs in a process of its own (`growth_points.py`). The slope beside 
 through the points' logarithms: 1 is linear, 0 is flat.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -3,8 +3,6 @@
 python tests/benchmarks/growth_points.py regions|size|images VALUE FOLDER
 """
 
-from __future__ import annotations
-
 import io
 import json
 import resource
@@ -31,9 +29,9 @@ from region_workers.data.store import ensure_store
 from region_workers.networks.dense import load_network
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World, prepare_process
+from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.timing import random_samples
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob

@@ -1,7 +1,5 @@
 """Image files made for a benchmark: some hundred distinct pictures, encoded, as a Parquet file or as a folder."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -7,8 +7,6 @@ it: their memory (PSS: shared pages are divided among those who share them), the
 15 s of those that are neither driver nor worker, which is Ray's own.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import sys

@@ -10,8 +10,6 @@ with elastic over that without; and how far the experts' weights are then apart 
 same, the sums of two workers round differently).
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

@@ -8,8 +8,6 @@ diff-pruning with the gradients at hand, since their passes are training and not
 does it: a copy of the network, its graph traced, and the channels cut out of it by the library's own pruner.
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import statistics

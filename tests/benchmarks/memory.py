@@ -1,7 +1,5 @@
 """The peak memory of a running process and of those it starts, as Linux keeps it in /proc."""
 
-from __future__ import annotations
-
 import subprocess
 import time
 from collections.abc import Callable

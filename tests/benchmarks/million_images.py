@@ -8,8 +8,6 @@ folder (default: the system's temporary folder) and are removed at the end. Ever
 peak memory is watched, and is done before with a tenth of the images: memory is flat if it does not tell the two apart.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Training steps of the project, made as a worker makes them: for the benchmarks of a training step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +10,10 @@ from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.training.device import World, prepare_process
+from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import UNetFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import StageReporter
-from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.timing import network_at
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob

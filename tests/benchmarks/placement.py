@@ -8,8 +8,6 @@ jobs are placed. Then 1,000 jobs on 100 devices, target at most a second, and ot
 schedule can be shorter than.
 """
 
-from __future__ import annotations
-
 import statistics
 
 from bench import Report, arguments, in_turn, settings_of

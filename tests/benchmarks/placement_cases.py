@@ -1,7 +1,5 @@
 """Random jobs to place, and the shortest makespan of a few of them by brute force."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ epoch and prefetch, and on a GPU memory is pinned. Without --images it trains on
 torch.compile are there for those who compare with the same script, so tuned.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import tempfile

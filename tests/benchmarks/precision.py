@@ -14,8 +14,6 @@ over seeds, at each point of the curve. Two things must be within it:
 As a check that the figures can fail, the same distance is shown for one fp32 curve at a tenth of the learning rate.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path

@@ -11,8 +11,6 @@ images are the digits that the tests use, whose distribution to mix in is their 
 and its threads.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

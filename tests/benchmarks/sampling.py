@@ -11,8 +11,6 @@ compiled experts are timed on a fifth of the steps. `--short` takes the digits' 
 fills it.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import os
@@ -31,8 +29,8 @@ from torch.profiler import ProfilerActivity, profile
 from untrained import owners_of_steps, untrained_networks
 
 from ebdiff_orchestrator.ensemble import EnsemblePipeline, TimestepRouter, ensemble_of, load_ensemble
+from ebdiff_orchestrator.ensemble.loading import scheduler_of
 from ebdiff_orchestrator.ensemble.routes import Routes
-from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.networks.costs import cost_counter
 from region_workers.training.device import keep_freed_memory

@@ -10,8 +10,6 @@ plain processes, which know nothing of each other or of Ray, drawing as many ima
 takes the digits' experts.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import tempfile

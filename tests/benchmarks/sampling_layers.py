@@ -9,8 +9,6 @@ second stand what a large matrix product reaches, and beside bytes a second (rea
 The speed-up is that of a trajectory whose steps a spacing puts on the experts. `--short` takes the digits' networks.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections import Counter

@@ -12,8 +12,6 @@ these runs with each other and nothing else; theoretical multiply-accumulates of
 network's; the experts' size on disk beside its. TA-sparse has three experts, each with a third of the steps.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import statistics

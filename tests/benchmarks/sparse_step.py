@@ -7,8 +7,6 @@ A dense and a static trainer make their steps in turn. An update is `SparseWeigh
 at random, with no other trainer in memory.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

@@ -9,8 +9,6 @@ does not use; the bare trainers, on Ray as it comes but for its dashboard, stay 
 with. Our step is seen in the progress file, which is rewritten once a second.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import statistics

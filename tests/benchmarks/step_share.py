@@ -15,8 +15,6 @@ The trainer and its record, on images of noise (batch: 8 on a CPU, 128 on a GPU)
   possible; no less than weights, moments and EMA with the larger of the two.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 import tempfile

@@ -1,7 +1,5 @@
 """Every benchmark runs in its short form and reports; what it measures there means nothing."""
 
-from __future__ import annotations
-
 import json
 import math
 import runpy

@@ -14,8 +14,6 @@ take turns with the rest. Experts are timed as they are trained: their steps wou
 the ratio of MACs if nothing but MACs took time.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import statistics

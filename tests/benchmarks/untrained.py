@@ -1,12 +1,10 @@
 """A plan's networks as they are initialised: what they cost to run does not depend on their training."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 
+from ebdiff_orchestrator.ensemble.loading import scheduler_of
 from ebdiff_orchestrator.ensemble.routes import Routes
-from ebdiff_orchestrator.ensemble.saving import scheduler_of
 from region_workers.networks.costs import cost_counter
 from region_workers.networks.dense import build_dense
 from region_workers.networks.pruned_unet import extract_expert

@@ -1,7 +1,5 @@
 """Ways to damage a file: a flipped bit, a cut at each kind of boundary, emptied, deleted, another file in its place."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping

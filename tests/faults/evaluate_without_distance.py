@@ -1,7 +1,5 @@
 """The command line with the Frechet distance, which takes half a minute and is made of what is on disk, left out."""
 
-from __future__ import annotations
-
 import ebdiff_orchestrator.evaluation.evaluate as evaluation
 from ebdiff_orchestrator.cli.app import main
 from ebdiff_orchestrator.evaluation.statistics import Statistics

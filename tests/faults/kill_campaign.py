@@ -1,7 +1,5 @@
 """A campaign of kills: which victim when, what came of it, and whether the runs end as one that nobody harmed."""
 
-from __future__ import annotations
-
 import random
 import shutil
 import signal

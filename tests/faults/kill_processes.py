@@ -1,7 +1,5 @@
 """The processes of a command under attack: found by descent, told apart by what they are, and never left behind."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

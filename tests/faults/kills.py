@@ -6,8 +6,6 @@ A run takes one kill in each stage, `--each` many where workers train, and then 
 The exit code is 0 if every run ended as the undisturbed one. The folder of a run that did not is kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

@@ -6,8 +6,6 @@
 Prints a line of JSON for each thing tried.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

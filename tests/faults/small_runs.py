@@ -1,7 +1,5 @@
 """Runs of a second: two regions of a tiny network, in the test's own process, and what they leave, by digest."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future

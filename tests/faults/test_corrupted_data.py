@@ -1,7 +1,5 @@
 """A damaged store of images or latents is found before a training sees it: built anew, or refused with its remedy."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """What others read of a run, an ensemble, an evaluation, a progress file, is refused, made again or passed over."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

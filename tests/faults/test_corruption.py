@@ -1,7 +1,5 @@
 """A damaged file of a run is found before it is used, named, and made again to the same bits; nothing good is lost."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

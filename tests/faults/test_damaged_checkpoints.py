@@ -1,7 +1,5 @@
 """A damaged checkpoint is never gone on from: the last good one is, to the same bits."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

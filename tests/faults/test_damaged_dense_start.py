@@ -1,7 +1,5 @@
 """A damaged dense start is not trained from: not that of a run, by its record, nor that of a folder, by its digest."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A full or read-only disk: named with what to do, nothing good lost, and gone on with to the same bits."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

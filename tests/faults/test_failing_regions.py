@@ -4,8 +4,6 @@ The driver is the real one, and so are the workers, in processes of their own wh
 only Ray, which the region workers never see, is replaced by a cluster that starts them directly.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future

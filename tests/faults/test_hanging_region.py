@@ -1,7 +1,5 @@
 """A region whose workers wait for each other for ever ends itself and is tried again; the others do not wait for it."""
 
-from __future__ import annotations
-
 import fcntl
 import signal
 import time

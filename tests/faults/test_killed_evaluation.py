@@ -1,7 +1,5 @@
 """An evaluation killed by SIGKILL goes on where it was, to the same statistics bit for bit."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable

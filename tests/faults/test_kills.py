@@ -5,8 +5,6 @@ others go on is in test_failing_regions.py. With EBDIFF_KILLS=100 as many random
 `python tests/faults/kills.py` carries out.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import tempfile

@@ -1,7 +1,5 @@
 """Two launches at once, and a clock that steps back: one driver works, and no time that is recorded is negative."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import random

@@ -5,8 +5,6 @@ the list the disk is built as the cut may have left it. File data survives only 
 written; a new, renamed or deleted name surely holds only once its folder was synced, and before that it may or may not.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

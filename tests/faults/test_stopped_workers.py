@@ -1,7 +1,5 @@
 """A worker that is asked to stop goes on to the same bits; two workers of a region agree with one."""
 
-from __future__ import annotations
-
 import fcntl
 import time
 from collections.abc import Callable

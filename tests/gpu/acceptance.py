@@ -20,8 +20,6 @@ networks, on the CPU, and has no target but for what holds at any size.
 It needs no Ray, and no install of this project: docs/gpu.md has the few wheels that a machine with torch alone lacks.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Import this first: where the modules of acceptance.py are, installed or not, and how its processes wait."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

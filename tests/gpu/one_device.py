@@ -1,7 +1,5 @@
 """What is asked of one device: steps without a wait, memory as estimated, three regions at once, sampling."""
 
-from __future__ import annotations
-
 import argparse
 import gc
 import threading

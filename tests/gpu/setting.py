@@ -1,7 +1,5 @@
 """What every check of acceptance.py is given, and the ways of training that a GPU has."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import dataclass
 from pathlib import Path

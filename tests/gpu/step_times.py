@@ -5,8 +5,6 @@ plain loop is that of plain_loop.py, with the same precision, memory format and 
 the device already, so that what is compared is what a GPU does.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence

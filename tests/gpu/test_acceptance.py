@@ -1,7 +1,5 @@
 """acceptance.py in its form for the CPU: every check runs, reports what it found, and needs no Ray."""
 
-from __future__ import annotations
-
 import json
 import math
 import runpy

@@ -1,7 +1,5 @@
 """Workers as a run starts them, without Ray: one that is killed and goes on, and two that share a region."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

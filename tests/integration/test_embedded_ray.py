@@ -1,7 +1,5 @@
 """The Ray that a run starts for itself: who can talk to it, what it leaves, and a job that is given up."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """The programs in examples/, as they are, on little."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import json
@@ -33,8 +31,7 @@ from starlette.requests import Request
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.ensemble import samples_of
-from ebdiff_orchestrator.ensemble.drawings import svg_grid
-from ebdiff_orchestrator.ensemble.images import image_grid
+from ebdiff_orchestrator.ensemble.pictures import image_grid, svg_grid
 from schemas.plan import Plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -3,8 +3,6 @@
 That study is killed as a job and goes on with a Ray of its own. And without the token: nothing is told, nothing runs.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

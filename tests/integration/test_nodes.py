@@ -1,7 +1,5 @@
 """A cluster of several nodes: regions on different ones, a node that is lost in training and comes back, equal bits."""
 
-from __future__ import annotations
-
 import json
 import signal
 import time

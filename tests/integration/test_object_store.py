@@ -1,7 +1,5 @@
 """A run in an object store: a real S3 server, workers in processes of their own, kills, and the same bits."""
 
-from __future__ import annotations
-
 import errno
 import io
 import re

@@ -1,7 +1,5 @@
 """Runs whose regions get as many workers as the placement says, or as become free; processes in the place of Ray."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every preset's whole path at small size, on data of its own layout: data, draw, train, assemble, sample."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report in a real Chromium, which Debian has: `apt-get install chromium chromium-driver`."""
 
-from __future__ import annotations
-
 import itertools
 import shutil
 from collections.abc import Callable, Iterator

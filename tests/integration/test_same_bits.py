@@ -4,8 +4,6 @@ Bits are those of one kind of machine and one version of torch: `same_bits.json`
 recorded; elsewhere only what must be equal between the runs is compared. EBDIFF_RECORD_BITS=1 records this machine's.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

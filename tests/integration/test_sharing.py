@@ -1,7 +1,5 @@
 """An ensemble for others: opened by plain diffusers where this package is not installed, and shared on a hub."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

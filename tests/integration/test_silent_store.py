@@ -1,7 +1,5 @@
 """A store that does not answer for a while: everything waits for it, says so, and goes on; after the limit it fails."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

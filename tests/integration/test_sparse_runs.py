@@ -1,7 +1,5 @@
 """Sparse training in processes of its own: killed at an update, or shared by two workers, it ends as one whole run."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

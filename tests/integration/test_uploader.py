@@ -1,7 +1,5 @@
 """What a worker of a run in an object store deletes there: only what it has retired itself, whatever befalls it."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import time

@@ -3,8 +3,6 @@
 A process counts a network once: what has a preset's full size is all here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

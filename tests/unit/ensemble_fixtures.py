@@ -1,7 +1,5 @@
 """Tiny experts, constant experts and ensembles for the tests of the ensemble."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Tiny VAEs with random weights, and images to encode."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -6,8 +6,6 @@ memory; DDP, whose reducer reads addresses; `torch.compile`, which passes over w
 does here. tests/gpu has those.
 """
 
-from __future__ import annotations
-
 import copy
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Small UNets with attention and skips, with every weight random: a default norm would hide a wrong channel."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

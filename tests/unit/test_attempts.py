@@ -1,7 +1,5 @@
 """What an attempt left: how far it is saved, and why it failed, by its own word or else by that of its future."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path

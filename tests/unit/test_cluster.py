@@ -1,7 +1,5 @@
 """What jobs ask of a cluster, and how many of them its nodes hold."""
 
-from __future__ import annotations
-
 import pytest
 
 from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node

@@ -1,7 +1,5 @@
 """Costs: counted on no weights, for one image, and in silence."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A batch is a function of the seed and the step, however it is cut and whenever it is asked for."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

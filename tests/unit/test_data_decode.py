@@ -1,7 +1,5 @@
 """Every kind of image file becomes uint8 pixels of the plan's size and channels."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

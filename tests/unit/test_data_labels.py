@@ -1,7 +1,5 @@
 """Labels come with the images from every kind of source, numbered from 0 and aligned with what is readable."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path
@@ -136,26 +134,6 @@ def test_a_hub_data_set_gives_its_labels(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_no_label_is_refused(labels: pa.Array, message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"data\.label_column = label: .*" + message):
         ensure_store(table(tmp_path / "a.parquet", labels), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"path": "a.parquet", "label_column": "kind"}, r"it is not there\. Set data\.label_column to one of: label"),
-        ({"path": "data", "label_column": "kind"}, r"label for the folder of images"),
-        ({"label_column": "target"}, r"label for sklearn:digits"),
-        ({"path": "flat", "label_column": "label"}, r"1\.png lies in none"),
-    ],
-)
-def test_a_column_that_is_not_there_is_refused(
-    values: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    table(tmp_path / "a.parquet", pa.array([0, 1]))
-    class_folders(tmp_path / "data", {"a/1.png": 1})
-    class_folders(tmp_path / "flat", {"a/1.png": 1, "1.png": 1})
-    with pytest.raises(PlanError, match=message):
-        ensure_store(DataPlan(**values), tmp_path / "cache")
 
 
 def test_labels_must_be_below_the_models_classes(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What `data.path` may name, and how the image column and the split are found."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path
@@ -106,18 +104,6 @@ def test_a_column_marked_as_images_is_preferred(tmp_path: Path) -> None:
     assert open_source(DataPlan(path=str(path)), tmp_path).identity()["column"] == "photo"
 
 
-def test_a_table_without_images_says_what_it_has(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"label": [1, 2]}), tmp_path / "labels.parquet")
-    with pytest.raises(PlanError, match=r"label \(int64\)"):
-        ensure_store(DataPlan(path=str(tmp_path / "labels.parquet")), tmp_path)
-
-
-def test_an_unknown_column_is_refused_with_the_candidates(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "images.parquet", [1])
-    with pytest.raises(PlanError, match=r"img: expected .*one of: image"):
-        ensure_store(DataPlan(path=str(path), image_column="img"), tmp_path)
-
-
 def test_only_the_files_of_the_split_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
@@ -155,12 +141,6 @@ def test_bad_paths_say_what_to_do(
     (tmp_path / "drawings/a.svg").write_text("<svg/>")
     with pytest.raises(PlanError, match=message):
         ensure_store(DataPlan(**values), tmp_path / "cache")
-
-
-def test_an_empty_table_is_refused(tmp_path: Path) -> None:
-    path = write_parquet(tmp_path / "images.parquet", [])
-    with pytest.raises(PlanError, match="The data set is empty"):
-        ensure_store(DataPlan(path=str(path)), tmp_path)
 
 
 def test_a_hub_that_does_not_answer_is_a_bad_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

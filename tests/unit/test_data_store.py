@@ -1,7 +1,5 @@
 """A store is built once, whole, and only as readable as the plan asks."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Decisions of the driver: what starts, what waits, what is given up, and which training gets free workers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

@@ -1,7 +1,5 @@
 """What is in deploy/ fits what reads it: KubeRay's and Kubernetes' fields, Docker's rules, and this project's own."""
 
-from __future__ import annotations
-
 import copy
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The Slurm script, run as it is with stand-ins for Slurm's commands, Ray's and this project's own."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """What README and docs say is there is there: files, commands, options; and the page of fields is the schemas'."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import shlex

@@ -1,7 +1,5 @@
 """What `ebdiff doctor` finds wrong on nodes that are made up, and what it finds fine."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`ebdiff doctor` as it is typed: on this machine, and on a cluster of nodes that are made up."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ from typer.testing import CliRunner
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import NodeAnswer
 from ebdiff_orchestrator.doctor import examine
-from schemas.errors import PlanError
 
 
 class TwoNodes:
@@ -131,8 +128,3 @@ def test_a_run_directory_that_cannot_be_made_is_wrong(tmp_path: Path) -> None:
     code, output = doctor("digits", "--run-dir", tmp_path / "file" / "run", "--json")
     assert code == 1
     assert [f["check"] for f in json.loads(output)["findings"] if f["status"] == "wrong"] == ["files"]
-
-
-def test_a_plan_that_cannot_run_is_refused() -> None:
-    with pytest.raises(PlanError, match="nosuch"):
-        doctor("nosuch")

@@ -1,7 +1,5 @@
 """What `ebdiff doctor` expects a run to need, against what one really takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread

@@ -1,26 +1,29 @@
-"""`ebdiff doctor` on run directories: real files and locks, and nodes that see others."""
-
-from __future__ import annotations
+"""`ebdiff doctor` on run directories: real files and locks, a real S3 server, and nodes that see others."""
 
 import errno
 import fcntl
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from forked import run_forked
+from s3_server import BUCKET, s3_server
 
 from ebdiff_orchestrator.doctor import storage
+from ebdiff_orchestrator.doctor.examine import examine
 from ebdiff_orchestrator.doctor.report import Finding
 from ebdiff_orchestrator.doctor.storage import (
     StorageAnswer,
     StorageTest,
     cannot_write,
     judge_folder,
+    judge_store,
     look_at_storage,
     storage_test,
 )
+from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
 
 GOOD = StorageAnswer(reads=True, lock="held", wrote="node-1", seen=True)
@@ -108,3 +111,40 @@ def test_a_filesystem_without_locks_is_wrong(tmp_path: Path, monkeypatch: pytest
     assert finding.status == "wrong"
     assert "flock is not supported" in finding.what
     assert list(tmp_path.iterdir()) == []
+
+
+URL = f"s3://{BUCKET}/runs/a"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectStore]:
+    with s3_server():
+        yield ObjectStore(URL)
+
+
+def test_a_node_that_reaches_the_store_reads_and_writes_there_and_nothing_stays(store: ObjectStore) -> None:
+    with storage_test(URL) as test:
+        answer = _look(test)
+    assert answer.seen
+    assert judge_store(URL, {"a": answer}).status == "fine"
+    assert store.list_keys() == []
+
+
+def test_a_node_with_another_store_is_wrong(store: ObjectStore) -> None:
+    with storage_test(URL) as test:
+        answer = _look(StorageTest(f"s3://{BUCKET}/elsewhere", test.secret))
+    finding = judge_store(URL, {"a": StorageAnswer(reads=True, wrote="node-1", seen=True), "b": answer})
+    assert finding.status == "wrong"
+    assert "b: what the driver wrote is not there" in finding.what
+
+
+def test_a_node_that_may_not_write_is_wrong(store: ObjectStore) -> None:
+    answer = StorageAnswer.model_validate(look_at_storage("s3://no-such-bucket/run", "secret"))
+    assert not answer.reads
+    assert judge_store(URL, {"a": answer}).status == "wrong"
+
+
+@pytest.mark.parametrize(("url", "status"), [(URL, "fine"), ("s3://no-such-bucket/run", "wrong")])
+def test_a_run_in_an_object_store_is_examined(store: ObjectStore, url: str, status: str) -> None:
+    findings = examine(run_dir=url).findings
+    assert [finding.status for finding in findings if finding.check == "shared storage"] == [status]

@@ -1,7 +1,5 @@
 """Drawing: when the queue agrees, and what each importance and option gives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

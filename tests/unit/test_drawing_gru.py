@@ -1,7 +1,5 @@
 """The network of drawings computes what torch's own GRU does, whatever stands in the padding."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where drawings come from: QuickDraw lines, and SVG files with all that a path may hold."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from region_workers.data.drawing_sources import MOST_BYTES, open_drawings, strok
 from region_workers.data.drawings import UnreadableDrawingError
 from region_workers.data.svg import strokes_of_svg
 from schemas.drawings import DrawingsPlan
-from schemas.errors import PlanError
 from schemas.plan import DataPlan
 
 DRAWINGS = scribbles(4)
@@ -227,26 +224,3 @@ def test_files_of_an_archive_or_folder_that_do_not_read_are_unreadable(tmp_path:
     gone = open_drawings(plan_of(write_svgs(tmp_path / "svg", DRAWINGS)))
     with pytest.raises(UnreadableDrawingError, match="No such file"):
         gone.strokes(Item("x", str(tmp_path / "svg/x.svg")))
-
-
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("absent", "no such file"),
-        ("one.svg", "one drawing: give the folder"),
-        ("a.parquet", "Choose another"),
-        ("broken.zip", "does not read as an archive"),
-        ("empty.zip", "holds no SVG files"),
-        ("nothing", "neither .ndjson nor .svg"),
-        ("mixed", "separate them"),
-    ],
-)
-def test_a_path_that_holds_no_drawings_is_refused(tmp_path: Path, name: str, says: str) -> None:
-    (tmp_path / "one.svg").write_text(as_svg(DRAWINGS[0]))
-    (tmp_path / "a.parquet").write_text("PAR1")
-    (tmp_path / "broken.zip").write_text("PK")
-    zipped(tmp_path / "empty.zip", {"a.png": "x"})
-    (tmp_path / "nothing").mkdir()
-    write_lines(write_svgs(tmp_path / "mixed", DRAWINGS) / "a.ndjson", DRAWINGS)
-    with pytest.raises(PlanError, match=says):
-        open_drawings(plan_of(tmp_path / name))

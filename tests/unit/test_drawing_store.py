@@ -1,7 +1,5 @@
 """The store of drawings: built once, whole or not at all; and the batches that are served from it."""
 
-from __future__ import annotations
-
 import itertools
 import signal
 import time
@@ -19,8 +17,7 @@ from ebdiff_orchestrator.run.samples import decode_data, samples_at_hand
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.batches import DrawingBatches
 from region_workers.data.drawing_store import DrawingStore, ensure_drawings
-from region_workers.data.drawings import rows_of, strokes_of
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster, rows_of, strokes_of
 from region_workers.data.samples import DrawingSamples
 from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import PlanError, RunFailed
@@ -93,18 +90,6 @@ def test_what_is_left_out_is_named_by_its_fault_or_its_length(tmp_path: Path) ->
     assert store.info.too_long_names == ("line 2",)
     with pytest.raises(PlanError, match=r"max_unreadable = 0\.01"):
         ensure_drawings(plan, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "values", "says"),
-    [("", {}, "at least one drawing"), (as_line(DRAWINGS[0]), {"max_points": 3}, "more points than at least one of")],
-)
-def test_a_source_without_drawings_of_use_is_refused(
-    tmp_path: Path, text: str, values: dict[str, object], says: str
-) -> None:
-    (tmp_path / "a.ndjson").write_text(text)
-    with pytest.raises(PlanError, match=says):
-        ensure_drawings(plan_of(tmp_path / "a.ndjson", **values), tmp_path)
 
 
 @pytest.mark.parametrize("file", ["samples.npy", "offsets.npy", "checksums.npy", "store.json"])

@@ -1,12 +1,9 @@
 """Drawings: strokes to rows by the published recipe and back, and their pictures."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
-from region_workers.data.drawings import LongDrawingError, UnreadableDrawingError, rows_of, strokes_of
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import LongDrawingError, UnreadableDrawingError, raster, rows_of, strokes_of
 from schemas.drawings import DrawingsPlan, RasterPlan
 
 L_SHAPE = [np.array([[10.0, 20.0], [10.0, 40.0], [30.0, 40.0]]), np.array([[20.0, 20.0], [30.0, 20.0]])]

@@ -1,7 +1,5 @@
 """Dropout does not depend on how a batch is shared out."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """The embedded Ray where it is slow or another version, and its folder; with Ray itself: tests/integration."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

@@ -1,7 +1,5 @@
 """Class-conditional ensembles: labels reach the experts, guidance is the formula, folders remember both."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """What plain diffusers can do with an ensemble folder, as the README says."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Drawings from an ensemble, and drawings on disk."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -24,8 +22,7 @@ from ebdiff_orchestrator.ensemble import (
     write_samples,
 )
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
-from region_workers.data.drawings import strokes_of
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster, strokes_of
 from region_workers.data.svg import strokes_of_svg
 from region_workers.storage.integrity import seal_folder
 from schemas.drawings import RasterPlan

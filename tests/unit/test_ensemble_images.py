@@ -1,7 +1,5 @@
 """Images from an ensemble and images on disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from ebdiff_orchestrator.ensemble import (
     samples_of,
     write_samples,
 )
-from ebdiff_orchestrator.ensemble.images import image_grid
+from ebdiff_orchestrator.ensemble.pictures import image_grid
 from schemas.errors import UserError
 
 

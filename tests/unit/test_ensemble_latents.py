@@ -1,7 +1,5 @@
 """Ensembles on a VAE's latents: decoded images, the stored scaling, and the folder with vae/."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Precision, offloading and compiling change how an ensemble is sampled, not what it draws."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

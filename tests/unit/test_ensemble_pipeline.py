@@ -1,7 +1,5 @@
 """The ensemble as a pipeline: what it draws, with which schedulers, and how it is saved and loaded."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path

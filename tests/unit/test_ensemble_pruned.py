@@ -1,7 +1,5 @@
 """An ensemble of pruned experts is rebuilt from configs and kept channels, without the pruning library."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The router runs only the owner of each timestep and is saved and loaded whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

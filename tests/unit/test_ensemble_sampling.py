@@ -135,19 +135,3 @@ def test_options_that_drawings_have_not_are_refused(
     with pytest.raises(UserError, match=message):
         ebdiff_sample(drawings, "--out", tmp_path / "out", *options)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--address", "auto"], "--address: expected --workers"),
-        (["--workers", "2"], "--workers = 2: expected at most 1"),
-        *([] if torch.cuda.is_available() else [(["--dtype", "fp16"], "dtype = fp16")]),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(
-    folder: Path, tmp_path: Path, options: list[str], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        ebdiff_sample(folder, "-n", "4", "--out", tmp_path / "out", *options)
-    assert not (tmp_path / "out").exists()

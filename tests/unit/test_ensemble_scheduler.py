@@ -1,7 +1,5 @@
 """DDIM over any list of timesteps: the closed form, diffusers where it agrees, the reference's loop elsewhere."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable
@@ -13,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from ebdiff_orchestrator.ensemble import ListDDIMScheduler
-from ebdiff_orchestrator.ensemble.saving import scheduler_of
+from ebdiff_orchestrator.ensemble.loading import scheduler_of
 from ebdiff_orchestrator.plans.load import load_plan
 from schemas.errors import UserError
 from schemas.plan import DiffusionPlan, SamplingPlan

@@ -1,7 +1,5 @@
 """Evaluation of drawings: both sides rendered alike, and how they were rendered named and known by."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,7 @@ from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
 from ebdiff_orchestrator.evaluation.work import Shard, image_file, make_shards, read_features
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from region_workers.data.drawing_store import ensure_drawings
-from region_workers.data.rasters import raster
+from region_workers.data.drawings import raster
 from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import UserError
 from schemas.evaluation import FeatureJob, Measure, SampledImages, StoredImages

@@ -1,7 +1,5 @@
 """The parts of an evaluation: shards, statistics, labels, weights, the steps that each region gets."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The seam of model families: whatever is denoised, the loop gets a network, a batch and a prediction of its noise."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

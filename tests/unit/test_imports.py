@@ -1,7 +1,5 @@
 """Who may import whom: ebdiff_orchestrator -> region_workers -> schemas, and ray in one folder only."""
 
-from __future__ import annotations
-
 import ast
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Latents are encoded once, whole, and the same however the work is shared out or interrupted."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

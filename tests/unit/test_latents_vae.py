@@ -1,7 +1,5 @@
 """The VAE of a plan: where it is found, how it scales, and what is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

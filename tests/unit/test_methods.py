@@ -1,7 +1,5 @@
 """The paper's baselines as plans: a trained dense network pruned once, and finetuned or trained from scratch."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One driver at a time: who is refused, who takes a run over, and who then stops before it writes."""
 
-from __future__ import annotations
-
 import fcntl
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Sparse weights in a file: packed with their masks, and the same bits again by every way of loading them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

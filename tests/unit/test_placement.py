@@ -1,7 +1,5 @@
 """The planner: schedules that devices can run, the paper's figures, and near the optimum at every size."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

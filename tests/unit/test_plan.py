@@ -1,6 +1,4 @@
-"""Plans refuse what cannot run, and say the field, the value, what was expected and what to do."""
-
-from __future__ import annotations
+"""Plans: presets, bases, changes, what belongs to the experiment, and notes (what is refused: tests/bad_input)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +14,8 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
-from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values
+from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
-from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError
@@ -44,74 +41,8 @@ def test_every_number_of_a_plan_has_an_upper_bound_and_every_text_a_longest() ->
     assert list(unbounded(Plan.model_json_schema())) == []
 
 
-def _vector(**sections: dict[str, object]) -> dict[str, object]:
-    model = {"family": "vector", **sections.pop("model", {})}
-    return {"model": model, "data": {"path": "drawings.ndjson", "drawings": {}}, **sections}
-
-
-def _regions(*spans: tuple[int, int]) -> dict[str, object]:
-    return {"regions": [{"train": list(span), "pruning_ratio": 0.5} for span in spans]}
-
-
-def _drawings(**data: object) -> dict[str, object]:
-    return {"model": {"family": "vector"}, "data": {"drawings": {}, **data}}
-
-
 def test_default_routes_give_each_timestep_to_the_largest_start_at_or_below_it() -> None:
     assert Plan().routes() == ((0, 240), (240, 440), (440, 1000))
-
-
-@pytest.mark.parametrize(
-    ("values", "field", "says"),
-    [
-        (_regions((0, 200), (300, 1000)), "regions.1.train", "timesteps 200 to 299 have no region"),
-        (_regions((0, 600), (300, 800), (500, 1000)), "regions.2.train", "only neighbours may overlap"),
-        (_regions((10, 1000)), "regions.0.train", "a start of 0"),
-        (_regions((0, 900)), "regions.0.train", "diffusion.num_train_timesteps = 1000"),
-        ({"regions": []}, "regions", "at least one region"),
-        (_regions((0, 600), (0, 1000)), "regions.1.train", "a start above 0"),
-        ({"draw": {"max_intervals": 4}}, "draw.max_intervals", "at least 5"),
-        ({"draw": {"max_intervals": 8, "queue_stride": 2}}, "draw.max_intervals", "at least 9"),
-        ({"sampling": {"steps": 2000}}, "sampling.steps", "at most diffusion.num_train_timesteps = 1000"),
-        ({"training": {"batch_size": 10, "gradient_accumulation": 3}}, "training.gradient_accumulation", "a divisor"),
-        ({"workers": {"gpus": 1.5}}, "workers.gpus", "a whole number"),
-        ({"model": {"block_out_channels": [60, 120]}}, "model.block_out_channels", "multiples of"),
-        ({"draw": {"weights": "ema"}, "training": {"ema_decay": None}}, "draw.weights", "raw"),
-        ({"diffusion": {"beta_start": 0.5}}, "diffusion.beta_start", "at most"),
-        ({"training": {"learning_rate": float("inf")}}, "training.learning_rate", "finite"),
-        ({"data": {"drawings": {}}}, "model.family", "vector, since data.drawings is set"),
-        ({"model": {"family": "vector"}}, "data.drawings", "a section, since model.family = vector"),
-        (_drawings(random_flip=True), "data.random_flip", "false, since data.drawings is set"),
-        (_drawings(label_column="word"), "data.label_column", "null, since data.drawings is set"),
-        (_drawings(crop={"center_x": 5, "center_y": 5, "size": 4}), "data.crop", "null, since data.drawings is set"),
-        (_drawings(drawings={"point_spacing": 0}), "data.drawings.point_spacing", "greater"),
-        (_drawings(drawings={"raster": {"margin": 0.5}}), "data.drawings.raster.margin", "less than 0.5"),
-        (_vector(training={"precision": "bf16"}), "training.precision", "fp32, since model.family = vector"),
-        (_vector(training={"compile": True}), "training.compile", "false, since model.family = vector"),
-        (_vector(training={"channels_last": True}), "training.channels_last", "false, since model.family = vector"),
-        (_vector(sampling={"guidance_scale": 2}), "sampling.guidance_scale", "the model has no classes"),
-        (_vector(model={"time_embed_dim": 7}), "model.time_embed_dim", "a multiple of 2"),
-        (_vector(model={"num_classes": 3}), "model.num_classes", "a key that plans have"),
-        ({"name": ".."}, "name", "pattern"),
-        ({"regions": [{"name": "..", "train": [0, 1000], "pruning_ratio": 0.5}]}, "name", "pattern"),
-        ({"training": {"stepz": 3}}, "training.stepz", "Did you mean training.steps?"),
-        ({"training": {"steps": "many"}}, "training.steps", "a whole number"),
-    ],
-)
-def test_a_plan_that_cannot_run_is_refused_with_field_and_expectation(
-    values: dict[str, object], field: str, says: str
-) -> None:
-    with pytest.raises(PlanError) as caught:
-        plan_from_values(dict(values))
-    assert field in str(caught.value)
-    assert says in str(caught.value)
-
-
-def test_every_mistake_of_a_plan_is_named_at_once() -> None:
-    with pytest.raises(PlanError) as caught:
-        plan_from_values({"training": {"steps": 0, "learning_rate": -1}, "seed": -5})
-    for field in ("training.steps", "training.learning_rate", "seed"):
-        assert field in str(caught.value)
 
 
 def test_a_plan_cannot_be_changed_once_made() -> None:
@@ -180,42 +111,6 @@ def test_changes_reach_lists_and_numbers_with_exponents() -> None:
     assert plan.regions[1].pruning_ratio == 0.5
     assert plan.training.learning_rate == 2e-4
     assert plan.training.steps == 7
-
-
-@pytest.mark.parametrize("change", ["training.steps", "regions.9.pruning_ratio=0.5", "seed.x=1", "=3"])
-def test_a_change_that_cannot_be_made_is_refused_with_itself_in_the_message(change: str) -> None:
-    with pytest.raises(PlanError, match="--set"):
-        load_plan("digits", [change])
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"training: {steps: 5}\ntraining: {batch_size: 3}\n", "stands twice"),
-        (b"\xff\xfe\x00", "UTF-8"),
-        (b"training: [1, 2", "expected valid YAML"),
-        (b"", "a mapping of keys to values"),
-        (None, "a folder"),
-    ],
-)
-def test_a_plan_file_that_cannot_be_meant_is_refused(tmp_path: Path, content: bytes | None, says: str) -> None:
-    file = tmp_path / "plan.yaml"
-    file.mkdir() if content is None else file.write_bytes(content)
-    with pytest.raises(PlanError, match=says):
-        load_plan(str(file))
-
-
-def test_an_unknown_preset_lists_those_there_are() -> None:
-    with pytest.raises(PlanError, match="cifar10, digits"):
-        load_plan("nosuch")
-
-
-@pytest.mark.parametrize("ratio", ["0.001", "0.999"])
-def test_a_ratio_that_removes_nothing_or_everything_is_refused_before_anything_starts(
-    tiny_plan: MakePlan, ratio: str
-) -> None:
-    with pytest.raises(PlanError, match=r"regions\.0\.pruning_ratio"):
-        preview_plan(tiny_plan(f"regions.0.pruning_ratio={ratio}"))
 
 
 def test_a_batch_larger_than_the_data_set_or_not_shared_evenly_is_refused(tiny_plan: MakePlan) -> None:

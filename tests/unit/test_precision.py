@@ -3,8 +3,6 @@
 What torch compiles for real is all here, images of an ensemble too.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Runs on_pretended_device.py in a process of its own: torch must know of the device before its first backward pass."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Previews: what they show, when they come, what they may cost, and that they are nothing to the run."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Imports leave out what no plan uses, and it is there for those who do; a Ctrl-C in the middle of one is a Ctrl-C."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What holds for every plan: which regions are taken, who owns a timestep, what a stage's key depends on, manifests."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import tempfile

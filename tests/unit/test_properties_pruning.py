@@ -1,7 +1,5 @@
 """What holds for every pruning: widths in whole norm groups, masks that pack and unpack, distances between them."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Ordinary diffusers networks of many kinds: the right channels go, and what cannot be pruned is refused clearly."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

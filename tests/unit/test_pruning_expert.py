@@ -1,7 +1,5 @@
 """Experts: the network that torch-pruning would give, saved and loaded without it."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

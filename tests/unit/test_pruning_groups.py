@@ -1,7 +1,5 @@
 """Channel groups: what is coupled, what is protected, and that the order is the model's own."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

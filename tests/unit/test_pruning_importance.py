@@ -1,7 +1,5 @@
 """Scores, against torch-pruning's own importances."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Latent networks: the class route, and pruning through norms, transformer blocks, heads and gated feed-forwards."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

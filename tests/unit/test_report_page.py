@@ -1,7 +1,5 @@
 """`ebdiff report`: what is on the page, of runs in every state, and that what people named stays text."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """`ebdiff compare`: the paper's speed-up and what a table may say, on manifests made here."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

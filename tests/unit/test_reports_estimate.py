@@ -1,7 +1,5 @@
 """`ebdiff estimate`: steps are really timed, and the prediction follows from them by the paper's definitions."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 
@@ -15,7 +13,6 @@ from ebdiff_orchestrator.reports.estimate import Assumptions, Estimate, estimate
 from region_workers.training import timing
 from region_workers.training.device import World
 from region_workers.training.timing import StepTime, StepTimer, random_samples
-from schemas.errors import UserError
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -142,12 +139,6 @@ def test_a_busy_machine_is_noticed(tiny_plan: MakePlan) -> None:
     assert any("busy" in line for line in busy.assumptions)
     calm = _predict(tiny_plan(), {0.0: 1.0, 0.3: 0.7, 0.6: 0.5, 0.8: 0.4})
     assert not any("busy" in line for line in calm.assumptions)
-
-
-def test_an_epoch_of_unknown_length_is_asked_for(tiny_plan: MakePlan) -> None:
-    plan = tiny_plan("draw.interval_steps=null", "data.path=some/images")
-    with pytest.raises(UserError, match="--images"):
-        estimate(plan, 2, Assumptions(), lambda _: None)
 
 
 def test_the_command_prints_json_and_says_what_it_assumes() -> None:

@@ -1,7 +1,5 @@
 """`ebdiff tickets` of sparse trainings: how masks of weights have moved, in tables, JSON, CSV and a figure."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable
@@ -23,7 +21,7 @@ from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointI
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, file_digest
 from region_workers.storage.tables import write_mask_moves
-from region_workers.training.mask_moves import MaskMoves, RecordedMask
+from region_workers.training.sparse import MaskMoves, RecordedMask
 from schemas.errors import UserError
 from schemas.job import MASK_MOVES_FILE, Hardware, StageResult
 from schemas.plan import Plan

@@ -1,7 +1,5 @@
 """`ebdiff plan --gpus N`: timelines within 80 columns, a table over the number of GPUs, the costs behind them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 
@@ -79,20 +77,6 @@ def test_json_holds_the_schedules_of_steps_timed_here() -> None:
     slots = found["choices"]["balanced"]["slots"]
     assert {slot["name"] for slot in slots} == {"region 0-260", "region 240-460", "region 440-1000"}
     assert all(slot["end"] > slot["start"] for slot in slots)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--measure",), "--gpus"),
-        (("--efficiency", "0.5"), "--gpus"),
-        (("--gpus", "2", "--yaml"), "--yaml"),
-        (("--gpus", "2", "--gpu-memory", "8"), "--measure"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options: tuple[str, ...], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        CliRunner().invoke(app, ["plan", "digits", *options], catch_exceptions=False, standalone_mode=False)
 
 
 @pytest.mark.parametrize("change", ["workers.gpus=2", "workers.gpus=0.5", "workers.processes=2"])

@@ -1,7 +1,5 @@
 """`ebdiff tickets`: distances, when a ticket would have been drawn, and how tickets differ."""
 
-from __future__ import annotations
-
 import csv
 import io
 import time
@@ -201,9 +199,3 @@ def test_a_thousand_masks_of_twelve_thousand_bits_take_seconds() -> None:
     distances = distance_matrix(pack(masks), 12000)
     assert drawn_at(distances, DrawPlan()) is None
     assert time.perf_counter() - began < 10
-
-
-@pytest.mark.parametrize("wrong", [{"thresholds": (0.0,)}, {"queue_lengths": (1,)}, {"strides": (0, 1)}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, tuple[float, ...]]) -> None:
-    with pytest.raises(UserError, match="--"):
-        Settings(**wrong)  # type: ignore[arg-type]

@@ -1,7 +1,5 @@
 """What costs a region a retry: a lost worker does, unless it got further; a machine that is taken away does not."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Nothing is computed twice: equal stages of other runs are taken over, and finished experts train on."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable

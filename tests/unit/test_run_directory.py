@@ -1,7 +1,5 @@
 """The run directory: the same experiment goes on, another one is refused, two drivers are kept apart."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import subprocess

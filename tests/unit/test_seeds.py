@@ -1,7 +1,5 @@
 """Seeds: what is seeded on its own shares its random numbers with nothing else of its kind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

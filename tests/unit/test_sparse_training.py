@@ -1,7 +1,5 @@
 """Sparse training on a real network: what each method's masks, weights, moments and EMA are after every step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which stages go with which: keys of regions beside one another (more on keys: test_properties_plan), what follows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """How far a study is: the state of each run, the time left for all, and the live view of them."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

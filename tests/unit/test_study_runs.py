@@ -1,7 +1,5 @@
 """Small studies from their start to their table and page: interrupted, gone on with, and changed."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

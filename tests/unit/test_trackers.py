@@ -1,7 +1,5 @@
 """Trackers: what is in them, read back by their own libraries, after every way that a run can go on."""
 
-from __future__ import annotations
-
 import os
 import struct
 import time

@@ -1,7 +1,5 @@
 """One step of training: what each option does, and that a bad loss stops it before the update."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -10,8 +8,7 @@ from torch.profiler import profile
 from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
 
 from region_workers.training.family import UNetFamily
-from region_workers.training.non_finite import NonFiniteLossError
-from region_workers.training.trainer import ema_decay
+from region_workers.training.trainer import NonFiniteLossError, ema_decay
 from schemas.plan import TrainingPlan
 
 __all__ = ["make_parts", "make_trainer"]

@@ -1,7 +1,5 @@
 """Drawings are trained as ChiroDiff trains them, and their tickets give narrower networks of the same kind."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

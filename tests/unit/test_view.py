@@ -1,7 +1,5 @@
 """What a person sees: a table in a terminal, lines that do not flood a log elsewhere."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Callable

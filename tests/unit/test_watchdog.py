@@ -1,13 +1,11 @@
 """A worker that makes no step any more is ended; one that works is not."""
 
-from __future__ import annotations
-
 import time
 from threading import Event
 
 import pytest
 
-from region_workers.worker.watchdog import Watchdog
+from region_workers.worker.run import Watchdog
 
 LIMIT_S = 0.2
 

@@ -1,7 +1,5 @@
 """The Frechet wavelet distance: packets against PyWavelets', distances against the closed form and pytorchfwd's."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np

@@ -1,15 +1,22 @@
-"""Which weights an update takes and gives, in layers larger than the sample that it looks at first."""
+"""Masks of weights: how many each layer keeps, by hand for published networks, and which an update takes and gives."""
 
-from __future__ import annotations
+import math
+import re
 
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor
 
-from region_workers.pruning.weight_masks import moved_mask, random_mask
+from ebdiff_orchestrator.plans.load import load_plan
+from region_workers.networks.costs import weight_macs
+from region_workers.networks.dense import build_dense
+from region_workers.networks.drawing_gru import DrawingGRU
+from region_workers.pruning.weight_masks import densities, kept_counts, maskable_shapes, moved_mask, random_mask
+from schemas.sparsity import Distribution
 
 _WEIGHTS = 100_000  # a sample has every seventh
 
@@ -64,3 +71,100 @@ def _by_sorting(mask: Tensor, weights: Tensor, exchanged: int, growth: Tensor) -
     by_growth = np.lexsort((np.arange(_WEIGHTS), -growth.abs().numpy(), stay))
     stay[by_growth[:exchanged]] = True
     return torch.from_numpy(stay)
+
+
+@pytest.fixture(scope="module")
+def ldm() -> UNet2DModel:
+    """CompVis/latent-diffusion's unconditional network of VQ-f4 latents."""
+    plan = load_plan("lsun-bedroom256-ldm")
+    with torch.device("meta"):
+        network = build_dense(plan.model, plan.data)
+    assert isinstance(network, UNet2DModel)
+    return network
+
+
+@pytest.fixture(scope="module")
+def original(ldm: UNet2DModel) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes and MACs as the original code has them: the queries, keys and values of an attention are one layer."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    macs: dict[str, int] = {}
+    costs = weight_macs(ldm)
+    for name, shape in maskable_shapes(ldm).items():
+        fused = re.sub("to_[qkv]", "qkv", name)
+        shapes[fused] = shape if fused == name else (3 * shape[0], *shape[1:])
+        macs[fused] = macs.get(fused, 0) + costs[name]
+    return shapes, macs
+
+
+def test_every_convolution_and_linear_weight_can_be_masked(
+    ldm: UNet2DModel, original: tuple[dict[str, tuple[int, ...]], dict[str, int]]
+) -> None:
+    shapes, macs = original
+    assert len(shapes) == 123
+    assert len(maskable_shapes(ldm)) == 123 + 32
+    assert sum(map(math.prod, shapes.values())) == pytest.approx(273.87e6, rel=1e-4)
+    assert sum(map(math.prod, maskable_shapes(ldm).values())) == sum(map(math.prod, shapes.values()))
+    assert sum(parameter.numel() for parameter in ldm.parameters()) == pytest.approx(274.06e6, rel=1e-4)
+    assert sum(macs.values()) == pytest.approx(96.02e9, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "distribution", "macs", "dense_layers"),
+    [
+        (0.10, "erk", 0.974, 106),
+        (0.25, "erk", 0.908, 95),
+        (0.50, "erk", 0.675, 81),
+        (0.75, "erk", 0.288, 42),
+        (0.90, "erk", 0.124, 2),
+        (0.10, "er", 0.975, 75),
+        (0.25, "er", 0.925, 48),
+        (0.50, "er", 0.753, 24),
+        (0.75, "er", 0.440, 2),
+        (0.90, "er", 0.176, 2),
+        (0.25, "uniform", 0.75, 0),
+        (0.90, "uniform", 0.10, 0),
+    ],
+)
+def test_layers_are_as_dense_and_as_costly_as_worked_out(
+    original: tuple[dict[str, tuple[int, ...]], dict[str, int]],
+    sparsity: float,
+    distribution: Distribution,
+    macs: float,
+    dense_layers: int,
+) -> None:
+    shapes, cost = original
+    found = densities(shapes, sparsity, distribution)
+    counts = kept_counts(shapes, sparsity, distribution)
+    assert sum(counts.values()) == pytest.approx((1 - sparsity) * 273.87e6, rel=1e-4)
+    assert sum(density == 1 for density in found.values()) == dense_layers
+    assert sum(found[name] * cost[name] for name in shapes) / sum(cost.values()) == pytest.approx(macs, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "first_input", "first_own", "projection"),
+    [(0.25, 1, 0.93, 1), (0.5, 1, 0.61, 0.69), (0.75, 1, 0.29, 0.33), (0.9, 0.64, 0.11, 0.13)],
+)
+def test_a_recurrent_network_is_as_dense_as_worked_out(
+    sparsity: float, first_input: float, first_own: float, projection: float
+) -> None:
+    shapes = maskable_shapes(DrawingGRU(frequencies=[1.0] * 4))
+    assert (len(shapes), sum(map(math.prod, shapes.values()))) == (14, 413_304)
+    found = densities(shapes, sparsity, "er")
+    for direction in range(2):
+        assert found[f"layers.0.input.{direction}.weight"] == pytest.approx(first_input, abs=0.006)
+        assert found[f"layers.0.recurrent.{direction}.weight"] == pytest.approx(first_own, abs=0.006)
+    assert found["out_proj.weight"] == pytest.approx(projection, abs=0.006)
+    assert found["final.weight"] == 1
+
+
+@pytest.mark.parametrize("distribution", ["erk", "er", "uniform"])
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.999])
+def test_all_layers_together_keep_what_is_asked_for(sparsity: float, distribution: Distribution) -> None:
+    shapes = {"convolution": (8, 4, 3, 3), "linear": (16, 8), "its twin": (16, 8), "tiny": (1, 2)}
+    found = densities(shapes, sparsity, distribution)
+    total = sum(map(math.prod, shapes.values()))
+    assert sum(found[name] * math.prod(shape) for name, shape in shapes.items()) == pytest.approx(
+        (1 - sparsity) * total
+    )
+    assert all(0 < density <= 1 for density in found.values())
+    assert found["linear"] == found["its twin"]

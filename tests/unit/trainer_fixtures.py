@@ -1,7 +1,5 @@
 """Trainers on the tiny plan's first draw, and their state after some steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +9,9 @@ import torch
 from torch import nn
 
 from region_workers.training.device import World, prepare_process
+from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.randomness import StepRandomness
-from region_workers.training.timesteps import TimestepSampler
 from region_workers.training.trainer import Trainer
 from schemas.job import WorkerJob
 from schemas.plan import Plan

@@ -1,4 +1,4 @@
-"""The figures of a run: losses, distances of masks, its workers' time; and of several, quality against hours."""
+"""The figures of a run: losses, distances and moves of masks, its workers' time; of several, quality against hours."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ebdiff_orchestrator.reports.heat_maps import evenly_chosen
+from ebdiff_orchestrator.reports.formats import evenly_chosen
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure, label_of
 from ebdiff_orchestrator.reports.page.timeline import Timeline
@@ -68,44 +68,57 @@ def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count
 
 
 def distances_figure(report: TicketReport, numbers: itertools.count[int]) -> str:
-    """The distances between all masks of a draw (the paper's figures 2 and 4), and where its ticket was drawn."""
-    masks = report.masks
-    chosen = evenly_chosen(len(masks), _MOST_MASKS)
-    distances = report.distances[np.ix_(chosen, chosen)]
+    return figure(lambda axes: draw_distances(axes, report), numbers, 3.5, 2.9)
 
-    def draw(axes: Axes) -> None:
-        shown = axes.imshow(distances, cmap="magma_r", vmin=0, origin="lower", interpolation="nearest")
-        places = evenly_chosen(len(chosen), 6)
-        names = [str(masks.intervals[chosen[place]]) for place in places]
-        axes.set_xticks(places, names)
-        axes.set_yticks(places, names)
-        axes.set_xlabel("interval")
-        axes.set_ylabel("interval")
-        axes.grid(visible=False)
-        bar = axes.figure.colorbar(shown, ax=axes, shrink=0.9)
-        bar.outline.set_visible(False)
-        if masks.ticket is not None:
-            drawn = int(np.searchsorted(masks.intervals[chosen], masks.ticket.interval))
-            axes.plot([drawn], [drawn], "o", ms=9, mfc="none", mec=COLOURS[0], mew=2)
-        axes.set_title(f"{label_of(masks.region)}: share of bits that differ", fontsize=9)
 
-    return figure(draw, numbers, 3.5, 2.9)
+def draw_distances(axes: Axes, report: TicketReport, last: int | None = None) -> None:
+    """The distances between the last so many masks of a draw, of all for None, and where its ticket was drawn.
+
+    The paper's figures 2 and 4.
+    """
+    intervals, distances = report.newest(last)
+    chosen = evenly_chosen(len(intervals), _MOST_MASKS)
+    shown = axes.imshow(
+        distances[np.ix_(chosen, chosen)], cmap="magma_r", vmin=0, origin="lower", interpolation="nearest"
+    )
+    places = evenly_chosen(len(chosen), 6)
+    names = [str(intervals[chosen[place]]) for place in places]
+    axes.set_xticks(places, names)
+    axes.set_yticks(places, names)
+    axes.set_xlabel("interval")
+    axes.set_ylabel("interval")
+    axes.grid(visible=False)
+    bar = axes.figure.colorbar(shown, ax=axes, shrink=0.9)
+    bar.outline.set_visible(False)
+    ticket = report.masks.ticket
+    if ticket is not None and ticket.interval >= intervals[0]:
+        drawn = int(np.searchsorted([intervals[place] for place in chosen], ticket.interval))
+        axes.plot([drawn], [drawn], "o", ms=9, mfc="none", mec=COLOURS[0], mew=2)
+    axes.set_title(f"{label_of(report.masks.region)}: share of bits that differ", fontsize=9)
 
 
 def moves_figure(moves: RecordedMoves, numbers: itertools.count[int]) -> str:
+    return figure(lambda axes: draw_moves(axes, moves), numbers)
+
+
+def draw_moves(axes: Axes, moves: RecordedMoves) -> None:
     """How a sparse region's masks of weights have moved."""
     names = {"ever_kept": "ever kept", "replaced": "replaced since the first", "exchanged": "exchanged in an update"}
+    for colour, (key, label) in zip(COLOURS, names.items(), strict=False):
+        axes.plot(moves.steps, 100 * moves.over_time()[key], color=colour, label=label, marker=".")
+    axes.axhline(100 * moves.replaced_by_chance(), color=COLOURS[1], ls="--", lw=1, label="replaced by chance")
+    axes.set_xlabel("step")
+    axes.set_title(f"{label_of(moves.region)}: {moves.plan.method}, {moves.plan.sparsity:.0%} masked", fontsize=9)
+    _percents_with_legend(axes)
 
-    def draw(axes: Axes) -> None:
-        for colour, (key, label) in zip(COLOURS, names.items(), strict=False):
-            axes.plot(moves.steps, 100 * moves.over_time()[key], color=colour, label=label, marker=".")
-        axes.axhline(100 * moves.replaced_by_chance(), color=COLOURS[1], ls="--", lw=1, label="replaced by chance")
-        axes.set_ylim(0, 100)
-        axes.set_xlabel("step")
-        axes.set_ylabel("% of weights")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return figure(draw, numbers)
+def draw_layers(axes: Axes, moves: RecordedMoves) -> None:
+    """How dense a sparse region's layers are, and what they kept earlier."""
+    shares, layers = moves.by_layer(), np.arange(len(moves.layers)) + 1
+    axes.bar(layers, 100 * shares["ever_kept"], color=COLOURS[2], alpha=0.35, label="kept earlier")
+    axes.bar(layers, 100 * shares["density"], color=COLOURS[2], label="kept")
+    axes.set_xlabel("masked layer, from the first to the last")
+    _percents_with_legend(axes)
 
 
 def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
@@ -159,6 +172,12 @@ def legend_of_work() -> Mapping[str, str]:
     return {_WORK_COLOURS[kind]: text for kind, text in words.items()} | {
         _WORK_COLOURS["held"]: "devices held (starting, waiting, saving)"
     }
+
+
+def _percents_with_legend(axes: Axes) -> None:
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("% of weights")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def _thinned(curve: Curve) -> tuple[Numbers, Numbers]:

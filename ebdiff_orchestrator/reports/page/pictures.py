@@ -1,7 +1,5 @@
 """Pictures of a run inside a page: no larger than they are shown, so that the page stays small."""
 
-from __future__ import annotations
-
 import base64
 import io
 from pathlib import Path
@@ -9,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ebdiff_orchestrator.reports.heat_maps import evenly_chosen
+from ebdiff_orchestrator.reports.formats import evenly_chosen
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key

@@ -1,12 +1,15 @@
-"""matplotlib figures as SVG inside a page: its text colour and grid follow the page's, light or dark."""
+"""matplotlib figures: as SVG inside a page, whose text colour and grid they follow, light or dark; and as PNG."""
 
 from __future__ import annotations
 
 import io
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from region_workers.storage.durable import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +39,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
+_COLUMN_INCHES, _ROW_INCHES, _DPI = 6.0, 3.2, 150  # of a PNG
 _LONGEST_LABEL = 32
 _REFERENCE = re.compile(r'(url\(#|href="#)([^")]+)')
 _ID = re.compile(r' id="([^"]+)"')
@@ -52,6 +56,20 @@ def figure(draw: Callable[[Axes], None], numbers: itertools.count[int], width: f
         output = io.StringIO()
         picture.savefig(output, format="svg", metadata={"Date": None}, transparent=True)
     return _for_the_page(output.getvalue(), f"f{next(numbers)}-")
+
+
+def write_png(file: Path, columns: Sequence[Sequence[Callable[[Axes], None]]]) -> None:
+    """Draw pairs of axes one above the other, in columns side by side, and write them as one picture."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    size = (_COLUMN_INCHES * len(columns), _ROW_INCHES * max(map(len, columns)))
+    with mpl.rc_context(cast(Any, {**_STYLE, "grid.color": "#dddddd"})):
+        picture = Figure(figsize=size, layout="constrained")
+        for place, draws in zip(picture.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+            for axes, draw in zip(place.subplots(len(draws), squeeze=False)[:, 0], draws, strict=True):
+                draw(axes)
+        write_file(file, lambda temporary: picture.savefig(temporary, format="png", dpi=_DPI))
 
 
 def label_of(name: str) -> str:

@@ -1,7 +1,5 @@
 """When each job of a run held its devices and what it did, on an axis without the time between launches."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,23 +1,60 @@
-"""Drawings as files for people: one SVG each, a path a stroke in the order drawn, and a grid of them as SVG and PNG."""
+"""Samples as files for people: images as PNG; drawings as SVG, a path a stroke in the order drawn; grids of them."""
 
-from __future__ import annotations
-
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from ebdiff_orchestrator.ensemble.images import GRID, GRID_SAMPLES, columns_of, image_grid, to_pil
-from region_workers.data.drawings import Stroke
-from region_workers.data.rasters import placed, raster
+from region_workers.data.drawings import Stroke, placed, raster
 from schemas.drawings import RasterPlan
 
 Drawing = list[Stroke]  # each float32 [n, 2]: x, y with y downwards
 
+GRID = "grid.png"
 SVG_GRID = "grid.svg"
+GRID_SAMPLES = 256
+CELL_PX = 48
+SEPARATOR_PX = 2
 _SIDE, _INNER, _GAP, _LINE_WIDTH = 1000, 884, 40, 16  # a drawing's square in an SVG, what it fills of it, and so on
 _SHOWN_PX = 256
 _CELL = RasterPlan(canvas_px=96, line_width_px=1.5)
+
+
+def write_images(images_NHWC: np.ndarray, folder: Path) -> None:
+    """Write uint8 images [N, H, W, C] (C of 1 or 3) as 00000.png, 00001.png, ... and the first 256 as grid.png."""
+    for index, image_HWC in enumerate(images_NHWC):
+        to_pil(image_HWC).save(folder / f"{index:05d}.png")
+    to_pil(image_grid(images_NHWC[:GRID_SAMPLES])).save(folder / GRID)
+
+
+def image_grid(images_NHWC: np.ndarray) -> np.ndarray:
+    """The images, uint8, side by side in a near-square grid on white [height, width, C], row by row.
+
+    Small ones are enlarged by a whole factor (nearest neighbour) to cells of at least 48 px.
+    """
+    count, height, width, channels = images_NHWC.shape
+    factor = max(1, math.ceil(CELL_PX / min(height, width)))
+    cells = images_NHWC.repeat(factor, axis=1).repeat(factor, axis=2)
+    columns = columns_of(count)
+    rows = math.ceil(count / columns)
+    pitch_y, pitch_x = height * factor + SEPARATOR_PX, width * factor + SEPARATOR_PX
+    grid = np.full((rows * pitch_y - SEPARATOR_PX, columns * pitch_x - SEPARATOR_PX, channels), 255, np.uint8)
+    for index, cell in enumerate(cells):
+        top, left = index // columns * pitch_y, index % columns * pitch_x
+        grid[top : top + height * factor, left : left + width * factor] = cell
+    return grid
+
+
+def columns_of(count: int) -> int:
+    """The columns of a near-square grid."""
+    return math.ceil(math.sqrt(count))
+
+
+def to_pil(image_HWC: np.ndarray) -> Image.Image:
+    """A uint8 image [H, W, C] (C of 1 or 3) as a greyscale or RGB picture."""
+    return Image.fromarray(image_HWC[..., 0] if image_HWC.shape[-1] == 1 else image_HWC)
 
 
 def write_drawings(drawings: Sequence[Drawing], folder: Path) -> None:
