@@ -1,7 +1,5 @@
 """Finding and reading plans: presets by name, YAML files, and `key=value` changes to them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ networks predict: the mean squared error; and the error of a channel's mean over
 first run's regions; then the mean of the loss over all timesteps, and of its natural logarithm.
 """
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

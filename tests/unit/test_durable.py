@@ -1,7 +1,5 @@
 """Durable writing: a reader sees the old bytes or the new ones, never half of them."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

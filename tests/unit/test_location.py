@@ -1,7 +1,5 @@
 """Where things lie: what no path can be, and keys in URLs, which are refused and never shown."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Studies: which runs may begin, what a file may hold, and workers that several runs share."""
 
-from __future__ import annotations
-
 import os
 import re
 import time
