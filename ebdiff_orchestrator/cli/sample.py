@@ -10,7 +10,6 @@ from ebdiff_orchestrator.run.view import sampling_report, terminal_view
 from region_workers.storage.places import check_writable_folder
 from schemas.errors import UserError, user_error
 from schemas.limits import MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS, MOST_WORKERS
-from schemas.manifest import MANIFEST_FILE
 from schemas.process import quick_imports
 
 EnsembleArgument = Annotated[
@@ -97,6 +96,7 @@ def _check_places(out: Path, workers: int | None, address: str | None) -> None:
     from ebdiff_orchestrator.cluster.connecting import check_surroundings
     from ebdiff_orchestrator.ensemble.samples import check_samples_folder
     from ebdiff_orchestrator.run.stages import SAMPLE
+    from schemas.manifest import MANIFEST_FILE
 
     if workers is not None:
         check_surroundings(address)

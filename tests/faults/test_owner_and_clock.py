@@ -59,7 +59,7 @@ def test_a_second_launch_is_refused_by_name_and_the_first_goes_on(expected: dict
     assert len(busybody.refusals) == 4
     for refusal in busybody.refusals:
         assert f"process {os.getpid()} on {socket.gethostname()}" in refusal
-        assert "another --run-dir" in refusal
+        assert "give another DIR" in refusal
     assert products(tmp_path / "run") == expected
 
 

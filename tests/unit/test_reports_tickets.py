@@ -152,7 +152,7 @@ def test_tickets_of_different_ratios_share_the_smaller_ones_channels(tmp_path: P
     other = _run(tmp_path / "[b]", tiny_plan(), {"0-260": [large]})
     report, shown = report_tickets(run, Settings(), against=[other]), io.StringIO()
     assert [d.distance for d in report.differences] == [0.70, 0.0, 0.70]
-    show(report, Console(file=shown, width=120), None)
+    show(report, Console(file=shown, width=400), None)
     assert "[b]: 0-260" in shown.getvalue()
     smaller_network = _run(tmp_path / "c", tiny_plan(), {"0-260": [large[:50]]})
     with pytest.raises(UserError, match="same dense network"):
