@@ -39,7 +39,7 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.4,
 }
-_COLUMN_INCHES, _ROW_INCHES, _DPI = 6.0, 3.2, 150  # of a PNG
+_COLUMN_INCHES, _SQUARE_INCHES, _ROW_INCHES, _DPI = 6.0, 3.8, 3.2, 150  # of a PNG
 _LONGEST_LABEL = 32
 _REFERENCE = re.compile(r'(url\(#|href="#)([^")]+)')
 _ID = re.compile(r' id="([^"]+)"')
@@ -59,14 +59,16 @@ def figure(draw: Callable[[Axes], None], numbers: itertools.count[int], width: f
 
 
 def write_png(file: Path, columns: Sequence[Sequence[Callable[[Axes], None]]]) -> None:
-    """Draw pairs of axes one above the other, in columns side by side, and write them as one picture."""
+    """Draw squares, and pairs of axes one above the other, in columns side by side, and write them as one picture."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    size = (_COLUMN_INCHES * len(columns), _ROW_INCHES * max(map(len, columns)))
+    widths = [_COLUMN_INCHES if len(draws) > 1 else _SQUARE_INCHES for draws in columns]
+    size = (sum(widths), _ROW_INCHES * max(map(len, columns)))
     with mpl.rc_context(cast(Any, {**_STYLE, "grid.color": "#dddddd"})):
         picture = Figure(figsize=size, layout="constrained")
-        for place, draws in zip(picture.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+        places = picture.subfigures(1, len(columns), squeeze=False, width_ratios=widths)[0]
+        for place, draws in zip(places, columns, strict=True):
             for axes, draw in zip(place.subplots(len(draws), squeeze=False)[:, 0], draws, strict=True):
                 draw(axes)
         write_file(file, lambda temporary: picture.savefig(temporary, format="png", dpi=_DPI))
