@@ -61,9 +61,12 @@ def _tiny(**values: Any) -> dict[str, Any]:
 
 
 def _digits() -> dict[str, Any]:
+    """The preset, in the size that is on record."""
     values = load_plan("digits").model_dump(mode="json")
+    model = {**values["model"], "block_out_channels": [48, 96], "layers_per_block": 2, "norm_num_groups": 8}
     regions = [{**region, "steps": None} for region in values["regions"]]
-    return {**values, **_SHORT, "regions": regions, "sampling": {**values["sampling"], **_SHORT["sampling"]}}
+    sampling = {**values["sampling"], **_SHORT["sampling"], "eta": 0.0}
+    return {**values, **_SHORT, "model": model, "regions": regions, "sampling": sampling}
 
 
 def _pixels(images: Path) -> dict[str, Any]:
