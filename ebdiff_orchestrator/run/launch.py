@@ -25,7 +25,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.samples import decode_data, encode_images, samples_at_hand
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import check_trackers
+from ebdiff_orchestrator.trackers.group import check_trackers
 from region_workers.data.drawing_store import DrawingStore
 from region_workers.data.latents import LatentStore
 from region_workers.data.store import ImageStore, Store

@@ -15,7 +15,7 @@ from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import TENSORBOARD_FOLDER, Series, Trackers
+from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.pruning.mask import queue_distances, unpack_mask
 from region_workers.storage.checkpoint_files import checkpoint_name
 from region_workers.storage.integrity import files_in

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ebdiff_orchestrator.run.ownership import LOCK, Say, check_newest, claim_run
 from ebdiff_orchestrator.run.stages import ASSEMBLE
-from ebdiff_orchestrator.trackers import WANDB_FOLDER
+from ebdiff_orchestrator.trackers.group import WANDB_FOLDER
 from region_workers.storage.checkpoint_files import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
 from region_workers.storage.json_files import read_manifest

@@ -24,7 +24,8 @@ from ebdiff_orchestrator.run.metrics_feed import MetricsFeed
 from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import TENSORBOARD_FOLDER, Series, Trackers, group
+from ebdiff_orchestrator.trackers import group
+from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.storage.durable import replace_model, write_text
 from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import read_metrics
@@ -142,7 +143,7 @@ def test_what_a_run_measures_is_in_its_trackers_step_by_step(tiny_plan: MakePlan
 
 
 def test_mlflow_in_the_folder_of_a_run_that_was_moved_keeps_its_pictures_there(tmp_path: Path) -> None:
-    from ebdiff_orchestrator.trackers.mlflow import MLflow
+    from ebdiff_orchestrator.trackers.libraries import MLflow
 
     first, moved, picture, series = (
         tmp_path / "first",
