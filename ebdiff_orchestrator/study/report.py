@@ -10,10 +10,9 @@ from pathlib import Path
 from ebdiff_orchestrator.reports.compare import Comparison, compare_manifests, comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable
 from ebdiff_orchestrator.reports.measures import is_dense
-from ebdiff_orchestrator.reports.page import REPORT_FILE
+from ebdiff_orchestrator.reports.page import BYTES_OF_PICTURES, REPORT_FILE, check_out, write_page
 from ebdiff_orchestrator.reports.page.curves import Point, quality_figure
 from ebdiff_orchestrator.reports.page.pictures import Picture, samples_grid
-from ebdiff_orchestrator.reports.page.write import BYTES_OF_PICTURES, check_out, write_page
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.results import RowResult, StudyResults, study_results
 from ebdiff_orchestrator.study.table import results_table, unfinished

@@ -25,9 +25,9 @@ from ebdiff_orchestrator.reports.page.curves import (
     distances_figure,
     moves_figure,
     timeline_figure,
+    timeline_of,
 )
 from ebdiff_orchestrator.reports.page.pictures import Picture, previews, samples_grid
-from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.reports.sizes_table import network_sizes
 from ebdiff_orchestrator.reports.tickets import Settings, TicketReport, TicketsReport, report_tickets
 from ebdiff_orchestrator.run.manifests import differing
