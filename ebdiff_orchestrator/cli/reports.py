@@ -1,11 +1,14 @@
-"""The commands that read and change nothing: `ebdiff tickets | compare | report | estimate`."""
+"""The commands that read and change nothing: `ebdiff status | tickets | compare | report | estimate`."""
 
 import json
+import time
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
@@ -46,6 +49,34 @@ DenseStepsOption = Annotated[
 IntervalsOption = Annotated[int, Option(min=1, max=MOST_STEPS, help="Assume that draws converge at this mask.")]
 ImagesOption = Annotated[int | None, Option(min=1, max=MOST_STEPS, help="Images of the data set, which is not opened.")]
 GpusOption = Annotated[int | None, Option(min=1, max=MOST_WORKERS, help="Devices; default: one a region.")]
+
+
+def status(
+    run_dir: RunArgument,
+    as_json: Annotated[bool, Option("--json", help="The manifest and the workers' progress as JSON.")] = False,
+    watch: Annotated[bool, Option("--watch", help="Keep showing until the run is finished or Ctrl-C.")] = False,
+) -> None:
+    """Show what a run has done and what it is doing."""
+    from ebdiff_orchestrator.run.run_table import read_status
+
+    console = Console()
+    if not watch:
+        current = read_status(run_dir)
+        print(json.dumps(current.as_json(), indent=2)) if as_json else console.print(current.as_table())
+        return
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    with live or nullcontext():
+        while True:
+            current = read_status(run_dir)
+            if live is not None:
+                live.update(current.as_table(), refresh=True)
+            elif as_json:
+                print(json.dumps(current.as_json()), flush=True)
+            else:
+                console.print(current.as_table())
+            if current.manifest.finished():
+                return
+            time.sleep(1 if live is not None else 10)
 
 
 def tickets(
