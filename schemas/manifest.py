@@ -187,6 +187,12 @@ class Manifest(Sealed):
     def stage(self, name: str) -> StageRecord:
         return self.stages[name]
 
+    def draws(self) -> list[StageRecord]:
+        return [record for name, record in self.stages.items() if name.startswith("draw/")]
+
+    def trainings(self) -> list[StageRecord]:
+        return [record for name, record in self.stages.items() if name.startswith("train/")]
+
     def with_stage(self, record: StageRecord) -> Self:
         return self.model_copy(update={"stages": {**self.stages, record.name: record}})
 

@@ -59,8 +59,7 @@ class Measures:
 
 def measures_of(manifest: Manifest) -> Measures:
     """The measures that the manifest holds; a measure over several stages needs all of them done."""
-    draws = [record for name, record in manifest.stages.items() if name.startswith("draw/")]
-    trainings = [record for name, record in manifest.stages.items() if name.startswith("train/")]
+    draws, trainings = manifest.draws(), manifest.trainings()
     worked = [*draws, *trainings]
     trained = all(record.status == "done" for record in trainings)
     drawn = all(record.status == "done" for record in draws)

@@ -53,7 +53,7 @@ def resolve(plan: Plan, directory: RunDirectory) -> ResolvedPlan:
     known = directory.read() if directory.exists() else None
     if known is None or known.dense is None or known.plan.model.pretrained != plan.model.pretrained:
         return ResolvedPlan(*adopt_dense(plan))
-    drawn = all(record.status == "done" for name, record in known.stages.items() if name.startswith("draw/"))
+    drawn = all(record.status == "done" for record in known.draws())
     if not drawn or plan.model != known.plan.model:
         return ResolvedPlan(*adopt_dense(plan))
     return ResolvedPlan(plan, known.dense)

@@ -11,7 +11,7 @@ from ebdiff_orchestrator.reports.distances import best_values, distance_notes, m
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import StudyRun, runs_of
 from ebdiff_orchestrator.study.load import load_study
-from schemas.manifest import Manifest, StageRecord
+from schemas.manifest import Manifest
 from schemas.study import FAILURES_FILE, StudyFailures
 
 EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other
@@ -176,7 +176,7 @@ def _dense_steps(manifest: Manifest, unit: int) -> float | None:
     if start is not None and start.cost is None:
         return None
     macs = sum(manifest.stage(f"train/{each.region.name}").steps * each.costs.macs for each in sizes.regions)
-    dense = sum(record.steps for record in _worked(manifest, "draw/"))
+    dense = sum(record.steps for record in manifest.draws())
     dense += start.cost.steps if start is not None and start.cost is not None else 0
     return (macs + dense * sizes.dense.macs) * manifest.plan.training.batch_size / unit
 
@@ -186,10 +186,6 @@ def _device_hours(manifest: Manifest) -> float | None:
     if start is not None and start.cost is None:
         return None
     before = start.cost.active_s if start is not None and start.cost is not None else 0.0
-    records = [*_worked(manifest, "draw/"), *_worked(manifest, "train/")]
+    records = [*manifest.draws(), *manifest.trainings()]
     own = sum(each.active_s * (each.hardware.world_size if each.hardware else 1) for each in records)
     return (before + own) / 3600
-
-
-def _worked(manifest: Manifest, kind: str) -> list[StageRecord]:
-    return [record for name, record in manifest.stages.items() if name.startswith(kind)]
