@@ -11,6 +11,7 @@ from schemas.section import Sealed, Section, is_none
 from schemas.sizes import NetworkSizes
 
 MANIFEST_FILE = "manifest.json"
+STUDY_FILE = "study.yaml"  # in its place: the folder is a study's, with a run in each folder below it
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
 MANIFEST_VERSION = 3
 EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost

@@ -26,9 +26,8 @@ from ebdiff_orchestrator.run.samples import decode_data, encode_images, samples_
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.trackers.group import check_trackers
-from region_workers.data.drawing_store import DrawingStore
 from region_workers.data.latents import LatentStore
-from region_workers.data.store import ImageStore, Store
+from region_workers.data.store import Store
 from schemas.job import TICKET_FILE, Ticket
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
@@ -84,7 +83,8 @@ def launch(
         if ledger.manifest.finished():
             return RunHandle(directory.location)
         data = decode_data(resolved, view)
-        jobs = _jobs_at_hand(resolved, data, ledger, reuse, view)
+        samples = samples_at_hand(resolved, data)  # None: they are still to be encoded
+        jobs = () if samples is None else _known_jobs(ledger, samples, reuse, view)
         if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
             with _workers(ledger, address, executor, view) as workers, fed_trackers(ledger, view):
                 check_data_fits(resolved.plan, len(data), workers.request.processes)
@@ -144,7 +144,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
     """
     resolved = resolve(plan, directory)
     if not directory.exists():
-        resolved.check_networks()
+        _ = resolved.preview  # PlanError for networks that cannot be built
         check_trackers(plan.logging.trackers)
     with directory.held(take_over, view.line):
         ledger = Ledger.begin(directory, resolved.plan, view)
@@ -171,14 +171,6 @@ def _workers(
     if executor is None:
         view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
     return connect(plan.workers, len(plan.regions), address, log, view.waiting, executor)
-
-
-def _jobs_at_hand(
-    resolved: ResolvedPlan, data: ImageStore | DrawingStore, ledger: Ledger, reuse: Sequence[str | Path], view: View
-) -> tuple[JobOutline, ...]:
-    """`_known_jobs`; none where what they start from is still to be encoded."""
-    samples = samples_at_hand(resolved, data)
-    return () if samples is None else _known_jobs(ledger, samples, reuse, view)
 
 
 def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], view: View) -> tuple[JobOutline, ...]:

@@ -34,10 +34,6 @@ class ResolvedPlan:
         """The sizes of its networks. PlanError for a network that cannot be built, or a ratio that does not fit it."""
         return preview_plan(self.plan, self.dense)
 
-    def check_networks(self) -> None:
-        """Raise what `preview` raises."""
-        _ = self.preview
-
     @property
     def cache_dir(self) -> Path:
         """Where decoded images and latents are kept."""

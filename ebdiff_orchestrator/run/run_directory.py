@@ -15,11 +15,10 @@ from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError, command, user_error
 from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note
-from schemas.manifest import MANIFEST_FILE, RAY_LOG, Manifest
+from schemas.manifest import MANIFEST_FILE, RAY_LOG, STUDY_FILE, Manifest
 from schemas.owner import OWNERS_FOLDER, is_claim
 from schemas.previews import PREVIEWS_FOLDER
 from schemas.process import unix_time
-from schemas.study import STUDY_FILE
 
 _SHOWN = 5
 
