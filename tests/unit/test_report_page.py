@@ -177,7 +177,7 @@ def test_pictures_keep_to_their_share_of_the_page(tmp_path: Path) -> None:
 def test_runs_side_by_side_have_a_table_and_quality_against_hours(run: Path, tmp_path: Path) -> None:
     directory = RunDirectory(run)
     manifest = directory.read()
-    from ebdiff_orchestrator.evaluation.records import ensemble_digest
+    from ebdiff_orchestrator.run.stages import ensemble_digest
 
     evaluation = an_evaluation(fid=12.5, ensemble_digest=ensemble_digest(manifest), num_images=1000)
     directory.write(manifest.model_copy(update={"evaluations": {"k": evaluation}}))
