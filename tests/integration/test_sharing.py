@@ -31,8 +31,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ensemble_digest
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.card import model_card
-from ebdiff_orchestrator.sharing.export import export_run, module_files
-from ebdiff_orchestrator.sharing.push import push_run
+from ebdiff_orchestrator.sharing.export import export_run, module_files, push_run
 from ebdiff_orchestrator.sharing.standalone import RasterPlan as RasterStandIn
 from region_workers.networks.packed_weights import masks_of
 from region_workers.storage.integrity import seal_folder
