@@ -3,9 +3,8 @@
 import json
 import time
 from contextlib import nullcontext
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -17,15 +16,6 @@ from schemas.errors import user_error
 from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
 _Number = TypeVar("_Number", int, float)
-
-
-class Form(StrEnum):
-    """What `ebdiff compare` prints."""
-
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
 
 
 RunsArgument = Annotated[list[Path], Argument(metavar="RUN...", help="Run directories, a row each, in this order.")]
@@ -120,7 +110,7 @@ def tickets(
 def compare(
     runs: RunsArgument,
     against: DenseRunOption = None,
-    form: Annotated[Form, Option("--format", help="How to print.")] = Form.table,
+    form: Annotated[Literal["table", "markdown", "csv", "json"], Option("--format", help="How to print.")] = "table",
 ) -> None:
     """Compare runs as the paper's tables do: size, FID, steps, speed-up, time; a dash for what was not measured."""
     from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
@@ -128,12 +118,12 @@ def compare(
 
     comparison = compare_runs(runs, against)
     rows = [row.as_json() for row in comparison.rows]
-    if form is Form.json:
+    if form == "json":
         footnotes = comparison_table(comparison).footnotes
         print(json.dumps({"against": comparison.against, "rows": rows, "footnotes": footnotes}, indent=2))
-    elif form is Form.csv:
+    elif form == "csv":
         print(as_csv(rows), end="")
-    elif form is Form.markdown:
+    elif form == "markdown":
         print(as_markdown(comparison_table(comparison)), end="")
     else:
         print_table(comparison_table(comparison), Console())
