@@ -19,8 +19,7 @@ from ebdiff_orchestrator.cli.reports import compare, estimate, report, status, t
 from ebdiff_orchestrator.cli.sample import sample
 from ebdiff_orchestrator.cli.share import export, push
 from ebdiff_orchestrator.cli.study import study
-from ebdiff_orchestrator.run.interrupts import RunStopped
-from schemas.errors import RunFailed, UserError, disk_problem, problem, shown, without_secrets
+from schemas.errors import RunFailed, RunStopped, UserError, disk_problem, problem, shown, without_secrets
 from schemas.process import wait_passively
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130

@@ -17,7 +17,6 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.plans.load import load_plan
-from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.launch import extend, launch
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.metrics_feed import MetricsFeed
@@ -31,7 +30,7 @@ from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import read_metrics
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
-from schemas.errors import PlanError
+from schemas.errors import PlanError, RunStopped
 from schemas.job import MetricsRow, RecentMetrics, WorkerJob
 from schemas.plan import Plan
 from tests.conftest import ONE_REGION
