@@ -144,10 +144,10 @@ def _draws(plan: Plan) -> tuple[dict[str, int] | None, str]:
 
 def preview_table(preview: PlanPreview) -> Table:
     """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
-    headings, rows = network_sizes(preview)
+    sizes = network_sizes(preview)
     title = f"plan {preview.plan.name}: {method_of(preview.plan)}"
-    table = plain_table(headings, left=("network",), title=title, no_wrap=True)
-    for row in rows:
+    table = plain_table(sizes.headings, left=("network",), title=title, no_wrap=True)
+    for row in sizes.rows:
         table.add_row(*row)
     whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (preview.dense, preview.weighted)]
     table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."

@@ -16,8 +16,8 @@ _SPARSE_HEADINGS = (
 )
 
 
-def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows: the dense network, each region's, and their mean as the timesteps weigh them."""
+def network_sizes(preview: PlanPreview, with_attention: bool = False) -> TextTable:
+    """A row each: the dense network, each region's, and their mean as the timesteps weigh them."""
 
     def sizes(costs: Costs) -> tuple[str, ...]:
         macs = (costs.macs, costs.macs_with_attention) if with_attention else (costs.macs,)
@@ -30,7 +30,8 @@ def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[t
         ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
         spans = (_span(each.region.train), _span(each.route))
         rows.append((each.region.name, *spans, *ratios, *sizes(each.costs), str(each.steps)))
-    return headings, [*rows, ("weighted", "", "", "", "", *sizes(preview.weighted), "")]
+    rows.append(("weighted", "", "", "", "", *sizes(preview.weighted), ""))
+    return TextTable(headings, tuple(rows))
 
 
 def sparse_table(preview: PlanPreview) -> TextTable:

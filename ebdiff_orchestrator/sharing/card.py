@@ -107,8 +107,8 @@ pipeline = load_ensemble({name!r})
 def _networks(preview: PlanPreview) -> str:
     headings = ["network", "trained on", "owns", "pruned by", "removed", "parameters M", "MACs G", "with attention G"]
     pruned = any(each.region.pruning_ratio for each in preview.regions)
-    _, sizes = network_sizes(preview, with_attention=True)
-    dense, *experts, weighted = [cells[1:-1] for cells in sizes]  # all but names and steps
+    sizes = network_sizes(preview, with_attention=True)
+    dense, *experts, weighted = [cells[1:-1] for cells in sizes.rows]  # all but names and steps
     rows = [["dense, not included", *dense]] if pruned else []
     rows += [[f"`{each.region.name}`", *cells] for each, cells in zip(preview.regions, experts, strict=True)]
     rows.append(["weighted by what they own", *weighted])

@@ -12,7 +12,7 @@ from ebdiff_orchestrator.reports.compare import compare_manifests, comparison_ta
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.formats import TextTable, check_replaceable
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
-from ebdiff_orchestrator.reports.page.contents import RunContents, contents_of
+from ebdiff_orchestrator.reports.page.contents import contents_of
 from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.durable import write_text
@@ -49,7 +49,7 @@ def check_out(out: str | Path) -> None:
 
 def write_page(
     out: str | Path,
-    runs: Sequence[RunContents],
+    runs: Sequence[dict[str, Any]],
     comparison: TextTable | None,
     quality_figures: Sequence[str],
     study: Any = None,
