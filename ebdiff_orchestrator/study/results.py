@@ -9,6 +9,7 @@ from typing import Any, Self
 from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import train_stage_name
 from ebdiff_orchestrator.study.decide import StudyRun, runs_of
 from ebdiff_orchestrator.study.load import load_study
 from schemas.manifest import Manifest
@@ -175,7 +176,7 @@ def _dense_steps(manifest: Manifest, unit: int) -> float | None:
     sizes, start = preview_of(manifest), manifest.dense
     if start is not None and start.cost is None:
         return None
-    macs = sum(manifest.stage(f"train/{each.region.name}").steps * each.costs.macs for each in sizes.regions)
+    macs = sum(manifest.stage(train_stage_name(each.region)).steps * each.costs.macs for each in sizes.regions)
     dense = sum(record.steps for record in manifest.draws())
     dense += start.cost.steps if start is not None and start.cost is not None else 0
     return (macs + dense * sizes.dense.macs) * manifest.plan.training.batch_size / unit
