@@ -8,8 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Executor
-from ebdiff_orchestrator.evaluation.sampling import results_of_workers
+from ebdiff_orchestrator.cluster.executor import Executor, results_of_workers
 from ebdiff_orchestrator.evaluation.work import (
     IMAGES_FOLDER,
     Shard,
