@@ -188,6 +188,11 @@ class Manifest(Sealed):
     def stage(self, name: str) -> StageRecord:
         return self.stages[name]
 
+    def start_cost(self) -> DenseCost | None:
+        """What training the dense start took: nothing where the run starts fresh, None where it is not known."""
+        nothing = DenseCost(steps=0, active_s=0.0, worker_hours=0.0, gpu_hours=0.0)
+        return nothing if self.dense is None else self.dense.cost
+
     def draws(self) -> list[StageRecord]:
         return [record for name, record in self.stages.items() if name.startswith("draw/")]
 
