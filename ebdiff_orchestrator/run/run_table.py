@@ -1,4 +1,4 @@
-"""A run, or other work of several jobs, as one table that fits the terminal, with what needs words below it."""
+"""A run, or other work of several jobs, as one table that fits the terminal, with words below; what `ebdiff status` reads."""
 
 from __future__ import annotations
 
