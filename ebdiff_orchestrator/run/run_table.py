@@ -1,4 +1,4 @@
-"""A run, or other work of several jobs, as one table that fits the terminal, with words below; what `ebdiff status` reads."""
+"""A run, or other work of several jobs, as a table that fits the terminal, with words below; a run's status."""
 
 from __future__ import annotations
 
