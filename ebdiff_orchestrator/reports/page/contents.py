@@ -183,26 +183,14 @@ def _stages(manifest: Manifest) -> TextTable:
     headings = ("stage", "status", "attempts", "began", "seconds of work", "steps", "device", "memory GiB")
     rows = []
     for name, record in manifest.stages.items():
-        began = (
-            "" if record.started_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started_at))
-        )
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started_at)) if record.started_at else ""
         status = f"{record.status}, taken over" if record.reused_from else record.status
         hardware = record.hardware
         device = "" if hardware is None else f"{hardware.world_size} x {hardware.device}"
         memory = "" if record.peak_memory_bytes is None else f"{record.peak_memory_bytes / 2**30:.2f}"
         seconds = f"{record.active_s:,.0f}" if record.active_s else ""
-        rows.append(
-            (
-                name,
-                status,
-                str(record.attempts),
-                began,
-                seconds,
-                f"{record.steps:,}" if record.steps else "",
-                device,
-                memory,
-            )
-        )
+        steps = f"{record.steps:,}" if record.steps else ""
+        rows.append((name, status, str(record.attempts), began, seconds, steps, device, memory))
     return TextTable(headings, tuple(rows))
 
 
