@@ -56,6 +56,10 @@ class RunFailed(RuntimeError):  # noqa: N818 - it names an outcome
     """A run that started and could not finish; exit code 1."""
 
 
+class RunStopped(RuntimeError):  # noqa: N818 - it names an outcome
+    """The run was interrupted; everything needed to go on is saved. Exit code 130."""
+
+
 def disk_problem(error: OSError) -> str | None:
     """For people, if the disk is full or may not be written: which place, and what to do; None for other errors."""
     if error.errno in NO_SPACE:

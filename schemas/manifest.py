@@ -11,6 +11,7 @@ from schemas.section import Sealed, Section, is_none
 from schemas.sizes import NetworkSizes
 
 MANIFEST_FILE = "manifest.json"
+STUDY_FILE = "study.yaml"  # in its place: the folder is a study's, with a run in each folder below it
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
 MANIFEST_VERSION = 3
 EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost
@@ -186,6 +187,17 @@ class Manifest(Sealed):
 
     def stage(self, name: str) -> StageRecord:
         return self.stages[name]
+
+    def start_cost(self) -> DenseCost | None:
+        """What training the dense start took: nothing where the run starts fresh, None where it is not known."""
+        nothing = DenseCost(steps=0, active_s=0.0, worker_hours=0.0, gpu_hours=0.0)
+        return nothing if self.dense is None else self.dense.cost
+
+    def draws(self) -> list[StageRecord]:
+        return [record for name, record in self.stages.items() if name.startswith("draw/")]
+
+    def trainings(self) -> list[StageRecord]:
+        return [record for name, record in self.stages.items() if name.startswith("train/")]
 
     def with_stage(self, record: StageRecord) -> Self:
         return self.model_copy(update={"stages": {**self.stages, record.name: record}})

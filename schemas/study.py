@@ -10,7 +10,7 @@ from schemas.limits import MOST_IMAGES
 from schemas.manifest import ExtractorName
 from schemas.section import Place, Section, Text, is_none
 
-STUDY_FILE, FAILURES_FILE = "study.yaml", "failures.json"
+FAILURES_FILE = "failures.json"
 _MOST_SEEDS = 1000
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

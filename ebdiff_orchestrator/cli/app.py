@@ -15,13 +15,11 @@ from ebdiff_orchestrator.cli.doctor import doctor
 from ebdiff_orchestrator.cli.evaluate import evaluate
 from ebdiff_orchestrator.cli.launch import extend, launch, resume
 from ebdiff_orchestrator.cli.plan import plan, presets
-from ebdiff_orchestrator.cli.reports import compare, estimate, report, tickets
+from ebdiff_orchestrator.cli.reports import compare, estimate, report, status, tickets
 from ebdiff_orchestrator.cli.sample import sample
 from ebdiff_orchestrator.cli.share import export, push
-from ebdiff_orchestrator.cli.status import status
 from ebdiff_orchestrator.cli.study import study
-from ebdiff_orchestrator.run.interrupts import RunStopped
-from schemas.errors import RunFailed, UserError, disk_problem, problem, shown, without_secrets
+from schemas.errors import RunFailed, RunStopped, UserError, disk_problem, problem, shown, without_secrets
 from schemas.process import wait_passively
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130

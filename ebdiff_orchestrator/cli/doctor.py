@@ -36,8 +36,7 @@ def doctor(
     """Check this machine, or every node of a cluster, before a long run; exit 1 if something is wrong."""
     with quick_imports():
         from ebdiff_orchestrator.doctor.examine import examine
-        from ebdiff_orchestrator.doctor.report import any_wrong, show
-        from ebdiff_orchestrator.doctor.report import as_json as report
+        from ebdiff_orchestrator.doctor.report import show
         from ebdiff_orchestrator.plans.load import load_plan
         from ebdiff_orchestrator.run.resolve import adopt_dense
 
@@ -46,6 +45,6 @@ def doctor(
         loaded, _ = adopt_dense(loaded)
     folder = run_dir or (str(Path("runs", loaded.name)) if loaded is not None else None)
     examination = examine(loaded, folder, address, nodes, wait)
-    print(json.dumps(report(examination), indent=2)) if as_json else show(examination, Console())
-    if any_wrong(examination.findings):
+    print(json.dumps(examination.as_json(), indent=2)) if as_json else show(examination, Console())
+    if examination.wrong:
         raise Exit(1)

@@ -90,9 +90,14 @@ def _show_preview(
         more = {"placements": placements.as_json()} if placements else {}
         print(json.dumps(preview.as_json() | more, indent=2))
     else:
-        from ebdiff_orchestrator.reports.placements import show_plan
+        from ebdiff_orchestrator.reports.sizes_table import show_networks
 
-        show_plan(preview, placements, Console())
+        show_networks(preview, Console())
+        if placements is not None:
+            from ebdiff_orchestrator.reports.placements import show_placements
+
+            print()
+            show_placements(placements, Console())
     for note in width_notes(loaded):
         Console(stderr=as_json).print(f"note: {note}", markup=False, highlight=False)
 

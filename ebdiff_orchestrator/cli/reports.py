@@ -1,11 +1,13 @@
-"""The commands that read and change nothing: `ebdiff tickets | compare | report | estimate`."""
+"""The commands that read and change nothing: `ebdiff status | tickets | compare | report | estimate`."""
 
 import json
-from enum import StrEnum
+import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from rich.console import Console
+from rich.live import Live
 from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
@@ -14,15 +16,6 @@ from schemas.errors import user_error
 from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
 _Number = TypeVar("_Number", int, float)
-
-
-class Form(StrEnum):
-    """What `ebdiff compare` prints."""
-
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
 
 
 RunsArgument = Annotated[list[Path], Argument(metavar="RUN...", help="Run directories, a row each, in this order.")]
@@ -46,6 +39,34 @@ DenseStepsOption = Annotated[
 IntervalsOption = Annotated[int, Option(min=1, max=MOST_STEPS, help="Assume that draws converge at this mask.")]
 ImagesOption = Annotated[int | None, Option(min=1, max=MOST_STEPS, help="Images of the data set, which is not opened.")]
 GpusOption = Annotated[int | None, Option(min=1, max=MOST_WORKERS, help="Devices; default: one a region.")]
+
+
+def status(
+    run_dir: RunArgument,
+    as_json: Annotated[bool, Option("--json", help="The manifest and the workers' progress as JSON.")] = False,
+    watch: Annotated[bool, Option("--watch", help="Keep showing until the run is finished or Ctrl-C.")] = False,
+) -> None:
+    """Show what a run has done and what it is doing."""
+    from ebdiff_orchestrator.run.run_table import read_status
+
+    console = Console()
+    if not watch:
+        current = read_status(run_dir)
+        print(json.dumps(current.as_json(), indent=2)) if as_json else console.print(current.as_table())
+        return
+    live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
+    with live or nullcontext():
+        while True:
+            current = read_status(run_dir)
+            if live is not None:
+                live.update(current.as_table(), refresh=True)
+            elif as_json:
+                print(json.dumps(current.as_json()), flush=True)
+            else:
+                console.print(current.as_table())
+            if current.manifest.finished():
+                return
+            time.sleep(1 if live is not None else 10)
 
 
 def tickets(
@@ -89,7 +110,7 @@ def tickets(
 def compare(
     runs: RunsArgument,
     against: DenseRunOption = None,
-    form: Annotated[Form, Option("--format", help="How to print.")] = Form.table,
+    form: Annotated[Literal["table", "markdown", "csv", "json"], Option("--format", help="How to print.")] = "table",
 ) -> None:
     """Compare runs as the paper's tables do: size, FID, steps, speed-up, time; a dash for what was not measured."""
     from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
@@ -97,12 +118,12 @@ def compare(
 
     comparison = compare_runs(runs, against)
     rows = [row.as_json() for row in comparison.rows]
-    if form is Form.json:
+    if form == "json":
         footnotes = comparison_table(comparison).footnotes
         print(json.dumps({"against": comparison.against, "rows": rows, "footnotes": footnotes}, indent=2))
-    elif form is Form.csv:
+    elif form == "csv":
         print(as_csv(rows), end="")
-    elif form is Form.markdown:
+    elif form == "markdown":
         print(as_markdown(comparison_table(comparison)), end="")
     else:
         print_table(comparison_table(comparison), Console())

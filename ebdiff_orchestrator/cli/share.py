@@ -35,6 +35,6 @@ def push(
     message: MessageOption = None,
 ) -> None:
     """Upload the export of a run to the Hugging Face hub; the token is HF_TOKEN's or that of `hf auth login`."""
-    from ebdiff_orchestrator.sharing.push import push_run
+    from ebdiff_orchestrator.sharing.export import push_run
 
     print(push_run(run_dir, repo, license, private, revision, message))

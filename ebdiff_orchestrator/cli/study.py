@@ -3,9 +3,8 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console
 from typer import Argument, Option
@@ -14,15 +13,6 @@ from ebdiff_orchestrator.cli.arguments import AddressOption, SetOption
 from ebdiff_orchestrator.run.view import View
 from schemas.errors import user_error
 from schemas.process import quick_imports
-
-
-class StudyForm(StrEnum):
-    """How the table is printed."""
-
-    table = "table"
-    markdown = "markdown"
-    json = "json"
-
 
 StudyArgument = Annotated[
     str,
@@ -33,7 +23,8 @@ DirOption = Annotated[
     Path | None, Option("--study-dir", metavar="DIR", help="Where the runs live; default: studies/NAME.")
 ]
 TableOption = Annotated[bool, Option("--table", help="Run nothing: show what is there.")]
-FormOption = Annotated[StudyForm, Option("--format", help="How to print the table.")]
+Form = Literal["table", "markdown", "json"]
+FormOption = Annotated[Form, Option("--format", help="How to print the table.")]
 PlotOption = Annotated[Path | None, Option(metavar="FILE", help="Write quality against device-hours, as .svg or .png.")]
 
 
@@ -44,7 +35,7 @@ def study(
     changes: SetOption = None,
     address: AddressOption = None,
     table: TableOption = False,
-    form: FormOption = StudyForm.table,
+    form: FormOption = "table",
     plot: PlotOption = None,
 ) -> None:
     """Run several plans with several seeds as one piece of work, and show one table: mean, deviation, cost.
@@ -93,16 +84,16 @@ def _reported(folder: Path, view: View) -> Iterator[None]:
     leave_study_report(folder, view.line)
 
 
-def _show(folder: Path, form: StudyForm, plot: Path | None, asked_for: bool = False) -> None:
+def _show(folder: Path, form: Form, plot: Path | None, asked_for: bool = False) -> None:
     """The table in its form, and the plot, if there is anything to be drawn or nothing else was `asked_for`."""
     from ebdiff_orchestrator.reports.formats import as_markdown, print_table
     from ebdiff_orchestrator.study.results import study_results
     from ebdiff_orchestrator.study.table import plot_results, results_table
 
     results = study_results(folder)
-    if form is StudyForm.json:
+    if form == "json":
         print(json.dumps(results.as_json(), indent=2))
-    elif form is StudyForm.markdown:
+    elif form == "markdown":
         print(as_markdown(results_table(results)), end="")
     else:
         print_table(results_table(results), Console())

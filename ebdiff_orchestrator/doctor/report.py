@@ -29,6 +29,14 @@ class Examination(Section):
     findings: tuple[Finding, ...]
     nodes: tuple[Node, ...]
 
+    @property
+    def wrong(self) -> int:
+        """How many checks found something wrong."""
+        return sum(finding.status == "wrong" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"fine": not self.wrong, **self.model_dump(mode="json")}
+
 
 def fine(check: str, what: str) -> Finding:
     return Finding(check=check, status="fine", what=what)
@@ -49,10 +57,6 @@ def wrong_or_fine(check: str, problems: Sequence[str], remedy: str, what: str) -
     return wrong(check, "; ".join(problems), remedy) if problems else fine(check, what)
 
 
-def any_wrong(findings: Sequence[Finding]) -> bool:
-    return any(finding.status == "wrong" for finding in findings)
-
-
 def show(examination: Examination, console: Console) -> None:
     """One row a finding, with its remedy below it, and a line that sums up."""
     table = Table(show_edge=False, pad_edge=False, show_header=False, box=None)
@@ -63,10 +67,6 @@ def show(examination: Examination, console: Console) -> None:
         what = f"{finding.what}\n-> {finding.remedy}" if finding.remedy else finding.what
         table.add_row(Text(finding.status, _STYLES[finding.status]), finding.check, Text(what))
     console.print(table)
-    total, bad = len(examination.findings), sum(finding.status == "wrong" for finding in examination.findings)
+    total, bad = len(examination.findings), examination.wrong
     summary = f"{bad} of {total} checks found something wrong." if bad else f"{total} checks, all fine."
     console.print(summary, highlight=False)
-
-
-def as_json(examination: Examination) -> dict[str, Any]:
-    return {"fine": not any_wrong(examination.findings), **examination.model_dump(mode="json")}

@@ -25,13 +25,12 @@ from ebdiff_orchestrator.evaluation.options import (
 from ebdiff_orchestrator.evaluation.records import (
     REPORT_FILE,
     STATISTICS_FILE,
-    ensemble_digest,
     evaluation_folder,
     evaluation_key,
+    report_of,
     whole_report,
 )
 from ebdiff_orchestrator.evaluation.reference import Reference, given_reference, own_reference
-from ebdiff_orchestrator.evaluation.report import report_of
 from ebdiff_orchestrator.evaluation.statistics import (
     evenly,
     frechet_distance,
@@ -42,7 +41,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
 from ebdiff_orchestrator.evaluation.work import IMAGES_FOLDER, finished_record, image_file, remove_shards, shards_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE
+from ebdiff_orchestrator.run.stages import ASSEMBLE, ensemble_digest
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.drawing_store import ensure_data
 from region_workers.storage.durable import write_model

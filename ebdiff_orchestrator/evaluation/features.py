@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
-from pydantic import ValidationError
-
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Executor
-from ebdiff_orchestrator.evaluation.sampling import results_of_workers
+from ebdiff_orchestrator.cluster.executor import Executor, results_of_workers
 from ebdiff_orchestrator.evaluation.work import (
     IMAGES_FOLDER,
     Shard,
@@ -23,6 +20,7 @@ from ebdiff_orchestrator.evaluation.work import (
 )
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.durable import remove_leftovers
+from region_workers.storage.json_files import read_if_whole
 from schemas.errors import RunFailed
 from schemas.evaluation import FeatureJob, SampledImages
 from schemas.job import Progress
@@ -127,7 +125,5 @@ def images_done(folder: Path, shards: Sequence[Shard]) -> int:
 
 
 def _noted(path: Path) -> int:
-    try:
-        return Progress.model_validate_json(path.read_bytes()).step
-    except (OSError, ValidationError):
-        return 0
+    progress = read_if_whole(Progress, path)
+    return 0 if progress is None else progress.step

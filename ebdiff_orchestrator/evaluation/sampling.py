@@ -1,14 +1,13 @@
 """`ebdiff sample`: what an ensemble draws, in this process or shared out over the workers of a Ray cluster."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Executor
+from ebdiff_orchestrator.cluster.executor import Executor, results_of_workers
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.network_files import DTYPES
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
@@ -146,19 +145,6 @@ def _draw(
         classes=job.classes,
         guidance_scale=job.guidance_scale,
     )
-
-
-def results_of_workers(
-    executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], go_on: str = ""
-) -> Iterator[tuple[int, Any]]:
-    """`executor.run_many`; what breaks a worker is a RunFailed of one line, ended by `go_on`."""
-    try:
-        yield from executor.run_many(function, calls)
-    except (RunFailed, UserError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise RunFailed(f"A worker failed ({reason[0]}).{go_on}") from error
 
 
 def _share(job: SampleJob, batches: tuple[range, ...], threads: int, use_gpu: bool) -> Drawn | RunFailed | UserError:

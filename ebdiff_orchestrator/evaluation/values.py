@@ -48,26 +48,16 @@ def values_of(evaluation: Evaluation) -> tuple[MeasuredValue, ...]:
     extractor = evaluation.extractor
     first = {"inception": "FID", "wavelet": "FWD"}.get(extractor, f"FD-{extractor}")
     found = [_value(evaluation, first, evaluation.distance, _distance_note(evaluation), evaluation.num_images)]
-    if evaluation.feature_images is None:
+    count = evaluation.feature_images
+    if count is None:
         return tuple(found)
-    note = _PRECISION_NOTE if extractor == "inception" else COMPARES_RUNS
     if evaluation.kid is not None:
-        name = "KID" if extractor == "inception" else f"KID-{extractor}"
-        found.append(
-            _value(
-                evaluation,
-                name,
-                evaluation.kid,
-                _KID_NOTE if extractor == "inception" else COMPARES_RUNS,
-                evaluation.feature_images,
-                evaluation.kid_deviation,
-            )
-        )
+        name, note = ("KID", _KID_NOTE) if extractor == "inception" else (f"KID-{extractor}", COMPARES_RUNS)
+        found.append(_value(evaluation, name, evaluation.kid, note, count, evaluation.kid_deviation))
+    note = _PRECISION_NOTE if extractor == "inception" else COMPARES_RUNS
     for name, share in (("precision", evaluation.precision), ("recall", evaluation.recall)):
         if share is not None:
-            found.append(
-                _value(evaluation, f"{name}-{extractor}", share, note, evaluation.feature_images, better="higher")
-            )
+            found.append(_value(evaluation, f"{name}-{extractor}", share, note, count, higher_is_better=True))
     return tuple(found)
 
 
@@ -78,7 +68,7 @@ def _value(
     note: str,
     num_images: int,
     deviation: float | None = None,
-    better: str = "lower",
+    higher_is_better: bool = False,
 ) -> MeasuredValue:
     settings = _settings(evaluation)
     return MeasuredValue(
@@ -88,7 +78,7 @@ def _value(
         value=value,
         deviation=deviation,
         num_images=num_images,
-        higher_is_better=better == "higher",
+        higher_is_better=higher_is_better,
         comparable_note=note,
         evaluation=evaluation,
     )

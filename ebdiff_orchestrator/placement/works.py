@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.placement.schedule import Work, allowed_widths
+from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from schemas.plan import DIGITS, Plan
 
 DRAW_INTERVALS = 7  # assumed: the paper's CIFAR-10 tickets were drawn at epochs 4 to 12
-_IMAGES = {DIGITS: 1797, "uoft-cs/cifar10": 50_000}
+_IMAGES = {DIGITS: DIGITS_IMAGES, "uoft-cs/cifar10": 50_000}
 
 
 def works_of(

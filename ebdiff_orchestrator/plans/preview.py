@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from schemas.manifest import DenseSource, Manifest
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
-from schemas.sizes import POINTS_COUNTED, Costs, NetworkSizes, RegionSizes, SparseCosts
+from schemas.sizes import POINTS_COUNTED, Costs, NetworkSizes, SparseCosts
 
 _Sizes = TypeVar("_Sizes", Costs, SparseCosts)
 
@@ -19,19 +19,9 @@ class RegionPreview:
     region: RegionPlan
     route: tuple[int, int]
     steps: int
-    sizes: RegionSizes
-
-    @property
-    def realised_ratio(self) -> float:
-        return self.sizes.realised_ratio
-
-    @property
-    def costs(self) -> Costs:
-        return self.sizes.costs
-
-    @property
-    def sparse(self) -> SparseCosts | None:
-        return self.sizes.sparse
+    realised_ratio: float
+    costs: Costs
+    sparse: SparseCosts | None
 
 
 @dataclass(frozen=True)
@@ -49,7 +39,10 @@ class PlanPreview:
     def regions(self) -> tuple[RegionPreview, ...]:
         plan = self.plan
         found = zip(plan.regions, plan.routes(), self.sizes.regions, strict=True)
-        return tuple(RegionPreview(region, route, plan.steps_of(region), sizes) for region, route, sizes in found)
+        return tuple(
+            RegionPreview(region, route, plan.steps_of(region), sizes.realised_ratio, sizes.costs, sizes.sparse)
+            for region, route, sizes in found
+        )
 
     @property
     def sample(self) -> str:

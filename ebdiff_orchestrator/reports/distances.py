@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ebdiff_orchestrator.evaluation.records import ensemble_digest
 from ebdiff_orchestrator.evaluation.values import COMPARES_RUNS, FULL_IMAGES, MeasuredValue, thousands, values_of
 from ebdiff_orchestrator.reports.formats import MISSING
+from ebdiff_orchestrator.run.stages import ensemble_digest
 from schemas.manifest import Manifest
 
 

@@ -13,6 +13,7 @@ from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.reports.formats import TextTable, gib, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.resolve import adopt_dense
+from ebdiff_orchestrator.run.stages import train_stage_name
 from ebdiff_orchestrator.run.time_left import duration
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of
@@ -131,7 +132,7 @@ def predict(
     draw_steps = draw_steps_of(plan, interval, assume.draw_intervals)
     draws = tuple(StageEstimate(name, steps, steps * dense_s) for name, steps in draw_steps.items())
     trainings = tuple(
-        StageEstimate(f"train/{r.name}", plan.steps_of(r), plan.steps_of(r) * seconds[r.pruning_ratio])
+        StageEstimate(train_stage_name(r), plan.steps_of(r), plan.steps_of(r) * seconds[r.pruning_ratio])
         for r in plan.regions
     )
     slowest = max(trainings, key=lambda stage: stage.seconds)

@@ -59,12 +59,11 @@ class Measures:
 
 def measures_of(manifest: Manifest) -> Measures:
     """The measures that the manifest holds; a measure over several stages needs all of them done."""
-    draws = [record for name, record in manifest.stages.items() if name.startswith("draw/")]
-    trainings = [record for name, record in manifest.stages.items() if name.startswith("train/")]
+    draws, trainings = manifest.draws(), manifest.trainings()
     worked = [*draws, *trainings]
     trained = all(record.status == "done" for record in trainings)
     drawn = all(record.status == "done" for record in draws)
-    start, cost = manifest.dense, manifest.dense.cost if manifest.dense else None
+    cost = manifest.start_cost()
     hours = Hours.of(manifest.training_usage())
     return Measures(
         steps=tuple(record.steps for record in trainings) if trained else None,
@@ -73,8 +72,8 @@ def measures_of(manifest: Manifest) -> Measures:
         wall_s=wall_s(manifest),
         hours=hours,
         all_hours=_with_start(hours, manifest.dense),
-        dense_start_s=0.0 if start is None else cost.active_s if cost else None,
-        dense_start_steps=0 if start is None else cost.steps if cost else None,
+        dense_start_s=None if cost is None else cost.active_s,
+        dense_start_steps=None if cost is None else cost.steps,
         peak_memory_bytes=max((r.peak_memory_bytes for r in worked if r.peak_memory_bytes is not None), default=None),
         stored_bytes=_stored_bytes(trainings) if trained else None,
         values=best_values(manifest),

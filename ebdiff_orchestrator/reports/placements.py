@@ -1,11 +1,10 @@
-"""`ebdiff plan`: a plan's networks and, with --gpus N, what each placement of its regions comes to."""
+"""`ebdiff plan --gpus N`: what each placement of a plan's regions comes to."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from ebdiff_orchestrator.placement.schedule import CHOICES, Schedule, Slot, place
 from ebdiff_orchestrator.placement.works import (
@@ -18,9 +17,7 @@ from ebdiff_orchestrator.placement.works import (
 )
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.estimate import Say, measure_steps
-from ebdiff_orchestrator.reports.formats import TextTable, plain_table, print_table, say
-from ebdiff_orchestrator.reports.measures import method_of
-from ebdiff_orchestrator.reports.sizes_table import network_sizes, sparse_table
+from ebdiff_orchestrator.reports.formats import TextTable, print_table, say
 from ebdiff_orchestrator.run.time_left import duration
 from schemas.errors import user_error
 from schemas.plan import Placement, Plan
@@ -140,34 +137,6 @@ def _draws(plan: Plan) -> tuple[dict[str, int] | None, str]:
         return None, f"Draws are left out: an epoch of {plan.data.path} is unknown; set draw.interval_steps."
     counted = f"Draws converge at interval {drawn_after(plan, DRAW_INTERVALS)}, {interval} steps each."
     return draw_steps_of(plan, interval, DRAW_INTERVALS), counted if interval else "Nothing is drawn by training."
-
-
-def preview_table(preview: PlanPreview) -> Table:
-    """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
-    headings, rows = network_sizes(preview)
-    title = f"plan {preview.plan.name}: {method_of(preview.plan)}"
-    table = plain_table(headings, left=("network",), title=title, no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (preview.dense, preview.weighted)]
-    table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
-    if preview.plan.data.drawings is not None:
-        table.caption = f"Multiply-accumulates (MACs) are those of {preview.sample}."
-    if preview.plan.draw.method == "one-shot" and preview.plan.model.pretrained is None:
-        table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
-    table.caption_justify = "left"
-    return table
-
-
-def show_plan(preview: PlanPreview, placements: Placements | None, console: Console) -> None:
-    """Print the plan's networks, and its placements if there are any."""
-    console.print(preview_table(preview))
-    if preview.plan.sparsity is not None:
-        console.print()
-        print_table(sparse_table(preview), console)
-    if placements is not None:
-        console.print()
-        show_placements(placements, console)
 
 
 def show_placements(found: Placements, console: Console) -> None:

@@ -1,7 +1,11 @@
 """A plan's networks as tables: their sizes and, of a sparse plan, kept weights and what they would cost in theory."""
 
+from rich.console import Console
+from rich.table import Table
+
 from ebdiff_orchestrator.plans.preview import PlanPreview
-from ebdiff_orchestrator.reports.formats import TextTable
+from ebdiff_orchestrator.reports.formats import TextTable, plain_table, print_table
+from ebdiff_orchestrator.reports.measures import method_of
 from schemas.sizes import Costs, SparseCosts
 
 _SPARSE_HEADINGS = (
@@ -16,8 +20,16 @@ _SPARSE_HEADINGS = (
 )
 
 
-def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows: the dense network, each region's, and their mean as the timesteps weigh them."""
+def show_networks(preview: PlanPreview, console: Console) -> None:
+    """Print the plan's networks, for `ebdiff plan`."""
+    console.print(_sizes_table(preview))
+    if preview.plan.sparsity is not None:
+        console.print()
+        print_table(sparse_table(preview), console)
+
+
+def network_sizes(preview: PlanPreview, with_attention: bool = False) -> TextTable:
+    """A row each: the dense network, each region's, and their mean as the timesteps weigh them."""
 
     def sizes(costs: Costs) -> tuple[str, ...]:
         macs = (costs.macs, costs.macs_with_attention) if with_attention else (costs.macs,)
@@ -30,7 +42,8 @@ def network_sizes(preview: PlanPreview, with_attention: bool = False) -> tuple[t
         ratios = (f"{each.region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}")
         spans = (_span(each.region.train), _span(each.route))
         rows.append((each.region.name, *spans, *ratios, *sizes(each.costs), str(each.steps)))
-    return headings, [*rows, ("weighted", "", "", "", "", *sizes(preview.weighted), "")]
+    rows.append(("weighted", "", "", "", "", *sizes(preview.weighted), ""))
+    return TextTable(headings, tuple(rows))
 
 
 def sparse_table(preview: PlanPreview) -> TextTable:
@@ -57,6 +70,23 @@ def sparse_table(preview: PlanPreview) -> TextTable:
             f"{_millions(stored_bytes)} MB together.",
         ),
     )
+
+
+def _sizes_table(preview: PlanPreview) -> Table:
+    """One row a region beside the dense network: ranges, ratios, parameters and multiply-accumulates."""
+    sizes = network_sizes(preview)
+    title = f"plan {preview.plan.name}: {method_of(preview.plan)}"
+    table = plain_table(sizes.headings, left=("network",), title=title, no_wrap=True)
+    for row in sizes.rows:
+        table.add_row(*row)
+    whole = [f"{costs.macs_with_attention / 1e9:.3f}" for costs in (preview.dense, preview.weighted)]
+    table.caption = f"With the attention's matrix products: {whole[0]} G dense, {whole[1]} G weighted."
+    if preview.plan.data.drawings is not None:
+        table.caption = f"Multiply-accumulates (MACs) are those of {preview.sample}."
+    if preview.plan.draw.method == "one-shot" and preview.plan.model.pretrained is None:
+        table.caption += " To launch it, name the trained network: --set model.pretrained=RUN."
+    table.caption_justify = "left"
+    return table
 
 
 def _span(timesteps: tuple[int, int]) -> str:

@@ -4,17 +4,15 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
-from typing import TypeVar
 
 from ebdiff_orchestrator.cluster.executor import Loss
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import JobOutline
+from region_workers.storage.json_files import read_if_whole
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress
 from schemas.process import unix_time
 
-_Model = TypeVar("_Model", Progress, Failure)
 Position = tuple[int, int]  # the index of a stage in its job, and a step of it
 
 
@@ -106,7 +104,8 @@ def raise_if_failed(budgets: Mapping[str, Budget], how_to_go_on: str) -> None:
 
 def progress_of(attempt: Attempt, run: RunDirectory) -> Progress | None:
     """What this attempt last said, of its latest stage."""
-    latest_first = (_read(Progress, run.fetch(f"{name}/{PROGRESS_FILE}")) for name in reversed(attempt.outline.stages))
+    files = (run.fetch(f"{name}/{PROGRESS_FILE}") for name in reversed(attempt.outline.stages))
+    latest_first = (read_if_whole(Progress, file) for file in files)
     return next((p for p in latest_first if p is not None and p.attempt == attempt.number), None)
 
 
@@ -114,7 +113,7 @@ def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_ope
     """What this attempt wrote of its failure, else what its future says of the worker's end."""
     for stage in attempt.outline.stages:
         path = run.fetch(f"{stage}/{FAILURE_FILE}")
-        failure = _read(Failure, path)
+        failure = read_if_whole(Failure, path)
         if failure is not None and failure.attempt == attempt.number:
             retryable = failure.retryable or loss is not None  # what a dying worker says last is not why it died
             message = f"{failure.message} (traceback: {path})"
@@ -130,11 +129,3 @@ def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_ope
         traceback=str(error or ""),
         at=unix_time(),
     )
-
-
-def _read(model: type[_Model], path: Path) -> _Model | None:
-    """A small file that another process replaces as it goes; None if it is not there, or not there yet."""
-    try:
-        return model.model_validate_json(path.read_text())
-    except (OSError, ValueError):
-        return None

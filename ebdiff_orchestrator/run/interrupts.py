@@ -9,10 +9,6 @@ from types import FrameType
 from typing import Any, Self
 
 
-class RunStopped(RuntimeError):  # noqa: N818 - it names an outcome
-    """The run was interrupted; everything needed to go on is saved."""
-
-
 class Interrupts:
     """Counts SIGINT and SIGTERM while it is entered; outside the main thread it does nothing."""
 

@@ -18,11 +18,11 @@ from ebdiff_orchestrator.run.attempts import (
 )
 from ebdiff_orchestrator.run.decide import Decision, Situation, next_jobs
 from ebdiff_orchestrator.run.growth import Growth
-from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
+from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.stages import JobOutline, worker_job
 from ebdiff_orchestrator.run.view import View
-from schemas.errors import RunFailed, command
+from schemas.errors import RunFailed, RunStopped, command
 from schemas.job import GROW_FILE, Progress
 from schemas.process import unix_time
 

@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from ebdiff_orchestrator.cluster.connecting import check_surroundings, cluster_address, connect
-from ebdiff_orchestrator.cluster.executor import Executor
+from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
@@ -22,16 +25,19 @@ from ebdiff_orchestrator.run.previews import Previews
 from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
 from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.samples import decode_data, encode_images, samples_at_hand
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import check_trackers
-from region_workers.data.drawing_store import DrawingStore
-from region_workers.data.latents import LatentStore
+from ebdiff_orchestrator.trackers.group import check_trackers
+from region_workers.data.drawing_store import DrawingStore, ensure_data
+from region_workers.data.labels import check_labels
+from region_workers.data.latents import LatentStore, ensure_latents, find_latents
 from region_workers.data.store import ImageStore, Store
+from schemas.errors import RunFailed
 from schemas.job import TICKET_FILE, Ticket
 from schemas.manifest import RAY_LOG, Manifest
+from schemas.model import LatentModelPlan
 from schemas.plan import Plan
+from schemas.process import unix_time
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,8 @@ def launch(
         if ledger.manifest.finished():
             return RunHandle(directory.location)
         data = decode_data(resolved, view)
-        jobs = _jobs_at_hand(resolved, data, ledger, reuse, view)
+        samples = samples_at_hand(resolved, data)  # None: they are still to be encoded
+        jobs = () if samples is None else _known_jobs(ledger, samples, reuse, view)
         if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
             with _workers(ledger, address, executor, view) as workers, fed_trackers(ledger, view):
                 check_data_fits(resolved.plan, len(data), workers.request.processes)
@@ -144,7 +151,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
     """
     resolved = resolve(plan, directory)
     if not directory.exists():
-        resolved.check_networks()
+        _ = resolved.preview  # PlanError for networks that cannot be built
         check_trackers(plan.logging.trackers)
     with directory.held(take_over, view.line):
         ledger = Ledger.begin(directory, resolved.plan, view)
@@ -164,6 +171,30 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
             yield resolved, ledger
 
 
+def decode_data(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore:
+    """The plan's images or drawings. PlanError or UserError if it cannot train on them, RunFailed if decoding broke."""
+    plan = resolved.plan
+    try:
+        store = ensure_data(plan.data, resolved.cache_dir, partial(view.images, what=plan.data.kind))
+    except ChildProcessError as error:
+        raise RunFailed(f"data.path = {plan.data.path}: {error}.") from error
+    _say_left_out(store.info.unreadable_names, f"unreadable {plan.data.kind}", view)
+    if isinstance(store, DrawingStore) and plan.data.drawings is not None:
+        _say_left_out(store.info.too_long_names, f"drawings of {plan.data.drawings.max_points} points or more", view)
+    check_labels(store.labels, plan.model.num_classes)
+    check_data_fits(plan, len(store), request_of(plan.workers, 0.0).processes)
+    return store
+
+
+def samples_at_hand(resolved: ResolvedPlan, data: ImageStore | DrawingStore) -> Store | None:
+    """What is denoised: the images or drawings, or the images' latents; None if those are still to be encoded."""
+    plan = resolved.plan
+    if not isinstance(plan.model, LatentModelPlan):
+        return data
+    assert isinstance(data, ImageStore)
+    return find_latents(plan.model, plan.data, data, resolved.cache_dir)
+
+
 def _workers(
     ledger: Ledger, address: str | None, executor: Executor | None, view: View
 ) -> AbstractContextManager[Executor]:
@@ -173,14 +204,6 @@ def _workers(
     return connect(plan.workers, len(plan.regions), address, log, view.waiting, executor)
 
 
-def _jobs_at_hand(
-    resolved: ResolvedPlan, data: ImageStore | DrawingStore, ledger: Ledger, reuse: Sequence[str | Path], view: View
-) -> tuple[JobOutline, ...]:
-    """`_known_jobs`; none where what they start from is still to be encoded."""
-    samples = samples_at_hand(resolved, data)
-    return () if samples is None else _known_jobs(ledger, samples, reuse, view)
-
-
 def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], view: View) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
     ledger.record_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
@@ -188,3 +211,31 @@ def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], vie
     ledger.record_borrowed_starts(reuse_stages(ledger.directory, jobs, reuse, view.line))
     ledger.collect_results(jobs)
     return jobs
+
+
+def encode_images(resolved: ResolvedPlan, images: Store, ledger: Ledger, executor: Executor, view: View) -> Store:
+    """The latents of the images, by as many workers as there are."""
+    plan = resolved.plan
+    assert isinstance(plan.model, LatentModelPlan)
+    assert isinstance(images, ImageStore)
+    started = unix_time()
+    view.line(f"Encoding {len(images)} images with the VAE {plan.model.vae} ...")
+    try:
+        return ensure_latents(
+            plan.model,
+            plan.data,
+            images,
+            resolved.cache_dir,
+            executor.run_many,
+            view.images,
+            cpu_threads=plan.training.cpu_threads,
+            device=torch.device("cuda" if executor.request.gpus else "cpu"),
+        )
+    finally:
+        workers = max(1, executor.workers_at_once())
+        ledger.record_usage("encode", 1, started, workers, min(executor.request.gpus, 1.0))
+
+
+def _say_left_out(names: Sequence[str], what: str, view: View) -> None:
+    if names:
+        view.line(f"{len(names)} {what} were left out: {', '.join(names[:5])}.")

@@ -14,8 +14,9 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
+from ebdiff_orchestrator.run.time_left import is_draw
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import TENSORBOARD_FOLDER, Series, Trackers
+from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.pruning.mask import queue_distances, unpack_mask
 from region_workers.storage.checkpoint_files import checkpoint_name
 from region_workers.storage.integrity import files_in
@@ -63,7 +64,7 @@ class MetricsFeed:
         self._ledger, self._trackers, self._view = ledger, trackers, view
         self._run = RunDirectory(ledger.directory.location, ledger.directory.owner)  # the thread's own
         self._plan = ledger.plan
-        self._stages = [name for name in ledger.manifest.stages if name.startswith(("draw/", "train/"))]
+        self._stages = [record.name for record in (*ledger.manifest.draws(), *ledger.manifest.trainings())]
         self._fed = dict.fromkeys(self._stages, 0)  # the last step
         self._read_at, self._read_step = dict.fromkeys(self._stages, 0.0), dict.fromkeys(self._stages, 0)
         self._ended: set[str] = set()
@@ -124,7 +125,7 @@ class MetricsFeed:
             self._ended.add(stage)
             return
         recent = self._recent(stage)
-        if recent is None or recent.after > self._fed[stage] or stage.startswith("draw/"):
+        if recent is None or recent.after > self._fed[stage] or is_draw(stage):
             self._feed_saved(stage)
         if recent is not None and recent.after <= self._fed[stage]:  # else a later checkpoint has what is missing
             self._feed(stage, recent.rows)
@@ -143,7 +144,7 @@ class MetricsFeed:
     def _feed_files(self, stage: str, folder: str) -> None:
         rows = [MetricsRow.model_validate(row) for row in read_metrics(self._run.fetch(f"{folder}/{METRICS_FILE}"))]
         self._feed(stage, rows)
-        masks = self._run.fetch(f"{folder}/{MASKS_FILE}") if stage.startswith("draw/") else None
+        masks = self._run.fetch(f"{folder}/{MASKS_FILE}") if is_draw(stage) else None
         if masks is not None and masks.is_file():  # a dense region has none
             self._feed_masks(masks, rows)
 

@@ -16,7 +16,7 @@ from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import plan_error
 from schemas.manifest import DenseCost, DenseSource
-from schemas.model import VectorModelPlan
+from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
 
 _NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
@@ -34,10 +34,6 @@ class ResolvedPlan:
         """The sizes of its networks. PlanError for a network that cannot be built, or a ratio that does not fit it."""
         return preview_plan(self.plan, self.dense)
 
-    def check_networks(self) -> None:
-        """Raise what `preview` raises."""
-        _ = self.preview
-
     @property
     def cache_dir(self) -> Path:
         """Where decoded images and latents are kept."""
@@ -51,12 +47,10 @@ def resolve(plan: Plan, directory: RunDirectory) -> ResolvedPlan:
     """
     plan = with_absolute_paths(plan)
     known = directory.read() if directory.exists() else None
-    if known is None or known.dense is None or known.plan.model.pretrained != plan.model.pretrained:
-        return ResolvedPlan(*adopt_dense(plan))
-    drawn = all(record.status == "done" for name, record in known.stages.items() if name.startswith("draw/"))
-    if not drawn or plan.model != known.plan.model:
-        return ResolvedPlan(*adopt_dense(plan))
-    return ResolvedPlan(plan, known.dense)
+    drawn = known is not None and all(record.status == "done" for record in known.draws())
+    if known is not None and known.dense is not None and known.plan.model == plan.model and drawn:
+        return ResolvedPlan(plan, known.dense)
+    return ResolvedPlan(*adopt_dense(plan))
 
 
 def adopt_dense(plan: Plan) -> tuple[Plan, DenseSource | None]:
@@ -141,13 +135,13 @@ def _check_classes(plan: Plan, dense: DenseFolder) -> None:
 
 
 def _check_images(plan: Plan, dense: DenseFolder) -> None:
-    latent = plan.model.family == "latent"
-    channels = plan.model.latent_channels if plan.model.family == "latent" else plan.data.channels
-    side = plan.data.resolution // (plan.model.latent_downscale if plan.model.family == "latent" else 1)
+    field, channels, side = "data.channels", plan.data.channels, plan.data.resolution
+    if isinstance(plan.model, LatentModelPlan):
+        field, channels, side = "model.latent_channels", plan.model.latent_channels, side // plan.model.latent_downscale
     for argument in ("in_channels", "out_channels"):
         theirs = dense.arguments.get(argument, channels)
         if theirs != channels:
-            raise _disagreement(plan, "model.latent_channels" if latent else "data.channels", channels, theirs)
+            raise _disagreement(plan, field, channels, theirs)
     size = dense.arguments.get("sample_size")
     if size not in (None, side, [side, side]):
         raise _disagreement(plan, "data.resolution", plan.data.resolution, f"a side of {size} for the network")
@@ -163,14 +157,13 @@ def _cost(dense: DenseFolder) -> DenseCost | None:
     if dense.run is None:
         return None
     manifest = RunDirectory(dense.run).read()
-    record = manifest.stage(train_stage_name(manifest.plan.regions[0]))
-    earlier = manifest.dense.cost if manifest.dense else None
-    if manifest.dense and earlier is None:
+    record, earlier = manifest.stage(train_stage_name(manifest.plan.regions[0])), manifest.start_cost()
+    if earlier is None:
         return None
     training = manifest.training_usage()
     return DenseCost(
-        steps=record.steps + (earlier.steps if earlier else 0),
-        active_s=record.active_s + (earlier.active_s if earlier else 0.0),
-        worker_hours=sum(held.worker_hours for held in training) + (earlier.worker_hours if earlier else 0.0),
-        gpu_hours=sum(held.gpu_hours for held in training) + (earlier.gpu_hours if earlier else 0.0),
+        steps=record.steps + earlier.steps,
+        active_s=record.active_s + earlier.active_s,
+        worker_hours=sum(held.worker_hours for held in training) + earlier.worker_hours,
+        gpu_hours=sum(held.gpu_hours for held in training) + earlier.gpu_hours,
     )

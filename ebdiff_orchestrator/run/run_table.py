@@ -1,10 +1,11 @@
-"""A run, or other work of several jobs, as one table that fits the terminal, with what needs words below it."""
+"""A run, or other work of several jobs, as a table that fits the terminal, with words below; a run's status."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ebdiff_orchestrator.run.time_left import Reports, duration, is_draw, stage_left, trainings_left
+from schemas.process import unix_time
 
 if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help has a view, too
     from schemas.job import Progress
@@ -128,6 +130,40 @@ def run_table(manifest: Manifest, reports: Reports, now: float, previews: int, c
     captions = [f"Attempts, where more than one: {', '.join(again)}."] if again else []
     captions += [caption] if caption else []
     return RunTable(rows, f"run {manifest.plan.name}: {', '.join(parts)}", "\n".join(captions))
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What `ebdiff status` shows: the manifest, what each stage's worker said last, and how many previews there are."""
+
+    manifest: Manifest
+    progress: Reports
+    previews: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "finished": self.manifest.finished(),
+            "previews": self.previews,
+            "manifest": self.manifest.model_dump(mode="json"),
+            "progress": {name: progress.model_dump(mode="json") for name, progress in self.progress.items()},
+        }
+
+    def as_table(self) -> RunTable:
+        return run_table(self.manifest, self.progress, unix_time(), self.previews)
+
+
+def read_status(run_dir: str | Path) -> RunStatus:
+    """The status of the run in `run_dir`; UserError if there is none."""
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
+    from region_workers.storage.json_files import read_if_whole
+    from schemas.job import PROGRESS_FILE, Progress
+
+    directory = RunDirectory(run_dir)
+    manifest = directory.read()
+    files = {name: directory.fetch(f"{name}/{PROGRESS_FILE}") for name in manifest.stages}
+    found = {name: read_if_whole(Progress, file) for name, file in files.items()}
+    progress = {name: said for name, said in found.items() if said is not None}
+    return RunStatus(manifest, progress, directory.previews())
 
 
 def _stage_row(record: StageRecord, progress: Progress | None, now: float) -> Row:

@@ -121,6 +121,11 @@ def assemble_key(plan: Plan, train_results: dict[str, str], vae: str | None) -> 
     return digest({"stage": "assemble", **experts, "sampling": sampling})
 
 
+def ensemble_digest(manifest: Manifest) -> str:
+    """By which evaluations know the ensemble: SHA-256 of its files as they are recorded."""
+    return digest([[item.path, item.sha256] for item in manifest.stage(ASSEMBLE).artifacts])
+
+
 def sample_key(plan: Plan, ensemble_key: str) -> str:
     """The key of the images made at the end of the run."""
     drawn = {"images": plan.sampling.num_images, "seed": plan.seed, "randomness": _RANDOMNESS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ebdiff_orchestrator.placement.search import Piece, finish_times, longest_first
@@ -43,6 +43,27 @@ def is_draw(stage: str) -> bool:
     return stage.startswith("draw/")
 
 
+def draw_trains(plan: Plan, draw: str) -> bool:
+    """Whether a draw stage trains at all."""
+    drawn = [region.pruning_ratio for region in plan.regions if draw in (f"draw/{region.name}", "draw/shared")]
+    return plan.draw.trains_dense and any(drawn)
+
+
+def ratio_of(plan: Plan, stage: str) -> float:
+    """How much the network that a stage trains is pruned; a draw trains the dense one."""
+    return next((region.pruning_ratio for region in plan.regions if stage == f"train/{region.name}"), 0.0)
+
+
+def step_times(manifest: Manifest, reports: Reports) -> Iterator[tuple[str, float]]:
+    """Stages and seconds a step: of the draws and trainings made in this run, then of those at work."""
+    for record in manifest.stages.values():
+        if record.steps and record.active_s and record.reused_from is None:
+            yield record.name, record.active_s / record.steps
+    for name, report in reports.items():
+        if report.steps_per_s and name.startswith(("draw/", "train/")) and manifest.stage(name).status != "done":
+            yield name, 1 / report.steps_per_s
+
+
 def trainings_left(manifest: Manifest, reports: Reports, draw_steps: int | None = None) -> TimeLeft | None:
     """Until the last region is trained, as fast as the stages go that are at work; None if that is not known.
 
@@ -57,7 +78,7 @@ def trainings_left(manifest: Manifest, reports: Reports, draw_steps: int | None 
     jobs = _jobs(manifest.plan, sources)
     if not any(name in reports for job in jobs for name in job):
         return None
-    pace = _Pace(manifest, reports, draw_steps, sources)
+    pace = _Pace(manifest, reports, draw_steps)
     at_work: list[TimeLeft] = []
     waiting: list[TimeLeft] = []
     for job in jobs:
@@ -92,20 +113,14 @@ def _jobs(plan: Plan, sources: Sources) -> list[Sequence[str]]:
 class _Pace:
     """Seconds a step of the networks that a run has timed, by pruning ratio, 0 for the dense one."""
 
-    def __init__(self, manifest: Manifest, reports: Reports, draw_steps: int | None, sources: Sources) -> None:
+    def __init__(self, manifest: Manifest, reports: Reports, draw_steps: int | None) -> None:
         self._manifest, self._reports, self._plan = manifest, reports, manifest.plan
-        self._sources = sources
         interval, most = manifest.plan.draw.interval_steps, manifest.plan.draw.max_intervals
         self._draw_steps = draw_steps if interval is None else interval * most
-        self._ratios = {f"train/{region.name}": region.pruning_ratio for region in self._plan.regions}
         self._steps = {f"train/{region.name}": self._plan.steps_of(region) for region in self._plan.regions}
         self._seconds = dict(manifest.step_seconds or {})
-        for record in manifest.stages.values():
-            if record.steps and record.active_s and record.reused_from is None:
-                self._seconds.setdefault(self._ratio(record.name), record.active_s / record.steps)
-        for name, progress in reports.items():
-            if progress.steps_per_s:
-                self._seconds.setdefault(self._ratio(name), 1 / progress.steps_per_s)
+        for name, seconds in step_times(manifest, reports):
+            self._seconds.setdefault(ratio_of(self._plan, name), seconds)
 
     def left(self, stage: str) -> TimeLeft | None:
         """How long a stage still takes, begun or not; None if nothing like it was timed."""
@@ -116,19 +131,11 @@ class _Pace:
             return TimeLeft(0.0)
         if report is not None and (known := stage_left(report)) is not None:
             return known
-        if is_draw(stage) and not self._draws(stage):
+        if is_draw(stage) and not draw_trains(self._plan, stage):
             return TimeLeft(0.0)
-        steps, ratio = self._steps.get(stage, self._draw_steps), self._ratio(stage)
+        steps, ratio = self._steps.get(stage, self._draw_steps), ratio_of(self._plan, stage)
         larger = {known: seconds for known, seconds in self._seconds.items() if known <= ratio}
         if steps is None or not larger:
             return None
         bound = is_draw(stage) or ratio not in larger or self._plan.placement == "balanced"
         return TimeLeft(steps * larger.get(ratio, min(larger.values())), bound)
-
-    def _ratio(self, stage: str) -> float:
-        return self._ratios.get(stage, 0.0)
-
-    def _draws(self, stage: str) -> bool:
-        """Whether a draw stage trains at all."""
-        regions = [r for r in self._plan.regions if stage in self._sources[f"train/{r.name}"]]
-        return self._plan.draw.method == "early-bird" and any(region.pruning_ratio for region in regions)

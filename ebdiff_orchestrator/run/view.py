@@ -11,6 +11,7 @@ from rich.live import Live
 
 from ebdiff_orchestrator.run.run_table import RunTable, job_row, run_table, step_text
 from ebdiff_orchestrator.run.time_left import stage_left
+from schemas.process import unix_time
 
 if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help has a view, too
     from schemas.job import Progress, ProgressState
@@ -118,8 +119,6 @@ class LiveTable(View):
 
     def _render(self) -> RenderableType:
         if self._manifest is not None:
-            from schemas.process import unix_time
-
             return run_table(self._manifest, self._stages, unix_time(), self._previews, self._status)
         rows = [job_row(name, progress) for name, progress in self._jobs.items()]
         return RunTable(rows, caption=self._status, heading="job") if rows else self._status
@@ -133,7 +132,6 @@ def terminal_view() -> View:
 def sampling_report(view: View) -> Callable[[int, int], None]:
     """A `report(done, total)` for sampling that shows on a view."""
     from schemas.job import Progress
-    from schemas.process import unix_time
 
     began = time.monotonic()
 

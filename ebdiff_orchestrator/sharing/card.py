@@ -7,12 +7,13 @@ from ebdiff_orchestrator.ensemble.pictures import GRID
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
+from ebdiff_orchestrator.reports.sizes_table import network_sizes
 from ebdiff_orchestrator.run.time_left import duration
 from region_workers.storage.hub import is_hub_name
 from schemas.manifest import Manifest
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
-from schemas.sizes import POINTS_COUNTED, Costs
+from schemas.sizes import POINTS_COUNTED
 
 CARD_FILE = "README.md"
 _HOME = "https://github.com/GATECH-EIC/Early-Bird-Diffusion"
@@ -106,12 +107,11 @@ pipeline = load_ensemble({name!r})
 def _networks(preview: PlanPreview) -> str:
     headings = ["network", "trained on", "owns", "pruned by", "removed", "parameters M", "MACs G", "with attention G"]
     pruned = any(each.region.pruning_ratio for each in preview.regions)
-    rows = [["dense, not included", "", "", "", "", *_sizes(preview.dense)]] if pruned else []
-    for each in preview.regions:
-        (start, stop), (first, end), region = each.region.train, each.route, each.region
-        shares = [f"{region.pruning_ratio:.0%}", f"{each.realised_ratio:.1%}"]
-        rows.append([f"`{region.name}`", f"{start}..{stop - 1}", f"{first}..{end - 1}", *shares, *_sizes(each.costs)])
-    rows.append(["weighted by what they own", "", "", "", "", *_sizes(preview.weighted)])
+    sizes = network_sizes(preview, with_attention=True)
+    dense, *experts, weighted = [cells[1:-1] for cells in sizes.rows]  # all but names and steps
+    rows = [["dense, not included", *dense]] if pruned else []
+    rows += [[f"`{each.region.name}`", *cells] for each, cells in zip(preview.regions, experts, strict=True)]
+    rows.append(["weighted by what they own", *weighted])
     counted = f"one drawing of {POINTS_COUNTED} points" if preview.plan.data.drawings else "one image"
     note = (
         f"Timesteps are counted from 0, the clean end. Multiply-accumulates are those of a forward pass on {counted}. "
@@ -124,10 +124,6 @@ def _networks(preview: PlanPreview) -> str:
         if each.sparse is not None
     ]
     return "\n\n".join(["## What is in it", _table(headings, rows), note, *(["\n".join(sparse)] if sparse else [])])
-
-
-def _sizes(costs: Costs) -> list[str]:
-    return [f"{costs.params / 1e6:.2f}", f"{costs.macs / 1e9:.3f}", f"{costs.macs_with_attention / 1e9:.3f}"]
 
 
 def _training(manifest: Manifest, found: Measures) -> str:
@@ -197,11 +193,8 @@ def _licence(plan: Plan, license_id: str | None) -> str:
 def _data(plan: Plan) -> str:
     """The data by name, nothing of the machine that they were on."""
     kind = "drawings" if plan.data.drawings else "images"
-    return (
-        f"{kind} of {_shown_place(plan.data.path)}, split {plan.data.split}"
-        if _on_hub(plan.data.path)
-        else (f"{kind} of {_shown_place(plan.data.path)}")
-    )
+    split = f", split {plan.data.split}" if _on_hub(plan.data.path) else ""
+    return f"{kind} of {_shown_place(plan.data.path)}{split}"
 
 
 def _on_hub(place: str) -> bool:

@@ -47,7 +47,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Next:
+class NextRun:
     """The run to begin now, those that never can and why; `over`: nothing is left to be done."""
 
     begin: str | None = None
@@ -61,7 +61,7 @@ def runs_of(study: StudyPlan, folder: Path) -> tuple[StudyRun, ...]:
     return tuple(_run(row, seed, study, folder) for seed in study.seeds for row in rows)
 
 
-def next_run(runs: Sequence[StudyRun], standing: Standing) -> Next:
+def next_run(runs: Sequence[StudyRun], standing: Standing) -> NextRun:
     """The first run whose start is finished, and which no earlier one is still to make a stage for.
 
     A run whose start has failed never begins. A failed run is not waited for.
@@ -71,7 +71,7 @@ def next_run(runs: Sequence[StudyRun], standing: Standing) -> Next:
     lost = {run.name: f"it starts from {run.start}, which failed" for run in opened if run.start in standing.failed}
     able = (run.name for run in opened if run.name not in lost and _may_begin(run, runs, standing))
     begin = next(able, None) if standing.has_room else None
-    return Next(begin, lost, over=not opened and not standing.at_work)
+    return NextRun(begin, lost, over=not opened and not standing.at_work)
 
 
 def donors(run: StudyRun, runs: Sequence[StudyRun]) -> list[StudyRun]:

@@ -12,8 +12,9 @@ from ebdiff_orchestrator.plans.preset_plans import studies, study_folder
 from ebdiff_orchestrator.run.manifests import differences
 from region_workers.storage.durable import write_text
 from schemas.errors import PlanError, UserError, command, from_validation_error, plan_error, similar_word
+from schemas.manifest import STUDY_FILE
 from schemas.plan import Plan
-from schemas.study import STUDY_FILE, StudyPlan, StudyRow
+from schemas.study import StudyPlan, StudyRow
 
 
 def load_study(study: str | Path, changes: Sequence[str] = (), seeds: int | None = None) -> StudyPlan:

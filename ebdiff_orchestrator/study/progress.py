@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ebdiff_orchestrator.run.time_left import duration, is_draw
+from ebdiff_orchestrator.run.time_left import draw_trains, duration, is_draw, ratio_of, step_times
 from ebdiff_orchestrator.study.decide import StageId, Standing, StudyRun
 from schemas.digest import digest
 from schemas.job import Progress
@@ -121,7 +121,7 @@ def _stage_left_s(
     """`steps`: of a training, the most that a run wants."""
     name, _ = stage
     if is_draw(name):
-        if any(seen[run.name].made(name) is not None for run in owners) or not _draws(owners[0], name):
+        if any(seen[run.name].made(name) is not None for run in owners) or not draw_trains(owners[0].plan, name):
             return 0.0
         steps = pace.draw_steps(owners[0])
     left = steps - max(seen[run.name].steps(name) for run in owners)
@@ -143,13 +143,15 @@ class _Pace:
         self._most: dict[str, int] = {}
         found: dict[tuple[str, float], list[float]] = {}
         for run in runs:
-            for stage, seconds in self._timed(run, seen[run.name]):
-                found.setdefault((self._network(run), _ratio(run, stage)), []).append(seconds)
+            self._note_draws(run, seen[run.name])
+            manifest, reports = seen[run.name].manifest, seen[run.name].reports
+            for stage, seconds in step_times(manifest, reports) if manifest is not None else ():
+                found.setdefault((self._network(run), ratio_of(run.plan, stage)), []).append(seconds)
         self.seconds = {network: statistics.median(times) for network, times in found.items()}  # one may just begin
 
     def of(self, run: StudyRun, stage: str) -> float:
         """Of an equal network; else of the one that is pruned the most of those pruned less; else of any."""
-        network, ratio = self._network(run), _ratio(run, stage)
+        network, ratio = self._network(run), ratio_of(run.plan, stage)
         own = {known: seconds for (name, known), seconds in self.seconds.items() if name == network}
         larger = [known for known in own if known <= ratio]
         return own[max(larger)] if larger else statistics.fmean((own or self.seconds).values())
@@ -160,33 +162,20 @@ class _Pace:
             return round(statistics.fmean(self._drawn))
         return self._most.get(run.label, 0)
 
-    def _timed(self, run: StudyRun, seen: Seen) -> Iterator[tuple[str, float]]:
+    def _note_draws(self, run: StudyRun, seen: Seen) -> None:
         draw = run.plan.draw
         if draw.interval_steps is not None:
             self._most[run.label] = draw.interval_steps * draw.max_intervals
-        for name, record in seen.manifest.stages.items() if seen.manifest is not None else ():
-            if record.status == "done" and record.steps and record.active_s and record.reused_from is None:
-                self._drawn += [record.steps] if is_draw(name) else []
-                yield name, record.active_s / record.steps
         for name, report in seen.reports.items():
             if is_draw(name) and report.total_steps:
                 self._most[run.label] = report.total_steps
-            if report.steps_per_s and seen.made(name) is None:
-                yield name, 1 / report.steps_per_s
+        records = seen.manifest.draws() if seen.manifest is not None else []
+        self._drawn += [
+            each.steps for each in records if each.status == "done" and each.reused_from is None and each.steps
+        ]
 
     def _network(self, run: StudyRun) -> str:
         if run.label not in self._names:
             model = run.plan.model.model_dump(mode="json", exclude={"pretrained"})
             self._names[run.label] = digest([model, run.plan.data.resolution, run.plan.training.batch_size])
         return self._names[run.label]
-
-
-def _ratio(run: StudyRun, stage: str) -> float:
-    """How much the network that a stage trains is pruned; a draw trains the dense one."""
-    return next((each.pruning_ratio for each in run.plan.regions if stage == f"train/{each.name}"), 0.0)
-
-
-def _draws(run: StudyRun, stage: str) -> bool:
-    """Whether a draw trains at all."""
-    drawn = [each.pruning_ratio for each in run.plan.regions if stage in (f"draw/{each.name}", "draw/shared")]
-    return run.plan.draw.method == "early-bird" and any(drawn)

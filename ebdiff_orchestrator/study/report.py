@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ebdiff_orchestrator.reports.compare import Comparison, compare_manifests, comparison_table
-from ebdiff_orchestrator.reports.formats import TextTable
 from ebdiff_orchestrator.reports.measures import is_dense
-from ebdiff_orchestrator.reports.page import REPORT_FILE
+from ebdiff_orchestrator.reports.page import BYTES_OF_PICTURES, REPORT_FILE, check_out, write_page
 from ebdiff_orchestrator.reports.page.curves import Point, quality_figure
 from ebdiff_orchestrator.reports.page.pictures import Picture, samples_grid
-from ebdiff_orchestrator.reports.page.write import BYTES_OF_PICTURES, check_out, write_page
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.results import RowResult, StudyResults, study_results
 from ebdiff_orchestrator.study.table import results_table, unfinished
@@ -21,20 +19,6 @@ from schemas.errors import command
 
 _MOST_LETTERS = 3000  # of why a run failed
 _GRID_PX = 400  # twice as wide as it is shown, for screens that have as many pixels
-
-
-@dataclass(frozen=True)
-class StudyContents:
-    """What study.html.j2 shows; the figures of `quality`, by measure, are SVG elements, all else is to be escaped."""
-
-    name: str
-    location: str
-    state: str
-    table: TextTable
-    quality: Mapping[str, Sequence[str]]
-    grids: Sequence[Picture]
-    failures: Sequence[tuple[str, str]]
-    others: Sequence[tuple[str, str]]
 
 
 def write_study_report(folder: str | Path, out: str | Path) -> Path:
@@ -58,19 +42,20 @@ def leave_study_report(folder: Path, say: Callable[[str], None]) -> None:
         say(f"No report: {error}. `{command('report', folder)}` tries again.")
 
 
-def _contents(results: StudyResults, folder: Path) -> StudyContents:
+def _contents(results: StudyResults, folder: Path) -> dict[str, Any]:
+    """What study.html.j2 shows; the figures of `quality`, by measure, are SVG elements, all else is to be escaped."""
     numbers = itertools.count(1)
     missing = list(unfinished(results, _MOST_LETTERS))
-    return StudyContents(
-        name=results.name,
-        location=RunDirectory(folder).short_location,
-        state=_state(results),
-        table=results_table(results, with_unfinished=False),
-        quality={measure: _figures(results, measure, numbers) for measure in results.measures},
-        grids=_grids(results, folder),
-        failures=[(runs, reason) for runs, reason, has_failed in missing if has_failed],
-        others=[(runs, reason) for runs, reason, has_failed in missing if not has_failed],
-    )
+    return {
+        "name": results.name,
+        "location": RunDirectory(folder).short_location,
+        "state": _state(results),
+        "table": results_table(results, with_unfinished=False),
+        "quality": {measure: _figures(results, measure, numbers) for measure in results.measures},
+        "grids": _grids(results, folder),
+        "failures": [(runs, reason) for runs, reason, has_failed in missing if has_failed],
+        "others": [(runs, reason) for runs, reason, has_failed in missing if not has_failed],
+    }
 
 
 def _state(results: StudyResults) -> str:

@@ -9,9 +9,10 @@ from typing import Any, Self
 from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import train_stage_name
 from ebdiff_orchestrator.study.decide import StudyRun, runs_of
 from ebdiff_orchestrator.study.load import load_study
-from schemas.manifest import Manifest, StageRecord
+from schemas.manifest import Manifest
 from schemas.study import FAILURES_FILE, StudyFailures
 
 EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other
@@ -172,24 +173,18 @@ def _macs_of_dense_step(first: StudyRun, manifest: Manifest | None) -> int:
 
 def _dense_steps(manifest: Manifest, unit: int) -> float | None:
     """Of a finished run: its trainings, its draws, and the training of its dense start, None if that is unknown."""
-    sizes, start = preview_of(manifest), manifest.dense
-    if start is not None and start.cost is None:
+    sizes, start = preview_of(manifest), manifest.start_cost()
+    if start is None:
         return None
-    macs = sum(manifest.stage(f"train/{each.region.name}").steps * each.costs.macs for each in sizes.regions)
-    dense = sum(record.steps for record in _worked(manifest, "draw/"))
-    dense += start.cost.steps if start is not None and start.cost is not None else 0
+    macs = sum(manifest.stage(train_stage_name(each.region)).steps * each.costs.macs for each in sizes.regions)
+    dense = start.steps + sum(record.steps for record in manifest.draws())
     return (macs + dense * sizes.dense.macs) * manifest.plan.training.batch_size / unit
 
 
 def _device_hours(manifest: Manifest) -> float | None:
-    start = manifest.dense
-    if start is not None and start.cost is None:
+    start = manifest.start_cost()
+    if start is None:
         return None
-    before = start.cost.active_s if start is not None and start.cost is not None else 0.0
-    records = [*_worked(manifest, "draw/"), *_worked(manifest, "train/")]
+    records = [*manifest.draws(), *manifest.trainings()]
     own = sum(each.active_s * (each.hardware.world_size if each.hardware else 1) for each in records)
-    return (before + own) / 3600
-
-
-def _worked(manifest: Manifest, kind: str) -> list[StageRecord]:
-    return [record for name, record in manifest.stages.items() if name.startswith(kind)]
+    return (start.active_s + own) / 3600

@@ -11,7 +11,7 @@ from threading import Lock, Thread
 from ebdiff_orchestrator.cluster.connecting import check_surroundings, connect
 from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.evaluation.evaluate import evaluate
-from ebdiff_orchestrator.run.interrupts import Interrupts, RunStopped
+from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.ownership import RunInUseError, claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -23,7 +23,7 @@ from ebdiff_orchestrator.study.view import RunView, StudyView
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from region_workers.storage.durable import write_model
 from region_workers.storage.run_files import RunFiles, local_folder
-from schemas.errors import RunFailed, command, user_error, without_secrets
+from schemas.errors import RunFailed, RunStopped, command, user_error, without_secrets
 from schemas.manifest import RAY_LOG
 from schemas.study import FAILURES_FILE, StudyFailures, StudyPlan
 

@@ -107,16 +107,12 @@ class Trackers:
 
 
 def _make(name: TrackerName, plan: Plan, run_dir: Path, run_id: str, run_name: str) -> Tracker:
-    if name == "tensorboard":
-        from ebdiff_orchestrator.trackers.tensorboard import TensorBoard
+    from ebdiff_orchestrator.trackers.libraries import MLflow, TensorBoard, WandB
 
+    if name == "tensorboard":
         return TensorBoard(run_dir)
     if name == "mlflow":
-        from ebdiff_orchestrator.trackers.mlflow import MLflow
-
         return MLflow(run_dir, run_id, run_name, plan.name, {"plan": plan.name, "seed": str(plan.seed)})
-    from ebdiff_orchestrator.trackers.wandb import WandB
-
     return WandB(run_dir, run_id, run_name, plan.name, plan.model_dump(mode="json"))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import write_model
+from region_workers.storage.json_files import read_if_whole
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage
 from schemas.section import Sealed
 
@@ -88,12 +89,8 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
 
     It must be of the stage's key, of as many steps as asked, and made from inputs that are still there unchanged.
     """
-    path = run_dir / stage.name / RESULT_FILE
-    try:
-        result = StageResult.model_validate_json(path.read_text())
-    except (OSError, ValueError):
-        return None
-    if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
+    result = read_if_whole(StageResult, run_dir / stage.name / RESULT_FILE)
+    if result is None or result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
         return None
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
 

@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from schemas.errors import UserError
 from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest
 from schemas.section import seal_fits
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -22,6 +24,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return values
+
+
+def read_if_whole(model: type[_Model], path: Path) -> _Model | None:
+    """What a process writes and replaces as it goes; None where it is not there, or not as it was written."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_manifest(run_dir: Path) -> Manifest:

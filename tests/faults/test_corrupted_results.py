@@ -19,8 +19,8 @@ from ebdiff_orchestrator import evaluate, load_ensemble
 from ebdiff_orchestrator.evaluation import evaluate as evaluating
 from ebdiff_orchestrator.evaluation import work
 from ebdiff_orchestrator.evaluation.statistics import Statistics
-from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_table import read_status
 from region_workers.networks.dense import load_verified
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.durable import replace_model

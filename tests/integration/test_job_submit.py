@@ -19,7 +19,7 @@ from job_client import ENDED, JobClient
 from ray_processes import BIN, ClusterSetting, cluster_setting, free_port, run_in, wait_until
 
 from ebdiff_orchestrator import load_ensemble
-from ebdiff_orchestrator.reports.status import read_status
+from ebdiff_orchestrator.run.run_table import read_status
 
 ROOT = Path(__file__).resolve().parents[2]
 EXCLUDES = ["/tests/", "/docs/", "runs", "*.parquet", ".mypy_cache", ".ruff_cache", ".pytest_cache"]

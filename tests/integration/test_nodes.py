@@ -15,9 +15,9 @@ from process_cluster import ProcessCluster
 from ray_processes import ClusterSetting, cluster_setting, wait_until
 
 from ebdiff_orchestrator.plans.load import load_plan
-from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_table import read_status
 from region_workers.storage.integrity import file_digest
 
 REGIONS = ("low", "high")

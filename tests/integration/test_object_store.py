@@ -23,13 +23,13 @@ from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.previews.preview import make_preview
-from ebdiff_orchestrator.reports.status import read_status
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.metrics_feed import fed_trackers
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.run_table import read_status
 from ebdiff_orchestrator.run.stages import ASSEMBLE, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.export import export_run

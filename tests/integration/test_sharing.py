@@ -25,14 +25,13 @@ from PIL import Image
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
-from ebdiff_orchestrator.evaluation.records import ensemble_digest
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ensemble_digest
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.card import model_card
-from ebdiff_orchestrator.sharing.export import export_run, module_files
-from ebdiff_orchestrator.sharing.push import push_run
+from ebdiff_orchestrator.sharing.export import export_run, module_files, push_run
 from ebdiff_orchestrator.sharing.standalone import RasterPlan as RasterStandIn
 from region_workers.networks.packed_weights import masks_of
 from region_workers.storage.integrity import seal_folder

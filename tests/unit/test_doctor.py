@@ -6,6 +6,14 @@ from typing import Any
 import pytest
 
 from ebdiff_orchestrator.cluster.executor import Request
+from ebdiff_orchestrator.doctor.examine import (
+    MINIMUM_RAY,
+    check_authentication,
+    check_clocks,
+    check_gpus,
+    check_nodes,
+    check_versions,
+)
 from ebdiff_orchestrator.doctor.facts import OUR_CODE, Gpu, Node, NodeFacts, gather_facts
 from ebdiff_orchestrator.doctor.needs import (
     Footprint,
@@ -15,14 +23,6 @@ from ebdiff_orchestrator.doctor.needs import (
     check_run_space,
     check_shm,
     check_store_space,
-)
-from ebdiff_orchestrator.doctor.nodes import (
-    MINIMUM_RAY,
-    check_authentication,
-    check_clocks,
-    check_gpus,
-    check_nodes,
-    check_versions,
 )
 from ebdiff_orchestrator.doctor.report import Finding
 from schemas.plan import Plan

@@ -12,8 +12,8 @@ from drawing_files import as_line, scribbles, write_lines, write_svgs
 from forked import ForkedProcess
 
 from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.launch import decode_data, samples_at_hand
 from ebdiff_orchestrator.run.resolve import ResolvedPlan
-from ebdiff_orchestrator.run.samples import decode_data, samples_at_hand
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.batches import DrawingBatches
 from region_workers.data.drawing_store import DrawingStore, ensure_drawings

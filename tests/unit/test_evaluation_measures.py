@@ -16,12 +16,13 @@ from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.evaluation import feature_measures
 from ebdiff_orchestrator.evaluation.feature_measures import kernel_distance, measures_of_features, precision_and_recall
-from ebdiff_orchestrator.evaluation.records import ensemble_digest, evaluation_folder, recorded_report
+from ebdiff_orchestrator.evaluation.records import evaluation_folder, recorded_report
 from ebdiff_orchestrator.evaluation.values import values_of
 from ebdiff_orchestrator.evaluation.wavelet import quick_measure
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import ensemble_digest
 from region_workers.data.store import ensure_store
 from schemas.errors import RunFailed, UserError
 from schemas.plan import Plan

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from ebdiff_orchestrator.evaluation import inception
 from ebdiff_orchestrator.evaluation.inception import FEATURES, Inception, choose_inception, load_inception, weights_file
 from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv, weights_digest
-from ebdiff_orchestrator.evaluation.report import steps_by_region
+from ebdiff_orchestrator.evaluation.records import steps_by_region
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
     frechet_distance,

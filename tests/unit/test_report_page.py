@@ -19,9 +19,8 @@ from ebdiff_orchestrator.cli import launch as commands
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.page import REPORT_FILE, write_report
-from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure
+from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure, timeline_of
 from ebdiff_orchestrator.reports.page.pictures import _picture
-from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
@@ -178,7 +177,7 @@ def test_pictures_keep_to_their_share_of_the_page(tmp_path: Path) -> None:
 def test_runs_side_by_side_have_a_table_and_quality_against_hours(run: Path, tmp_path: Path) -> None:
     directory = RunDirectory(run)
     manifest = directory.read()
-    from ebdiff_orchestrator.evaluation.records import ensemble_digest
+    from ebdiff_orchestrator.run.stages import ensemble_digest
 
     evaluation = an_evaluation(fid=12.5, ensemble_digest=ensemble_digest(manifest), num_images=1000)
     directory.write(manifest.model_copy(update={"evaluations": {"k": evaluation}}))
@@ -274,7 +273,7 @@ def test_a_launch_ends_with_the_page_and_a_page_that_fails_is_a_line(
     with pytest.raises(RunTakenOverError), commands._reported(folder, view, goes_further=True):
         raise RunTakenOverError("another has it")
     assert not (folder / REPORT_FILE).exists()
-    monkeypatch.setattr("ebdiff_orchestrator.reports.page.write._render", lambda values: 1 / 0)
+    monkeypatch.setattr("ebdiff_orchestrator.reports.page._render", lambda values: 1 / 0)
     with commands._reported(folder, view, goes_further=True):
         pass
     assert view.said[-1].startswith("No report: division by zero")

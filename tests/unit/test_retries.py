@@ -15,13 +15,12 @@ from ebdiff_orchestrator.cluster.executor import Loss, Request
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
-from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
 from region_workers.training.failures import StopRequestedError, is_retryable
 from region_workers.worker.run import run_job
-from schemas.errors import RunFailed
+from schemas.errors import RunFailed, RunStopped
 from schemas.job import PROGRESS_FILE, STOP_FILE, Failure, Note, Progress, ProgressState, WorkerJob
 from schemas.plan import Plan
 

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.reports.formats import as_markdown, print_table
-from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.load import load_study
@@ -30,7 +29,7 @@ from ebdiff_orchestrator.study.run_study import run_study
 from ebdiff_orchestrator.study.table import plot_results, results_table
 from ebdiff_orchestrator.study.view import StudyView
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import RunFailed, UserError
+from schemas.errors import RunFailed, RunStopped, UserError
 from schemas.job import WorkerJob
 from tests.unit.test_report_page import Page
 

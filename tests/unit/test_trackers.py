@@ -17,20 +17,20 @@ from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.plans.load import load_plan
-from ebdiff_orchestrator.run.interrupts import RunStopped
 from ebdiff_orchestrator.run.launch import extend, launch
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.metrics_feed import MetricsFeed
 from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.view import View
-from ebdiff_orchestrator.trackers import TENSORBOARD_FOLDER, Series, Trackers, group
+from ebdiff_orchestrator.trackers import group
+from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.storage.durable import replace_model, write_text
 from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import read_metrics
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
-from schemas.errors import PlanError
+from schemas.errors import PlanError, RunStopped
 from schemas.job import MetricsRow, RecentMetrics, WorkerJob
 from schemas.plan import Plan
 from tests.conftest import ONE_REGION
@@ -142,7 +142,7 @@ def test_what_a_run_measures_is_in_its_trackers_step_by_step(tiny_plan: MakePlan
 
 
 def test_mlflow_in_the_folder_of_a_run_that_was_moved_keeps_its_pictures_there(tmp_path: Path) -> None:
-    from ebdiff_orchestrator.trackers.mlflow import MLflow
+    from ebdiff_orchestrator.trackers.libraries import MLflow
 
     first, moved, picture, series = (
         tmp_path / "first",

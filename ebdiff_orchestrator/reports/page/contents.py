@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preset_plans import preset_values
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
-from ebdiff_orchestrator.reports.formats import MISSING
+from ebdiff_orchestrator.reports.formats import MISSING, TextTable
 from ebdiff_orchestrator.reports.masks import newest_of_run
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
 from ebdiff_orchestrator.reports.page.curves import (
@@ -25,9 +23,9 @@ from ebdiff_orchestrator.reports.page.curves import (
     distances_figure,
     moves_figure,
     timeline_figure,
+    timeline_of,
 )
-from ebdiff_orchestrator.reports.page.pictures import Picture, previews, samples_grid
-from ebdiff_orchestrator.reports.page.timeline import timeline_of
+from ebdiff_orchestrator.reports.page.pictures import previews, samples_grid
 from ebdiff_orchestrator.reports.sizes_table import network_sizes
 from ebdiff_orchestrator.reports.tickets import Settings, TicketReport, TicketsReport, report_tickets
 from ebdiff_orchestrator.run.manifests import differing
@@ -41,74 +39,46 @@ from schemas.manifest import Manifest
 from schemas.plan import Plan
 from schemas.sizes import POINTS_COUNTED
 
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headings and rows
 _THRESHOLDS = Settings(thresholds=(0.05, 0.1, 0.2), queue_lengths=(3, 5, 10), strides=(1,))
-
-
-@dataclass(frozen=True)
-class RunContents:
-    """Texts, tables and figures; `figures` and `heat_maps` are SVG elements, all else is text to be escaped."""
-
-    name: str
-    location: str
-    method: str
-    state: str
-    history: str
-    facts: list[tuple[str, str]]
-    troubles: list[str]
-    grid: Picture | None
-    previews: tuple[Picture, ...]
-    sizes: Table
-    sizes_note: str
-    losses: list[str]
-    heat_maps: list[str]
-    would_be_drawn: Table | None
-    moves: list[str]
-    ticket_notes: tuple[str, ...]
-    timeline: str | None
-    launched_again: bool
-    stages: Table
-    quality: Table | None
-    plan: str
-    differs: Table | None
-    preset: str | None
-    software: list[tuple[str, str]]
 
 
 def contents_of(
     run: RunDirectory, manifest: Manifest, numbers: itertools.count[int], picture_bytes: int
-) -> RunContents:
-    """The contents of a run, its pictures in so many bytes."""
+) -> dict[str, Any]:
+    """What page.html.j2 shows of a run, its pictures in so many bytes: texts, to be escaped, tables and figures.
+
+    `losses`, `heat_maps`, `moves` and `timeline` are SVG elements.
+    """
     plan, preview = manifest.plan, preview_of(manifest)
     found, timeline = measures_of(manifest), timeline_of(manifest)
     tickets, strip = _tickets(run), previews(run, picture_bytes // 2)
     preset = preset_values(plan.name)
-    return RunContents(
-        name=plan.name,
-        location=run.short_location,
-        method=method_of(plan),
-        state=_state(manifest),
-        history=_history(manifest),
-        facts=_facts(manifest, found, preview),
-        troubles=[f"{name}: {record.error}" for name, record in manifest.stages.items() if record.error],
-        grid=samples_grid(run, picture_bytes - sum(len(picture.url) for picture in strip)),
-        previews=strip,
-        sizes=network_sizes(preview, with_attention=True),
-        sizes_note=_sizes_note(plan),
-        losses=_losses(run, manifest, numbers),
-        heat_maps=[distances_figure(report, numbers) for report in tickets.tickets if len(report.masks) > 1],
-        would_be_drawn=_would_be_drawn(tickets.tickets),
-        moves=[moves_figure(moves, numbers) for moves in tickets.moves],
-        ticket_notes=tickets.notes,
-        timeline=timeline_figure(timeline, numbers) if timeline else None,
-        launched_again=timeline is not None and len(timeline.gaps) > 0,
-        stages=_stages(manifest),
-        quality=_quality(manifest),
-        plan=yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
-        differs=None if preset is None else _differences(load_plan(plan.name), plan),
-        preset=None if preset is None else plan.name,
-        software=sorted(manifest.software.items()),
-    )
+    return {
+        "name": plan.name,
+        "location": run.short_location,
+        "method": method_of(plan),
+        "state": _state(manifest),
+        "history": _history(manifest),
+        "facts": _facts(manifest, found, preview),
+        "troubles": [f"{name}: {record.error}" for name, record in manifest.stages.items() if record.error],
+        "grid": samples_grid(run, picture_bytes - sum(len(picture.url) for picture in strip)),
+        "previews": strip,
+        "sizes": network_sizes(preview, with_attention=True),
+        "sizes_note": _sizes_note(plan),
+        "losses": _losses(run, manifest, numbers),
+        "heat_maps": [distances_figure(report, numbers) for report in tickets.tickets if len(report.masks) > 1],
+        "would_be_drawn": _would_be_drawn(tickets.tickets),
+        "moves": [moves_figure(moves, numbers) for moves in tickets.moves],
+        "ticket_notes": tickets.notes,
+        "timeline": timeline_figure(timeline, numbers) if timeline else None,
+        "launched_again": timeline is not None and len(timeline.gaps) > 0,
+        "stages": _stages(manifest),
+        "quality": _quality(manifest),
+        "plan": yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
+        "differs": None if preset is None else _differences(load_plan(plan.name), plan),
+        "preset": None if preset is None else plan.name,
+        "software": sorted(manifest.software.items()),
+    }
 
 
 def _state(manifest: Manifest) -> str:
@@ -197,7 +167,7 @@ def _tickets(run: RunDirectory) -> TicketsReport:
         return TicketsReport(run.location, (), (), (), (str(error),))
 
 
-def _would_be_drawn(tickets: tuple[TicketReport, ...]) -> Table | None:
+def _would_be_drawn(tickets: tuple[TicketReport, ...]) -> TextTable | None:
     """By rule, the interval and step at which each region's ticket would have been drawn."""
     if not tickets:
         return None
@@ -206,37 +176,25 @@ def _would_be_drawn(tickets: tuple[TicketReport, ...]) -> Table | None:
     for rules in zip(*(report.would_be_drawn for report in tickets), strict=True):
         cells = [MISSING if rule.interval is None else f"{rule.interval} (step {rule.step:,})" for rule in rules]
         rows.append((f"{rules[0].threshold:g}", str(rules[0].queue_length), *cells))
-    return headings, rows
+    return TextTable(headings, tuple(rows))
 
 
-def _stages(manifest: Manifest) -> Table:
+def _stages(manifest: Manifest) -> TextTable:
     headings = ("stage", "status", "attempts", "began", "seconds of work", "steps", "device", "memory GiB")
     rows = []
     for name, record in manifest.stages.items():
-        began = (
-            "" if record.started_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started_at))
-        )
+        began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.started_at)) if record.started_at else ""
         status = f"{record.status}, taken over" if record.reused_from else record.status
         hardware = record.hardware
         device = "" if hardware is None else f"{hardware.world_size} x {hardware.device}"
         memory = "" if record.peak_memory_bytes is None else f"{record.peak_memory_bytes / 2**30:.2f}"
         seconds = f"{record.active_s:,.0f}" if record.active_s else ""
-        rows.append(
-            (
-                name,
-                status,
-                str(record.attempts),
-                began,
-                seconds,
-                f"{record.steps:,}" if record.steps else "",
-                device,
-                memory,
-            )
-        )
-    return headings, rows
+        steps = f"{record.steps:,}" if record.steps else ""
+        rows.append((name, status, str(record.attempts), began, seconds, steps, device, memory))
+    return TextTable(headings, tuple(rows))
 
 
-def _quality(manifest: Manifest) -> Table | None:
+def _quality(manifest: Manifest) -> TextTable | None:
     rows = [
         (
             value.label,
@@ -249,14 +207,15 @@ def _quality(manifest: Manifest) -> Table | None:
         )
         for value in measured_values(manifest)
     ]
-    return (("measure", "value", "better", "images", "against", "sampling steps", "note"), rows) if rows else None
+    headings = ("measure", "value", "better", "images", "against", "sampling steps", "note")
+    return TextTable(headings, tuple(rows)) if rows else None
 
 
-def _differences(preset: Plan, plan: Plan) -> Table | None:
+def _differences(preset: Plan, plan: Plan) -> TextTable | None:
     """The fields in which a plan differs from the preset of its name."""
     fields = differing(preset.model_dump(mode="json"), plan.model_dump(mode="json"))
     rows = [(name, _shown(own), _shown(usual)) for name, usual, own in fields]
-    return (("field", "this run", "the preset"), rows) if rows else None
+    return TextTable(("field", "this run", "the preset"), tuple(rows)) if rows else None
 
 
 def _shown(value: Any) -> str:

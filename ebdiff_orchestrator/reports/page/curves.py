@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,17 +14,20 @@ import numpy.typing as npt
 from ebdiff_orchestrator.reports.formats import evenly_chosen
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure, label_of
-from ebdiff_orchestrator.reports.page.timeline import Timeline
 from ebdiff_orchestrator.reports.tickets import TicketReport
+from schemas.manifest import Manifest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Numbers = npt.NDArray[np.float64]
+Kind = Literal["held", "draw", "train", "other"]
 _MOST_POINTS = 400  # of a curve; more are no wider than a pixel
 _MOST_MASKS = 120  # a side of a heat map
 _LABEL_LETTERS = 44  # of a line of a legend
 _MARKERS = "os^Dv"  # with the colours, so that many runs can be told apart
+_GAP = 0.01  # of a whole timeline, between two launches
+_UNITS = (("hours since the start", 3600.0, 2 * 3600.0), ("minutes since the start", 60.0, 120.0))
 _WORK_COLOURS = {"draw": COLOURS[4], "train": COLOURS[0], "other": COLOURS[2], "held": "#9e9e9e"}
 
 
@@ -43,6 +47,26 @@ class Point(NamedTuple):
     value: float
     cost_deviation: float | None = None
     value_deviation: float | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a job did from `start` to `stop`, in the timeline's unit."""
+
+    job: str
+    kind: Kind
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Bars of jobs, in the order in which they began. `gaps`: where launches meet."""
+
+    jobs: tuple[str, ...]
+    bars: tuple[Bar, ...]
+    gaps: tuple[float, ...]
+    unit: str
 
 
 def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count[int]) -> str:
@@ -121,6 +145,36 @@ def draw_layers(axes: Axes, moves: RecordedMoves) -> None:
     _percents_with_legend(axes)
 
 
+def timeline_of(manifest: Manifest) -> Timeline | None:
+    """When each job of a run held its devices and what it did; None while nothing has held any."""
+    held = [Bar(usage.job, "held", usage.started_at, usage.ended_at) for usage in manifest.usage]
+    if not held:
+        return None
+    regions = {name: f"region {name.removeprefix('train/')}" for name in manifest.stages if name.startswith("train/")}
+    did = []
+    for name, record in manifest.stages.items():
+        job = regions.get(name.replace("draw/", "train/"), "shared draw" if name == "draw/shared" else name)
+        kind: Kind = "draw" if name.startswith("draw/") else "train" if name.startswith("train/") else "other"
+        if record.started_at is not None and not record.reused_from:
+            did += [Bar(job, kind, *span) for span in _within(record.started_at, record.finished_at, job, held)]
+    did += [Bar(bar.job, "other", bar.start, bar.stop) for bar in held if bar.job == "evaluate"]
+    spans = _merged(
+        [(bar.start, bar.stop) for bar in held] + [(one.started_at, one.ended_at) for one in manifest.launches]
+    )
+    total = sum(stop - start for start, stop in spans)
+    unit, seconds = next(
+        ((unit, each) for unit, each, least in _UNITS if total >= least), ("seconds since the start", 1.0)
+    )
+    jobs = tuple(dict.fromkeys(bar.job for bar in sorted(held, key=lambda bar: bar.start)))
+    bars = tuple(
+        Bar(bar.job, bar.kind, _place(bar.start, spans, total) / seconds, _place(bar.stop, spans, total) / seconds)
+        for bar in (*held, *did)
+        if bar.job in jobs
+    )
+    gaps = tuple((_place(start, spans, total) - _GAP * total / 2) / seconds for start, _ in spans[1:])
+    return Timeline(jobs, bars, gaps, unit)
+
+
 def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
     """Which job held devices when, and what it did; the time between launches is left out."""
 
@@ -186,3 +240,33 @@ def _thinned(curve: Curve) -> tuple[Numbers, Numbers]:
     starts = np.arange(0, len(curve.steps), max(each, 1))
     counts = np.diff([*starts, len(curve.steps)])
     return (np.add.reduceat(curve.steps, starts) / counts, np.add.reduceat(curve.values, starts) / counts)
+
+
+def _within(start: float, stop: float | None, job: str, held: list[Bar]) -> list[tuple[float, float]]:
+    """The parts of a stage's time in which its job held devices: it may have been interrupted."""
+    spans = []
+    for bar in held:
+        first, last = max(start, bar.start), min(stop if stop is not None else bar.stop, bar.stop)
+        if bar.job == job and first < last:
+            spans.append((first, last))
+    return spans
+
+
+def _merged(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for start, stop in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return merged
+
+
+def _place(moment: float, spans: list[tuple[float, float]], total: float) -> float:
+    """Seconds on the axis."""
+    before = 0.0
+    for start, stop in spans:
+        if moment <= stop:
+            return before + max(0.0, moment - start)
+        before += stop - start + _GAP * total
+    return before
