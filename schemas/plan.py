@@ -4,25 +4,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from schemas.data import DIGITS, CropPlan, DataPlan
 from schemas.digest import digest
 from schemas.errors import cross_field_error, shown
-from schemas.execution import CheckpointPlan, LoggingPlan, WorkersPlan, needs_one_device_each
-from schemas.experiment import (
-    DIGITS,
-    CropPlan,
-    DataPlan,
-    DiffusionPlan,
-    DrawPlan,
-    SamplingPlan,
-    TimestepPlan,
-    TrainingPlan,
-)
+from schemas.execution import CheckpointPlan, LoggingPlan, PreviewsPlan, WorkersPlan, needs_one_device_each
+from schemas.experiment import DiffusionPlan, DrawPlan, SamplingPlan, SparsityPlan, TimestepPlan, TrainingPlan
 from schemas.limits import MOST_WAVELET_PX
 from schemas.model import ModelPlan, PixelModelPlan
-from schemas.previews import PreviewsPlan
 from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
 from schemas.section import Section, is_none
-from schemas.sparsity import SparsityPlan
 
 __all__ = [
     "DIGITS",

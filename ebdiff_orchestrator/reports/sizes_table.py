@@ -2,7 +2,7 @@
 
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.formats import TextTable
-from schemas.sizes import Costs, SparseCosts
+from schemas.manifest import Costs, SparseCosts
 
 _SPARSE_HEADINGS = (
     "network",

@@ -36,11 +36,10 @@ from region_workers.data.store import (
     write_info,
 )
 from region_workers.storage.locks import Report
+from schemas.data import DrawingInfo, DrawingsPlan, RasterPlan
 from schemas.digest import digest
-from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
-from schemas.store import DrawingInfo
 
 OFFSETS = "offsets.npy"
 _REPORT_EVERY = 256

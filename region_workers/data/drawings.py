@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from schemas.drawings import DrawingsPlan, RasterPlan
+from schemas.data import DrawingsPlan, RasterPlan
 from schemas.limits import LARGE
 
 Stroke = npt.NDArray[np.floating[Any]]

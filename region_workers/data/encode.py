@@ -16,12 +16,12 @@ from region_workers.data.store import ImageStore, ensure_store
 from region_workers.data.vae import encode, load_vae
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import bytes_digest
+from schemas.data import ShardRecord, VaeInfo
 from schemas.digest import digest, seed_from
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
 from schemas.section import Section
-from schemas.store import ShardRecord, VaeInfo
 
 # Raise it whenever the same image and VAE give other latents: stores of the older version are then built anew.
 ENCODING_VERSION = 1

@@ -25,10 +25,10 @@ from region_workers.data.sources import Source, open_source
 from region_workers.storage.durable import write_file, write_model
 from region_workers.storage.integrity import file_digest, read_verified
 from region_workers.storage.locks import Report, build_lock
+from schemas.data import ImageInfo, StoreInfo
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
-from schemas.store import ImageInfo, StoreInfo
 
 SAMPLES, CHECKSUMS, LABELS, INFO = "samples.npy", "checksums.npy", "labels.npy", "store.json"
 _log = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import bytes_digest
 from region_workers.storage.json_files import read_object
 from region_workers.storage.places import nothing_at
+from schemas.data import VaeInfo
 from schemas.digest import digest
 from schemas.errors import RunFailed, plan_error
 from schemas.model import LatentModelPlan
-from schemas.store import VaeInfo
 
 _FIELD = "model.vae"
 _CONFIG = "config.json"

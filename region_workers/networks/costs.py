@@ -21,10 +21,10 @@ from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
 from region_workers.pruning.mask import group_mask, kept_channels
 from region_workers.pruning.slim import slim
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
+from schemas.experiment import SparsityPlan
+from schemas.manifest import Costs, SparseCosts
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
-from schemas.sizes import Costs, SparseCosts
-from schemas.sparsity import SparsityPlan
 
 _CONTEXT = "context_embedding."
 

@@ -20,9 +20,9 @@ from region_workers.storage.integrity import read_verified, sealed_files
 from region_workers.storage.json_files import read_object
 from schemas.errors import RunFailed, UserError, plan_error, problem
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE
+from schemas.manifest import POINTS_COUNTED
 from schemas.model import LatentModelPlan, ModelPlan, VectorModelPlan
 from schemas.plan import DataPlan
-from schemas.sizes import POINTS_COUNTED
 
 _NOT_ARGUMENTS = {
     "family",

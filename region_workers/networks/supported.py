@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from region_workers.networks.drawing_gru import DrawingGRU
 from schemas.errors import UserError, problem
-from schemas.sizes import POINTS_COUNTED
+from schemas.manifest import POINTS_COUNTED
 
 _BLOCKS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),

@@ -21,9 +21,9 @@ from region_workers.training.randomness import StepRandomness
 from region_workers.training.trainer import Trainer
 from schemas.errors import user_error
 from schemas.job import WorkerJob, from_plan
+from schemas.manifest import POINTS_COUNTED
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
-from schemas.sizes import POINTS_COUNTED
 
 _WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
 _CPU_BUDGET_S = 20.0  # for the dense network; the experts take less

@@ -15,10 +15,10 @@ from region_workers.networks.pruned_unet import extract_expert
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
-from schemas.drawings import DrawingsPlan
+from schemas.data import DrawingsPlan
+from schemas.experiment import SparsityPlan
 from schemas.model import VectorModelPlan
 from schemas.plan import DataPlan
-from schemas.sparsity import SparsityPlan
 
 
 def test_a_convolutions_costs_are_those_of_the_textbook() -> None:
