@@ -8,7 +8,7 @@ from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
 from ebdiff_orchestrator.run.time_left import duration
-from region_workers.storage.hub import is_hub_name
+from region_workers.storage.places import is_hub_name
 from schemas.manifest import POINTS_COUNTED, Costs, Manifest
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan

@@ -8,7 +8,7 @@ from typing import Any
 
 from ebdiff_orchestrator.sharing.card import CARD_FILE
 from ebdiff_orchestrator.sharing.export import export_run
-from region_workers.storage.hub import hub_reason, is_hub_name
+from region_workers.storage.places import hub_reason, is_hub_name
 from schemas.errors import RunFailed, UserError, user_error
 
 _MESSAGE = "Ensemble exported by ebdiff-orchestrator"

@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import bytes_digest
 from region_workers.storage.json_files import read_object
-from region_workers.storage.places import nothing_at
+from region_workers.storage.places import find_model
 from schemas.data import VaeInfo
 from schemas.digest import digest
 from schemas.errors import RunFailed, plan_error
@@ -147,23 +146,11 @@ def _check(vae: Any, model: LatentModelPlan, channels: int | None) -> None:
 
 def _find(model: LatentModelPlan) -> Path:
     """The folder with the VAE's own config."""
-    path = Path(model.vae).expanduser()
     places = _SUBFOLDERS if model.vae_subfolder is None else (model.vae_subfolder,)
-    if not path.is_dir():
-        if not is_hub_name(model.vae):
-            raise plan_error(_FIELD, model.vae, _EXPECTED, nothing_at(model.vae))
-        path = _download(model.vae, places)
+    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (_CONFIG, *_WEIGHT_FILES)]
+    path = find_model(_FIELD, model.vae, _EXPECTED, wanted)
     for place in places:
         if (path / place / _CONFIG).is_file():
             return path / place
     where = f"no {_CONFIG} in {' or in '.join(place or 'the folder itself' for place in places)}"
     raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is {where}: set model.vae_subfolder.")
-
-
-def _download(name: str, places: tuple[str, ...]) -> Path:
-    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (_CONFIG, *_WEIGHT_FILES)]
-    try:
-        return download(name, wanted)
-    except HubError as error:
-        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
-        raise plan_error(_FIELD, name, _EXPECTED, remedy) from error

@@ -14,10 +14,9 @@ from region_workers.networks.dense import build_dense, loading_arguments, networ
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import whole_shapes
 from region_workers.networks.supported import check_prunable, network_inputs
-from region_workers.storage.hub import HubError, download, is_hub_name
 from region_workers.storage.integrity import file_digest, is_whole
 from region_workers.storage.json_files import read_manifest, read_object
-from region_workers.storage.places import nothing_at
+from region_workers.storage.places import find_model
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, command, plan_error
 from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
@@ -26,6 +25,7 @@ from schemas.model import ModelPlan
 from schemas.plan import DataPlan
 
 _CONFIG = "config.json"
+_FILES = (_CONFIG, "*.safetensors", f"unet/{_CONFIG}", "unet/*.safetensors")
 _EXPECTED = "a diffusers model folder or pipeline, a hub name, or the directory of a finished dense run"
 _FIELD = "model.pretrained"
 
@@ -60,16 +60,9 @@ class DenseFolder:
 
 def find_dense(pretrained: str) -> DenseFolder:
     """What `model.pretrained` names. PlanError if there is no dense network, or only one that is pruned or pickled."""
-    path = Path(pretrained).expanduser()
-    run = None
-    if (path / MANIFEST_FILE).is_file():
-        run, folder = path.resolve(), _expert_of(path)
-    elif path.exists():
-        folder = _network_folder(path, pretrained)
-    elif is_hub_name(pretrained):
-        folder = _network_folder(_download(pretrained), pretrained)
-    else:
-        raise plan_error(_FIELD, pretrained, _EXPECTED, nothing_at(pretrained))
+    path = find_model(_FIELD, pretrained, _EXPECTED, _FILES, without=["vae/*", "vqvae/*"])
+    run = path.resolve() if (path / MANIFEST_FILE).is_file() else None
+    folder = _expert_of(path) if run else _network_folder(path, pretrained)
     config = _config(folder, pretrained)
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     if arguments.pop("kept_channels", None):
@@ -219,12 +212,3 @@ def _network_folder(path: Path, pretrained: str) -> Path:
         raise plan_error(_FIELD, pretrained, "one dense network", remedy)
     remedy = f"It has neither {_CONFIG} nor unet/{_CONFIG}: check the path."
     raise plan_error(_FIELD, pretrained, _EXPECTED, remedy)
-
-
-def _download(name: str) -> Path:
-    patterns = [_CONFIG, "*.safetensors", f"unet/{_CONFIG}", "unet/*.safetensors"]
-    try:
-        return download(name, patterns, without=["vae/*", "vqvae/*"])
-    except HubError as error:
-        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
-        raise plan_error(_FIELD, name, _EXPECTED, remedy) from None

@@ -20,9 +20,9 @@ from region_workers.pruning.mask import (
     pack_mask,
     prunable_bits,
     queue_distances,
+    realised_ratio,
     unpack_mask,
 )
-from region_workers.pruning.widths import realised_ratio
 from region_workers.storage.durable import write_folder, write_model
 from region_workers.storage.integrity import file_digest, files_in, read_verified, seal_folder
 from region_workers.storage.tables import Row, read_masks, write_masks

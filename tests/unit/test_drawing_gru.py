@@ -9,8 +9,7 @@ from pruning_networks import check_loads_without_torch_pruning, randomise, silen
 from torch import Tensor, nn
 
 from region_workers.networks.dense import load_network
-from region_workers.networks.drawing_gru import DrawingGRU
-from region_workers.networks.gru import GRULayer
+from region_workers.networks.drawing_gru import DrawingGRU, GRULayer
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
