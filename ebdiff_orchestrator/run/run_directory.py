@@ -10,7 +10,7 @@ from ebdiff_orchestrator.run.stages import ASSEMBLE
 from ebdiff_orchestrator.trackers import WANDB_FOLDER
 from region_workers.storage.checkpoint_files import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
-from region_workers.storage.json_files import read_manifest
+from region_workers.storage.integrity import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError, command, user_error

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import torch
 
-from region_workers.storage.integrity import bytes_digest
-from region_workers.storage.json_files import read_object
+from region_workers.storage.integrity import bytes_digest, read_object
 from region_workers.storage.places import find_model
 from schemas.data import VaeInfo
 from schemas.digest import digest

@@ -16,8 +16,7 @@ from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import unpack
 from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
-from region_workers.storage.integrity import read_verified, sealed_files
-from region_workers.storage.json_files import read_object
+from region_workers.storage.integrity import read_object, read_verified, sealed_files
 from schemas.errors import RunFailed, UserError, plan_error, problem
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE
 from schemas.manifest import POINTS_COUNTED

@@ -14,8 +14,7 @@ from region_workers.networks.dense import build_dense, loading_arguments, networ
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import whole_shapes
 from region_workers.networks.supported import check_prunable, network_inputs
-from region_workers.storage.integrity import file_digest, is_whole
-from region_workers.storage.json_files import read_manifest, read_object
+from region_workers.storage.integrity import file_digest, is_whole, read_manifest, read_object
 from region_workers.storage.places import find_model
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, command, plan_error

@@ -1,12 +1,21 @@
-"""Files that are what was recorded of them: read and verified in one go, so that what is used is what was hashed."""
+"""Files that are what was recorded of them: read and verified in one go, so that what is used is what was hashed.
+
+And JSON files that anybody may have changed, a run's manifest among them: read, or refused with the reason.
+"""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from region_workers.storage.durable import write_model
+from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage
-from schemas.section import Sealed
+from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest
+from schemas.section import Sealed, seal_fits
 
 SEAL_FILE = "seal.json"
 _LEVELS = 2  # how far above a network's folder its seal lies at most
@@ -96,6 +105,45 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
     if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
         return None
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError, saying what is wrong with it, for a file that holds none."""
+    if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
+        raise ValueError(f"{path.name} is no regular file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return values
+
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """The manifest in a run directory. UserError if it is not one that this version reads."""
+    try:
+        values = read_object(run_dir / MANIFEST_FILE)
+        if not seal_fits(values):
+            raise ValueError("it is not what was written")
+        if values.get("version") == MANIFEST_VERSION:
+            return Manifest.model_validate(values)
+    except ValidationError as error:
+        raise _damaged(run_dir, error.errors()[0]["msg"]) from None
+    except ValueError as error:
+        raise _damaged(run_dir, str(error)) from None
+    raise UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is of version {values.get('version')}; expected {MANIFEST_VERSION}. "
+        "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
+    )
+
+
+def _damaged(run_dir: Path, reason: str) -> UserError:
+    return UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
+        "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
+        "not done again."
+    )
 
 
 class FolderSeal(Sealed):
