@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import stored_bytes
 from region_workers.networks.pruned_network import NoFreshWeights
@@ -115,7 +115,7 @@ def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
 def _counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     with torch.device("meta"), NoFreshWeights():
         network = build_dense(model, data)
-    return CostCounter(network, example_inputs(model, data))
+    return CostCounter(network, network_inputs(network))
 
 
 def sparse_costs(

@@ -1,4 +1,4 @@
-"""The dense network of a plan, a UNet of diffusers or one of ours, and the inputs that trace it."""
+"""The dense network of a plan, a UNet of diffusers or one of ours; networks loaded from their folders."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import nn
 
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
@@ -19,7 +19,6 @@ from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.integrity import read_object, read_verified, sealed_files
 from schemas.errors import RunFailed, UserError, plan_error, problem
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE
-from schemas.manifest import POINTS_COUNTED
 from schemas.model import LatentModelPlan, ModelPlan, VectorModelPlan
 from schemas.plan import DataPlan
 
@@ -125,19 +124,6 @@ def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DC
         return DrawingGRU(frequencies=frequencies, **config)
     has_context = isinstance(model, LatentModelPlan) and model.network is None
     return PrunedUNet2DConditionModel(**config) if has_context else UNet2DModel(**config)
-
-
-def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:
-    """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents or
-    (1, POINTS_COUNTED, 3), `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
-    shape = (POINTS_COUNTED, 3) if isinstance(model, VectorModelPlan) else _image_shape(model, data)
-    inputs = {
-        "sample": torch.zeros(1, *shape, device=device),
-        "timestep": torch.ones(1, dtype=torch.long, device=device),
-    }
-    if model.num_classes is not None:
-        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
-    return inputs
 
 
 def loading_arguments(model: ModelPlan, data: DataPlan) -> dict[str, Any]:

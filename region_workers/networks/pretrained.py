@@ -100,9 +100,7 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
 def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = None) -> CostCounter:
     """What the plan's dense network and its prunings cost; `dense`: its start as recorded, for it may have moved."""
     if model.pretrained is None:
-        # All that the network takes of the data.
-        shape = DataPlan(resolution=data.resolution, channels=data.channels, drawings=data.drawings)
-        return cost_counter(model, shape)
+        return cost_counter(model, data)
     found = dense or find_dense(model.pretrained)
     network = _without_weights(found.class_name, found.arguments)
     return CostCounter(network, network_inputs(network, side=loading_arguments(model, data).get("sample_size")))
