@@ -204,7 +204,7 @@ class MetricsRow(Section):
     """A row of a stage's metrics, as in Parquet. What the leading worker took is None where nobody says."""
 
     step: int
-    loss: float
+    loss: float  # mean over the steps since the row before
     gradient_norm: float
     learning_rate: float
     steps_per_s: float

@@ -18,7 +18,7 @@ from region_workers.networks.packed_weights import stored_bytes
 from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
-from region_workers.pruning.mask import group_mask, kept_channels
+from region_workers.pruning.mask import kept_at, removed_channels
 from region_workers.pruning.slim import slim
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from schemas.experiment import SparsityPlan
@@ -54,7 +54,7 @@ class CostCounter:
         """`network` is the dense one, on any device; it is left alone. `example_inputs` as for `find_groups`."""
         self._network = meta_copy(network)
         self._inputs = example_inputs
-        self._sizes: dict[tuple[int, ...], _Size] = {}  # by the channels that each group keeps; (): dense
+        self._sizes: dict[tuple[int, ...], _Size] = {}  # by the channels that each group loses; (): dense
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -79,14 +79,14 @@ class CostCounter:
         return copy.deepcopy(self._size(ratio).network)
 
     def _size(self, ratio: float) -> _Size:
-        masks = [group_mask(group, torch.zeros(group.size), ratio) for group in self.groups] if ratio else []
-        widths = tuple(int(mask.sum()) for mask in masks)
-        if widths not in self._sizes:
+        groups = self.groups if ratio else ()
+        removed = tuple(removed_channels(group.size, group.norm_groups, ratio) for group in groups)
+        if removed not in self._sizes:
             network = copy.deepcopy(self._network)
-            if masks:
-                slim(network, kept_channels(self.groups, torch.cat(masks)))
-            self._sizes[widths] = _Size(network, self._inputs)
-        return self._sizes[widths]
+            if ratio:
+                slim(network, kept_at(groups, ratio))
+            self._sizes[removed] = _Size(network, self._inputs)
+        return self._sizes[removed]
 
 
 @dataclass(frozen=True)

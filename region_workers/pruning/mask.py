@@ -136,6 +136,11 @@ def kept_channels(groups: Sequence[ChannelGroup], mask: Tensor) -> dict[str, Kep
     return layers
 
 
+def kept_at(groups: Sequence[ChannelGroup], ratio: float) -> dict[str, KeptChannels]:
+    """`kept_channels` where only their number matters: the first of each norm group."""
+    return kept_channels(groups, compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio))
+
+
 def _indices(side: Tensor | None) -> tuple[int, ...] | None:
     if side is None or bool(side.all()):
         return None

@@ -15,7 +15,7 @@ from region_workers.networks.pruned_unet import PrunedNetwork, extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
-    compute_mask,
+    kept_at,
     kept_channels,
     pack_mask,
     prunable_bits,
@@ -213,7 +213,6 @@ class Slim(Stage):
         with torch.device("meta"):
             dense = family.build_dense()
         groups = find_groups(dense, network_inputs(dense))
-        mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], target.pruning_ratio)
         self._ticket = Ticket(
             region=target.region,
             pruning_ratio=target.pruning_ratio,
@@ -224,7 +223,7 @@ class Slim(Stage):
             step=0,
             distances=(),
             converged=True,
-            kept_channels=kept_channels(groups, mask),
+            kept_channels=kept_at(groups, target.pruning_ratio),
         )
         kept = self._ticket.kept_channels
         self._expert = fresh_expert(dense, kept, job.seed, plan.timesteps, target.pruning_ratio)
