@@ -123,12 +123,8 @@ class WorkersPlan(Section):
     @classmethod
     def _fraction_or_whole(cls, value: float | str) -> float | str:
         if isinstance(value, float) and (value < 0 or (value > 1 and value != int(value))):
-            raise cross_field_error(
-                "workers.gpus",
-                value,
-                "a fraction up to 1 (shared device) or a whole number (DDP)",
-                "Use for example 0.5, 1 or 2.",
-            )
+            expected = "a fraction up to 1 (shared device) or a whole number (DDP)"
+            raise cross_field_error("workers.gpus", value, expected, "Use for example 0.5, 1 or 2.")
         return value
 
     @property
@@ -150,10 +146,6 @@ class WorkersPlan(Section):
 
 def needs_one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueError:
     """The error of a field that widens regions itself, where they start on several devices already."""
-    return cross_field_error(
-        field,
-        value,
-        f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}: "
-        "it decides itself how many a region gets",
-        "Leave workers.gpus and workers.processes at their defaults.",
-    )
+    asked = f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}"
+    expected = f"{asked}: it decides itself how many a region gets"
+    return cross_field_error(field, value, expected, "Leave workers.gpus and workers.processes at their defaults.")

@@ -25,9 +25,8 @@ class DiffusionPlan(Section):
     @model_validator(mode="after")
     def _betas_rise(self) -> Self:
         if self.beta_start > self.beta_end:
-            raise cross_field_error(
-                "diffusion.beta_start", self.beta_start, f"at most diffusion.beta_end = {self.beta_end}", "Swap them."
-            )
+            expected = f"at most diffusion.beta_end = {self.beta_end}"
+            raise cross_field_error("diffusion.beta_start", self.beta_start, expected, "Swap them.")
         return self
 
 
@@ -100,12 +99,9 @@ class DrawPlan(Section):
     def _queue_can_fill(self) -> Self:
         needed = (self.queue_length - 1) * self.queue_stride + 1
         if self.max_intervals < needed:
-            raise cross_field_error(
-                "draw.max_intervals",
-                self.max_intervals,
-                f"at least {needed}, so that a queue of {self.queue_length} masks can fill",
-                f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length.",
-            )
+            expected = f"at least {needed}, so that a queue of {self.queue_length} masks can fill"
+            remedy = f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length."
+            raise cross_field_error("draw.max_intervals", self.max_intervals, expected, remedy)
         return self
 
 
@@ -167,12 +163,9 @@ class TrainingPlan(Section):
     @model_validator(mode="after")
     def _accumulation_divides(self) -> Self:
         if self.batch_size % self.gradient_accumulation:
-            raise cross_field_error(
-                "training.gradient_accumulation",
-                self.gradient_accumulation,
-                f"a divisor of training.batch_size = {self.batch_size}",
-                "Change one of the two.",
-            )
+            expected = f"a divisor of training.batch_size = {self.batch_size}"
+            remedy = "Change one of the two."
+            raise cross_field_error("training.gradient_accumulation", self.gradient_accumulation, expected, remedy)
         return self
 
 

@@ -36,9 +36,8 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
         raise plan_error(_FIELD, model.vae, _EXPECTED, f"{folder}: {error}: replace the file.") from None
     name = str(config.get("_class_name"))
     if name not in _CLASSES:
-        raise plan_error(
-            _FIELD, model.vae, f"one of {', '.join(_CLASSES)}", f"{folder} holds a {name}: choose another."
-        )
+        remedy = f"{folder} holds a {name}: choose another."
+        raise plan_error(_FIELD, model.vae, f"one of {', '.join(_CLASSES)}", remedy)
     if not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
         remedy = (
             f"{folder} holds none. Save the weights anew, once: "

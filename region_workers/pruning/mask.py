@@ -67,12 +67,8 @@ def check_ratio(groups: Sequence[ChannelGroup], ratio: float, field: str) -> Non
     widths = "model.block_out_channels" if any(group.norm_groups for group in groups) else "model.hidden_size"
     for group in groups:
         if removed[group.root] >= group.size:
-            raise plan_error(
-                field,
-                ratio,
-                f"a ratio that leaves a channel in every layer; it removes all {group.size} of {group.root}",
-                f"Lower the ratio or raise {widths}.",
-            )
+            expected = f"a ratio that leaves a channel in every layer; it removes all {group.size} of {group.root}"
+            raise plan_error(field, ratio, expected, f"Lower the ratio or raise {widths}.")
     normed = [group for group in groups if group.norm_groups] or list(groups)
     if ratio > 0 and not any(removed[group.root] for group in normed):
         smallest = min((group.norm_groups or 1) / group.size for group in normed)
