@@ -115,7 +115,7 @@ class Store(ABC):
         if not os.access(folder.parent, os.W_OK):  # a cache that others filled is still of use
             raise _cache_error(folder.parent, "it is not writable")
         lock = folder.with_name(f"{folder.name}.lock")
-        with build_lock(lock, report or _silent, cls.stall_limit_s, cls.what) as noted_report:
+        with build_lock(lock, report or (lambda done, total: None), cls.stall_limit_s, cls.what) as noted_report:
             store = cls.of_key(cache_dir, key)
             if store is None:
                 build(folder, noted_report)
@@ -282,7 +282,3 @@ def _check_kind(path: Path, array: Array, dtype: type[np.generic], shape: tuple[
 def _cache_error(path: Path, reason: str) -> PlanError:
     remedy = f"No store can be built ({reason}): set it, or EBDIFF_CACHE, to a folder of yours."
     return plan_error("workers.cache_dir", path.parent, "a folder that can be written", remedy)
-
-
-def _silent(done: int, total: int) -> None:
-    pass

@@ -11,10 +11,10 @@ from region_workers.storage.places import find_model
 from schemas.data import VaeInfo
 from schemas.digest import digest
 from schemas.errors import RunFailed, plan_error
+from schemas.job import CONFIG_FILE
 from schemas.model import LatentModelPlan
 
 _FIELD = "model.vae"
-_CONFIG = "config.json"
 _CLASSES = ("AutoencoderKL", "VQModel")
 _SUBFOLDERS = ("", "vae", "vqvae", "vqmodel")  # in a folder of its own, or as diffusers' pipelines call it
 _WEIGHTS = "diffusion_pytorch_model"
@@ -31,7 +31,7 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
     """
     folder = _find(model)
     try:
-        config = read_object(folder / _CONFIG)
+        config = read_object(folder / CONFIG_FILE)
     except ValueError as error:
         raise plan_error(_FIELD, model.vae, _EXPECTED, f"{folder}: {error}: replace the file.") from None
     name = str(config.get("_class_name"))
@@ -145,10 +145,10 @@ def _check(vae: Any, model: LatentModelPlan, channels: int | None) -> None:
 def _find(model: LatentModelPlan) -> Path:
     """The folder with the VAE's own config."""
     places = _SUBFOLDERS if model.vae_subfolder is None else (model.vae_subfolder,)
-    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (_CONFIG, *_WEIGHT_FILES)]
+    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (CONFIG_FILE, *_WEIGHT_FILES)]
     path = find_model(_FIELD, model.vae, _EXPECTED, wanted)
     for place in places:
-        if (path / place / _CONFIG).is_file():
+        if (path / place / CONFIG_FILE).is_file():
             return path / place
-    where = f"no {_CONFIG} in {' or in '.join(place or 'the folder itself' for place in places)}"
+    where = f"no {CONFIG_FILE} in {' or in '.join(place or 'the folder itself' for place in places)}"
     raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is {where}: set model.vae_subfolder.")

@@ -38,7 +38,7 @@ def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs
     twin = meta_copy(model)
     for norm in (layer for layer in twin.modules() if isinstance(layer, nn.GroupNorm)):
         # On the meta device it takes a third of the time, and both counters ask for shapes alone.
-        norm.forward = _unchanged  # type: ignore[method-assign, assignment]
+        norm.forward = nn.Identity().forward  # type: ignore[method-assign]
     inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
     macs, with_attention = _count_macs(twin, inputs)
     if isinstance(twin, DrawingGRU):  # torch-pruning's counter does not see its recurrence
@@ -71,8 +71,7 @@ class CostCounter:
 
     def sparse_at(self, ratio: float, plan: SparsityPlan) -> SparseCosts:
         """In theory, of the network pruned at `ratio` and masked as planned."""
-        size = self._size(ratio)
-        return sparse_costs(size.network, size.costs.params, size.costs.macs_with_attention, size.weight_macs, plan)
+        return self._size(ratio).sparse(plan)
 
     def network_at(self, ratio: float) -> nn.Module:
         """A network of its own of that size, on the meta device."""
@@ -104,6 +103,25 @@ class _Size:
     def weight_macs(self) -> dict[str, int]:
         return weight_macs(self.network, self.inputs)
 
+    def sparse(self, plan: SparsityPlan) -> SparseCosts:
+        """In theory, of the network masked as planned."""
+        shapes, dense_macs = maskable_shapes(self.network), self.costs.macs_with_attention
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        counts = kept_counts(shapes, plan.sparsity, plan.distribution)
+        maskable, kept = sum(sizes.values()), sum(counts.values())
+        forward = dense_macs - sum((1 - counts[name] / sizes[name]) * macs for name, macs in self.weight_macs.items())
+        dense_bytes = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
+        not_stored = sum(sizes[name] * 4 - stored_bytes(sizes[name], counts[name]) for name in shapes)
+        return SparseCosts(
+            maskable=maskable,
+            kept=kept,
+            kept_params=self.costs.params - maskable + kept,
+            forward_macs=round(forward),
+            step_macs=round(_step(forward, dense_macs, plan)),
+            stored_bytes=dense_bytes - not_stored,
+            dense_bytes=dense_bytes,
+        )
+
 
 def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     """The counter of a plan's dense network, on the meta device; the last few are kept."""
@@ -116,32 +134,6 @@ def _counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     with torch.device("meta"), NoFreshWeights():
         network = build_dense(model, data)
     return CostCounter(network, network_inputs(network))
-
-
-def sparse_costs(
-    network: nn.Module, params: int, dense_macs: int, macs_of_weights: Mapping[str, int], plan: SparsityPlan
-) -> SparseCosts:
-    """Of a network that has `params` parameters and `dense_macs`, the attention's products included, if it is dense.
-
-    `macs_of_weights`: as `weight_macs` counts them.
-    """
-    shapes = maskable_shapes(network)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    counts = kept_counts(shapes, plan.sparsity, plan.distribution)
-    maskable, kept = sum(sizes.values()), sum(counts.values())
-    saved = sum((1 - counts[name] / sizes[name]) * macs for name, macs in macs_of_weights.items())
-    forward = dense_macs - saved
-    dense_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
-    not_stored = sum(sizes[name] * 4 - stored_bytes(sizes[name], counts[name]) for name in shapes)
-    return SparseCosts(
-        maskable=maskable,
-        kept=kept,
-        kept_params=params - maskable + kept,
-        forward_macs=round(forward),
-        step_macs=round(_step(forward, dense_macs, plan)),
-        stored_bytes=dense_bytes - not_stored,
-        dense_bytes=dense_bytes,
-    )
 
 
 def weight_macs(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
@@ -174,10 +166,6 @@ def _step(forward: float, dense: float, plan: SparsityPlan) -> float:
     if plan.method != "rigl":
         return 3 * forward
     return (3 * forward * plan.interval_steps + 2 * forward + dense) / (plan.interval_steps + 1)
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -71,13 +71,6 @@ def _check(field: str, value: Any, supported: tuple[Any, ...]) -> None:
         raise user_error(field, value, names, "Pruning knows no other: start from another dense network.")
 
 
-def takes_classes(network: nn.Module) -> bool:
-    """Whether a forward pass needs `class_labels`."""
-    return getattr(network, "class_embedding", None) is not None or (
-        getattr(network, "context_embedding", None) is not None
-    )
-
-
 def network_inputs(
     network: nn.Module, device: torch.device | str = "meta", side: int | tuple[int, int] | None = None
 ) -> dict[str, Tensor]:
@@ -101,6 +94,6 @@ def network_inputs(
     }
     if isinstance(network, UNet2DConditionModel) and not hasattr(network, "context_embedding"):
         inputs["encoder_hidden_states"] = torch.zeros(1, 1, 1, device=device)
-    if takes_classes(network):
+    if any(getattr(network, table, None) is not None for table in ("class_embedding", "context_embedding")):
         inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
     return inputs

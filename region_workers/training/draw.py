@@ -5,7 +5,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -100,10 +99,11 @@ class Draw(Stage):
         return self._tickets.digests
 
     def checkpoint_writer(self) -> Callable[[Path], None]:
-        return partial(_write_masks, list(self._mask_rows))
+        rows = list(self._mask_rows)
+        return lambda folder: write_masks(folder / MASKS_FILE, rows)
 
     def write_products(self) -> list[Path]:
-        _write_masks(self._mask_rows, self.folder)
+        write_masks(self.folder / MASKS_FILE, self._mask_rows)
         return [self.folder / MASKS_FILE, *self._tickets.files()]
 
     def figures(self) -> dict[str, float]:
@@ -281,7 +281,3 @@ def fresh_expert(
     torch.manual_seed(seed_from(seed, "fresh weights", *timesteps, str(ratio)))
     fresh: PrunedNetwork = type(expert).from_config(expert.config)
     return fresh
-
-
-def _write_masks(rows: list[Row], folder: Path) -> None:
-    write_masks(folder / MASKS_FILE, rows)
