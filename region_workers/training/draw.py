@@ -125,7 +125,7 @@ class Draw(Stage):
             if converged or late:
                 self._draw_ticket(target, mask, distances or (), interval, converged)
         largest = self._largest_distances()
-        self.reporter.note_masks(self._describe(largest), largest, self._plan.threshold)
+        self.reporter.note(self._describe(largest), largest, self._plan.threshold)
 
     def _compute_masks(self, interval: int) -> list[tuple[DrawTarget, torch.Tensor]]:
         """One mask for each target that is pruned, rank zero's, also noted for the stage's file."""
