@@ -8,6 +8,9 @@ from pydantic import Field
 from schemas.limits import LARGE, MANY, MAX_PIXELS, MOST_PIXELS
 from schemas.section import Place, Sealed, Section, Text, is_none
 
+Coordinates = Literal["absolute", "delta"]
+Posterior = Literal["sample", "mode"]
+
 DIGITS = "sklearn:digits"
 
 
@@ -35,7 +38,7 @@ class RasterPlan(Section):
 class DrawingsPlan(Section):
     """What is done to the strokes of each drawing once (ChiroDiff, arXiv 2304.03785, and its released code)."""
 
-    coordinates: Literal["absolute", "delta"] = Field(
+    coordinates: Coordinates = Field(
         "absolute",
         description="Rows hold the position of a point, or the step to it from the one before: `threeseqabs`, which "
         "the released config.yml sets, and `threeseqdel`, the released code's default.",
@@ -144,7 +147,7 @@ class VaeInfo(Section):
 
     class_name: Literal["AutoencoderKL", "VQModel"]
     digest: str  # SHA-256 of its config, with the scaling factor in force, and of its weights
-    posterior: Literal["sample", "mode"] | None = None  # what of it a latent is; null: there is none
+    posterior: Posterior | None = None  # what of it a latent is; null: there is none
     scaling_factor: float  # latents = (the VAE's - shift_factor) * scaling_factor
     shift_factor: float | None = None
 
@@ -171,7 +174,7 @@ class DrawingInfo(StoreInfo):
 
     shape: tuple[int, Literal[3]]  # rows of all drawings, one drawing behind the other; x, y, pen
     drawings: int
-    coordinates: Literal["absolute", "delta"]
+    coordinates: Coordinates
     offsets_sha256: str  # of offsets.npy: int64 [drawings + 1], drawing i has the rows [offsets[i], offsets[i + 1])
     unreadable_names: tuple[str, ...]
     too_long_names: tuple[str, ...]  # left out for data.drawings.max_points, which is no fault of theirs

@@ -8,6 +8,8 @@ from schemas.errors import cross_field_error
 from schemas.limits import LARGE, MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_STEPS, MOST_TIMESTEPS
 from schemas.section import Section, is_none
 
+Importance = Literal["magnitude", "taylor", "diff-pruning", "random"]
+GradientRule = Literal["released", "torch-pruning"]
 Distribution = Literal["erk", "er", "uniform"]
 _ONLY_OF_UPDATES = {"prune_ratio", "decay", "interval_steps", "stop_share"}
 
@@ -44,8 +46,8 @@ class DrawPlan(Section):
     inherit_weights: bool = Field(
         True, description="false: the expert keeps the ticket's channels and starts from fresh weights (`scratch`)."
     )
-    importance: Literal["magnitude", "taylor", "diff-pruning", "random"] = "magnitude"
-    gradient_rule: Literal["released", "torch-pruning"] = Field(
+    importance: Importance = "magnitude"
+    gradient_rule: GradientRule = Field(
         "released",
         description="A channel's score by taylor and diff-pruning: released: the sum of (w·gradient)² over its group "
         "and |w·gradient| of its norms, as in the released code; torch-pruning: the mean of |w·gradient|, no norms.",

@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from schemas.data import Posterior
 from schemas.errors import cross_field_error
 from schemas.limits import LARGE, MANY, MOST_CHANNELS
 from schemas.section import Place, Section, Text, is_none
@@ -90,7 +91,7 @@ class LatentModelPlan(_NetworkPlan):
     scaling_factor: float | None = Field(
         None, gt=0, le=LARGE, description="Latents are multiplied by it; null: the VAE's own."
     )
-    posterior: Literal["sample", "mode"] | None = Field(
+    posterior: Posterior | None = Field(
         None,
         description="An AutoencoderKL's latent is one sample of the image's posterior, as LDM trains on, or its mode; "
         "null: sample. A VQModel has none.",

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from region_workers.storage.integrity import bytes_digest, read_object
 from region_workers.storage.places import find_model
-from schemas.data import VaeInfo
+from schemas.data import Posterior, VaeInfo
 from schemas.digest import digest
 from schemas.errors import RunFailed, plan_error
 from schemas.job import CONFIG_FILE
@@ -92,7 +92,7 @@ def _scaling_factor(model: LatentModelPlan, name: str, config: dict[str, Any]) -
     return model.scaling_factor or float(config.get("scaling_factor") or default)
 
 
-def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] | None:
+def _posterior(model: LatentModelPlan, name: str) -> Posterior | None:
     """What of the posterior a latent is; by default what LDM's `get_first_stage_encoding` takes."""
     if name == "AutoencoderKL":
         return model.posterior or "sample"
@@ -102,7 +102,7 @@ def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] |
     return None
 
 
-def _info(vae: Any, name: str, posterior: Literal["sample", "mode"] | None) -> VaeInfo:
+def _info(vae: Any, name: str, posterior: Posterior | None) -> VaeInfo:
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     pieces = []
     for key, tensor in sorted(vae.state_dict().items()):
