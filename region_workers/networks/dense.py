@@ -111,7 +111,8 @@ def loading_arguments(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
 
 def _unet_class(model: ModelPlan) -> type[Any]:
     has_context = isinstance(model, LatentModelPlan) and model.network is None
-    return PrunedUNet2DConditionModel if has_context else UNet2DModel
+    kind: type[Any] = PrunedUNet2DConditionModel if has_context else UNet2DModel
+    return kind
 
 
 def _image_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
