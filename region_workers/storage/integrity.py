@@ -7,9 +7,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from region_workers.storage.durable import write_model
 from schemas.errors import UserError
@@ -19,6 +19,8 @@ from schemas.section import Sealed, seal_fits
 
 SEAL_FILE = "seal.json"
 _LEVELS = 2  # how far above a network's folder its seal lies at most
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class DamagedFileError(ValueError):
@@ -97,12 +99,8 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
 
     It must be of the stage's key, of as many steps as asked, and made from inputs that are still there unchanged.
     """
-    path = run_dir / stage.name / RESULT_FILE
-    try:
-        result = StageResult.model_validate_json(path.read_text())
-    except (OSError, ValueError):
-        return None
-    if result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
+    result = read_if_whole(StageResult, run_dir / stage.name / RESULT_FILE)
+    if result is None or result.key != stage.key or (isinstance(stage, TrainStage) and result.steps != stage.steps):
         return None
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
 
@@ -118,6 +116,14 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} holds no JSON object")
     return values
+
+
+def read_if_whole(model: type[_Model], path: Path) -> _Model | None:
+    """What a process writes and replaces as it goes; None where it is not there, or not as it was written."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def read_manifest(run_dir: Path) -> Manifest:
@@ -167,10 +173,10 @@ def sealed_files(folder: Path) -> dict[str, str]:
         seal = (folder if around == place else around) / SEAL_FILE
         if not seal.is_file():
             continue
-        try:
-            known = FolderSeal.model_validate_json(seal.read_bytes()).sha256
-        except (ValueError, OSError):
-            raise DamagedFileError(seal) from None
+        folder_seal = read_if_whole(FolderSeal, seal)
+        if folder_seal is None:
+            raise DamagedFileError(seal)
+        known = folder_seal.sha256
         start = "" if around == place else f"{place.relative_to(around).as_posix()}/"
         between = [inner / SEAL_FILE for inner in (place, *place.parents[:_LEVELS]) if around in inner.parents]
         lost = [seal for seal in between if seal.relative_to(around).as_posix() in known]  # else it had been met

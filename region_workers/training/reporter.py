@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import replace_model
+from region_workers.storage.integrity import read_if_whole
 from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import Row
 from region_workers.training.device import World
@@ -42,10 +43,8 @@ def announce_start(job: WorkerJob, stage: str) -> None:
 
 def is_told(note: Path, owner: str, attempt: int) -> bool:
     """Whether the driver has left this note for this attempt."""
-    try:
-        return Note.model_validate_json(note.read_text()).is_for(owner, attempt)
-    except (OSError, ValueError):
-        return False
+    told = read_if_whole(Note, note)
+    return told is not None and told.is_for(owner, attempt)
 
 
 class StageReporter:
