@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from schemas.drawings import RasterPlan
+from schemas.data import RasterPlan
 from schemas.manifest import Evaluation, ExtractorName
 from schemas.plan import DataPlan, TrainingPlan
 from schemas.section import Sealed, Section

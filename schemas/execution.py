@@ -1,16 +1,18 @@
-"""The sections of a plan that change nothing in the result: saving, reporting, and what workers ask for."""
+"""The sections of a plan that change nothing in the result: saving, reporting, previews, and what workers ask for."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from schemas.errors import cross_field_error
-from schemas.limits import (
-    MANY,
-    MOST_STEPS,
-    MOST_WORKERS,
-)
-from schemas.section import Place, Section
+from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
+from schemas.section import Place, Section, is_none
+
+PREVIEWS_FOLDER = "previews"  # in the run directory
+
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
+PreviewSource = Literal["dense", "expert"]
+_BY_DEFAULT: tuple[TrackerName, ...] = ("tensorboard",)
 
 
 class CheckpointPlan(Section):
@@ -21,10 +23,6 @@ class CheckpointPlan(Section):
     stop_limit_s: float = Field(
         120, gt=0, le=10**8, description="Longest wait for the workers to save, once the run is asked to stop."
     )
-
-
-TrackerName = Literal["tensorboard", "mlflow", "wandb"]
-_BY_DEFAULT: tuple[TrackerName, ...] = ("tensorboard",)
 
 
 class LoggingPlan(Section):
@@ -43,6 +41,54 @@ class LoggingPlan(Section):
         if len(set(self.trackers)) < len(self.trackers):
             raise cross_field_error("logging.trackers", list(self.trackers), "each tracker once", "Leave one out.")
         return self
+
+
+class PreviewsPlan(Section):
+    """A few images while the run trains, always from the same noise; changes nothing in the result.
+
+    They are drawn from the EMA weights of each region's newest checkpoint, as soon as every region has one: its expert,
+    or the dense network while it still draws its ticket (the raw weights, unless draw.weights is ema).
+    """
+
+    interval_s: float = Field(
+        1800,
+        gt=0,
+        le=10**8,
+        description="Least seconds between two previews, and before the first. A preview also waits until all of them "
+        "together, if it costs what the last one did, take at most 0.5% of the processor time so far: of the seconds "
+        "since the launch times the cores that the driver may use.",
+    )
+    num_images: int = Field(16, ge=1, le=256)
+    steps: int = Field(20, ge=1, le=MOST_TIMESTEPS, description="Sampling steps; the rest is as in `sampling`.")
+    measure: Literal["wavelet"] | None = Field(
+        None,
+        exclude_if=is_none,
+        description="wavelet: the Frechet wavelet distance of the preview's images from as many of the data, evenly "
+        "spread. Of so few images it compares the previews of a run with each other, and nothing else; null: none.",
+    )
+
+
+class PreviewRecord(Section):
+    """One preview, beside its picture; `steps`: those of each region's checkpoint, by the region's name."""
+
+    number: int
+    unix_s: float
+    steps: dict[str, int]
+    source: dict[str, PreviewSource] = Field(description="Whose steps they are: the region's, or its dense network's.")
+    num_images: int
+    sampling_steps: int
+    seconds: float
+    processor_s: float = Field(description="Processor time of the whole process that drew it.")
+    measures: dict[str, float] = Field(default_factory=dict, description="By name; of few images.")
+
+
+def picture_key(number: int) -> str:
+    return f"{PREVIEWS_FOLDER}/{number:06d}.png"
+
+
+def record_key(number: int) -> str:
+    """A preview's record in the run directory; written last."""
+    return f"{PREVIEWS_FOLDER}/{number:06d}.json"
 
 
 class WorkersPlan(Section):
@@ -77,12 +123,8 @@ class WorkersPlan(Section):
     @classmethod
     def _fraction_or_whole(cls, value: float | str) -> float | str:
         if isinstance(value, float) and (value < 0 or (value > 1 and value != int(value))):
-            raise cross_field_error(
-                "workers.gpus",
-                value,
-                "a fraction up to 1 (shared device) or a whole number (DDP)",
-                "Use for example 0.5, 1 or 2.",
-            )
+            expected = "a fraction up to 1 (shared device) or a whole number (DDP)"
+            raise cross_field_error("workers.gpus", value, expected, "Use for example 0.5, 1 or 2.")
         return value
 
     @property
@@ -104,10 +146,6 @@ class WorkersPlan(Section):
 
 def needs_one_device_each(field: str, value: object, workers: WorkersPlan) -> ValueError:
     """The error of a field that widens regions itself, where they start on several devices already."""
-    return cross_field_error(
-        field,
-        value,
-        f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}: "
-        "it decides itself how many a region gets",
-        "Leave workers.gpus and workers.processes at their defaults.",
-    )
+    asked = f"workers.gpus of auto, 0 or 1 and one process, not {workers.asked_each}"
+    expected = f"{asked}: it decides itself how many a region gets"
+    return cross_field_error(field, value, expected, "Leave workers.gpus and workers.processes at their defaults.")

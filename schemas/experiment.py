@@ -1,76 +1,17 @@
-"""The sections of a plan that determine the result, besides the model and the regions."""
+"""The sections of a plan that determine the result, besides the data, the model and the regions."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import cross_field_error
-from schemas.limits import (
-    LARGE,
-    MANY,
-    MAX_PIXELS,
-    MOST_GUIDANCE,
-    MOST_IMAGES,
-    MOST_PIXELS,
-    MOST_STEPS,
-    MOST_TIMESTEPS,
-)
-from schemas.section import Place, Section, Text, is_none
+from schemas.limits import LARGE, MANY, MOST_GUIDANCE, MOST_IMAGES, MOST_STEPS, MOST_TIMESTEPS
+from schemas.section import Section, is_none
 
-DIGITS = "sklearn:digits"
-
-
-class CropPlan(Section):
-    """A square cut from every image before it is resized, in pixels of the image."""
-
-    center_x: int = Field(ge=0, le=MANY, description="Column of the square's centre.")
-    center_y: int = Field(ge=0, le=MANY, description="Row of the square's centre.")
-    size: int = Field(
-        ge=1, le=MANY, description="Side of the square: it spans [centre - size // 2, centre - size // 2 + size)."
-    )
-
-
-class DataPlan(Section):
-    """Where the images or drawings come from and what is done to each one once."""
-
-    path: Place = Field(
-        DIGITS,
-        description=f"A hub name, a folder of images or a Parquet file, as the datasets library reads it, or {DIGITS}; "
-        "with `drawings`, a QuickDraw .ndjson file, a folder of them, or a folder or .zip of SVG files.",
-    )
-    config_name: Text | None = Field(None, description="The hub data set's configuration.")
-    split: Text = "train"
-    image_column: Text | None = Field(None, description="The column of images; found by itself if there is one.")
-    label_column: Text | None = Field(
-        None,
-        description="The column of class labels, for a class-conditional model; in a folder of images the folders at "
-        "its top are the classes, under the name `label`.",
-    )
-    crop: CropPlan | None = Field(None, description="A fixed square to cut out first; null: the centre square.")
-    interpolation: Literal["lanczos", "bilinear", "bicubic"] = Field(
-        "lanczos", description="Pillow's antialiased filter that resizes to `resolution`."
-    )
-    resolution: int = Field(8, ge=4, le=16384, description="Side in pixels: shorter side resized, centre cropped.")
-    channels: Literal[1, 3] = Field(1, description="1: greyscale, 3: RGB (alpha is laid on white).")
-    random_flip: bool = Field(False, description="Mirror each image with probability 1/2, anew each step.")
-    max_unreadable: float = Field(0.01, ge=0, lt=1, description="The share of unreadable images that stops the run.")
-    max_pixels: int = Field(
-        MAX_PIXELS, ge=1, le=MOST_PIXELS, description="An image of more counts as unreadable; nothing of it is decoded."
-    )
-    drawings: DrawingsPlan | None = Field(
-        None, exclude_if=is_none, description="The data are vector drawings, for model.family = vector; null: images."
-    )
-
-    @property
-    def kind(self) -> Literal["images", "drawings"]:
-        """For people: what the data are."""
-        return "images" if self.drawings is None else "drawings"
-
-    @property
-    def raster(self) -> RasterPlan | None:
-        """How drawings are rendered; None for images."""
-        return None if self.drawings is None else self.drawings.raster
+Importance = Literal["magnitude", "taylor", "diff-pruning", "random"]
+GradientRule = Literal["released", "torch-pruning"]
+Distribution = Literal["erk", "er", "uniform"]
+_ONLY_OF_UPDATES = {"prune_ratio", "decay", "interval_steps", "stop_share"}
 
 
 class DiffusionPlan(Section):
@@ -86,9 +27,8 @@ class DiffusionPlan(Section):
     @model_validator(mode="after")
     def _betas_rise(self) -> Self:
         if self.beta_start > self.beta_end:
-            raise cross_field_error(
-                "diffusion.beta_start", self.beta_start, f"at most diffusion.beta_end = {self.beta_end}", "Swap them."
-            )
+            expected = f"at most diffusion.beta_end = {self.beta_end}"
+            raise cross_field_error("diffusion.beta_start", self.beta_start, expected, "Swap them.")
         return self
 
 
@@ -106,8 +46,8 @@ class DrawPlan(Section):
     inherit_weights: bool = Field(
         True, description="false: the expert keeps the ticket's channels and starts from fresh weights (`scratch`)."
     )
-    importance: Literal["magnitude", "taylor", "diff-pruning", "random"] = "magnitude"
-    gradient_rule: Literal["released", "torch-pruning"] = Field(
+    importance: Importance = "magnitude"
+    gradient_rule: GradientRule = Field(
         "released",
         description="A channel's score by taylor and diff-pruning: released: the sum of (w·gradient)² over its group "
         "and |w·gradient| of its norms, as in the released code; torch-pruning: the mean of |w·gradient|, no norms.",
@@ -161,12 +101,9 @@ class DrawPlan(Section):
     def _queue_can_fill(self) -> Self:
         needed = (self.queue_length - 1) * self.queue_stride + 1
         if self.max_intervals < needed:
-            raise cross_field_error(
-                "draw.max_intervals",
-                self.max_intervals,
-                f"at least {needed}, so that a queue of {self.queue_length} masks can fill",
-                f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length.",
-            )
+            expected = f"at least {needed}, so that a queue of {self.queue_length} masks can fill"
+            remedy = f"Raise draw.max_intervals to {needed} or more, or shorten draw.queue_length."
+            raise cross_field_error("draw.max_intervals", self.max_intervals, expected, remedy)
         return self
 
 
@@ -228,13 +165,60 @@ class TrainingPlan(Section):
     @model_validator(mode="after")
     def _accumulation_divides(self) -> Self:
         if self.batch_size % self.gradient_accumulation:
-            raise cross_field_error(
-                "training.gradient_accumulation",
-                self.gradient_accumulation,
-                f"a divisor of training.batch_size = {self.batch_size}",
-                "Change one of the two.",
-            )
+            expected = f"a divisor of training.batch_size = {self.batch_size}"
+            remedy = "Change one of the two."
+            raise cross_field_error("training.gradient_accumulation", self.gradient_accumulation, expected, remedy)
         return self
+
+
+class SparsityPlan(Section):
+    """Sparse-to-sparse training (arXiv 2504.21380): every convolution and linear weight has a mask; biases have none.
+
+    What the paper does not state, as far as it could be read, is a choice of ours and says so.
+    """
+
+    method: Literal["static", "rigl", "magran"] = Field(
+        description="static: the first mask stays; rigl, magran: every update the smallest weights leave, and as many "
+        "come: those of the largest gradient (rigl, arXiv 1911.11134), or at random (magran)."
+    )
+    sparsity: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="The share of the maskable weights that is zero, in every region without one of its own; the "
+        "paper finds 0.25 to 0.5 safe for rigl and magran.",
+    )
+    distribution: Distribution = Field(
+        "erk",
+        description="How dense each layer is: erk, er: the smaller the denser, by all sides of its weight (arXiv "
+        "1911.11134) or by its inputs and outputs (arXiv 1707.04780); uniform: all alike. The default is ours.",
+    )
+    prune_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="The share of a layer's kept weights that an update exchanges; null: 0.5 up to a sparsity of 0.5, "
+        "which is ours, and 0.05 above, which the paper recommends.",
+    )
+    decay: Literal["constant", "cosine"] = Field(
+        "cosine", description="cosine: the exchanged share falls to 0 at the last update, as RigL's; ours."
+    )
+    interval_steps: int = Field(100, ge=1, le=MOST_STEPS, description="Steps between two updates; RigL's.")
+    stop_share: float = Field(
+        0.75,
+        ge=0,
+        le=1,
+        description="Updates end at this share of the steps: RigL's. The EMA must forget what left before the end.",
+    )
+
+    def of_region(self, sparsity: float | None) -> Self:
+        return self if sparsity is None else self.model_copy(update={"sparsity": sparsity})
+
+    def determinants(self, steps: int) -> dict[str, Any]:
+        """The fields that determine a training of `steps`, of which a static mask is independent."""
+        if self.method == "static":
+            return self.model_dump(mode="json", exclude=_ONLY_OF_UPDATES)
+        return {**self.model_dump(mode="json"), "steps": steps}
 
 
 class SamplingPlan(Section):

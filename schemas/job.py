@@ -1,15 +1,17 @@
-"""What the driver hands to a worker, and what a worker leaves in its stage's folder for the driver."""
+"""What driver and workers tell each other by files of the run: claims to it, jobs, progress, results."""
 
+import re
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from schemas.experiment import SparsityPlan
 from schemas.model import ModelPlan
 from schemas.plan import CheckpointPlan, DataPlan, DiffusionPlan, DrawPlan, LoggingPlan, Plan, TrainingPlan
 from schemas.section import Sealed, Section, is_none
-from schemas.sparsity import SparsityPlan
 
+OWNERS_FOLDER = ".owners"  # numbered claims, of which the newest is the owner's
 RESULT_FILE = "result.json"
 PROGRESS_FILE = "progress.json"
 FAILURE_FILE = "failure.json"
@@ -27,8 +29,32 @@ REPLACED_SHARE = "replaced_share"  # a figure of a sparse training: of the first
 CONFIG_FILE = "config.json"  # diffusers' name
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # diffusers' name
 
+_CLAIM = re.compile(r"[0-9]{8}-[0-9a-f]{8}\.json")
 _RESOURCES = {"resident_bytes", "device_allocated_bytes", "device_reserved_bytes", "processor_cores"}
 ProgressState = Literal["starting", "running", "stopped", "done"]
+
+
+class Claim(Section):
+    """A driver's claim to a run. Its holder rewrites it as long as it lives: `beat` counts how often."""
+
+    number: int
+    token: str
+    host: str
+    pid: int
+    process: str = ""  # tells this very process from any other of this machine; empty where that cannot be told
+    lease_s: float  # a holder that has not rewritten its claim for so long is taken for dead
+    beat: int = 0
+    released: bool = False
+
+    @property
+    def name(self) -> str:
+        """The file's name. Of two claims the greater name is the newer, or wins."""
+        return f"{self.number:08d}-{self.token}.json"
+
+
+def is_claim(name: str) -> bool:
+    """Whether a file of this name is a claim; nothing else in the folder counts."""
+    return _CLAIM.fullmatch(name) is not None
 
 
 class Note(Section):
@@ -178,7 +204,7 @@ class MetricsRow(Section):
     """A row of a stage's metrics, as in Parquet. What the leading worker took is None where nobody says."""
 
     step: int
-    loss: float
+    loss: float  # mean over the steps since the row before
     gradient_norm: float
     learning_rate: float
     steps_per_s: float

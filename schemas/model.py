@@ -4,6 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from schemas.data import Posterior
 from schemas.errors import cross_field_error
 from schemas.limits import LARGE, MANY, MOST_CHANNELS
 from schemas.section import Place, Section, Text, is_none
@@ -47,20 +48,13 @@ class _NetworkPlan(Section):
         for field in ("down_block_types", "up_block_types"):
             types = getattr(self, field)
             if len(types) != levels:
-                raise cross_field_error(
-                    f"model.{field}",
-                    list(types),
-                    f"{levels} entries, one for each of model.block_out_channels",
-                    "Make the two lists equally long.",
-                )
+                expected = f"{levels} entries, one for each of model.block_out_channels"
+                raise cross_field_error(f"model.{field}", list(types), expected, "Make the two lists equally long.")
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
-                raise cross_field_error(
-                    "model.block_out_channels",
-                    list(self.block_out_channels),
-                    f"multiples of model.norm_num_groups = {self.norm_num_groups}",
-                    "Change the widths or the number of norm groups.",
-                )
+                expected = f"multiples of model.norm_num_groups = {self.norm_num_groups}"
+                remedy = "Change the widths or the number of norm groups."
+                raise cross_field_error("model.block_out_channels", list(self.block_out_channels), expected, remedy)
         return self
 
 
@@ -97,7 +91,7 @@ class LatentModelPlan(_NetworkPlan):
     scaling_factor: float | None = Field(
         None, gt=0, le=LARGE, description="Latents are multiplied by it; null: the VAE's own."
     )
-    posterior: Literal["sample", "mode"] | None = Field(
+    posterior: Posterior | None = Field(
         None,
         description="An AutoencoderKL's latent is one sample of the image's posterior, as LDM trains on, or its mode; "
         "null: sample. A VQModel has none.",
@@ -137,16 +131,12 @@ class LatentModelPlan(_NetworkPlan):
         if attends and self.network is not None:
             types = [name for name in self.down_block_types if "CrossAttn" in name]
             expected = f"blocks of a {self.network}, which have no context to attend to"
-            raise cross_field_error(
-                "model.down_block_types", types, expected, "Use Attn blocks, or leave model.network out."
-            )
+            remedy = "Use Attn blocks, or leave model.network out."
+            raise cross_field_error("model.down_block_types", types, expected, remedy)
         if attends and self.num_classes is None:
-            raise cross_field_error(
-                "model.num_classes",
-                None,
-                "a number of classes, since the CrossAttn blocks attend to the class",
-                "Set model.num_classes and data.label_column, or use DownBlock2D and UpBlock2D.",
-            )
+            expected = "a number of classes, since the CrossAttn blocks attend to the class"
+            remedy = "Set model.num_classes and data.label_column, or use DownBlock2D and UpBlock2D."
+            raise cross_field_error("model.num_classes", None, expected, remedy)
         return self
 
 

@@ -4,25 +4,15 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from schemas.data import DIGITS, CropPlan, DataPlan
 from schemas.digest import digest
 from schemas.errors import cross_field_error, shown
-from schemas.execution import CheckpointPlan, LoggingPlan, WorkersPlan, needs_one_device_each
-from schemas.experiment import (
-    DIGITS,
-    CropPlan,
-    DataPlan,
-    DiffusionPlan,
-    DrawPlan,
-    SamplingPlan,
-    TimestepPlan,
-    TrainingPlan,
-)
+from schemas.execution import CheckpointPlan, LoggingPlan, PreviewsPlan, WorkersPlan, needs_one_device_each
+from schemas.experiment import DiffusionPlan, DrawPlan, SamplingPlan, SparsityPlan, TimestepPlan, TrainingPlan
 from schemas.limits import MOST_WAVELET_PX
 from schemas.model import ModelPlan, PixelModelPlan
-from schemas.previews import PreviewsPlan
 from schemas.regions import LONGEST_NAME, NAME, RegionPlan, check_regions
 from schemas.section import Section, is_none
-from schemas.sparsity import SparsityPlan
 
 __all__ = [
     "DIGITS",
@@ -108,9 +98,8 @@ class Plan(Section):
     @model_validator(mode="after")
     def _draw_has_its_weights(self) -> Self:
         if self.draw.weights == "ema" and self.training.ema_decay is None:
-            raise cross_field_error(
-                "draw.weights", "ema", "raw, since training.ema_decay is null", "Set training.ema_decay, or rank raw."
-            )
+            expected = "raw, since training.ema_decay is null"
+            raise cross_field_error("draw.weights", "ema", expected, "Set training.ema_decay, or rank raw.")
         if self.draw.method == "slim" and self.model.pretrained is not None:
             expected = "null with draw.method = slim, whose weights are fresh"
             raise cross_field_error("model.pretrained", self.model.pretrained, expected, "Leave it out.")
@@ -154,19 +143,12 @@ class Plan(Section):
     @model_validator(mode="after")
     def _labels_exist(self) -> Self:
         if self.model.num_classes is not None and self.data.label_column is None:
-            raise cross_field_error(
-                "data.label_column",
-                None,
-                f"a column of labels, since model.num_classes = {self.model.num_classes}",
-                "Name the column (label for a folder of images), or set model.num_classes to null.",
-            )
+            expected = f"a column of labels, since model.num_classes = {self.model.num_classes}"
+            remedy = "Name the column (label for a folder of images), or set model.num_classes to null."
+            raise cross_field_error("data.label_column", None, expected, remedy)
         if self.sampling.guidance_scale != 1 and self.model.num_classes is None:
-            raise cross_field_error(
-                "sampling.guidance_scale",
-                self.sampling.guidance_scale,
-                "1, since the model has no classes",
-                "Set it so.",
-            )
+            expected = "1, since the model has no classes"
+            raise cross_field_error("sampling.guidance_scale", self.sampling.guidance_scale, expected, "Set it so.")
         return self
 
     @model_validator(mode="after")

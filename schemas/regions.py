@@ -52,12 +52,9 @@ class RegionPlan(Section):
     def _not_empty(self) -> Self:
         start, stop = self.train
         if not 0 <= start < stop:
-            raise cross_field_error(
-                "regions.train",
-                list(self.train),
-                "0 <= start < stop",
-                "Give the range as [start, stop], stop excluded.",
-            )
+            expected = "0 <= start < stop"
+            remedy = "Give the range as [start, stop], stop excluded."
+            raise cross_field_error("regions.train", list(self.train), expected, remedy)
         return self
 
 
@@ -72,12 +69,9 @@ def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> 
     if spans[0][0] != 0:
         raise cross_field_error("regions.0.train", spans[0], "a start of 0", "Start the first region at timestep 0.")
     if spans[-1][1] != num_train_timesteps:
-        raise cross_field_error(
-            f"regions.{len(spans) - 1}.train",
-            spans[-1],
-            f"a stop equal to diffusion.num_train_timesteps = {num_train_timesteps}",
-            "Change the last region's stop or T; they are the same number.",
-        )
+        expected = f"a stop equal to diffusion.num_train_timesteps = {num_train_timesteps}"
+        remedy = "Change the last region's stop or T; they are the same number."
+        raise cross_field_error(f"regions.{len(spans) - 1}.train", spans[-1], expected, remedy)
     for index in range(1, len(spans)):
         _check_neighbours(spans, index)
 
@@ -85,23 +79,12 @@ def check_regions(regions: tuple[RegionPlan, ...], num_train_timesteps: int) -> 
 def _check_neighbours(spans: list[list[int]], index: int) -> None:
     before, here = spans[index - 1], spans[index]
     if here[0] > before[1]:
-        raise cross_field_error(
-            f"regions.{index}.train",
-            here,
-            f"a start of at most {before[1]}, since timesteps {before[1]} to {here[0] - 1} have no region",
-            "Close the hole.",
-        )
+        expected = f"a start of at most {before[1]}, since timesteps {before[1]} to {here[0] - 1} have no region"
+        raise cross_field_error(f"regions.{index}.train", here, expected, "Close the hole.")
     if here[0] <= before[0] or here[1] <= before[1]:
-        raise cross_field_error(
-            f"regions.{index}.train",
-            here,
-            f"a start above {before[0]} and a stop above {before[1]}",
-            "Order the regions by their timesteps; none may contain another.",
-        )
+        expected = f"a start above {before[0]} and a stop above {before[1]}"
+        remedy = "Order the regions by their timesteps; none may contain another."
+        raise cross_field_error(f"regions.{index}.train", here, expected, remedy)
     if index >= 2 and here[0] < spans[index - 2][1]:
-        raise cross_field_error(
-            f"regions.{index}.train",
-            here,
-            f"a start of at least {spans[index - 2][1]}, since only neighbours may overlap",
-            "Shrink the overlap.",
-        )
+        expected = f"a start of at least {spans[index - 2][1]}, since only neighbours may overlap"
+        raise cross_field_error(f"regions.{index}.train", here, expected, "Shrink the overlap.")

@@ -16,7 +16,7 @@ from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from region_workers.data.drawing_sources import count_data
 from region_workers.networks.costs import cost_counter
-from region_workers.networks.dense import example_inputs
+from region_workers.networks.supported import network_inputs
 from region_workers.storage.places import cache_dir_of
 from region_workers.storage.run_files import local_folder
 from schemas.model import LatentModelPlan
@@ -174,9 +174,8 @@ def kept_for_backward_bytes(network: nn.Module, inputs: dict[str, torch.Tensor])
 def _largest_network(plan: Plan) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """On the meta device: the dense network if a draw trains it, else the region's that is pruned least."""
     ratio = min(region.pruning_ratio for region in plan.regions) if not plan.draw.trains_dense else 0.0
-    inputs = example_inputs(plan.model, plan.data)
     network = cost_counter(plan.model, plan.data).network_at(ratio)
-    return network, {name: tensor.to("meta") for name, tensor in inputs.items()}
+    return network, network_inputs(network)
 
 
 @dataclass(frozen=True)

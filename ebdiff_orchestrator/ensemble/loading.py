@@ -18,7 +18,7 @@ from ebdiff_orchestrator.ensemble.routed_pipeline import MODEL_INDEX, RoutedPipe
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import ListDDIMScheduler
 from ebdiff_orchestrator.ensemble.vector_pipeline import VectorPipeline
-from region_workers.storage.hub import HubError, download, is_hub_name
+from region_workers.storage.places import HubError, download, is_hub_name
 from schemas.errors import UserError, user_error
 from schemas.plan import DiffusionPlan, SamplingPlan
 

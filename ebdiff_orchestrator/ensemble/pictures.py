@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from region_workers.data.drawings import Stroke, placed, raster
-from schemas.drawings import RasterPlan
+from schemas.data import RasterPlan
 
 Drawing = list[Stroke]  # each float32 [n, 2]: x, y with y downwards
 

@@ -15,8 +15,7 @@ from ebdiff_orchestrator.ensemble.folders import write_own_folder, write_sums
 from ebdiff_orchestrator.ensemble.network_files import write_network
 from ebdiff_orchestrator.ensemble.router import TimestepRouter
 from ebdiff_orchestrator.ensemble.scheduler import Generators
-from region_workers.storage.integrity import seal_folder
-from region_workers.storage.json_files import read_object
+from region_workers.storage.integrity import read_object, seal_folder
 from schemas.errors import user_error
 
 MODEL_INDEX = "model_index.json"

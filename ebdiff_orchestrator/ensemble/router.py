@@ -31,8 +31,7 @@ from ebdiff_orchestrator.ensemble.routes import (
     timesteps_of_batch,
     to_device,
 )
-from region_workers.storage.integrity import seal_folder
-from region_workers.storage.json_files import read_object
+from region_workers.storage.integrity import read_object, seal_folder
 from schemas.errors import UserError, shown, user_error
 
 _MUST_AGREE = ("sample_size", "in_channels", "out_channels")

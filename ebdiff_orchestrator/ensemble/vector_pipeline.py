@@ -14,7 +14,7 @@ from ebdiff_orchestrator.ensemble.pictures import Drawing, to_pil
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.ensemble.scheduler import Generators
 from region_workers.data.drawings import raster, strokes_of
-from schemas.drawings import RasterPlan
+from schemas.data import RasterPlan
 from schemas.errors import shown, user_error
 
 Lengths = int | Sequence[int] | torch.Tensor | None

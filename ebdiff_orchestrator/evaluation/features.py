@@ -20,7 +20,7 @@ from ebdiff_orchestrator.evaluation.work import (
 )
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.durable import remove_leftovers
-from region_workers.storage.json_files import read_if_whole
+from region_workers.storage.integrity import read_if_whole
 from schemas.errors import RunFailed
 from schemas.evaluation import FeatureJob, SampledImages
 from schemas.job import Progress

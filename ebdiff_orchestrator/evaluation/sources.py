@@ -16,7 +16,7 @@ from region_workers.data.drawing_store import ensure_data
 from region_workers.data.drawings import raster
 from region_workers.data.store import ImageStore
 from region_workers.storage.places import cache_dir_of
-from schemas.drawings import RasterPlan
+from schemas.data import RasterPlan
 from schemas.errors import RunFailed
 from schemas.evaluation import FeatureJob, FolderImages, SampledImages, StoredImages
 

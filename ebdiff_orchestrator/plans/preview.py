@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from schemas.manifest import DenseSource, Manifest
+from schemas.manifest import POINTS_COUNTED, Costs, DenseSource, Manifest, NetworkSizes, SparseCosts
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
-from schemas.sizes import POINTS_COUNTED, Costs, NetworkSizes, SparseCosts
 
 _Sizes = TypeVar("_Sizes", Costs, SparseCosts)
 

@@ -3,12 +3,11 @@
 from ebdiff_orchestrator.plans.data_checks import check_resolution
 from region_workers.networks.costs import CostCounter
 from region_workers.networks.pretrained import dense_counter
-from region_workers.pruning.widths import check_ratio, realised_ratio, removed_channels
+from region_workers.pruning.mask import check_ratio, realised_ratio, removed_channels
 from schemas.errors import plan_error
-from schemas.manifest import DenseSource
+from schemas.manifest import DenseSource, NetworkSizes, RegionSizes
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
-from schemas.sizes import NetworkSizes, RegionSizes
 
 
 def count_sizes(plan: Plan, dense: DenseSource | None = None) -> NetworkSizes:

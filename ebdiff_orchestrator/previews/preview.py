@@ -39,11 +39,11 @@ from region_workers.storage.run_files import RunFiles
 from region_workers.training.checkpoints import Checkpoint, newest_readable
 from region_workers.training.family import build_dense, open_samples
 from region_workers.training.trainer import weights_handed_on
+from schemas.execution import PREVIEWS_FOLDER, PreviewRecord, PreviewSource, picture_key, record_key
 from schemas.job import CHECKPOINTS_FOLDER, EXPERT_FOLDER, RESULT_FILE, TICKETS_FOLDER, DrawStage, TrainStage, WorkerJob
 from schemas.manifest import Manifest
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
-from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, Source, picture_key, record_key
 from schemas.process import unix_time
 
 _PIXELS_AT_ONCE = 1 << 16  # of one batch's images: a few dozen megabytes in a network of the paper's size
@@ -53,7 +53,7 @@ class RegionNetwork(NamedTuple):
     """A region's network in eval mode, on the CPU: what it is, and after how many steps of that."""
 
     network: nn.Module
-    source: Source
+    source: PreviewSource
     steps: int
 
 
@@ -208,7 +208,7 @@ def _newest_checkpoint(files: RunFiles, stage: str, key: str) -> Checkpoint | No
 
 
 @torch.no_grad()
-def _as_of(checkpoint: Checkpoint, network: nn.Module, source: Source) -> RegionNetwork:
+def _as_of(checkpoint: Checkpoint, network: nn.Module, source: PreviewSource) -> RegionNetwork:
     weights = weights_handed_on(checkpoint.tensors)
     for name, parameter in network.named_parameters():
         parameter.copy_(weights[name])

@@ -12,8 +12,7 @@ from ebdiff_orchestrator.reports.measures import Hours, Measures, is_dense, meas
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.time_left import duration
 from schemas.errors import UserError
-from schemas.manifest import Manifest
-from schemas.sizes import POINTS_COUNTED, Costs, SparseCosts
+from schemas.manifest import POINTS_COUNTED, Costs, Manifest, SparseCosts
 
 
 @dataclass(frozen=True)

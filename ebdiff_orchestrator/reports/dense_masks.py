@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ebdiff_orchestrator.reports.masks import NamedMask, pack
-from region_workers.networks.dense import build_dense, example_inputs, loading_arguments
+from region_workers.networks.dense import build_dense, loading_arguments
 from region_workers.networks.pretrained import find_dense
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, pack_mask
@@ -33,7 +34,7 @@ def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[Named
                 f"--dense {source}: {name} is {found}; expected {list(parameter.shape)}, as in the run's own dense "
                 "network. Give a dense model of the same architecture."
             )
-    groups = find_groups(network, example_inputs(plan.model, plan.data))
+    groups = find_groups(network, network_inputs(network))
     if plan.draw.scoring == "sequential":
         mask_at = sequential_masks(groups, weights, "magnitude")
         return [_named(mask_at(ratio), ratio) for ratio in ratios]

@@ -18,8 +18,8 @@ from ebdiff_orchestrator.run.time_left import duration
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of
 from schemas.errors import user_error
+from schemas.manifest import POINTS_COUNTED
 from schemas.plan import Plan
-from schemas.sizes import POINTS_COUNTED
 
 _BUSY = 1.2
 Say = Callable[[str], None]

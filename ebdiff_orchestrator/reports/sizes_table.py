@@ -6,7 +6,7 @@ from rich.table import Table
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.reports.formats import TextTable, plain_table, print_table
 from ebdiff_orchestrator.reports.measures import method_of
-from schemas.sizes import Costs, SparseCosts
+from schemas.manifest import Costs, SparseCosts
 
 _SPARSE_HEADINGS = (
     "network",

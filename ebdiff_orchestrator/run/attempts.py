@@ -8,7 +8,7 @@ from enum import Enum, auto
 from ebdiff_orchestrator.cluster.executor import Loss
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import JobOutline
-from region_workers.storage.json_files import read_if_whole
+from region_workers.storage.integrity import read_if_whole
 from schemas.errors import RunFailed
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress
 from schemas.process import unix_time

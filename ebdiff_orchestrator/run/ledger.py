@@ -10,10 +10,9 @@ from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import finished_result
 from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, RECENT_METRICS_FILE, RESULT_FILE, Artifact, Progress, StageResult
-from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, StageRecord, Status
+from schemas.manifest import DenseSource, DeviceUsage, Evaluation, Launch, Manifest, NetworkSizes, StageRecord, Status
 from schemas.plan import Plan
 from schemas.process import unix_time
-from schemas.sizes import NetworkSizes
 
 
 class Ledger:

@@ -22,8 +22,8 @@ from region_workers.storage.checkpoint_files import checkpoint_name
 from region_workers.storage.integrity import files_in
 from region_workers.storage.tables import read_masks, read_metrics
 from schemas.digest import digest
+from schemas.execution import PreviewRecord, picture_key, record_key
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, METRICS_FILE, RECENT_METRICS_FILE, MetricsRow, RecentMetrics
-from schemas.previews import PreviewRecord, picture_key, record_key
 
 _LOOK_EVERY_S, _END_LIMIT_S = 2.0, 30.0
 _PARQUET_EVERY_S = 30.0  # at most, of one stage: where rows came faster than they are told

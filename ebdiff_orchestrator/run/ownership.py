@@ -19,7 +19,7 @@ from threading import Event, Thread
 from region_workers.storage.durable import remove_leftovers
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import RunFailed, UserError, command
-from schemas.owner import OWNERS_FOLDER, Claim
+from schemas.job import OWNERS_FOLDER, Claim
 
 LEASE_S = 30.0
 LOCK = f"{OWNERS_FOLDER}/.lock"  # while it is held nobody else claims the run or changes it, if its place has locks

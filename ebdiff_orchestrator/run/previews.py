@@ -16,8 +16,8 @@ from ebdiff_orchestrator.run.stages import JobOutline
 from ebdiff_orchestrator.run.view import View
 from region_workers.data.parallel import import_path
 from schemas.errors import RunFailed
+from schemas.execution import PREVIEWS_FOLDER, PreviewRecord, PreviewSource, PreviewsPlan, picture_key, record_key
 from schemas.job import RESULT_FILE
-from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, PreviewsPlan, Source, picture_key, record_key
 
 MOST_SHARE = 0.005  # of the processor time; training, which shares caches with them, may lose a little more
 _LOOK_EVERY_S, _POLL_S, _END_LIMIT_S = 10.0, 0.2, 10.0
@@ -120,9 +120,9 @@ class Previews:
         self._view.previews(self._run.previews())
         return True
 
-    def _newest(self) -> dict[str, tuple[Source, int]] | None:
+    def _newest(self) -> dict[str, tuple[PreviewSource, int]] | None:
         """Of each region which network is there, and its steps; None before each has one."""
-        found: dict[str, tuple[Source, int]] = {}
+        found: dict[str, tuple[PreviewSource, int]] = {}
         for train in self._trainings:
             is_drawn = self._run.fetch(f"{train.draw}/{RESULT_FILE}").is_file()
             steps = self._run.saved_steps(train.name if is_drawn else train.draw)

@@ -10,14 +10,13 @@ from ebdiff_orchestrator.run.stages import ASSEMBLE
 from ebdiff_orchestrator.trackers.group import WANDB_FOLDER
 from region_workers.storage.checkpoint_files import newest_step
 from region_workers.storage.durable import is_temporary, remove_leftovers, write_model
-from region_workers.storage.json_files import read_manifest
+from region_workers.storage.integrity import read_manifest
 from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError, command, user_error
-from schemas.job import CHECKPOINTS_FOLDER, STOP_FILE, Artifact, Note
+from schemas.execution import PREVIEWS_FOLDER
+from schemas.job import CHECKPOINTS_FOLDER, OWNERS_FOLDER, STOP_FILE, Artifact, Note, is_claim
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, STUDY_FILE, Manifest
-from schemas.owner import OWNERS_FOLDER, is_claim
-from schemas.previews import PREVIEWS_FOLDER
 from schemas.process import unix_time
 
 _SHOWN = 5

@@ -155,7 +155,7 @@ class RunStatus:
 def read_status(run_dir: str | Path) -> RunStatus:
     """The status of the run in `run_dir`; UserError if there is none."""
     from ebdiff_orchestrator.run.run_directory import RunDirectory
-    from region_workers.storage.json_files import read_if_whole
+    from region_workers.storage.integrity import read_if_whole
     from schemas.job import PROGRESS_FILE, Progress
 
     directory = RunDirectory(run_dir)

@@ -9,11 +9,10 @@ from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.measures import Measures, measures_of, method_of
 from ebdiff_orchestrator.reports.sizes_table import network_sizes
 from ebdiff_orchestrator.run.time_left import duration
-from region_workers.storage.hub import is_hub_name
-from schemas.manifest import Manifest
+from region_workers.storage.places import is_hub_name
+from schemas.manifest import POINTS_COUNTED, Manifest
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
-from schemas.sizes import POINTS_COUNTED
 
 CARD_FILE = "README.md"
 _HOME = "https://github.com/GATECH-EIC/Early-Bird-Diffusion"

@@ -17,9 +17,8 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from ebdiff_orchestrator.sharing.card import CARD_FILE, model_card
 from ebdiff_orchestrator.sharing.modules import Symbol, module_source
-from region_workers.storage.hub import hub_reason, is_hub_name
-from region_workers.storage.integrity import SEAL_FILE, files_in, is_whole, seal_folder
-from region_workers.storage.json_files import read_object
+from region_workers.storage.integrity import SEAL_FILE, files_in, is_whole, read_object, seal_folder
+from region_workers.storage.places import hub_reason, is_hub_name
 from schemas.errors import RunFailed, UserError, command, shown, user_error
 from schemas.job import CONFIG_FILE
 from schemas.manifest import Manifest

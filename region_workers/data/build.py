@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 import numpy as np
-from pydantic import ValidationError
 
 from region_workers.data.decode import Transform
 from region_workers.data.labels import LabelRecorder, Labels
@@ -21,6 +20,7 @@ from region_workers.data.parallel import DecodedItems, Pixels, decode_all
 from region_workers.data.samples import Checksums, checksums_of, npy_header
 from region_workers.data.sources import Source
 from region_workers.storage.durable import write_model
+from region_workers.storage.integrity import read_if_whole
 from region_workers.storage.locks import Report
 from schemas.errors import PlanError, plan_error
 from schemas.plan import DataPlan
@@ -212,13 +212,7 @@ class PartLog:
 
     def read(self) -> Iterator[Part]:
         """The parts in order, up to the first that is missing. The one at which the reader breaks off is replaced."""
-        while True:
-            try:
-                part = Part.model_validate_json(self._path(self._count).read_bytes())
-            except (FileNotFoundError, ValidationError):  # not there, or of another version
-                return
-            if part.key != self._key:
-                return
+        while (part := read_if_whole(Part, self._path(self._count))) is not None and part.key == self._key:
             yield part
             self._count += 1
 

@@ -85,9 +85,6 @@ class LinesSource:
 class SvgFolderSource(FolderSource):
     """SVG files below a folder, in the order of their relative paths."""
 
-    def count(self) -> int:
-        return len(self._names)
-
     def strokes(self, item: Item) -> list[Stroke]:
         assert isinstance(item.payload, str)
         try:

@@ -36,11 +36,10 @@ from region_workers.data.store import (
     write_info,
 )
 from region_workers.storage.locks import Report
+from schemas.data import DrawingInfo, DrawingsPlan, RasterPlan
 from schemas.digest import digest
-from schemas.drawings import DrawingsPlan, RasterPlan
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
-from schemas.store import DrawingInfo
 
 OFFSETS = "offsets.npy"
 _REPORT_EVERY = 256
@@ -162,7 +161,7 @@ class _Content:
     def fill(self, source: DrawingSource, data: DataPlan, plan: DrawingsPlan, report: Report) -> None:
         """Write the rows of every drawing of the source. Raises PlanError if too many are unreadable."""
         total = source.count()
-        self._file.write(_header(0))
+        self._file.write(npy_header("<f4", (0, 3)))
         for item in source.items():
             try:
                 self._append(rows_of(source.strokes(item), plan))
@@ -176,7 +175,7 @@ class _Content:
         report(self.done, total)
         check_unreadable(self.unreadable, self.done, self.done, data)
         self._file.seek(0)
-        self._file.write(_header(sum(self.lengths)))
+        self._file.write(npy_header("<f4", (sum(self.lengths), 3)))
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -185,10 +184,6 @@ class _Content:
         self.sha.update(rows.data)
         self.checksums.append(zlib.crc32(rows.data))
         self.lengths.append(len(rows))
-
-
-def _header(rows: int) -> bytes:
-    return npy_header("<f4", (rows, 3))
 
 
 def _check_any(content: _Content, data: DataPlan, plan: DrawingsPlan) -> None:

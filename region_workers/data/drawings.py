@@ -6,18 +6,17 @@ from the row before), and 1 where a stroke ends, else 0; the first point of a dr
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from schemas.drawings import DrawingsPlan, RasterPlan
+from schemas.data import Coordinates, DrawingsPlan, RasterPlan
 from schemas.limits import LARGE
 
 Stroke = npt.NDArray[np.floating[Any]]
 Rows = npt.NDArray[np.float32]
-Coordinates = Literal["absolute", "delta"]
 
 # Raise it whenever `rows_of` gives other rows for the same strokes: stores of the older version are then built anew.
 ROWS_VERSION = 1

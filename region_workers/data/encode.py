@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import ValidationError
 
 from region_workers.data.samples import checksums_of, npy_header
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.data.vae import encode, load_vae
 from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import bytes_digest
+from region_workers.storage.integrity import bytes_digest, read_if_whole
+from schemas.data import ShardRecord, VaeInfo
 from schemas.digest import digest, seed_from
 from schemas.errors import RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
 from schemas.section import Section
-from schemas.store import ShardRecord, VaeInfo
 
 # Raise it whenever the same image and VAE give other latents: stores of the older version are then built anew.
 ENCODING_VERSION = 1
@@ -191,11 +190,10 @@ class ShardFile:
             self.checksums[variant, start : start + len(part)] = checksums_of(np.ascontiguousarray(part, dtype="<f2"))
 
     def _record(self, number: int) -> ShardRecord | None:
-        try:
-            record = ShardRecord.model_validate_json(self._record_path(number).read_bytes())
-        except (FileNotFoundError, ValidationError):  # not there, or of another version: the shard is made anew
-            return None
-        return record if (record.key, record.start, record.stop) == (self._key, *self.spans[number]) else None
+        record = read_if_whole(ShardRecord, self._record_path(number))
+        if record is not None and (record.key, record.start, record.stop) == (self._key, *self.spans[number]):
+            return record
+        return None  # not there, or of another version: the shard is made anew
 
     def _record_path(self, number: int) -> Path:
         return self._records / f"{number:05}.json"

@@ -67,9 +67,6 @@ def check_labels(labels: Labels | None, num_classes: int | None) -> None:
         raise plan_error("data.label_column", None, f"labels, since model.num_classes = {num_classes}", remedy)
     largest = int(labels.max(initial=-1))
     if largest >= num_classes:
-        raise plan_error(
-            "model.num_classes",
-            num_classes,
-            f"at least {largest + 1}, since data.label_column holds labels up to {largest}",
-            f"Set model.num_classes to {largest + 1} or more, or choose another column.",
-        )
+        expected = f"at least {largest + 1}, since data.label_column holds labels up to {largest}"
+        remedy = f"Set model.num_classes to {largest + 1} or more, or choose another column."
+        raise plan_error("model.num_classes", num_classes, expected, remedy)

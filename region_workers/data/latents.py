@@ -15,10 +15,10 @@ from region_workers.data.samples import LatentSamples
 from region_workers.data.store import INFO, SAMPLES, ImageStore, Store, check_space, ensure_store, write_info
 from region_workers.data.vae import load_vae
 from region_workers.storage.locks import Report
+from schemas.data import LatentInfo
 from schemas.errors import RunFailed, plan_error
 from schemas.model import LatentModelPlan
 from schemas.plan import DataPlan
-from schemas.store import LatentInfo
 
 RunMany = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[tuple[int, Any]]]
 

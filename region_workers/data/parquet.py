@@ -35,9 +35,8 @@ class ParquetSource:
         names = [file.relative_to(folder).as_posix() for file in self._files]
         return {"kind": "parquet", "column": self._column, **files_identity(self._root, folder, names)}
 
-    def count(self) -> int | None:
-        rows: int = sum(_open_parquet(file).metadata.num_rows for file in self._files)
-        return rows
+    def count(self) -> int:
+        return sum(int(_open_parquet(file).metadata.num_rows) for file in self._files)
 
     def class_names(self) -> tuple[str, ...] | None:
         return class_names(self._schema, self._label_column) if self._label_column else None

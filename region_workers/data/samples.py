@@ -4,7 +4,6 @@ import io
 import os
 import weakref
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ Checksums = npt.NDArray[np.uint32]
 Numbers = npt.NDArray[np.int64]
 
 
-class Samples(ABC):
+class Samples:
     """What batches are served from. `rows`: as they are stored, one for each sample or each way in which it may come.
 
     `labels`: int64 [N], from 0; None if the plan names no column of them.
@@ -55,9 +54,9 @@ class Samples(ABC):
                 "the folder and launch again: it is built anew, and training goes on from its last checkpoints."
             )
 
-    @abstractmethod
     def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
         """Rows on the device as float32 [B, C, H, W]; `mirrored` bool [B], None if no row of this stream ever is."""
+        return rows.to(torch.float32)
 
 
 class PixelSamples(Samples):
@@ -89,9 +88,6 @@ class LatentSamples(Samples):
         numbers: Numbers = indices + self._count * mirrored.astype(np.int64)
         return numbers
 
-    def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
-        return rows.to(torch.float32)
-
 
 class DrawingSamples(Samples):
     """Drawings as rows float32 [P, 3], one behind the other: drawing i has the rows [offsets[i], offsets[i + 1]).
@@ -118,9 +114,6 @@ class DrawingSamples(Samples):
                 drawing[:] = self.rows[start : start + len(drawing)]
         self._check(drawings, numbers)
         return padded_BL3
-
-    def finish(self, rows: torch.Tensor, mirrored: torch.Tensor | None) -> torch.Tensor:
-        return rows
 
 
 class _FileReader:

@@ -72,7 +72,7 @@ class DigitsSource:
     def identity(self) -> dict[str, Any]:
         return {"kind": "digits", "digest": bytes_digest([self._images.tobytes()])}
 
-    def count(self) -> int | None:
+    def count(self) -> int:
         return len(self._images)
 
     def class_names(self) -> tuple[str, ...] | None:
@@ -106,7 +106,7 @@ class FolderSource:
     def identity(self) -> dict[str, Any]:
         return {"kind": "folder", **files_identity(self._root, self._root, self._names)}
 
-    def count(self) -> int | None:
+    def count(self) -> int:
         return len(self._names)
 
     def class_names(self) -> tuple[str, ...] | None:

@@ -25,10 +25,10 @@ from region_workers.data.sources import Source, open_source
 from region_workers.storage.durable import write_file, write_model
 from region_workers.storage.integrity import file_digest, read_verified
 from region_workers.storage.locks import Report, build_lock
+from schemas.data import ImageInfo, StoreInfo
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, plan_error
 from schemas.plan import DataPlan
-from schemas.store import ImageInfo, StoreInfo
 
 SAMPLES, CHECKSUMS, LABELS, INFO = "samples.npy", "checksums.npy", "labels.npy", "store.json"
 _log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class Store(ABC):
         if not os.access(folder.parent, os.W_OK):  # a cache that others filled is still of use
             raise _cache_error(folder.parent, "it is not writable")
         lock = folder.with_name(f"{folder.name}.lock")
-        with build_lock(lock, report or _silent, cls.stall_limit_s, cls.what) as noted_report:
+        with build_lock(lock, report or (lambda done, total: None), cls.stall_limit_s, cls.what) as noted_report:
             store = cls.of_key(cache_dir, key)
             if store is None:
                 build(folder, noted_report)
@@ -282,7 +282,3 @@ def _check_kind(path: Path, array: Array, dtype: type[np.generic], shape: tuple[
 def _cache_error(path: Path, reason: str) -> PlanError:
     remedy = f"No store can be built ({reason}): set it, or EBDIFF_CACHE, to a folder of yours."
     return plan_error("workers.cache_dir", path.parent, "a folder that can be written", remedy)
-
-
-def _silent(done: int, total: int) -> None:
-    pass

@@ -5,14 +5,15 @@ text, a picture, CSS) passes by.
 """
 
 import re
-from collections.abc import Callable
+from cmath import exp, phase
+from collections.abc import Callable, Iterator
+from math import ceil, pi, radians, sqrt, tan
 from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
 
 from region_workers.data.drawings import Stroke, UnreadableDrawingError
-from region_workers.data.svg_paths import strokes_of_path
 
 Matrix = npt.NDArray[np.float64]  # [3, 3]
 
@@ -141,3 +142,153 @@ _SHAPES: dict[str, Callable[[dict[str, str]], str]] = {  # as the data of a path
     "circle": _ellipse,
     "ellipse": _ellipse,
 }
+
+
+# All quantifiers are possessive, so that the time is linear in a text that does not fit.
+_NUMBER = r"[+-]?(?:\d++(?:\.\d*+)?+|\.\d++)(?:[eE][+-]?\d++)?+"
+_COMMAND = re.compile(r"([MZLHVCSQTA])([^MZLHVCSQTA]*+)", re.IGNORECASE)
+_NUMBERS, _SPACE = re.compile(_NUMBER, re.ASCII), " \t\r\n\f,"
+_ARC = re.compile(  # whose flags may stand without a space between them
+    rf"[\s,]*+({_NUMBER})" * 3 + r"[\s,]*+([01])" * 2 + rf"[\s,]*+({_NUMBER})" * 2, re.ASCII
+)
+_SIZES = {"M": 2, "Z": 0, "L": 2, "H": 1, "V": 1, "C": 6, "S": 4, "Q": 4, "T": 2, "A": 7}  # numbers of each command
+
+_POINTS = 16  # of a Bezier curve; resampling then goes along straight lines between them
+_SHARES = np.arange(1, _POINTS + 1) / _POINTS
+_BERNSTEIN = np.stack(
+    [(1 - _SHARES) ** 3, 3 * _SHARES * (1 - _SHARES) ** 2, 3 * _SHARES**2 * (1 - _SHARES), _SHARES**3]
+)
+
+Curve = tuple[complex, complex, complex, complex]  # a cubic Bezier; a point is x + iy
+
+
+def strokes_of_path(data: str) -> Iterator[Stroke]:
+    """The strokes of a path's attribute `d`, float64 [n, 2]: every subpath that is more than a point.
+
+    Raises UnreadableDrawingError.
+    """
+    pen = _Pen()
+    for letter, numbers in _commands(data):
+        if letter in "Mm":
+            yield from pen.lift()
+        pen.go(letter, numbers)
+        if letter in "Zz":
+            yield from pen.lift()
+    yield from pen.lift()
+
+
+def _commands(data: str) -> Iterator[tuple[str, list[float]]]:
+    """Each command with the numbers of one use of it; what stands as a small letter is relative."""
+    end = 0
+    for found in _COMMAND.finditer(data):
+        letter, text = found.groups()
+        if data[end : found.start()].strip(_SPACE) or (end == 0 and letter not in "Mm"):
+            break
+        numbers, size = _numbers_of(letter, text), _SIZES[letter.upper()]
+        if size == 0 and not numbers:
+            yield letter, []
+        elif size == 0 or not numbers or len(numbers) % size:
+            raise UnreadableDrawingError(f"a path has {len(numbers)} numbers after {letter}")
+        for first in range(0, len(numbers), size or 1):
+            yield letter, numbers[first : first + size]
+            letter = {"M": "L", "m": "l"}.get(letter, letter)
+        end = found.end()
+    if data[end:].strip(_SPACE):
+        raise UnreadableDrawingError(f"a path cannot go on, or begin, with {data[end : end + 20].strip(_SPACE)!r}")
+
+
+def _numbers_of(letter: str, text: str) -> list[float]:
+    texts: list[str] = []
+    if letter in "Aa":
+        end = 0
+        while found := _ARC.match(text, end):
+            texts += found.groups()
+            end = found.end()
+        rest = text[end:]
+    else:
+        texts, rest = _NUMBERS.findall(text), _NUMBERS.sub("", text)
+    if rest.strip(_SPACE):
+        raise UnreadableDrawingError(f"a path has {rest.strip(_SPACE)[:20]!r} after {letter}")
+    return [float(number) for number in texts]
+
+
+class _Pen:
+    """Where a path stands: the curves since it last began, and what the next command may refer to."""
+
+    def __init__(self) -> None:
+        self._curves: list[Curve] = []
+        self._at = self._start = 0j
+        self._control, self._kind = 0j, ""  # the last control point, and of which kind of curve it is
+
+    def lift(self) -> Iterator[Stroke]:
+        """What was drawn since the last time, if anything was."""
+        if self._curves:
+            points = np.concatenate([[self._curves[0][0]], (np.array(self._curves) @ _BERNSTEIN).ravel()])
+            yield np.stack([points.real, points.imag], axis=1)
+        self._curves = []
+
+    def go(self, letter: str, numbers: list[float]) -> None:
+        """Carry out one command."""
+        command, origin, kind = letter.upper(), self._at if letter.islower() else 0j, ""
+        if command == "Z":
+            if self._at != self._start:
+                self._line(self._start)
+        elif command == "H":
+            self._line(complex(numbers[0] + origin.real, self._at.imag))
+        elif command == "V":
+            self._line(complex(self._at.real, numbers[0] + origin.imag))
+        elif command == "A":
+            self._arc(numbers[:5], origin + complex(*numbers[5:]))
+        else:
+            points = [origin + complex(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+            if command == "M":
+                self._at = self._start = points[0]
+            elif command == "L":
+                self._line(points[0])
+            else:
+                kind = "cubic" if command in "CS" else "quadratic"
+                first = [2 * self._at - self._control if kind == self._kind else self._at] if command in "ST" else []
+                self._curve(*first, *points)
+        self._kind = kind
+
+    def _line(self, end: complex) -> None:
+        third = (end - self._at) / 3
+        self._curves.append((self._at, self._at + third, end - third, end))
+        self._at = end
+
+    def _curve(self, *points: complex) -> None:
+        """A curve with one control point or two, and its end."""
+        self._control, end = points[-2:]
+        first, second = points[:2] if len(points) == 3 else (self._at, end)
+        if len(points) == 2:  # the cubic curve that a quadratic one is
+            first, second = (point + 2 / 3 * (self._control - point) for point in (self._at, end))
+        self._curves.append((self._at, first, second, end))
+        self._at = end
+
+    def _arc(self, shape: list[float], end: complex) -> None:
+        """An arc of an ellipse, by the notes on its implementation in SVG 1.1 (F.6), a quarter or less at a time."""
+        rx, ry, degrees, large, sweep = shape
+        if not rx or not ry or end == self._at:
+            self._line(end)
+            return
+        turn, rx, ry = exp(1j * radians(degrees)), abs(rx), abs(ry)
+        start, stop = (_scaled(point / turn, 1 / rx, 1 / ry) for point in (self._at, end))  # on a circle of radius 1
+        half = (stop - start) / 2
+        size = max(1.0, abs(half))  # radii too small to reach grow so that they do
+        side = (1 if large != sweep else -1) * sqrt(max(0.0, size**2 - abs(half) ** 2))
+        centre = (start + stop) / 2 + 1j * half / abs(half) * side
+        first, angle = phase(start - centre), phase((stop - centre) / (start - centre))
+        if angle and (angle > 0) != bool(sweep):
+            angle -= 2 * pi if angle > 0 else -2 * pi
+        parts = max(1, ceil(abs(angle) / (pi / 2) - 1e-9))
+        handle = 4 / 3 * tan(angle / parts / 4)
+        for part in range(parts):
+            here, there = (size * exp(1j * (first + angle * (part + more) / parts)) for more in (0, 1))
+            on_circle = (here, here * (1 + 1j * handle), there * (1 - 1j * handle), there)
+            a, b, c, d = (_scaled(centre + point, rx, ry) * turn for point in on_circle)
+            self._curves.append((a, b, c, d))
+        self._at = end
+
+
+def _scaled(point: complex, x: float, y: float) -> complex:
+    return complex(point.real * x, point.imag * y)

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from region_workers.storage.hub import HubError, download, is_hub_name
-from region_workers.storage.integrity import bytes_digest
-from region_workers.storage.json_files import read_object
-from region_workers.storage.places import nothing_at
+from region_workers.storage.integrity import bytes_digest, read_object
+from region_workers.storage.places import find_model
+from schemas.data import Posterior, VaeInfo
 from schemas.digest import digest
 from schemas.errors import RunFailed, plan_error
+from schemas.job import CONFIG_FILE
 from schemas.model import LatentModelPlan
-from schemas.store import VaeInfo
 
 _FIELD = "model.vae"
-_CONFIG = "config.json"
 _CLASSES = ("AutoencoderKL", "VQModel")
 _SUBFOLDERS = ("", "vae", "vqvae", "vqmodel")  # in a folder of its own, or as diffusers' pipelines call it
 _WEIGHTS = "diffusion_pytorch_model"
@@ -33,14 +31,13 @@ def load_vae(model: LatentModelPlan, channels: int | None = None) -> tuple[Any, 
     """
     folder = _find(model)
     try:
-        config = read_object(folder / _CONFIG)
+        config = read_object(folder / CONFIG_FILE)
     except ValueError as error:
         raise plan_error(_FIELD, model.vae, _EXPECTED, f"{folder}: {error}: replace the file.") from None
     name = str(config.get("_class_name"))
     if name not in _CLASSES:
-        raise plan_error(
-            _FIELD, model.vae, f"one of {', '.join(_CLASSES)}", f"{folder} holds a {name}: choose another."
-        )
+        remedy = f"{folder} holds a {name}: choose another."
+        raise plan_error(_FIELD, model.vae, f"one of {', '.join(_CLASSES)}", remedy)
     if not any(path for pattern in _WEIGHT_FILES for path in folder.glob(pattern)):
         remedy = (
             f"{folder} holds none. Save the weights anew, once: "
@@ -95,7 +92,7 @@ def _scaling_factor(model: LatentModelPlan, name: str, config: dict[str, Any]) -
     return model.scaling_factor or float(config.get("scaling_factor") or default)
 
 
-def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] | None:
+def _posterior(model: LatentModelPlan, name: str) -> Posterior | None:
     """What of the posterior a latent is; by default what LDM's `get_first_stage_encoding` takes."""
     if name == "AutoencoderKL":
         return model.posterior or "sample"
@@ -105,7 +102,7 @@ def _posterior(model: LatentModelPlan, name: str) -> Literal["sample", "mode"] |
     return None
 
 
-def _info(vae: Any, name: str, posterior: Literal["sample", "mode"] | None) -> VaeInfo:
+def _info(vae: Any, name: str, posterior: Posterior | None) -> VaeInfo:
     config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
     pieces = []
     for key, tensor in sorted(vae.state_dict().items()):
@@ -147,23 +144,11 @@ def _check(vae: Any, model: LatentModelPlan, channels: int | None) -> None:
 
 def _find(model: LatentModelPlan) -> Path:
     """The folder with the VAE's own config."""
-    path = Path(model.vae).expanduser()
     places = _SUBFOLDERS if model.vae_subfolder is None else (model.vae_subfolder,)
-    if not path.is_dir():
-        if not is_hub_name(model.vae):
-            raise plan_error(_FIELD, model.vae, _EXPECTED, nothing_at(model.vae))
-        path = _download(model.vae, places)
+    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (CONFIG_FILE, *_WEIGHT_FILES)]
+    path = find_model(_FIELD, model.vae, _EXPECTED, wanted)
     for place in places:
-        if (path / place / _CONFIG).is_file():
+        if (path / place / CONFIG_FILE).is_file():
             return path / place
-    where = f"no {_CONFIG} in {' or in '.join(place or 'the folder itself' for place in places)}"
+    where = f"no {CONFIG_FILE} in {' or in '.join(place or 'the folder itself' for place in places)}"
     raise plan_error(_FIELD, model.vae, _EXPECTED, f"There is {where}: set model.vae_subfolder.")
-
-
-def _download(name: str, places: tuple[str, ...]) -> Path:
-    wanted = [f"{place}/{file}".lstrip("/") for place in places for file in (_CONFIG, *_WEIGHT_FILES)]
-    try:
-        return download(name, wanted)
-    except HubError as error:
-        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
-        raise plan_error(_FIELD, name, _EXPECTED, remedy) from error

@@ -7,7 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from region_workers.networks.pruned_network import KeptConfig, LoadedStrictly, build_narrow, takes_arguments_of
-from schemas.errors import UserError, problem
+from schemas.errors import user_error
 
 
 class PrunedUNet2DConditionModel(LoadedStrictly, UNet2DConditionModel):  # type: ignore[misc]  # diffusers is untyped
@@ -70,6 +70,5 @@ def _context_width(config: Any) -> int:
     width = config.cross_attention_dim
     if isinstance(width, int):
         return width
-    raise UserError(
-        problem("cross_attention_dim", width, "one number with num_context_classes", "Make all levels equally wide.")
-    )
+    expected = "one number with num_context_classes"
+    raise user_error("cross_attention_dim", width, expected, "Make all levels equally wide.")

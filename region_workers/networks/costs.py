@@ -12,19 +12,19 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor, nn
 
-from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import stored_bytes
 from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, find_groups, meta_copy
-from region_workers.pruning.mask import group_mask, kept_channels
+from region_workers.pruning.mask import kept_at, removed_channels
 from region_workers.pruning.slim import slim
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
+from schemas.experiment import SparsityPlan
+from schemas.manifest import Costs, SparseCosts
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
-from schemas.sizes import Costs, SparseCosts
-from schemas.sparsity import SparsityPlan
 
 _CONTEXT = "context_embedding."
 
@@ -38,7 +38,7 @@ def count_costs(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> Costs
     twin = meta_copy(model)
     for norm in (layer for layer in twin.modules() if isinstance(layer, nn.GroupNorm)):
         # On the meta device it takes a third of the time, and both counters ask for shapes alone.
-        norm.forward = _unchanged  # type: ignore[method-assign, assignment]
+        norm.forward = nn.Identity().forward  # type: ignore[method-assign]
     inputs = {name: tensor.to("meta") for name, tensor in example_inputs.items()}
     macs, with_attention = _count_macs(twin, inputs)
     if isinstance(twin, DrawingGRU):  # torch-pruning's counter does not see its recurrence
@@ -54,7 +54,7 @@ class CostCounter:
         """`network` is the dense one, on any device; it is left alone. `example_inputs` as for `find_groups`."""
         self._network = meta_copy(network)
         self._inputs = example_inputs
-        self._sizes: dict[tuple[int, ...], _Size] = {}  # by the channels that each group keeps; (): dense
+        self._sizes: dict[tuple[int, ...], _Size] = {}  # by the channels that each group loses; (): dense
 
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
@@ -71,22 +71,21 @@ class CostCounter:
 
     def sparse_at(self, ratio: float, plan: SparsityPlan) -> SparseCosts:
         """In theory, of the network pruned at `ratio` and masked as planned."""
-        size = self._size(ratio)
-        return sparse_costs(size.network, size.costs.params, size.costs.macs_with_attention, size.weight_macs, plan)
+        return self._size(ratio).sparse(plan)
 
     def network_at(self, ratio: float) -> nn.Module:
         """A network of its own of that size, on the meta device."""
         return copy.deepcopy(self._size(ratio).network)
 
     def _size(self, ratio: float) -> _Size:
-        masks = [group_mask(group, torch.zeros(group.size), ratio) for group in self.groups] if ratio else []
-        widths = tuple(int(mask.sum()) for mask in masks)
-        if widths not in self._sizes:
+        groups = self.groups if ratio else ()
+        removed = tuple(removed_channels(group.size, group.norm_groups, ratio) for group in groups)
+        if removed not in self._sizes:
             network = copy.deepcopy(self._network)
-            if masks:
-                slim(network, kept_channels(self.groups, torch.cat(masks)))
-            self._sizes[widths] = _Size(network, self._inputs)
-        return self._sizes[widths]
+            if ratio:
+                slim(network, kept_at(groups, ratio))
+            self._sizes[removed] = _Size(network, self._inputs)
+        return self._sizes[removed]
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,25 @@ class _Size:
     def weight_macs(self) -> dict[str, int]:
         return weight_macs(self.network, self.inputs)
 
+    def sparse(self, plan: SparsityPlan) -> SparseCosts:
+        """In theory, of the network masked as planned."""
+        shapes, dense_macs = maskable_shapes(self.network), self.costs.macs_with_attention
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+        counts = kept_counts(shapes, plan.sparsity, plan.distribution)
+        maskable, kept = sum(sizes.values()), sum(counts.values())
+        forward = dense_macs - sum((1 - counts[name] / sizes[name]) * macs for name, macs in self.weight_macs.items())
+        dense_bytes = sum(weight.numel() * weight.element_size() for weight in self.network.parameters())
+        not_stored = sum(sizes[name] * 4 - stored_bytes(sizes[name], counts[name]) for name in shapes)
+        return SparseCosts(
+            maskable=maskable,
+            kept=kept,
+            kept_params=self.costs.params - maskable + kept,
+            forward_macs=round(forward),
+            step_macs=round(_step(forward, dense_macs, plan)),
+            stored_bytes=dense_bytes - not_stored,
+            dense_bytes=dense_bytes,
+        )
+
 
 def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     """The counter of a plan's dense network, on the meta device; the last few are kept."""
@@ -115,33 +133,7 @@ def cost_counter(model: ModelPlan, data: DataPlan) -> CostCounter:
 def _counter(model: ModelPlan, data: DataPlan) -> CostCounter:
     with torch.device("meta"), NoFreshWeights():
         network = build_dense(model, data)
-    return CostCounter(network, example_inputs(model, data))
-
-
-def sparse_costs(
-    network: nn.Module, params: int, dense_macs: int, macs_of_weights: Mapping[str, int], plan: SparsityPlan
-) -> SparseCosts:
-    """Of a network that has `params` parameters and `dense_macs`, the attention's products included, if it is dense.
-
-    `macs_of_weights`: as `weight_macs` counts them.
-    """
-    shapes = maskable_shapes(network)
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    counts = kept_counts(shapes, plan.sparsity, plan.distribution)
-    maskable, kept = sum(sizes.values()), sum(counts.values())
-    saved = sum((1 - counts[name] / sizes[name]) * macs for name, macs in macs_of_weights.items())
-    forward = dense_macs - saved
-    dense_bytes = sum(weight.numel() * weight.element_size() for weight in network.parameters())
-    not_stored = sum(sizes[name] * 4 - stored_bytes(sizes[name], counts[name]) for name in shapes)
-    return SparseCosts(
-        maskable=maskable,
-        kept=kept,
-        kept_params=params - maskable + kept,
-        forward_macs=round(forward),
-        step_macs=round(_step(forward, dense_macs, plan)),
-        stored_bytes=dense_bytes - not_stored,
-        dense_bytes=dense_bytes,
-    )
+    return CostCounter(network, network_inputs(network))
 
 
 def weight_macs(network: nn.Module, inputs: Mapping[str, Tensor] | None = None) -> dict[str, int]:
@@ -174,10 +166,6 @@ def _step(forward: float, dense: float, plan: SparsityPlan) -> float:
     if plan.method != "rigl":
         return 3 * forward
     return (3 * forward * plan.interval_steps + 2 * forward + dense) / (plan.interval_steps + 1)
-
-
-def _unchanged(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _count_macs(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
-"""The dense network of a plan, a UNet of diffusers or one of ours, and the inputs that trace it."""
+"""The dense network of a plan, a UNet of diffusers or one of ours; networks loaded from their folders."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from diffusers import UNet2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import nn
 
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
@@ -17,27 +18,11 @@ from region_workers.networks.packed_weights import unpack
 from region_workers.networks.pruned_network import NoFreshWeights
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.integrity import read_verified, sealed_files
-from region_workers.storage.json_files import read_object
-from schemas.errors import RunFailed, UserError, plan_error, problem
+from schemas.errors import RunFailed, plan_error, user_error
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE
 from schemas.model import LatentModelPlan, ModelPlan, VectorModelPlan
 from schemas.plan import DataPlan
-from schemas.sizes import POINTS_COUNTED
 
-_NOT_ARGUMENTS = {
-    "family",
-    "network",
-    "pretrained",
-    "num_classes",
-    "label_dropout",
-    "vae",
-    "vae_subfolder",
-    "scaling_factor",
-    "posterior",
-    "latent_channels",
-    "latent_downscale",
-}
-_OF_A_CONTEXT = {"cross_attention_dim", "transformer_layers_per_block"}
 _NETWORKS: dict[str, type[Any]] = {
     "UNet2DModel": PrunedUNet2DModel,
     "UNet2DConditionModel": PrunedUNet2DConditionModel,
@@ -54,26 +39,14 @@ def network_class(name: str) -> type[Any]:
     """
     if name in _NETWORKS:
         return _NETWORKS[name]
-    raise UserError(problem("_class_name", name, " or ".join(_NETWORKS), "Start from a network of one of these kinds."))
-
-
-def load_network(folder: Path) -> nn.Module:
-    """The network in a model folder, of the class that its config.json names; weights strictly, from safetensors.
-
-    Raises RunFailed if the folder holds no such network.
-    """
-    try:
-        kind = network_class(str(read_object(folder / CONFIG_FILE).get("_class_name")))
-        network: nn.Module = kind.from_pretrained(folder, low_cpu_mem_usage=False, use_safetensors=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise _no_network(folder, error) from None
-    return network
+    raise user_error("_class_name", name, " or ".join(_NETWORKS), "Start from a network of one of these kinds.")
 
 
 def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.Module:
-    """`load_network` from the very bytes that have these digests, by file name; default: those of the folder's seal.
+    """The network in a model folder, of the class that its config.json names; weights strictly, from safetensors.
 
-    DamagedFileError if they have not.
+    It is read from the very bytes that have these digests, by file name; default: those of the folder's seal.
+    DamagedFileError if they have not; RunFailed if they are of no such network.
     """
     sha256 = sealed_files(folder) if sha256 is None else sha256
     data = read_verified(folder / CONFIG_FILE, sha256.get(CONFIG_FILE))
@@ -84,7 +57,11 @@ def load_verified(folder: Path, sha256: Mapping[str, str] | None = None) -> nn.M
             network: nn.Module = network_class(str(config.get("_class_name"))).from_config(config)
         network.load_state_dict(unpack(load(weights), network), strict=True)
     except (ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise _no_network(folder, error) from None
+        reason = str(error).splitlines()[0]
+        raise RunFailed(
+            f"{folder}: expected {CONFIG_FILE} and the safetensors weights of its network; they do not read "
+            f"({reason}). Restore the folder, or delete its stage's folder and resume."
+        ) from None
     return network.eval()
 
 
@@ -102,15 +79,12 @@ def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
         return {**sizes, "coordinates": data.drawings.coordinates, **of_the_training}
     classes = None if model.num_classes is None else model.num_classes + 1
     channels, height, _ = _image_shape(model, data)
-    config = {
-        **model.model_dump(exclude=_NOT_ARGUMENTS),
-        "sample_size": height,
-        "in_channels": channels,
-        "out_channels": channels,
-    }
+    arguments = inspect.signature(_unet_class(model).__init__).parameters
+    config = {name: value for name, value in model if name in arguments}
+    config |= {"sample_size": height, "in_channels": channels, "out_channels": channels}
     if isinstance(model, LatentModelPlan) and model.network is None:
         return {**config, **_attention_config(model, classes)}
-    return {**{name: config[name] for name in config.keys() - _OF_A_CONTEXT}, "num_class_embeds": classes}
+    return {**config, "num_class_embeds": classes}
 
 
 def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DConditionModel | DrawingGRU:
@@ -124,21 +98,8 @@ def build_dense(model: ModelPlan, data: DataPlan) -> UNet2DModel | PrunedUNet2DC
     if isinstance(model, VectorModelPlan):
         frequencies = torch.randn(model.time_embed_dim // 2, device="cpu").tolist()
         return DrawingGRU(frequencies=frequencies, **config)
-    has_context = isinstance(model, LatentModelPlan) and model.network is None
-    return PrunedUNet2DConditionModel(**config) if has_context else UNet2DModel(**config)
-
-
-def example_inputs(model: ModelPlan, data: DataPlan, device: torch.device | str = "meta") -> dict[str, Tensor]:
-    """Inputs of one forward pass of `build_dense`'s network: `sample` (1, channels, side, side) in pixels or latents or
-    (1, POINTS_COUNTED, 3), `timestep` (1,) and, of a class-conditional model, `class_labels` (1,); both int64."""
-    shape = (POINTS_COUNTED, 3) if isinstance(model, VectorModelPlan) else _image_shape(model, data)
-    inputs = {
-        "sample": torch.zeros(1, *shape, device=device),
-        "timestep": torch.ones(1, dtype=torch.long, device=device),
-    }
-    if model.num_classes is not None:
-        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
-    return inputs
+    network: UNet2DModel | PrunedUNet2DConditionModel = _unet_class(model)(**config)
+    return network
 
 
 def loading_arguments(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
@@ -148,20 +109,18 @@ def loading_arguments(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
     return {"dropout": model.dropout, "sample_size": _image_shape(model, data)[1]}
 
 
+def _unet_class(model: ModelPlan) -> type[Any]:
+    has_context = isinstance(model, LatentModelPlan) and model.network is None
+    kind: type[Any] = PrunedUNet2DConditionModel if has_context else UNet2DModel
+    return kind
+
+
 def _image_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
     """Channels, height and width of what is denoised."""
     if isinstance(model, LatentModelPlan):
         side = data.resolution // model.latent_downscale
         return model.latent_channels, side, side
     return data.channels, data.resolution, data.resolution
-
-
-def _no_network(folder: Path, error: Exception) -> RunFailed:
-    reason = str(error).splitlines()[0]
-    return RunFailed(
-        f"{folder}: expected {CONFIG_FILE} and the safetensors weights of its network; they do not read ({reason}). "
-        "Restore the folder, or delete its stage's folder and resume."
-    )
 
 
 def _attention_config(model: LatentModelPlan, classes: int | None) -> dict[str, Any]:

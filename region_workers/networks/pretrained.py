@@ -14,18 +14,16 @@ from region_workers.networks.dense import build_dense, loading_arguments, networ
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import whole_shapes
 from region_workers.networks.supported import check_prunable, network_inputs
-from region_workers.storage.hub import HubError, download, is_hub_name
-from region_workers.storage.integrity import file_digest, is_whole
-from region_workers.storage.json_files import read_manifest, read_object
-from region_workers.storage.places import nothing_at
+from region_workers.storage.integrity import file_digest, is_whole, read_manifest, read_object
+from region_workers.storage.places import find_model
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError, command, plan_error
-from schemas.job import EXPERT_FOLDER, WEIGHTS_FILE
+from schemas.job import CONFIG_FILE, EXPERT_FOLDER, WEIGHTS_FILE
 from schemas.manifest import MANIFEST_FILE, DenseSource
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
 
-_CONFIG = "config.json"
+_FILES = (CONFIG_FILE, "*.safetensors", f"unet/{CONFIG_FILE}", "unet/*.safetensors")
 _EXPECTED = "a diffusers model folder or pipeline, a hub name, or the directory of a finished dense run"
 _FIELD = "model.pretrained"
 
@@ -60,16 +58,9 @@ class DenseFolder:
 
 def find_dense(pretrained: str) -> DenseFolder:
     """What `model.pretrained` names. PlanError if there is no dense network, or only one that is pruned or pickled."""
-    path = Path(pretrained).expanduser()
-    run = None
-    if (path / MANIFEST_FILE).is_file():
-        run, folder = path.resolve(), _expert_of(path)
-    elif path.exists():
-        folder = _network_folder(path, pretrained)
-    elif is_hub_name(pretrained):
-        folder = _network_folder(_download(pretrained), pretrained)
-    else:
-        raise plan_error(_FIELD, pretrained, _EXPECTED, nothing_at(pretrained))
+    path = find_model(_FIELD, pretrained, _EXPECTED, _FILES, without=["vae/*", "vqvae/*"])
+    run = path.resolve() if (path / MANIFEST_FILE).is_file() else None
+    folder = _expert_of(path) if run else _network_folder(path, pretrained)
     config = _config(folder, pretrained)
     arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     if arguments.pop("kept_channels", None):
@@ -84,7 +75,7 @@ def find_dense(pretrained: str) -> DenseFolder:
     except UserError as error:
         raise PlanError(f"{_FIELD} = {pretrained}: {error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
-        remedy = f"Its {_CONFIG} says what cannot be built ({error}). Replace the file."
+        remedy = f"Its {CONFIG_FILE} says what cannot be built ({error}). Replace the file."
         raise plan_error(_FIELD, pretrained, _EXPECTED, remedy) from None
     _check_weights(folder, network)
     return dense
@@ -108,9 +99,7 @@ def dense_network(model: ModelPlan, data: DataPlan, dense_digest: str | None) ->
 def dense_counter(model: ModelPlan, data: DataPlan, dense: DenseSource | None = None) -> CostCounter:
     """What the plan's dense network and its prunings cost; `dense`: its start as recorded, for it may have moved."""
     if model.pretrained is None:
-        # All that the network takes of the data.
-        shape = DataPlan(resolution=data.resolution, channels=data.channels, drawings=data.drawings)
-        return cost_counter(model, shape)
+        return cost_counter(model, data)
     found = dense or find_dense(model.pretrained)
     network = _without_weights(found.class_name, found.arguments)
     return CostCounter(network, network_inputs(network, side=loading_arguments(model, data).get("sample_size")))
@@ -143,7 +132,7 @@ def _check_weights(folder: Path, network: nn.Module) -> None:
     found, expected = Counter(whole_shapes(stored, shapes)), Counter(shapes.values())
     for shape in (found - expected) + (expected - found):
         counts = f"{found[shape]} weights of shape {list(shape)}, not {expected[shape]}"
-        raise _bad_weights(folder, f"{WEIGHTS_FILE} holds {counts} as by {_CONFIG}")
+        raise _bad_weights(folder, f"{WEIGHTS_FILE} holds {counts} as by {CONFIG_FILE}")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -162,13 +151,13 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _bad_weights(folder: Path, reason: str) -> PlanError:
-    expected = f"safetensors weights that fit its {_CONFIG}"
+    expected = f"safetensors weights that fit its {CONFIG_FILE}"
     return plan_error(_FIELD, folder, expected, f"They do not ({reason}). Replace the files, or save the model anew.")
 
 
 def _config(folder: Path, pretrained: str) -> dict[str, Any]:
     try:
-        return read_object(folder / _CONFIG)
+        return read_object(folder / CONFIG_FILE)
     except ValueError as error:
         raise plan_error(_FIELD, pretrained, _EXPECTED, f"{folder}: {error}. Replace the file.") from None
 
@@ -205,7 +194,7 @@ def _expert_of(run: Path) -> Path:
 def _network_folder(path: Path, pretrained: str) -> Path:
     """The folder of the network itself: the path, or unet/ in a pipeline; one expert of an ensemble of one."""
     for folder in (path, path / "unet"):
-        config = folder / _CONFIG
+        config = folder / CONFIG_FILE
         if not config.is_file():
             continue
         values = _config(folder, pretrained)
@@ -217,14 +206,5 @@ def _network_folder(path: Path, pretrained: str) -> Path:
             return folder / str(experts[0])
         remedy = f"This is an ensemble of {len(experts)} experts: give one of their folders."
         raise plan_error(_FIELD, pretrained, "one dense network", remedy)
-    remedy = f"It has neither {_CONFIG} nor unet/{_CONFIG}: check the path."
+    remedy = f"It has neither {CONFIG_FILE} nor unet/{CONFIG_FILE}: check the path."
     raise plan_error(_FIELD, pretrained, _EXPECTED, remedy)
-
-
-def _download(name: str) -> Path:
-    patterns = [_CONFIG, "*.safetensors", f"unet/{_CONFIG}", "unet/*.safetensors"]
-    try:
-        return download(name, patterns, without=["vae/*", "vqvae/*"])
-    except HubError as error:
-        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
-        raise plan_error(_FIELD, name, _EXPECTED, remedy) from None

@@ -8,8 +8,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from region_workers.networks.drawing_gru import DrawingGRU
-from schemas.errors import UserError, problem
-from schemas.sizes import POINTS_COUNTED
+from schemas.errors import user_error
+from schemas.manifest import POINTS_COUNTED
 
 _BLOCKS = {
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
@@ -39,13 +39,12 @@ def check_text_free(config: Mapping[str, Any]) -> None:
     remedy = "Use an unconditional or a class-conditional network: text-conditioned ones are not supported."
     for field in _TEXT:
         if config.get(field) is not None:
-            raise UserError(problem(field, config[field], "none", remedy))
+            raise user_error(field, config[field], "none", remedy)
     blocks = (*config["down_block_types"], config.get("mid_block_type"), *config["up_block_types"])
     attending = [block for block in blocks if block is not None and "CrossAttn" in block]
     if attending and config.get("num_context_classes") is None:
-        raise UserError(
-            problem("block types", attending[0], "blocks that do not attend to a text (encoder_hidden_states)", remedy)
-        )
+        expected = "blocks that do not attend to a text (encoder_hidden_states)"
+        raise user_error("block types", attending[0], expected, remedy)
 
 
 def check_prunable(config: Mapping[str, Any]) -> None:
@@ -62,27 +61,14 @@ def check_prunable(config: Mapping[str, Any]) -> None:
         if field in config:
             _check(field, config[field], values)
     if config["out_channels"] != config["in_channels"]:
-        raise UserError(
-            problem(
-                "out_channels",
-                config["out_channels"],
-                f"in_channels = {config['in_channels']}, since the network predicts the noise alone",
-                "Choose one that predicts no variance.",
-            )
-        )
+        expected = f"in_channels = {config['in_channels']}, since the network predicts the noise alone"
+        raise user_error("out_channels", config["out_channels"], expected, "Choose one that predicts no variance.")
 
 
 def _check(field: str, value: Any, supported: tuple[Any, ...]) -> None:
     if value not in supported:
         names = " or ".join("none" if option is None else str(option) for option in supported)
-        raise UserError(problem(field, value, names, "Pruning knows no other: start from another dense network."))
-
-
-def takes_classes(network: nn.Module) -> bool:
-    """Whether a forward pass needs `class_labels`."""
-    return getattr(network, "class_embedding", None) is not None or (
-        getattr(network, "context_embedding", None) is not None
-    )
+        raise user_error(field, value, names, "Pruning knows no other: start from another dense network.")
 
 
 def network_inputs(
@@ -108,6 +94,6 @@ def network_inputs(
     }
     if isinstance(network, UNet2DConditionModel) and not hasattr(network, "context_embedding"):
         inputs["encoder_hidden_states"] = torch.zeros(1, 1, 1, device=device)
-    if takes_classes(network):
+    if any(getattr(network, table, None) is not None for table in ("class_embedding", "context_embedding")):
         inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
     return inputs

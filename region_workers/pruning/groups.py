@@ -131,15 +131,16 @@ def _traced_groups(
     for root in _roots(twin, graph.module2node):
         if root in seen:
             continue
-        traced = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, _outputs(root))
+        outputs = list(range(len(root.get_parameter("weight"))))
+        traced = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, outputs)
         items = [
             (item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler), item.idxs, item.root_idxs)
             for item in traced.items
         ]
-        outputs = {module for module, is_output, _, _ in items if is_output}
-        if not outputs & set(ignored):
-            groups.append((items, min(places[module] for module in outputs if isinstance(module, _ROOT_TYPES))))
-        seen |= outputs
+        layers = {module for module, is_output, _, _ in items if is_output}
+        if not layers & set(ignored):
+            groups.append((items, min(places[module] for module in layers if isinstance(module, _ROOT_TYPES))))
+        seen |= layers
     return groups
 
 
@@ -148,10 +149,6 @@ def _roots(twin: nn.Module, traced: Iterable[nn.Module]) -> list[nn.Module]:
     last = {module.time_emb_proj for module in twin.modules() if isinstance(module, ResnetBlock2D)}
     roots = [module for module in traced if isinstance(module, _ROOT_TYPES)]
     return sorted(roots, key=lambda module: module in last)
-
-
-def _outputs(root: nn.Module) -> list[int]:
-    return list(range(len(root.get_parameter("weight"))))
 
 
 def _gated_groups(twin: nn.Module) -> list[ChannelGroup]:

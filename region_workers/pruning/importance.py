@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from region_workers.pruning.groups import ChannelGroup, Member
 from region_workers.pruning.mask import group_mask
+from schemas.experiment import GradientRule, Importance
 
-Importance = Literal["magnitude", "taylor", "diff-pruning", "random"]
-GradientRule = Literal["released", "torch-pruning"]
 _SCORED = ("out", "in")
 _BLOCK = 1 << 18  # numbers: a megabyte
 

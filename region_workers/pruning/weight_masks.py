@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from schemas.sparsity import Distribution
+from schemas.experiment import Distribution
 
 Shapes = Mapping[str, Sequence[int]]
 _SAMPLE = 1 << 14  # keys

@@ -1,16 +1,26 @@
-"""Files that are what was recorded of them: read and verified in one go, so that what is used is what was hashed."""
+"""Files that are what was recorded of them: read and verified in one go, so that what is used is what was hashed.
+
+And JSON files that anybody may have changed, a run's manifest among them: read, or refused with the reason.
+"""
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from region_workers.storage.durable import write_model
-from region_workers.storage.json_files import read_if_whole
+from schemas.errors import UserError
 from schemas.job import RESULT_FILE, Artifact, DrawStage, StageResult, TrainStage
-from schemas.section import Sealed
+from schemas.manifest import MANIFEST_FILE, MANIFEST_VERSION, Manifest
+from schemas.section import Sealed, seal_fits
 
 SEAL_FILE = "seal.json"
 _LEVELS = 2  # how far above a network's folder its seal lies at most
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class DamagedFileError(ValueError):
@@ -95,6 +105,53 @@ def finished_result(run_dir: Path, stage: DrawStage | TrainStage) -> StageResult
     return result if all(is_whole(run_dir, item) for item in result.inputs) else None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. ValueError, saying what is wrong with it, for a file that holds none."""
+    if path.exists() and not path.is_file():  # to read a pipe would wait for its other end
+        raise ValueError(f"{path.name} is no regular file")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return values
+
+
+def read_if_whole(model: type[_Model], path: Path) -> _Model | None:
+    """What a process writes and replaces as it goes; None where it is not there, or not as it was written."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def read_manifest(run_dir: Path) -> Manifest:
+    """The manifest in a run directory. UserError if it is not one that this version reads."""
+    try:
+        values = read_object(run_dir / MANIFEST_FILE)
+        if not seal_fits(values):
+            raise ValueError("it is not what was written")
+        if values.get("version") == MANIFEST_VERSION:
+            return Manifest.model_validate(values)
+    except ValidationError as error:
+        raise _damaged(run_dir, error.errors()[0]["msg"]) from None
+    except ValueError as error:
+        raise _damaged(run_dir, str(error)) from None
+    raise UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is of version {values.get('version')}; expected {MANIFEST_VERSION}. "
+        "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
+    )
+
+
+def _damaged(run_dir: Path, reason: str) -> UserError:
+    return UserError(
+        f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
+        "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
+        "not done again."
+    )
+
+
 class FolderSeal(Sealed):
     """What a folder holds: a digest (SHA-256) a file, by path. A subfolder with a seal of its own stands for itself."""
 
@@ -116,10 +173,10 @@ def sealed_files(folder: Path) -> dict[str, str]:
         seal = (folder if around == place else around) / SEAL_FILE
         if not seal.is_file():
             continue
-        try:
-            known = FolderSeal.model_validate_json(seal.read_bytes()).sha256
-        except (ValueError, OSError):
-            raise DamagedFileError(seal) from None
+        folder_seal = read_if_whole(FolderSeal, seal)
+        if folder_seal is None:
+            raise DamagedFileError(seal)
+        known = folder_seal.sha256
         start = "" if around == place else f"{place.relative_to(around).as_posix()}/"
         between = [inner / SEAL_FILE for inner in (place, *place.parents[:_LEVELS]) if around in inner.parents]
         lost = [seal for seal in between if seal.relative_to(around).as_posix() in known]  # else it had been met

@@ -1,13 +1,22 @@
-"""Folders of this machine: the cache, and whether one can be written and leads nowhere else."""
+"""Folders: the cache, those that a plan names, here or on the Hugging Face hub, and whether one can be written."""
 
 import os
+import re
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from schemas.errors import user_error
+from schemas.errors import plan_error, user_error
 
 SCRATCH_FOLDER = "work"  # in the cache: where whoever works on a run in an object store has its files
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_STATUS = re.compile(r"\d{3} \w+ Error\b")
+
+
+class HubError(Exception):
+    """The hub has no such folder for us, and nobody downloaded it before; the message says why, in a line."""
 
 
 def cache_dir_of(chosen: str | Path | None = None) -> Path:
@@ -20,6 +29,51 @@ def nothing_at(place: str, then: str = ": check the path.") -> str:
     if "://" in place:
         return "Give a copy in a folder that all workers see; no field of a plan can be a URL."
     return f"There is no file or folder at {Path(place).expanduser().absolute()}{then}"
+
+
+def find_model(
+    field: str, place: str, expected: str, patterns: Sequence[str], without: Sequence[str] | None = None
+) -> Path:
+    """What a plan's `field` names: a path here, else what the hub has of that name. PlanError if there is neither.
+
+    `expected`: for people. `patterns` and `without` are those of `download`.
+    """
+    path = Path(place).expanduser()
+    if path.exists():
+        return path
+    if not is_hub_name(place):
+        raise plan_error(field, place, expected, nothing_at(place))
+    try:
+        return download(place, patterns, without=without)
+    except HubError as error:
+        remedy = f"There is no such folder here, and the hub gives none ({error}): check the path or the name."
+        raise plan_error(field, place, expected, remedy) from error
+
+
+def is_hub_name(text: str) -> bool:
+    return _HUB_NAME.fullmatch(text) is not None
+
+
+def download(
+    name: str, patterns: Sequence[str], revision: str | None = None, without: Sequence[str] | None = None
+) -> Path:
+    """The folder of what the hub's model `name` has under these patterns, but for those of `without`.
+
+    `revision`: a branch, a tag or a commit. Nothing that was downloaded is run. Raises HubError.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted, unwanted = list(patterns), None if without is None else list(without)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+    except Exception as error:  # the hub's client raises of everything; each means the same to the user
+        raise HubError(hub_reason(error)) from error
+
+
+def hub_reason(error: Exception) -> str:
+    """What the hub's client says, in a line; the first may be but the status."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not _STATUS.match(line)), lines[0] if lines else type(error).__name__)
 
 
 def check_no_links(folder: Path, but_in: str) -> None:

@@ -20,8 +20,7 @@ from region_workers.storage.locks import locked
 from region_workers.storage.places import cache_dir_of
 from schemas.digest import digest
 from schemas.errors import NO_SPACE, UserError, user_error
-from schemas.job import Artifact
-from schemas.owner import OWNERS_FOLDER, is_claim
+from schemas.job import OWNERS_FOLDER, Artifact, is_claim
 from schemas.section import check_place
 
 if TYPE_CHECKING:

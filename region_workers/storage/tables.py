@@ -1,11 +1,13 @@
 """The Arrow tables of a run: every interval's masks, the moves of sparse ones, and the metrics of each stage."""
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from region_workers.storage.durable import write_file
+from schemas.job import MetricsRow
 
 MASKS = pa.schema(
     [
@@ -17,20 +19,11 @@ MASKS = pa.schema(
     ]
 )
 
-METRICS = pa.schema(
-    [
-        pa.field("step", pa.int64()),
-        pa.field("loss", pa.float64()),  # mean over the steps since the row before
-        pa.field("gradient_norm", pa.float64()),
-        pa.field("learning_rate", pa.float64()),
-        pa.field("steps_per_s", pa.float64()),
-        pa.field("unix_time_s", pa.float64()),
-        pa.field("resident_bytes", pa.int64()),  # what the leading worker took, as World.resources and the reporter say
-        pa.field("device_allocated_bytes", pa.int64()),
-        pa.field("device_reserved_bytes", pa.int64()),
-        pa.field("processor_cores", pa.float64()),
-    ]
-)
+_KINDS: dict[Any, pa.DataType] = {
+    **dict.fromkeys((int, int | None), pa.int64()),
+    **dict.fromkeys((float, float | None), pa.float64()),
+}
+METRICS = pa.schema([(name, _KINDS[field.annotation]) for name, field in MetricsRow.model_fields.items()])
 
 MASK_MOVES = pa.schema(  # a row for each layer: at step 0 of the first mask, then of each update, in its step's place
     [

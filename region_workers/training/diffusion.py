@@ -117,9 +117,9 @@ def loss_weights(plan: TimestepPlan, diffusion: DiffusionPlan) -> torch.Tensor |
     if plan.weighting == "speed":
         return speed_weights(alpha_bar, plan.speed_tau, plan.speed_lambda)
     snr = alpha_bar / (1 - alpha_bar)
-    if plan.weighting == "min-snr":
-        return min_snr_weights(snr, plan.min_snr_gamma)
-    return p2_weights(snr, plan.p2_gamma, plan.p2_k)
+    if plan.weighting == "min-snr":  # arXiv 2303.09556, for ε-prediction
+        return snr.clamp(max=plan.min_snr_gamma) / snr
+    return (plan.p2_k + snr) ** -plan.p2_gamma  # P2 (arXiv 2204.00227)
 
 
 def speed_weights(alpha_bar_T: torch.Tensor, tau: int, lambda_: float) -> torch.Tensor:
@@ -129,13 +129,3 @@ def speed_weights(alpha_bar_T: torch.Tensor, tau: int, lambda_: float) -> torch.
     weights = (1 - lambda_) + (2 * lambda_ - 1) * (gradient - lowest) / (highest - lowest)
     weights[tau:] = 1
     return weights
-
-
-def min_snr_weights(snr_T: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR (arXiv 2303.09556) for ε-prediction: min(SNR, gamma) / SNR."""
-    return snr_T.clamp(max=gamma) / snr_T
-
-
-def p2_weights(snr_T: torch.Tensor, gamma: float, k: float) -> torch.Tensor:
-    """P2 (arXiv 2204.00227): 1 / (k + SNR)^gamma."""
-    return (k + snr_T) ** -gamma

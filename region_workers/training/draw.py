@@ -5,7 +5,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,14 +14,14 @@ from region_workers.networks.pruned_unet import PrunedNetwork, extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import (
-    compute_mask,
+    kept_at,
     kept_channels,
     pack_mask,
     prunable_bits,
     queue_distances,
+    realised_ratio,
     unpack_mask,
 )
-from region_workers.pruning.widths import realised_ratio
 from region_workers.storage.durable import write_folder, write_model
 from region_workers.storage.integrity import file_digest, files_in, read_verified, seal_folder
 from region_workers.storage.tables import Row, read_masks, write_masks
@@ -100,10 +99,11 @@ class Draw(Stage):
         return self._tickets.digests
 
     def checkpoint_writer(self) -> Callable[[Path], None]:
-        return partial(_write_masks, list(self._mask_rows))
+        rows = list(self._mask_rows)
+        return lambda folder: write_masks(folder / MASKS_FILE, rows)
 
     def write_products(self) -> list[Path]:
-        _write_masks(self._mask_rows, self.folder)
+        write_masks(self.folder / MASKS_FILE, self._mask_rows)
         return [self.folder / MASKS_FILE, *self._tickets.files()]
 
     def figures(self) -> dict[str, float]:
@@ -125,7 +125,7 @@ class Draw(Stage):
             if converged or late:
                 self._draw_ticket(target, mask, distances or (), interval, converged)
         largest = self._largest_distances()
-        self.reporter.note_masks(self._describe(largest), largest, self._plan.threshold)
+        self.reporter.note(self._describe(largest), largest, self._plan.threshold)
 
     def _compute_masks(self, interval: int) -> list[tuple[DrawTarget, torch.Tensor]]:
         """One mask for each target that is pruned, rank zero's, also noted for the stage's file."""
@@ -213,7 +213,6 @@ class Slim(Stage):
         with torch.device("meta"):
             dense = family.build_dense()
         groups = find_groups(dense, network_inputs(dense))
-        mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], target.pruning_ratio)
         self._ticket = Ticket(
             region=target.region,
             pruning_ratio=target.pruning_ratio,
@@ -224,7 +223,7 @@ class Slim(Stage):
             step=0,
             distances=(),
             converged=True,
-            kept_channels=kept_channels(groups, mask),
+            kept_channels=kept_at(groups, target.pruning_ratio),
         )
         kept = self._ticket.kept_channels
         self._expert = fresh_expert(dense, kept, job.seed, plan.timesteps, target.pruning_ratio)
@@ -282,7 +281,3 @@ def fresh_expert(
     torch.manual_seed(seed_from(seed, "fresh weights", *timesteps, str(ratio)))
     fresh: PrunedNetwork = type(expert).from_config(expert.config)
     return fresh
-
-
-def _write_masks(rows: list[Row], folder: Path) -> None:
-    write_masks(folder / MASKS_FILE, rows)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from region_workers.storage.durable import replace_model
-from region_workers.storage.json_files import read_if_whole
+from region_workers.storage.integrity import read_if_whole
 from region_workers.storage.run_files import RunFiles
 from region_workers.storage.tables import Row
 from region_workers.training.device import World
@@ -67,7 +67,6 @@ class StageReporter:
         )
         self._earlier_s = 0.0
         self._heartbeat_at = 0.0
-        self._first_step = 0
         self._row_at, self._row_step, self._row_cpu_s = time.perf_counter(), 0, time.process_time()
 
     @property
@@ -78,7 +77,7 @@ class StageReporter:
     def begin(self, step: int, metrics: list[Row], earlier_s: float) -> None:
         """Start, or go on from a checkpoint made after `step` updates."""
         self.metrics, self._earlier_s, self._rows_told = list(metrics), earlier_s, 0
-        self._first_step = self._row_step = step
+        self._row_step = step
         self._row_at, self._row_cpu_s = time.perf_counter(), time.process_time()
         self._progress = self._progress.model_copy(update={"first_step": step})
         self.announce("running", step)
@@ -114,19 +113,16 @@ class StageReporter:
         asked = self._world.is_rank_zero and is_told(self._folder / GROW_FILE, self._owner, self._progress.attempt)
         return self._world.broadcast_bool(asked)
 
-    def note(self, text: str) -> None:
-        """Set the words that stand beside the numbers in the progress file."""
-        self._progress = self._progress.model_copy(update={"note": text})
-
-    def note_masks(self, text: str, distances: Mapping[str, float], threshold: float) -> None:
-        """Set how far a draw is from its tickets, in words and as numbers."""
-        update = {"note": text, "mask_distances": dict(distances), "mask_threshold": threshold if distances else None}
+    def note(self, text: str, distances: Mapping[str, float] | None = None, threshold: float | None = None) -> None:
+        """Set the words beside the numbers in the progress file, and how far a draw is from its tickets."""
+        limit = threshold if distances else None
+        update = {"note": text, "mask_distances": dict(distances or {}), "mask_threshold": limit}
         self._progress = self._progress.model_copy(update=update)
 
     def announce(self, state: ProgressState, step: int) -> None:
         self._heartbeat_at = unix_time()
         elapsed = max(self._heartbeat_at - self.started_at, 1e-9)
-        rate = (step - self._first_step) / elapsed
+        rate = (step - self._progress.first_step) / elapsed
         self._progress = self._progress.model_copy(
             update={"state": state, "step": step, "steps_per_s": rate or None, "updated_at": self._heartbeat_at}
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes, moved_mask, random_mask
 from region_workers.storage.tables import MASK_MOVES
 from region_workers.training.randomness import StepRandomness
-from schemas.sparsity import SparsityPlan
+from schemas.experiment import SparsityPlan
 
 _PREFIX, _EVER_KEPT = "mask.", "ever_kept."
 

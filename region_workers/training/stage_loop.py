@@ -18,6 +18,7 @@ from region_workers.training.family import ModelFamily
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.reporter import StageReporter
 from region_workers.training.trainer import Trainer
+from schemas.experiment import SparsityPlan
 from schemas.job import (
     CHECKPOINTS_FOLDER,
     METRICS_FILE,
@@ -29,7 +30,6 @@ from schemas.job import (
     WorkerJob,
 )
 from schemas.process import unix_time
-from schemas.sparsity import SparsityPlan
 
 
 class Stage(ABC):

@@ -13,7 +13,7 @@ from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
-from region_workers.pruning.mask import compute_mask, kept_channels
+from region_workers.pruning.mask import kept_at
 from region_workers.training.device import World, current_world, prepare_process
 from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import ModelFamily, family_of
@@ -21,9 +21,9 @@ from region_workers.training.randomness import StepRandomness
 from region_workers.training.trainer import Trainer
 from schemas.errors import user_error
 from schemas.job import WorkerJob, from_plan
+from schemas.manifest import POINTS_COUNTED
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
-from schemas.sizes import POINTS_COUNTED
 
 _WARM_UP_STEPS = 3  # on a GPU: kernels are chosen, torch.compile works
 _CPU_BUDGET_S = 20.0  # for the dense network; the experts take less
@@ -153,8 +153,7 @@ def network_at(family: ModelFamily, ratio: float) -> nn.Module:
     if ratio == 0:
         return dense
     groups = find_groups(dense, network_inputs(dense))
-    mask = compute_mask(groups, [torch.zeros(group.size) for group in groups], ratio)
-    return extract_expert(dense, kept_channels(groups, mask))
+    return extract_expert(dense, kept_at(groups, ratio))
 
 
 def timing_job(plan: Plan, dense_digest: str | None = None) -> WorkerJob:

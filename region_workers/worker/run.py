@@ -136,7 +136,7 @@ class _Progress:
             if self._uploader is not None:
                 self._uploader.flush()
         finally:
-            end_process()
+            os._exit(1)  # without unwinding, in which the thread that hangs would have to take part
 
 
 @contextmanager
@@ -203,8 +203,3 @@ class Watchdog:
             if time.monotonic() - self._last_heartbeat > self._limit_s:
                 self._on_timeout()
                 return
-
-
-def end_process() -> None:
-    """Without unwinding: the thread that hangs would have to take part in it."""
-    os._exit(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Lock, Thread
 
@@ -32,7 +32,7 @@ _ROUND_S = 2.0
 _LAST = {CHECKPOINT_FILE: 1, RESULT_FILE: 2}  # they say that the files before them are whole
 _NOT_SENT = (".lock", GROW_FILE)
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int]  # size, time of change, inode: what tells a changed file from an unchanged one
 
 
 @contextmanager
@@ -164,10 +164,9 @@ class Uploader:
                 parts = path.relative_to(self.folder).parts
                 sent = self._sends_all or path.name == FAILURE_FILE
                 if sent and path.is_file() and not any(is_temporary(part) or part in _NOT_SENT for part in parts):
-                    try:
-                        yield "/".join(parts), _stamp(path)
-                    except FileNotFoundError:
-                        continue  # an old checkpoint, deleted just now
+                    with suppress(FileNotFoundError):  # an old checkpoint, deleted just now
+                        status = path.stat()
+                        yield "/".join(parts), (status.st_size, status.st_mtime_ns, status.st_ino)
 
     def _order(self, key: str) -> tuple[bool, int, int, str]:
         """Progress first: it says that the stages are this attempt's. Then a stage after the one it begins with."""
@@ -190,9 +189,3 @@ class Uploader:
         except (FileNotFoundError, ValueError):
             return False
         return said.owner == self._owner and said.attempt > self._attempt
-
-
-def _stamp(path: Path) -> Stamp:
-    """What tells a changed file from an unchanged one."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino

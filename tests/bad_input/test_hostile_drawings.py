@@ -14,7 +14,7 @@ from region_workers.data.drawing_sources import MOST_BYTES, strokes_of_json
 from region_workers.data.drawing_store import ensure_drawings
 from region_workers.data.drawings import LongDrawingError, UnreadableDrawingError, rows_of
 from region_workers.data.svg import strokes_of_svg
-from schemas.drawings import DrawingsPlan
+from schemas.data import DrawingsPlan
 from schemas.plan import DataPlan
 
 FULL = MOST_BYTES - 1000  # of what is repeated

@@ -36,9 +36,9 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.data.decode import Transform, UnreadableImageError, decode
 from region_workers.data.store import SAMPLES, ensure_store
-from region_workers.networks.dense import load_network
+from region_workers.networks.dense import load_verified
 from region_workers.networks.pretrained import find_dense
-from region_workers.storage.integrity import file_digest, is_whole, seal_folder
+from region_workers.storage.integrity import file_digest, file_digests, is_whole, seal_folder
 from region_workers.worker.run import run_job
 from schemas.digest import digest
 from schemas.errors import PlanError, RunFailed, UserError
@@ -125,7 +125,7 @@ def _read_as(kind: str, data: bytes, run_dir: Path, ensemble: Path, cache_dir: P
         _go_on_from(run_dir, data, cache_dir)
     elif kind == "expert":
         (run_dir / EXPERT / WEIGHTS).write_bytes(data)
-        load_network(run_dir / EXPERT)
+        load_verified(run_dir / EXPERT, file_digests(run_dir / EXPERT))
     elif kind == "ensemble":
         load_ensemble(_sealed_ensemble(ensemble, data))
     elif kind == "offloaded ensemble":

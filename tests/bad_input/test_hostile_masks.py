@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
-from region_workers.networks.dense import build_dense, load_network, load_verified
+from region_workers.networks.dense import build_dense, load_verified
 from region_workers.networks.packed_weights import unpack, write_weights
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
@@ -35,7 +35,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight.data *= mask
     network.save_config(folder)
     write_weights(folder / WEIGHTS, network.state_dict(), {NAME: mask})
-    experts = [load_network(folder)]
+    experts = [load_verified(folder, file_digests(folder))]
     ensemble_of(experts, [(0, 1000)], ["all"], plan.diffusion, plan.sampling).save_pretrained(place / "ensemble")
     return place
 
@@ -65,7 +65,6 @@ def _verified(place: Path, spoilt: bytes) -> None:
 
 
 READERS: dict[str, Callable[[Path, bytes], object]] = {
-    "expert": lambda place, spoilt: load_network(_expert(place, spoilt)),
     "verified expert": _verified,
     "plain": lambda place, spoilt: PrunedUNet2DModel.from_pretrained(_expert(place, spoilt)),
     "ensemble": lambda place, spoilt: load_ensemble(_ensemble(place, spoilt)),

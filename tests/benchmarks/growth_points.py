@@ -26,7 +26,8 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.batches import BatchSource
 from region_workers.data.store import ensure_store
-from region_workers.networks.dense import load_network
+from region_workers.networks.dense import load_verified
+from region_workers.storage.integrity import file_digests
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World, prepare_process
 from region_workers.training.diffusion import TimestepSampler
@@ -108,7 +109,7 @@ def of_size(base_channels: int, folder: Path) -> Point:
         "checkpoint_waited_s": copied_s,
         "checkpoint_written_s": written_s,
         "resume_s": resume_s,
-        "load_s": seconds(lambda: load_network(folder / "network")),
+        "load_s": seconds(lambda: load_verified(folder / "network", file_digests(folder / "network"))),
     }
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from bench import Report, arguments, settings_of
 from safetensors.torch import load_file
 
-from region_workers.storage.json_files import read_manifest
+from region_workers.storage.integrity import read_manifest
 from schemas.manifest import Manifest
 
 LONG, SHORT = "0-520", "500-1000"

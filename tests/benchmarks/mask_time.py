@@ -18,7 +18,8 @@ import torch_pruning
 from bench import Report, arguments, in_turn, ratio, settings_of
 from torch import Tensor, nn
 
-from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, kept_channels, prunable_bits
@@ -66,7 +67,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = build_dense(model, data).to(options.device)
     report = Report("a mask", {**settings_of(options), "ratio": RATIO})
-    measure(report, network, example_inputs(model, data, network.device), options)
+    measure(report, network, network_inputs(network, network.device), options)
     report.show(options.json)
 
 

@@ -14,8 +14,7 @@ from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
-from schemas.job import STOP_FILE, Note, WorkerJob
-from schemas.owner import OWNERS_FOLDER
+from schemas.job import OWNERS_FOLDER, STOP_FILE, Note, WorkerJob
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]

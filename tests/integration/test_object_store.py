@@ -37,10 +37,10 @@ from region_workers.storage.integrity import artifact, file_digests
 from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import PlanError, UserError
+from schemas.execution import PreviewRecord, picture_key
 from schemas.job import WorkerJob
 from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
-from schemas.previews import PreviewRecord, picture_key
 
 MakePlan = Callable[..., Plan]
 

@@ -35,7 +35,7 @@ from ebdiff_orchestrator.sharing.export import export_run, module_files, push_ru
 from ebdiff_orchestrator.sharing.standalone import RasterPlan as RasterStandIn
 from region_workers.networks.packed_weights import masks_of
 from region_workers.storage.integrity import seal_folder
-from schemas.drawings import RasterPlan
+from schemas.data import RasterPlan
 from schemas.errors import RunFailed, UserError
 from schemas.plan import DiffusionPlan, Plan, SamplingPlan
 

@@ -19,8 +19,17 @@ from region_workers.storage.checkpoint_files import CheckpointInfo
 from region_workers.storage.object_store import ObjectStore
 from region_workers.training.failures import ScratchLostError, is_retryable, message_for_people
 from region_workers.worker.uploader import working_folder
-from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob
-from schemas.owner import OWNERS_FOLDER, Claim
+from schemas.job import (
+    FAILURE_FILE,
+    OWNERS_FOLDER,
+    PROGRESS_FILE,
+    RESULT_FILE,
+    Claim,
+    Failure,
+    Progress,
+    StageResult,
+    WorkerJob,
+)
 from schemas.plan import Plan
 
 Start = Callable[[WorkerJob], RunningProcess]

@@ -11,7 +11,8 @@ from forked import run_forked
 from safetensors.torch import save_file
 from torch import nn
 
-from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, Member, find_groups
 from schemas.model import LatentModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
@@ -57,7 +58,7 @@ def randomise(network: Any) -> Any:
 
 
 def groups_of(network: UNet2DModel) -> tuple[ChannelGroup, ...]:
-    return find_groups(network, example_inputs(MODEL, DATA))
+    return find_groups(network, network_inputs(network))
 
 
 def noisy_images(seed: int = 1) -> torch.Tensor:

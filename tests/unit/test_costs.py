@@ -9,16 +9,16 @@ from pruning_networks import DATA, LATENT_DATA, LATENT_MODEL, MODEL, groups_of, 
 
 import region_workers.networks.costs
 from region_workers.networks.costs import CostCounter, cost_counter, count_costs
-from region_workers.networks.dense import example_inputs
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
-from schemas.drawings import DrawingsPlan
+from schemas.data import DrawingsPlan
+from schemas.experiment import SparsityPlan
 from schemas.model import VectorModelPlan
 from schemas.plan import DataPlan
-from schemas.sparsity import SparsityPlan
 
 
 def test_a_convolutions_costs_are_those_of_the_textbook() -> None:
@@ -42,7 +42,7 @@ def test_the_costs_of_a_region_are_those_of_its_expert_whichever_channels_stay()
     for seed in (0, 1):
         scores = channel_scores(groups, {}, "random", generator=torch.Generator().manual_seed(seed))
         expert = extract_expert(dense, kept_channels(groups, compute_mask(groups, scores, 0.6)))
-        assert count_costs(expert, example_inputs(MODEL, DATA, "cpu")) == cost_counter(MODEL, DATA).at(0.6)
+        assert count_costs(expert, network_inputs(expert, "cpu")) == cost_counter(MODEL, DATA).at(0.6)
         assert sum(parameter.numel() for parameter in expert.parameters()) == cost_counter(MODEL, DATA).at(0.6).params
 
 
@@ -75,7 +75,8 @@ def test_a_counter_finds_the_groups_once_for_all_ratios(monkeypatch: pytest.Monk
         return find_groups(*arguments)
 
     monkeypatch.setattr(region_workers.networks.costs, "find_groups", counted)
-    counter = CostCounter(random_latent_unet(), example_inputs(LATENT_MODEL, LATENT_DATA))
+    network = random_latent_unet()
+    counter = CostCounter(network, network_inputs(network))
     costs = [counter.at(ratio) for ratio in (0.0, 0.3, 0.6)]
     assert found == [1]
     assert costs[0] == counter.dense() == cost_counter(LATENT_MODEL, LATENT_DATA).dense()

@@ -13,7 +13,8 @@ from ebdiff_orchestrator.doctor.facts import bytes_below
 from ebdiff_orchestrator.doctor.needs import FIXED_BYTES, footprint, kept_for_backward_bytes, run_size, store_bytes
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run import launch as driver
-from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense
+from region_workers.networks.supported import network_inputs
 from schemas.plan import Plan
 
 MakePlan = Callable[..., Plan]
@@ -23,7 +24,7 @@ def _kept_by_autograd(plan: Plan, samples: int) -> int:
     """Bytes that a real forward pass keeps for its backward pass, on the CPU, parameters left out."""
     torch.manual_seed(0)
     network = build_dense(plan.model, plan.data).train()
-    shaped = example_inputs(plan.model, plan.data)
+    shaped = network_inputs(network)
     inputs = {name: torch.ones(samples, *tensor.shape[1:], dtype=tensor.dtype) for name, tensor in shaped.items()}
     own = {parameter.data_ptr() for parameter in network.parameters()}
     kept: dict[int, int] = {}

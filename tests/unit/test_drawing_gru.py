@@ -8,13 +8,13 @@ import torch
 from pruning_networks import check_loads_without_torch_pruning, randomise, silence_half
 from torch import Tensor, nn
 
-from region_workers.networks.dense import load_network
-from region_workers.networks.drawing_gru import DrawingGRU
-from region_workers.networks.gru import GRULayer
+from region_workers.networks.dense import load_verified
+from region_workers.networks.drawing_gru import DrawingGRU, GRULayer
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import kept_channels
+from region_workers.storage.integrity import file_digests
 
 LENGTHS = torch.tensor([3, 7, 1, 7, 5])
 FREQUENCIES = [0.3, -1.2, 2.0, 0.7]
@@ -107,7 +107,7 @@ def test_weights_start_as_torchs_grus_do() -> None:
 def test_a_saved_network_is_loaded_with_its_frequencies_and_the_training_drawings_lengths(tmp_path: Path) -> None:
     network = drawing_gru(length_counts=[0, 0, 4, 1]).eval()
     network.save_pretrained(tmp_path)
-    loaded = load_network(tmp_path)
+    loaded = load_verified(tmp_path, file_digests(tmp_path))
     assert isinstance(loaded, DrawingGRU)
     assert list(loaded.config.length_counts) == [0, 0, 4, 1]
     assert list(loaded.config.frequencies) == FREQUENCIES

@@ -11,7 +11,7 @@ from region_workers.data.decode import Item
 from region_workers.data.drawing_sources import MOST_BYTES, open_drawings, strokes_of_json
 from region_workers.data.drawings import UnreadableDrawingError
 from region_workers.data.svg import strokes_of_svg
-from schemas.drawings import DrawingsPlan
+from schemas.data import DrawingsPlan
 from schemas.plan import DataPlan
 
 DRAWINGS = scribbles(4)

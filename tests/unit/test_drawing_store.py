@@ -19,7 +19,7 @@ from region_workers.data.batches import DrawingBatches
 from region_workers.data.drawing_store import DrawingStore, ensure_drawings
 from region_workers.data.drawings import raster, rows_of, strokes_of
 from region_workers.data.samples import DrawingSamples
-from schemas.drawings import DrawingsPlan, RasterPlan
+from schemas.data import DrawingsPlan, RasterPlan
 from schemas.errors import PlanError, RunFailed
 from schemas.plan import DataPlan
 
@@ -29,7 +29,7 @@ BUILD = """
 import sys
 from pathlib import Path
 from region_workers.data.drawing_store import ensure_drawings
-from schemas.drawings import DrawingsPlan
+from schemas.data import DrawingsPlan
 from schemas.plan import DataPlan
 
 ensure_drawings(DataPlan(path=sys.argv[1], drawings=DrawingsPlan()), Path(sys.argv[2]))

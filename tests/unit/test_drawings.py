@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from region_workers.data.drawings import LongDrawingError, UnreadableDrawingError, raster, rows_of, strokes_of
-from schemas.drawings import DrawingsPlan, RasterPlan
+from schemas.data import DrawingsPlan, RasterPlan
 
 L_SHAPE = [np.array([[10.0, 20.0], [10.0, 40.0], [30.0, 40.0]]), np.array([[20.0, 20.0], [30.0, 20.0]])]
 

@@ -25,7 +25,7 @@ from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from region_workers.data.drawings import raster, strokes_of
 from region_workers.data.svg import strokes_of_svg
 from region_workers.storage.integrity import seal_folder
-from schemas.drawings import RasterPlan
+from schemas.data import RasterPlan
 from schemas.errors import UserError
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -30,7 +30,7 @@ from ebdiff_orchestrator.evaluation.work import Shard, image_file, make_shards, 
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
 from region_workers.data.drawing_store import ensure_drawings
 from region_workers.data.drawings import raster
-from schemas.drawings import DrawingsPlan, RasterPlan
+from schemas.data import DrawingsPlan, RasterPlan
 from schemas.errors import UserError
 from schemas.evaluation import FeatureJob, Measure, SampledImages, StoredImages
 from schemas.plan import DataPlan, Plan, TrainingPlan

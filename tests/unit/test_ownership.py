@@ -25,8 +25,8 @@ from ebdiff_orchestrator.run.ownership import (
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
+from schemas.job import Claim
 from schemas.manifest import Manifest
-from schemas.owner import Claim
 from schemas.plan import Plan
 
 LEASE_S = 2.0  # a busy machine may halt a test for a second

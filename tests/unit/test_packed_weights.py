@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
-from region_workers.networks.dense import load_network, load_verified
+from region_workers.networks.dense import load_verified
 from region_workers.networks.packed_weights import masks_of, stored_bytes, unpack, write_weights
 from region_workers.networks.pretrained import find_dense
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
@@ -122,11 +122,10 @@ def _pretrained(folder: Path, **options: Any) -> PrunedUNet2DModel:
         _pretrained,
         lambda folder: _pretrained(folder.parent, subfolder=folder.name),
         lambda folder: _pretrained(folder, low_cpu_mem_usage=True),
-        load_network,
         lambda folder: load_verified(folder, file_digests(folder)),
         lambda folder: find_dense(str(folder)).load(dropout=0.1, side=8),
     ],
-    ids=["from_pretrained", "subfolder", "on meta first", "load_network", "load_verified", "model.pretrained"],
+    ids=["from_pretrained", "subfolder", "on meta first", "load_verified", "model.pretrained"],
 )
 def test_every_way_of_loading_a_packed_expert_gives_the_same_bits(
     load: Callable[[Path], nn.Module], expert: PrunedUNet2DModel, folder: Path
@@ -161,7 +160,7 @@ def test_an_ensemble_keeps_its_experts_packed_and_draws_the_same_bits_offloaded_
     experts = []
     for seed, name in enumerate(NAMES):
         _saved(extract_expert(make(seed=seed), {}), tmp_path / name)
-        experts.append(load_network(tmp_path / name))
+        experts.append(load_verified(tmp_path / name, file_digests(tmp_path / name)))
     ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=3)).save_pretrained(tmp_path / "saved")
     for name in NAMES:
         saved = tmp_path / "saved/unet" / name / WEIGHTS_FILE

@@ -26,9 +26,9 @@ from region_workers.data.drawing_store import ensure_data
 from region_workers.training.checkpoints import Checkpoints, newest_readable
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
+from schemas.execution import PreviewRecord, PreviewsPlan
 from schemas.job import WorkerJob
 from schemas.plan import Plan
-from schemas.previews import PreviewRecord, PreviewsPlan
 
 MakePlan = Callable[..., Plan]
 TWO = (

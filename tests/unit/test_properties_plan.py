@@ -18,7 +18,7 @@ from ebdiff_orchestrator.plans.load import plan_as_yaml, plan_from_values, read_
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
-from region_workers.storage.json_files import read_manifest
+from region_workers.storage.integrity import read_manifest
 from schemas.errors import PlanError, UserError
 from schemas.manifest import MANIFEST_FILE, Manifest
 from schemas.plan import Plan

@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 
 from ebdiff_orchestrator.reports.masks import distance_matrix, kept_bits, pack
 from region_workers.pruning.groups import ChannelGroup, Member
-from region_workers.pruning.mask import compute_mask, kept_channels, mask_distance
-from region_workers.pruning.widths import check_ratio, realised_ratio, removed_channels
+from region_workers.pruning.mask import (
+    check_ratio,
+    compute_mask,
+    kept_channels,
+    mask_distance,
+    realised_ratio,
+    removed_channels,
+)
 from schemas.errors import PlanError
 
 fixed = settings(derandomize=True, deadline=None, max_examples=150, database=None)

@@ -22,8 +22,9 @@ from pruning_networks import (
 )
 from safetensors.torch import load_file, save_file
 
-from region_workers.networks.dense import dense_config, example_inputs
+from region_workers.networks.dense import dense_config
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -42,7 +43,7 @@ def magnitude_ticket(network: UNet2DModel, ratio: float = 0.6) -> dict[str, Kept
 
 def pruned_by_torch_pruning(network: UNet2DModel, groups: tuple[ChannelGroup, ...], mask: torch.Tensor) -> UNet2DModel:
     network = copy.deepcopy(network)
-    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example_inputs(MODEL, DATA, "cpu"))
+    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=network_inputs(network, "cpu"))
     for group, bits in zip(groups, mask.split([group.size for group in groups]), strict=True):
         root = network.get_submodule(group.root)
         prune = graph.get_pruner_of_module(root).prune_out_channels
@@ -98,7 +99,7 @@ def test_every_weight_of_an_expert_receives_a_gradient() -> None:
 def test_a_class_conditional_network_can_be_extracted() -> None:
     torch.manual_seed(0)
     dense = randomise(UNet2DModel(**dense_config(MODEL, DATA) | {"num_class_embeds": 10}))
-    groups = find_groups(dense, {**example_inputs(MODEL, DATA), "class_labels": torch.zeros(1, dtype=torch.long)})
+    groups = find_groups(dense, network_inputs(dense))
     expert = extract_expert(dense, kept_channels(groups, magnitude_mask(dense, groups, 0.6)))
     assert expert.class_embedding.weight.shape == (10, 51)
     assert expert.class_embedding.embedding_dim == 51

@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DModel
 from pruning_networks import DATA, MODEL, groups_of, random_unet
 
-from region_workers.networks.dense import build_dense, dense_config, example_inputs
+from region_workers.networks.dense import build_dense, dense_config
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import Member, find_groups
 
 
@@ -48,7 +49,7 @@ def test_groups_are_the_same_whatever_the_inputs_device_and_the_tracers_luck() -
     network = random_unet()
 
     def described() -> list[object]:
-        groups = find_groups(network, example_inputs(MODEL, DATA, "cpu"))
+        groups = find_groups(network, network_inputs(network, "cpu"))
         return [(g.root, g.size, [(m.layer, m.kind, str(m.indices)) for m in g.members]) for g in groups]
 
     first = described()
@@ -83,19 +84,20 @@ def test_attention_of_several_heads_is_pruned_evenly_over_its_heads() -> None:
 
 def test_a_class_embedding_shares_the_time_embeddings_channels() -> None:
     network = UNet2DModel(**dense_config(MODEL, DATA) | {"num_class_embeds": 10})
-    inputs = {**example_inputs(MODEL, DATA), "class_labels": torch.zeros(1, dtype=torch.long)}
-    (group,) = [group for group in find_groups(network, inputs) if group.root == "time_embedding.linear_2"]
+    (group,) = [
+        group for group in find_groups(network, network_inputs(network)) if group.root == "time_embedding.linear_2"
+    ]
     assert [(m.kind, m.layer_size) for m in group.members if m.layer == "class_embedding"] == [("embedding", 128)]
 
 
 def test_a_protected_layer_that_does_not_exist_is_refused_by_name() -> None:
+    network = random_unet()
     with pytest.raises(ValueError, match="conv_exit"):
-        find_groups(random_unet(), example_inputs(MODEL, DATA), protected=("conv_exit",))
+        find_groups(network, network_inputs(network), protected=("conv_exit",))
 
 
 def test_a_protected_layer_keeps_its_outputs_and_those_coupled_to_them() -> None:
-    free = find_groups(
-        random_unet(), example_inputs(MODEL, DATA), protected=("conv_out", "down_blocks.0.resnets.0.conv2")
-    )
+    network = random_unet()
+    free = find_groups(network, network_inputs(network), protected=("conv_out", "down_blocks.0.resnets.0.conv2"))
     assert "conv_in" not in {group.root for group in free}
     assert len(free) == len(groups_of(random_unet())) - 1

@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch_pruning
-from pruning_networks import DATA, MODEL, groups_of, noisy_images, random_unet
+from pruning_networks import groups_of, noisy_images, random_unet
 from torch import Tensor
 
-from region_workers.networks.dense import example_inputs
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask
 
 
 def scores_of_torch_pruning(network: torch.nn.Module, importance: torch_pruning.importance.Importance) -> dict:
-    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=example_inputs(MODEL, DATA, "cpu"))
+    graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=network_inputs(network, "cpu"))
     names = {module: name for name, module in network.named_modules()}
     scores: dict[str, Tensor] = {}
     for group in graph.get_all_groups(ignored_layers=[network.conv_out]):

@@ -19,8 +19,9 @@ from pruning_networks import (
 from torch import nn
 
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
-from region_workers.networks.dense import build_dense, dense_config, example_inputs
+from region_workers.networks.dense import build_dense, dense_config
 from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, kept_channels
@@ -31,7 +32,7 @@ BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 
 
 def groups_of(network: nn.Module) -> tuple[ChannelGroup, ...]:
-    return find_groups(network, example_inputs(LATENT_MODEL, LATENT_DATA))
+    return find_groups(network, network_inputs(network))
 
 
 def ticket(network: nn.Module, ratio: float = 0.6) -> dict[str, KeptChannels]:
@@ -54,7 +55,7 @@ def test_the_plans_latents_and_classes_shape_network_and_inputs() -> None:
     assert isinstance(network, PrunedUNet2DConditionModel)
     assert network.context_embedding.weight.shape == (11, 24)  # ten classes and `no class`
     assert network.class_embedding is None
-    inputs = example_inputs(LATENT_MODEL, LATENT_DATA, "cpu")
+    inputs = network_inputs(network, "cpu")
     assert inputs["sample"].shape == (1, 3, 8, 8)  # 32 pixels a side, four to a latent
     assert network(**inputs).sample.shape == (1, 3, 8, 8)
 
@@ -83,11 +84,10 @@ def test_without_crossattn_blocks_classes_join_the_timestep_or_are_left_out(
 ) -> None:
     down, up = blocks
     changes = {"down_block_types": (down, down), "up_block_types": (up, up), "num_classes": classes}
-    model = LATENT_MODEL.model_copy(update=changes)
     network = random_latent_unet(**changes)
     assert network.context_embedding is None
     assert (network.class_embedding is None) == (classes is None)
-    inputs = example_inputs(model, LATENT_DATA, "cpu")
+    inputs = network_inputs(network, "cpu")
     groups = find_groups(network, inputs)
     scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
     expert = extract_expert(network, kept_channels(groups, compute_mask(groups, scores, 0.6)))
@@ -102,7 +102,7 @@ def test_latents_take_a_plain_unet_with_several_heads_if_the_plan_says_so(classe
     network = build_dense(model, LATENT_DATA)
     assert type(network) is UNet2DModel
     assert network.mid_block.attentions[0].heads == LATENT_MODEL.block_out_channels[-1] // 8
-    inputs = example_inputs(model, LATENT_DATA, "cpu")
+    inputs = network_inputs(network, "cpu")
     groups = find_groups(network, inputs)
     scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
     expert = extract_expert(network, kept_channels(groups, compute_mask(groups, scores, 0.5)))
@@ -134,7 +134,7 @@ def test_a_context_of_many_widths_is_refused() -> None:
 def test_a_pixel_model_with_classes_takes_labels() -> None:
     model = MODEL.model_copy(update={"num_classes": 10})
     network = build_dense(model, DATA)
-    inputs = example_inputs(model, DATA, "cpu")
+    inputs = network_inputs(network, "cpu")
     assert inputs["class_labels"].dtype == torch.int64
     assert network(**inputs).sample.shape == (1, 3, 8, 8)
     assert network.class_embedding.num_embeddings == 11

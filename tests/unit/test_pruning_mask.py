@@ -6,8 +6,15 @@ from pruning_networks import groups_of, random_unet
 
 from region_workers.pruning.groups import ChannelGroup, Member
 from region_workers.pruning.importance import channel_scores
-from region_workers.pruning.mask import compute_mask, kept_channels, mask_distance, prunable_bits
-from region_workers.pruning.widths import check_ratio, realised_ratio, removed_channels
+from region_workers.pruning.mask import (
+    check_ratio,
+    compute_mask,
+    kept_channels,
+    mask_distance,
+    prunable_bits,
+    realised_ratio,
+    removed_channels,
+)
 from schemas.errors import PlanError
 from schemas.job import KeptChannels
 

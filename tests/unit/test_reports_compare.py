@@ -20,8 +20,8 @@ from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import dense_config
+from schemas.data import RasterPlan
 from schemas.digest import digest
-from schemas.drawings import RasterPlan
 from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
 from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch, Manifest

@@ -17,7 +17,8 @@ from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from region_workers.networks.dense import build_dense, example_inputs
+from region_workers.networks.dense import build_dense
+from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, mask_distance, queue_distances
@@ -163,7 +164,7 @@ def test_the_mask_of_a_trained_dense_model_is_at_the_tickets_ratio(tmp_path: Pat
     plan = tiny_plan()
     dense = build_dense(plan.model, plan.data)
     dense.save_pretrained(tmp_path / "dense")
-    groups = find_groups(dense, example_inputs(plan.model, plan.data))
+    groups = find_groups(dense, network_inputs(dense))
     scores = channel_scores(groups, {n: p.detach() for n, p in dense.named_parameters()}, "magnitude")
     masks = {r.name: [compute_mask(groups, scores, r.pruning_ratio)] for r in plan.regions}
     run = _run(tmp_path / "run", plan, masks)

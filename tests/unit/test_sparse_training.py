@@ -16,9 +16,9 @@ from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from region_workers.training.sparse import exchanged_share
 from region_workers.training.trainer import Trainer
 from region_workers.worker.run import run_job
+from schemas.experiment import SparsityPlan
 from schemas.job import WEIGHTS_FILE, WorkerJob
 from schemas.plan import Plan
-from schemas.sparsity import SparsityPlan
 from tests.conftest import ONE_REGION
 
 __all__ = ["make_parts", "make_trainer"]

@@ -12,9 +12,10 @@ from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, 
 
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.resolve import adopt_dense
-from region_workers.networks.dense import load_network
+from region_workers.networks.dense import load_verified
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
+from region_workers.storage.integrity import file_digests
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
 from schemas.job import Ticket, WorkerJob
@@ -106,7 +107,7 @@ def test_a_ticket_narrows_the_network_to_its_most_important_units(
     ticket = Ticket.model_validate_json((tmp_path / "draw/all/tickets/all/ticket.json").read_text())
     assert ticket.realised_ratio == 0.5
     for folder in ("draw/all/tickets/all", "train/all"):
-        expert = load_network(tmp_path / folder / "expert")
+        expert = load_verified(tmp_path / folder / "expert", file_digests(tmp_path / folder / "expert"))
         assert isinstance(expert, DrawingGRU)
         assert expert.config.hidden_size == 4
         assert sum(expert.config.length_counts) == 24
@@ -143,7 +144,8 @@ def test_a_trained_network_is_pruned_once_and_keeps_its_weights_and_frequencies(
     assert preview_plan(plan, source).regions[0].costs.params < preview_plan(plan, source).dense.params
     (job,) = make_jobs(plan, tmp_path)
     run_job(job)
-    dense, expert = load_network(dense_folder), load_network(tmp_path / "draw/all/tickets/all/expert")
+    dense = load_verified(dense_folder, file_digests(dense_folder))
+    expert = load_verified(tmp_path / "draw/all/tickets/all/expert")
     assert isinstance(dense, DrawingGRU)
     assert isinstance(expert, DrawingGRU)
     assert expert.config.frequencies == dense.config.frequencies

@@ -15,7 +15,7 @@ from region_workers.networks.costs import weight_macs
 from region_workers.networks.dense import build_dense
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.pruning.weight_masks import densities, kept_counts, maskable_shapes, moved_mask, random_mask
-from schemas.sparsity import Distribution
+from schemas.experiment import Distribution
 
 _WEIGHTS = 100_000  # a sample has every seventh
 

@@ -35,9 +35,8 @@ from ebdiff_orchestrator.run.time_left import duration
 from region_workers.storage.tables import read_metrics
 from schemas.errors import UserError
 from schemas.job import METRICS_FILE
-from schemas.manifest import Manifest
+from schemas.manifest import POINTS_COUNTED, Manifest
 from schemas.plan import Plan
-from schemas.sizes import POINTS_COUNTED
 
 _THRESHOLDS = Settings(thresholds=(0.05, 0.1, 0.2), queue_lengths=(3, 5, 10), strides=(1,))
 

@@ -10,7 +10,7 @@ from PIL import Image
 from ebdiff_orchestrator.reports.formats import evenly_chosen
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
-from schemas.previews import PREVIEWS_FOLDER, PreviewRecord, picture_key
+from schemas.execution import PREVIEWS_FOLDER, PreviewRecord, picture_key
 
 _MOST_PREVIEWS, _PREVIEW_PX, _GRID_PX = 8, 260, 900
 _PNG_BYTES = 250_000  # a larger PNG becomes a JPEG
