@@ -43,6 +43,9 @@ TINY: dict[str, Any] = {
 }
 
 
+MakePlan = Callable[..., "Plan"]  # see `tiny_plan`
+MakeJobs = Callable[["Plan", Path], "list[WorkerJob]"]  # see `make_jobs`
+
 _THREADS = 1  # threads beyond the free cores make small networks wait for each other, up to 20 times as long
 
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
@@ -124,7 +127,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
     """The tiny plan, with `key=value` changes; of drawings with those of VECTOR."""
     drawings = tmp_path_factory.mktemp("drawings")
 
@@ -142,7 +145,7 @@ def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
 
 
 @pytest.fixture(scope="session")
-def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
+def make_jobs(cache_dir: Path) -> MakeJobs:
     """The worker jobs of a plan in a run directory."""
 
     def make(plan: Plan, run_dir: Path) -> list[WorkerJob]:

@@ -5,14 +5,13 @@ only Ray, which the region workers never see, is replaced by a cluster that star
 """
 
 import signal
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import ONE_REGION
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from forked import RunningProcess
 from process_cluster import ProcessCluster
 from run_products import products
@@ -30,9 +29,6 @@ from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
-from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _manifest(run_dir: Path) -> Manifest:
@@ -194,7 +190,7 @@ def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path
 
 def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
     tiny_plan: MakePlan,
-    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
+    make_jobs: MakeJobs,
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
@@ -231,7 +227,7 @@ def test_a_damaged_ensemble_is_assembled_again(tiny_plan: MakePlan, tmp_path: Pa
 
 
 def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
-    tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
 ) -> None:
     job = make_jobs(tiny_plan("training.steps=2"), tmp_path)[0]
     run_job(job)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from conftest import MakeJobs, MakePlan
 from forked import ForkedGroup, RunningProcess
 from process_cluster import ProcessCluster, Sabotage, start_worker
 
@@ -13,7 +14,6 @@ from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.data.store import ensure_store
 from schemas.job import FAILURE_FILE, Failure, WorkerJob
-from schemas.plan import Plan
 
 HANGING, OTHER = "region 0-500", "region 480-1000"
 REGIONS = "regions=[{train: [0, 500], pruning_ratio: 0.5}, {train: [480, 1000], pruning_ratio: 0.5}]"
@@ -46,7 +46,7 @@ def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, RunningProcess]
 
 
 def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
-    tiny_plan: Callable[..., Plan], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     cluster = TwoEach(4, _halt_one_worker(run_dir))
@@ -65,7 +65,7 @@ def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
 
 
 def test_a_worker_that_hangs_while_it_opens_its_data_ends_itself(
-    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], cache_dir: Path, tmp_path: Path
+    tiny_plan: MakePlan, make_jobs: MakeJobs, cache_dir: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(REGIONS, "workers.hang_limit_s=2", f"workers.cache_dir={tmp_path / 'cache'}")
     job = make_jobs(plan, tmp_path / "run")[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import MakeJobs, MakePlan
 from forked import RunningProcess, run_forked
 from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
@@ -14,12 +15,9 @@ from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
-from schemas.job import STOP_FILE, Note, WorkerJob
+from schemas.job import STOP_FILE, Note
 from schemas.owner import OWNERS_FOLDER
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
-MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 
 _MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/tickets/0-260/ticket.json"
 _DRAWN = "draw/0-260/tickets/0-260/expert/diffusion_pytorch_model.safetensors"

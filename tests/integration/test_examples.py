@@ -9,7 +9,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, MakePlan
 from drawing_files import VECTOR
 from finished_run import finished_run
 from forked import run_forked
@@ -32,7 +31,6 @@ from starlette.requests import Request
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.ensemble import samples_of
 from ebdiff_orchestrator.ensemble.pictures import image_grid, svg_grid
-from schemas.plan import Plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -77,7 +75,7 @@ def test_a_folder_of_images_is_trained_on(cache_dir: Path, tmp_path: Path) -> No
     assert Image.open(tmp_path / "run" / "samples" / "grid.png").size[0] > 8
 
 
-def test_another_scheduler_draws_from_an_ensemble(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_another_scheduler_draws_from_an_ensemble(tiny_plan: MakePlan, tmp_path: Path) -> None:
     finished_run(tmp_path / "run", tiny_plan())
     _run("other_scheduler.py", tmp_path / "run", "--steps", "3", "--out", tmp_path / "dpm.png")
     assert Image.open(tmp_path / "dpm.png").size == (4 * 8, 4 * 8)
@@ -120,7 +118,7 @@ def _ask_here(sampler: Any, *wanted: dict[str, int]) -> list[Any]:
 
 
 def test_drawings_are_served_as_svg_and_who_comes_when_many_wait_is_told_so(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=22))
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
@@ -139,9 +137,7 @@ def test_drawings_are_served_as_svg_and_who_comes_when_many_wait_is_told_so(
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(
-    tiny_plan: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(tiny_plan: MakePlan, tmp_path: Path) -> None:
     finished_run(tmp_path / "run", tiny_plan())
     few = samples_of(load_ensemble(tmp_path / "run"), 4, seed=7, steps=3, batch_size=4)
     address = f"http://127.0.0.1:{(port := free_port())}"

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from bare_environment import bare_python
+from conftest import MakePlan
 from drawing_files import VECTOR
 from finished_run import an_evaluation, recorded_as_finished
 from forked import ForkedProcess
@@ -360,7 +361,7 @@ def test_what_is_loaded_runs_no_code_of_the_repository(runs: dict[str, Path], tm
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_card_says_what_is_known_and_nothing_of_the_machine(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_a_card_says_what_is_known_and_nothing_of_the_machine(tiny_plan: MakePlan, tmp_path: Path) -> None:
     plan = tiny_plan(f"data.path={tmp_path}/secret/x](http:evil) <script>alert(1)<script> `| photos")
     manifest = recorded_as_finished(tmp_path, plan)
     found = an_evaluation(num_images=1000, fid=12.345, ensemble_digest=ensemble_digest(manifest))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import ONE_REGION
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from forked import RunningProcess
 from process_cluster import start_worker
 from pyarrow import fs
@@ -21,7 +21,6 @@ from region_workers.training.failures import ScratchLostError, is_retryable, mes
 from region_workers.worker.uploader import working_folder
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, RESULT_FILE, Failure, Progress, StageResult, WorkerJob
 from schemas.owner import OWNERS_FOLDER, Claim
-from schemas.plan import Plan
 
 Start = Callable[[WorkerJob], RunningProcess]
 
@@ -41,9 +40,7 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
 
 
 @pytest.fixture
-def job(
-    store: ObjectStore, tiny_plan: Callable[..., Plan], make_jobs: Callable[..., list[WorkerJob]], tmp_path: Path
-) -> WorkerJob:
+def job(store: ObjectStore, tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> WorkerJob:
     """A job with a scratch folder of the test's own, that ends only if it is made to."""
     made = make_jobs(tiny_plan(ONE_REGION, *_LONG), tmp_path / "run")[0]
     return made.model_copy(update={"run_dir": store.url, "cache_dir": str(tmp_path / "cache")})

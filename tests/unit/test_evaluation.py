@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, MakePlan
 from finished_run import finished_run
 from forked import run_forked
 from local_inception import write_local_inception
@@ -35,7 +35,6 @@ from region_workers.storage.integrity import file_digest, files_in
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, Measure, SampledImages
 from schemas.manifest import Evaluation
-from schemas.plan import Plan
 
 IMAGES = 4
 
@@ -167,7 +166,7 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
 
 
 def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     finished_run(run_dir, tiny_plan())
@@ -254,7 +253,7 @@ def test_shards_are_shared_out_evenly_and_all() -> None:
 
 
 def test_a_failure_of_a_worker_is_one_line_that_says_how_to_go_on(
-    run_dir: Path, weights: Path, tiny_plan: Callable[..., Plan], tmp_path: Path
+    run_dir: Path, weights: Path, tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     finished_run(tmp_path / "broken", tiny_plan())
     with (
@@ -284,7 +283,7 @@ def test_what_cannot_be_measured_is_refused_before_work(
         evaluate(run_dir, in_process=True, **{"inception_weights": weights, **options})  # type: ignore[arg-type]
 
 
-def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: Callable[..., Plan], weights: Path, tmp_path: Path) -> None:
+def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: MakePlan, weights: Path, tmp_path: Path) -> None:
     Ledger.begin(RunDirectory(tmp_path / "new"), tiny_plan())
     with pytest.raises(UserError, match=r"expected a finished run.*ebdiff resume"):
         evaluate(tmp_path / "new", inception_weights=weights, in_process=True)

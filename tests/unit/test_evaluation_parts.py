@@ -1,13 +1,13 @@
 """The parts of an evaluation: shards, statistics, labels, weights, the steps that each region gets."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from conftest import MakePlan
 from finished_run import an_evaluation
 from local_inception import write_local_inception
 from PIL import Image
@@ -41,7 +41,6 @@ from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import ExtractorChoice, Measure
 from schemas.manifest import Evaluation
-from schemas.plan import Plan
 
 CPU = torch.device("cpu")
 INCEPTION = Measure(extractor=ExtractorChoice(name="inception", digest="i", num_features=FEATURES))
@@ -162,9 +161,7 @@ def test_what_inception_measured_is_written_as_before_there_were_others() -> Non
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("quadratic", [55, 19, 26]), ("uniform", [24, 20, 56])])
-def test_steps_crowd_where_the_spacing_puts_them(
-    tiny_plan: Callable[..., Plan], spacing: str, steps: list[int]
-) -> None:
+def test_steps_crowd_where_the_spacing_puts_them(tiny_plan: MakePlan, spacing: str, steps: list[int]) -> None:
     plan = tiny_plan(f"sampling.spacing={spacing}")
     assert list(steps_by_region(plan, 100).values()) == steps
 

@@ -1,11 +1,11 @@
 """The paper's baselines as plans: a trained dense network pruned once, and finetuned or trained from scratch."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from diffusers import UNet2DConditionModel, UNet2DModel
 from safetensors.torch import load_file
 
@@ -16,12 +16,9 @@ from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.storage.tables import read_masks
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
-from schemas.job import WEIGHTS_FILE, Ticket, WorkerJob
+from schemas.job import WEIGHTS_FILE, Ticket
 from schemas.plan import Plan
-from tests.conftest import ONE_REGION
 
-MakePlan = Callable[..., Plan]
-MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
 
 

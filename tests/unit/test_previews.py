@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_vae
+from conftest import MakePlan, tiny_vae
 from drawing_files import VECTOR
 from event_files import events_of
 from forked import ForkedProcess
@@ -30,7 +30,6 @@ from schemas.job import WorkerJob
 from schemas.plan import Plan
 from schemas.previews import PreviewRecord, PreviewsPlan
 
-MakePlan = Callable[..., Plan]
 TWO = (
     "regions=[{train: [0, 600], pruning_ratio: 0.5, name: low}, {train: [500, 1000], pruning_ratio: 0.25, name: high}]"
 )

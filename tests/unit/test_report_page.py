@@ -4,12 +4,12 @@ import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ONE_REGION, MakePlan
 from finished_run import an_evaluation
 from listener import Listener
 from PIL import Image
@@ -29,10 +29,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from schemas.errors import UserError
 from schemas.manifest import DeviceUsage, Launch
-from schemas.plan import Plan
-from tests.conftest import ONE_REGION
 
-MakePlan = Callable[..., Plan]
 HOSTILE = "</svg><script>alert(1)</script>\"'&<b>\u202e" + "w" * 150
 
 

@@ -3,10 +3,10 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import MakePlan
 from finished_run import recorded_as_finished
 
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -16,8 +16,6 @@ from region_workers.storage.integrity import artifact
 from schemas.errors import UserError, command
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _begun(directory: RunDirectory, plan: Plan) -> Manifest:

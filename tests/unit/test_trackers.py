@@ -3,7 +3,7 @@
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
@@ -11,6 +11,7 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ONE_REGION, MakePlan
 from event_files import events_of
 from listener import Listener
 from serial_cluster import SerialCluster
@@ -32,10 +33,7 @@ from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
 from schemas.job import MetricsRow, RecentMetrics, WorkerJob
-from schemas.plan import Plan
-from tests.conftest import ONE_REGION
 
-MakePlan = Callable[..., Plan]
 STAGES = ("draw", "train")
 EVERY_STEP = "logging={interval_steps: 1, trackers: [tensorboard, mlflow]}"
 
