@@ -14,7 +14,7 @@ from PIL import Image
 import region_workers.data.hub as hub
 from region_workers.data.labels import check_labels
 from region_workers.data.store import ImageStore, ensure_store, store_key
-from schemas.errors import PlanError, RunFailed
+from schemas.errors import PlanError
 from schemas.plan import CropPlan, DataPlan
 
 
@@ -154,13 +154,6 @@ def test_the_digest_is_of_the_labels_too(tmp_path: Path) -> None:
     other = ensure_store(table(tmp_path / "b.parquet", pa.array([1, 0])), tmp_path)
     bare = ensure_store(DataPlan(path=str(tmp_path / "a.parquet")), tmp_path)
     assert len({first.digest, other.digest, bare.digest}) == 3
-    np.save(first.folder / "labels.npy", np.array([1, 0]))
-    with pytest.raises(RunFailed, match=r"labels\.npy is missing or not what was written"):
-        ImageStore(first.folder)
-    (first.folder / "labels.npy").unlink()
-    with pytest.raises(RunFailed, match="no whole image store"):
-        ImageStore(first.folder)
-    assert labels_of(ensure_store(table(tmp_path / "a.parquet", pa.array([0, 1])), tmp_path)) == [0, 1]
 
 
 def test_what_is_done_to_an_image_is_in_the_key_of_its_store() -> None:

@@ -115,34 +115,6 @@ def test_only_the_files_of_the_split_are_read(tmp_path: Path) -> None:
         ensure_store(DataPlan(path=str(folder), split="validation"), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"path": "./missing"}, r"data\.path = ./missing.*There is no file or folder at"),
-        ({"path": "missing.parquet"}, r"data\.path = missing\.parquet"),
-        ({"path": "notes.txt"}, r"does not read as Parquet"),
-        ({"path": "one.png"}, r"This is one image"),
-        ({"path": "empty"}, r"neither images nor Parquet"),
-        ({"path": "a.ndjson"}, r"It holds drawings: add"),
-        ({"path": "drawings"}, r"It holds drawings: add"),
-        ({"split": "test"}, r"data\.split = test"),
-        ({"config_name": "plain"}, r"data\.config_name = plain"),
-    ],
-)
-def test_bad_paths_say_what_to_do(
-    values: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "notes.txt").write_text("no table")
-    (tmp_path / "one.png").write_bytes(png(1))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.ndjson").write_text("{}")
-    (tmp_path / "drawings").mkdir()
-    (tmp_path / "drawings/a.svg").write_text("<svg/>")
-    with pytest.raises(PlanError, match=message):
-        ensure_store(DataPlan(**values), tmp_path / "cache")
-
-
 def test_a_hub_that_does_not_answer_is_a_bad_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _no_network)
     with pytest.raises(PlanError, match=r"data\.path = some/images: .*no network"):

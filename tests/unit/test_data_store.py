@@ -148,16 +148,6 @@ def test_a_store_built_under_a_higher_limit_does_not_get_round_a_lower_one(tmp_p
         ensure_store(plan, tmp_path)
 
 
-def test_a_store_cut_short_is_refused_and_built_anew(tmp_path: Path) -> None:
-    plan = make_images(tmp_path / "data", 5)
-    store = ensure_store(plan, tmp_path)
-    pixels = store.folder / "samples.npy"
-    pixels.write_bytes(pixels.read_bytes()[:-1])
-    with pytest.raises(RunFailed, match="no whole image store"):
-        ImageStore(store.folder)
-    assert ensure_store(plan, tmp_path).digest == store.digest
-
-
 def test_a_changed_pixel_is_found_when_it_is_read(tmp_path: Path) -> None:
     store = ensure_store(make_images(tmp_path / "data", 5), tmp_path)
     store.piece(0, 5)

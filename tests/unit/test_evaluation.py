@@ -28,7 +28,6 @@ from ebdiff_orchestrator.evaluation.records import recorded_report
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import Shard, make_shards
 from ebdiff_orchestrator.plans.load import plan_from_values
-from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.storage.integrity import file_digest, files_in
@@ -281,16 +280,3 @@ def test_what_cannot_be_measured_is_refused_before_work(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(run_dir, in_process=True, **{"inception_weights": weights, **options})  # type: ignore[arg-type]
-
-
-def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: MakePlan, weights: Path, tmp_path: Path) -> None:
-    Ledger.begin(RunDirectory(tmp_path / "new"), tiny_plan())
-    with pytest.raises(UserError, match=r"expected a finished run.*ebdiff resume"):
-        evaluate(tmp_path / "new", inception_weights=weights, in_process=True)
-    finished_run(tmp_path / "done", tiny_plan())
-    next((tmp_path / "done" / "ensemble").rglob("*.safetensors")).write_bytes(b"")
-    with pytest.raises(UserError, match=r"missing or damaged.*ebdiff resume"):
-        evaluate(tmp_path / "done", inception_weights=weights, in_process=True)
-    with pytest.raises(UserError, match="no run here"):
-        evaluate(tmp_path / "nothing", inception_weights=weights, in_process=True)
-    assert not (tmp_path / "nothing").exists()

@@ -29,11 +29,6 @@ from ebdiff_orchestrator.evaluation.statistics import (
 )
 from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
 from ebdiff_orchestrator.evaluation.work import (
-    Shard,
-    features_file,
-    finished_record,
-    read_features,
-    record_file,
     shards_of,
     write_shard,
 )
@@ -66,22 +61,6 @@ def test_shards_are_fixed_ranges_in_whole_batches_of_pytorch_fid() -> None:
     assert [(shard.first, shard.count) for shard in shards] == expected
     assert shards_of(500) == shards[:2]
     assert all(shard.first % inception.BATCH_IMAGES == 0 for shard in shards)
-
-
-def test_a_shard_whose_bytes_changed_or_whose_record_is_missing_is_made_again(tmp_path: Path) -> None:
-    shard = Shard(0, 0, 3)
-    write_shard(tmp_path, shard, noise(3), 1.5, "cpu")
-    record = finished_record(tmp_path, shard)
-    assert record is not None
-    assert record.making_s == 1.5
-    assert np.array_equal(read_features(tmp_path, shard), noise(3))
-    assert finished_record(tmp_path, shard, with_images=True) is None
-    data = features_file(tmp_path, shard).read_bytes()
-    features_file(tmp_path, shard).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert finished_record(tmp_path, shard) is None
-    features_file(tmp_path, shard).write_bytes(data)
-    record_file(tmp_path, shard).unlink()
-    assert finished_record(tmp_path, shard) is None
 
 
 def test_statistics_over_shards_are_numpy_s_over_all_features(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.reports.page import REPORT_FILE, write_report
 from ebdiff_orchestrator.reports.page.curves import Curve, curves_figure
-from ebdiff_orchestrator.reports.page.pictures import _picture
+from ebdiff_orchestrator.reports.page.pictures import samples_grid
 from ebdiff_orchestrator.reports.page.timeline import timeline_of
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -162,11 +162,12 @@ def test_what_differs_from_the_preset_stands_field_by_field(tmp_path: Path) -> N
 
 
 def test_pictures_keep_to_their_share_of_the_page(tmp_path: Path) -> None:
-    file = tmp_path / "noise.png"
+    (tmp_path / "samples").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(file)
+    Image.fromarray(noise).save(tmp_path / "samples/grid.png")
     for most_bytes in (200_000, 20_000):
-        picture = _picture(file, 900, "", most_bytes)
+        picture = samples_grid(RunDirectory(tmp_path), most_bytes)
+        assert picture is not None
         assert 32 < picture.width < 512
         assert len(picture.url) <= most_bytes
         assert picture.scaled
