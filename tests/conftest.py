@@ -61,7 +61,6 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_ensemble_latents",
     "test_ensemble_options",
     "test_ensemble_pipeline",
-    "test_ensemble_pruned",
     "test_ensemble_sampling",
     "test_data_store",
     "test_evaluation",
@@ -174,20 +173,3 @@ def serial_cluster(cache_dir: Path) -> SerialCluster:
     from serial_cluster import SerialCluster
 
     return SerialCluster()
-
-
-def tiny_vae(folder: Path) -> Path:
-    """A VQModel with random weights that halves the sides; RGB to 3 channels."""
-    import torch
-    from diffusers import VQModel
-
-    torch.manual_seed(0)
-    VQModel(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=3,
-        num_vq_embeddings=16,
-    ).save_pretrained(folder)
-    return folder

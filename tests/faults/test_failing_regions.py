@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from conftest import ONE_REGION, MakeJobs, MakePlan
-from forked import RunningProcess
 from process_cluster import ProcessCluster
+from processes import RunningProcess
 from run_products import products
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster

@@ -9,6 +9,7 @@ from conftest import MakePlan
 from finished_run import finished_run
 from forked import ForkedProcess
 from local_inception import write_local_inception
+from processes import wait_until
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.integrity import file_digest
@@ -37,11 +38,7 @@ def _finish(process: ForkedProcess) -> None:
 
 def _kill_when(run_dir: Path, weights: Path, ready: Callable[[], bool]) -> None:
     process = _start(run_dir, weights)
-    deadline = time.monotonic() + 180
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the evaluation never came to the point where it should be killed"
-        time.sleep(0.005)
+    wait_until(ready, "the point of the evaluation where it should be killed", process, look_s=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
 

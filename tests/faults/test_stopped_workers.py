@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeJobs, MakePlan
-from forked import RunningProcess, run_forked
+from forked import run_forked
 from process_cluster import run_worker, start_worker
+from processes import RunningProcess, wait_until
 from safetensors.torch import load_file
 
 from region_workers.storage.durable import write_model
@@ -95,9 +96,7 @@ def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_
     with (stage / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = start_worker(job)
-        while not (stage / "progress.json").exists():
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.05)
+        wait_until((stage / "progress.json").exists, "the worker to begin", process)
         time.sleep(3)
         assert {path.name for path in stage.iterdir()} == {".lock", "progress.json"}, "it works beside the other"
         assert process.poll() is None
@@ -106,9 +105,7 @@ def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_
 
 
 def _until_it_trains(process: RunningProcess, run_dir: Path) -> None:
-    while not (run_dir / "train/0-260/progress.json").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+    wait_until((run_dir / "train/0-260/progress.json").exists, "the training", process, look_s=0.01)
 
 
 def test_two_workers_of_one_region_share_the_batch_and_agree_with_one_worker(

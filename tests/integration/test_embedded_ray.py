@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import MakeJobs, MakePlan
-from ray_processes import processes_with
+from processes import processes_with
 
 from region_workers.data.store import ensure_store
 

@@ -14,8 +14,8 @@ import pytest
 from conftest import ONE_REGION, MakeJobs, MakePlan
 from event_files import events_of
 from finished_run import finished_run
-from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
+from processes import RunningProcess
 from s3_server import BUCKET, s3_server
 from serial_cluster import SerialCluster
 

@@ -10,8 +10,8 @@ from threading import Timer
 
 import pytest
 from conftest import ONE_REGION, MakePlan
-from forked import RunningProcess
 from process_cluster import ProcessCluster
+from processes import RunningProcess
 from s3_server import BUCKET, s3_server
 from store_gate import Gate
 

@@ -1,6 +1,5 @@
 """Labels come with the images from every kind of source, numbered from 0 and aligned with what is readable."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import png, save_images
 from PIL import Image
 
 import region_workers.data.hub as hub
@@ -16,12 +16,6 @@ from region_workers.data.labels import check_labels
 from region_workers.data.store import ImageStore, ensure_store, store_key
 from schemas.errors import PlanError
 from schemas.plan import CropPlan, DataPlan
-
-
-def png(grey: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (8, 8), grey).save(file, "PNG")
-    return file.getvalue()
 
 
 def table(path: Path, labels: pa.Array, column: str = "label") -> DataPlan:
@@ -168,15 +162,11 @@ def test_what_is_done_to_an_image_is_in_the_key_of_its_store() -> None:
 
 
 def test_a_crop_reaches_the_decoders_and_is_told_where_it_does_not_fit(tmp_path: Path) -> None:
-    folder = tmp_path / "celeba"
-    folder.mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (218, 178, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:06}.jpg", quality=95)
+    folder = save_images(tmp_path / "celeba", [(178, 218)] * 3, "jpg")
     crop = CropPlan(center_x=89, center_y=121, size=128)
     plan = DataPlan(path=str(folder), crop=crop, interpolation="bilinear", resolution=64, channels=3)
     store = ensure_store(plan, tmp_path)
-    with Image.open(folder / "000001.jpg") as image:
+    with Image.open(folder / "0001.jpg") as image:
         by_hand = image.crop((25, 57, 153, 185)).resize((64, 64), Image.Resampling.BILINEAR)
     assert np.array_equal(store.array[1], np.asarray(by_hand))
     wide = plan.model_copy(update={"crop": CropPlan(center_x=89, center_y=121, size=180)})

@@ -1,6 +1,5 @@
 """What `data.path` may name, and how the image column and the split are found."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from pictures import png
 
 import region_workers.data.hub as hub
 from region_workers.data.sources import open_source
@@ -17,12 +16,6 @@ from schemas.errors import PlanError
 from schemas.plan import DataPlan
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def png(grey: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (8, 8), grey).save(file, "PNG")
-    return file.getvalue()
 
 
 def write_parquet(path: Path, greys: list[int], columns: tuple[str, ...] = ("image",)) -> Path:

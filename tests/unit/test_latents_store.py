@@ -2,7 +2,6 @@
 
 import shutil
 import signal
-import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from forked import ForkedProcess
-from latent_fixtures import latent_model, save_images, save_kl, save_vq
+from latent_fixtures import latent_model, save_kl, save_vq
+from pictures import save_images
+from processes import wait_until
 
 import region_workers.data.latents as latents
 from region_workers.data.batches import BatchSource
@@ -236,9 +237,7 @@ def test_another_vae_or_scaling_is_another_store(model: LatentModelPlan, data: D
 
 def test_a_killed_encoder_is_taken_up_where_it_was(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
     encoder = start_encoder(model, data, tmp_path)
-    while "encoding 64\n" not in encoder.said():
-        assert encoder.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: "encoding 64\n" in encoder.said(), "the third shard", encoder)
     encoder.send_signal(signal.SIGKILL)
     assert encoder.communicate(timeout=60)[0].split("\n")[:-1] == ["encoding 0", "encoding 32", "encoding 64"]
     workers = Workers()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import MakeJobs, MakePlan
+from processes import wait_until
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
@@ -227,9 +227,7 @@ def test_a_run_that_waits_to_be_finished_or_measured_goes_before_jobs(
     assert (trains.free_workers(), shared.has_room(1)) == (2, True)
     with ThreadPoolExecutor(2) as others:
         measuring = [others.submit(lambda: list(ends.run_many(str, [(1,)]))) for _ in range(2)]
-        until = time.monotonic() + 30
-        while trains.free_workers() and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: not trains.free_workers(), "the workers to be lent", look_s=0.01)
         assert (trains.free_workers(), shared.has_room(1)) == (0, False)
         inner.told = 1
         assert [each.result(timeout=30) for each in measuring] == [[(0, "1")]] * 2

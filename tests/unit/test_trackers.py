@@ -14,6 +14,7 @@ import pytest
 from conftest import ONE_REGION, MakePlan
 from event_files import events_of
 from listener import Listener
+from processes import wait_until
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
@@ -235,11 +236,11 @@ def test_wandb_offline_has_every_step_once_also_of_a_driver_that_was_killed(
 
 def _wait_for_steps(file: Path, expected: list[int]) -> None:
     """Another process writes it, and may not have ended yet."""
-    until, steps = time.monotonic() + 240, list[int]()
-    while steps != expected:
-        assert time.monotonic() < until, (steps, expected)
-        steps = [int(value) for key, value in _in_wandb(file) if key == "all/train/updates"]
-        time.sleep(0.2)
+
+    def there() -> bool:
+        return [int(value) for key, value in _in_wandb(file) if key == "all/train/updates"] == expected
+
+    wait_until(there, f"the steps {expected}")
 
 
 class Broken:
