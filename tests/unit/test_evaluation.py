@@ -151,7 +151,7 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
     monkeypatch.setattr("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", distance)
     for index, level in enumerate((10, 200, 90)):
         Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / f"{index}.png")
-    options = {"inception_weights": weights, "in_process": True, "steps": 2}
+    options = {"extractor": "random-conv", "in_process": True, "steps": 2}
     by_folder = evaluate(run_dir, 2, reference=tmp_path, **options)
     assert by_folder.reference_images == 3
     write_statistics(tmp_path / "folder.npz", compared[0])
@@ -161,7 +161,7 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
     assert compared[0].mean.std() > 0
     Image.new("RGB", (9, 8)).save(tmp_path / "3.png")
     with pytest.raises(UserError, match=r"images of one size.*3.png of 9x8"):
-        evaluate(run_dir, 2, reference=tmp_path, **options)
+        evaluate(run_dir, 2, reference=tmp_path, inception_weights=weights, in_process=True, steps=2)
 
 
 def test_random_filters_need_no_weights_and_their_distance_is_no_fid(

@@ -80,7 +80,8 @@ def test_scratch_keeps_the_channels_of_the_trained_network_and_none_of_its_weigh
 def test_slim_has_the_widths_of_a_ticket_and_fresh_weights_and_makes_no_dense_ones(
     tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn, inherited = _run(tiny_plan(ONE_REGION, "draw.threshold=1"), make_jobs, tmp_path / "eb")
+    short = (ONE_REGION, "training.steps=1")
+    drawn, inherited = _run(tiny_plan(*short, "draw.threshold=1"), make_jobs, tmp_path / "eb")
     devices = []
     build = UNet2DModel.__init__
 
@@ -89,10 +90,10 @@ def test_slim_has_the_widths_of_a_ticket_and_fresh_weights_and_makes_no_dense_on
         build(self, *args, **kwargs)
 
     monkeypatch.setattr(UNet2DModel, "__init__", noted)
-    slim, fresh = _run(tiny_plan(ONE_REGION, "draw.method=slim"), make_jobs, tmp_path / "slim")
+    slim, fresh = _run(tiny_plan(*short, "draw.method=slim"), make_jobs, tmp_path / "slim")
     assert set(devices) == {"meta"}
-    _, again = _run(tiny_plan(ONE_REGION, "draw.method=slim"), make_jobs, tmp_path / "again")
-    _, other = _run(tiny_plan(ONE_REGION, "draw.method=slim", "seed=1"), make_jobs, tmp_path / "other")
+    _, again = _run(tiny_plan(*short, "draw.method=slim"), make_jobs, tmp_path / "again")
+    _, other = _run(tiny_plan(*short, "draw.method=slim", "seed=1"), make_jobs, tmp_path / "other")
     assert (slim.importance, slim.step, slim.realised_ratio) == ("none", 0, drawn.realised_ratio)
     assert {name: p.shape for name, p in fresh.named_parameters()} == {
         name: p.shape for name, p in inherited.named_parameters()
