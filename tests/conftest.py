@@ -43,6 +43,9 @@ TINY: dict[str, Any] = {
 }
 
 
+MakePlan = Callable[..., "Plan"]  # see `tiny_plan`
+MakeJobs = Callable[["Plan", Path], "list[WorkerJob]"]  # see `make_jobs`
+
 _THREADS = 1  # threads beyond the free cores make small networks wait for each other, up to 20 times as long
 
 ONE_REGION = "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: all}]"
@@ -58,7 +61,6 @@ _NOT_QUICK = {  # files of tests/unit that take more than ten seconds each
     "test_ensemble_latents",
     "test_ensemble_options",
     "test_ensemble_pipeline",
-    "test_ensemble_pruned",
     "test_ensemble_sampling",
     "test_data_store",
     "test_evaluation",
@@ -124,7 +126,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
+def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> MakePlan:
     """The tiny plan, with `key=value` changes; of drawings with those of VECTOR."""
     drawings = tmp_path_factory.mktemp("drawings")
 
@@ -142,7 +144,7 @@ def tiny_plan(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Plan]:
 
 
 @pytest.fixture(scope="session")
-def make_jobs(cache_dir: Path) -> Callable[[Plan, Path], list[WorkerJob]]:
+def make_jobs(cache_dir: Path) -> MakeJobs:
     """The worker jobs of a plan in a run directory."""
 
     def make(plan: Plan, run_dir: Path) -> list[WorkerJob]:
@@ -171,20 +173,3 @@ def serial_cluster(cache_dir: Path) -> SerialCluster:
     from serial_cluster import SerialCluster
 
     return SerialCluster()
-
-
-def tiny_vae(folder: Path) -> Path:
-    """A VQModel with random weights that halves the sides; RGB to 3 channels."""
-    import torch
-    from diffusers import VQModel
-
-    torch.manual_seed(0)
-    VQModel(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=4,
-        latent_channels=3,
-        num_vq_embeddings=16,
-    ).save_pretrained(folder)
-    return folder

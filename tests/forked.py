@@ -18,9 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from ray_processes import free_port
+from processes import free_port
 
 _FORKS = multiprocessing.get_context("forkserver")
 _LATER = ("sklearn.datasets", "pyarrow.pandas_compat")  # what a launch imports when needed
@@ -37,23 +36,6 @@ def do_nothing() -> None:
 def sync_nothing() -> None:
     """In this process no file waits for the disk: nobody cuts the power here, and test_power_cut watches the calls."""
     os.fsync = lambda descriptor: None
-
-
-class RunningProcess(Protocol):
-    """What tests do with a process; `subprocess.Popen` is one."""
-
-    @property
-    def returncode(self) -> int | None:
-        """As `Popen` has it: minus the signal for a killed process."""
-
-    def poll(self) -> int | None:
-        """The return code, None while it runs."""
-
-    def send_signal(self, sig: int) -> None:
-        """Nothing happens if it has ended."""
-
-    def communicate(self, timeout: float | None = None) -> tuple[str, str | None]:
-        """Wait for the end; what it printed."""
 
 
 class ForkedProcess:

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ray_processes import MARK, ClusterSetting, processes_with
+from processes import processes_with
+from ray_processes import MARK, ClusterSetting
 
 NODE = "EBDIFF_TEST_NODE"  # in the environment of a node's processes
 _STARTS = 3  # a node that is not up in 30 s is given up by Ray, which a busy machine may take

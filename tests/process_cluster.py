@@ -6,7 +6,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 
-from forked import ForkedGroup, ForkedProcess, RunningProcess, do_nothing
+from forked import ForkedGroup, ForkedProcess, do_nothing
+from processes import RunningProcess
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
 from region_workers.storage.run_files import local_folder

@@ -4,16 +4,16 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from processes import processes_with
 
 MARK = "EBDIFF_TEST_CLUSTER"  # in the environment of every process of one cluster
 BIN = Path(sys.executable).parent
@@ -83,45 +83,7 @@ def cluster_setting(cache_dir: Path) -> Iterator[ClusterSetting]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def free_port() -> int:
-    """A port that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 def run_in(environment: dict[str, str], *command: str | Path, timeout: float = 400) -> subprocess.CompletedProcess[str]:
     """A command in this environment, to its end."""
     words = [str(BIN / str(command[0])), *map(str, command[1:])]
     return subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def wait_until(ready: Callable[[], bool], what: str, limit_s: float = 400) -> None:
-    """Until `ready()`; an AssertionError that says what was waited for otherwise."""
-    deadline = time.monotonic() + limit_s
-    while not ready():
-        assert time.monotonic() < deadline, f"waited {limit_s:.0f} s for {what}"
-        time.sleep(0.2)  # each look costs Ray or a run's readers some milliseconds of a core
-
-
-def processes_with(variable: str, value: str) -> dict[int, str]:
-    """The command lines of processes with this in their environment, and of those that they started.
-
-    A worker of Ray has a title where its environment was: only its parent tells whose it is.
-    """
-    marked, children, commands = set(), defaultdict(list), {}
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            pid, parent = int(process.name), int((process / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            commands[pid] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            children[parent].append(pid)
-            if f"{variable}={value}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                marked.add(pid)
-    found: dict[int, str] = {}
-    waiting = list(marked)
-    while waiting:
-        pid = waiting.pop()
-        found[pid] = commands[pid]
-        waiting += [child for child in children[pid] if child not in found]
-    return found

@@ -4,12 +4,11 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from processes import free_port, wait_until
 from pyarrow import fs
-from ray_processes import free_port
 
 BUCKET = "bucket"
 
@@ -33,7 +32,7 @@ def s3_server() -> Iterator[dict[str, str]]:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        _wait_for(port, server)
+        wait_until(lambda: _listens(port), "the S3 server", server)
         fs.S3FileSystem(allow_bucket_creation=True, endpoint_override=f"127.0.0.1:{port}", scheme="http").create_dir(
             BUCKET
         )
@@ -48,12 +47,6 @@ def s3_server() -> Iterator[dict[str, str]]:
         server.wait()
 
 
-def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, "the S3 server did not start"
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    raise AssertionError("the S3 server does not answer")
+def _listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

@@ -225,7 +225,10 @@ DRAWINGS = (
         "data.drawings={scale: 1e99}",
         says=("data.drawings.scale", "less than or equal to"),
     ),
-    _data("drawings as images", "data.path=drawings/good.ndjson", says=("data.path", "data.drawings", "model.family")),
+    *(
+        _data(f"the drawings '{file}' as images", f"data.path=drawings/{file}", says=("data.drawings", "model.family"))
+        for file in ("good.ndjson", "entities")
+    ),
 )
 
 PLACES = tuple(

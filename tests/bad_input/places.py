@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
-from conftest import TINY, tiny_vae
+from conftest import TINY
 from drawing_files import as_svg, scribbles, write_lines
 from finished_run import finished_run
+from latent_fixtures import tiny_vae
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

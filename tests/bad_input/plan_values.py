@@ -162,6 +162,8 @@ DRAW = (
     _set("draw.scope=all", "draw.scope = all: expected", "'per-region' or 'shared'"),
     _set("draw.method=lottery", "draw.method = lottery: expected", "'early-bird', 'one-shot' or 'slim'"),
     _set("draw.method=one-shot", "model.pretrained", "a trained dense network"),
+    _set("draw.scope=shared", "draw.scope = shared: expected per-region", also=("draw.method=slim",)),
+    _set("model.pretrained=some", "model.pretrained = some: expected null", also=("draw.method=slim",)),
     _set("draw.inherit_weights=some", "draw.inherit_weights = some: expected", "true or false"),
     _set("draw.importance=magnitud", "draw.importance = magnitud: expected", "Did you mean magnitude?"),
     _set("draw.importance_timesteps=0", "draw.importance_timesteps = 0: expected", f"{_MORE} 1"),

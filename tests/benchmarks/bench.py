@@ -5,8 +5,11 @@ import json
 import os
 import platform
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what tests share
+SMALL = "model.block_out_channels=[16, 32]"  # in the short form, for networks of a plan of digits
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,35 @@ class Report:
             file.write_text(json.dumps(self.as_json(), indent=2, default=str) + "\n")
 
 
-def arguments(text: str | None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+def arguments(text: str | None, threads: int = 2, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes, and an option for each default; `changes` are those of a plan."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--short", action="store_true", help="as small as it goes: it runs, it measures nothing")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the process (default 2)")
+    parser.add_argument("--threads", type=int, default=threads, help=f"threads of the process (default {threads})")
+    for name, value in defaults.items():
+        if name == "changes":
+            parser.add_argument("--set", dest=name, action="append", default=value, metavar="KEY=VALUE")
+        else:
+            option = f"--{name.replace('_', '-')}"
+            parser.add_argument(option, type=type(value), default=value, help=f"default {value}")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, **short: Any) -> argparse.Namespace:
+    """The command line; in the short form with these values instead."""
+    options = parser.parse_args()
+    vars(options).update(short if options.short else {})
+    return options
+
+
+@contextmanager
+def benchmark(title: str, options: argparse.Namespace, **settings: Any) -> Iterator[tuple[Report, Path]]:
+    """A report that is shown at the end, and a folder that lasts as long."""
+    report = Report(title, settings_of(options) | settings)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield report, Path(folder)
+    report.show(options.json)
 
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:

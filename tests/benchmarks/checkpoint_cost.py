@@ -11,17 +11,13 @@ The turn's steps must outlast the writing: the time that is left of it at the en
 
 import argparse
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench import Report, arguments, in_turn, settings_of
+from bench import SMALL, Report, arguments, benchmark, in_turn, parsed
 from own_loop import OwnLoop, random_images, this_device
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from s3_server import BUCKET, s3_server
 
 from region_workers.training.checkpoints import Checkpoints
@@ -87,20 +83,11 @@ def measure(options: argparse.Namespace, folder: Path, report: Report) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=128 if this_device().type == "cuda" else 8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300 if this_device().type == "cuda" else 8, help="steps of a turn")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    if options.short:
-        options.preset, options.batch_size, options.rounds, options.steps = "digits", 4, 1, 2
-        options.changes = ["model.block_out_channels=[16, 32]"]
-    report = Report("What a checkpoint costs", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
-        measure(options, Path(folder), report)
-    report.show(options.json)
+    batch_size, steps = (128, 300) if this_device().type == "cuda" else (8, 8)
+    parser = arguments(__doc__, preset="cifar10", batch_size=batch_size, rounds=3, steps=steps, changes=[])
+    options = parsed(parser, preset="digits", batch_size=4, rounds=1, steps=2, changes=[SMALL])
+    with benchmark("What a checkpoint costs", options) as (report, folder):
+        measure(options, folder, report)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench import Report, arguments, in_turn, ratio, settings_of
+from bench import Report, arguments, in_turn, parsed, ratio, settings_of
 from image_files import encoded_images, write_folder, write_table
 from memory import Peak, watch
 
@@ -62,9 +62,10 @@ CASES = (
 
 def main() -> None:
     """Measure and report."""
-    options = parse_arguments()
-    if options.short:
-        options.images, options.rounds, options.preset, options.threads = 400, 1, "digits", 1
+    parser = arguments(__doc__, images=60_000, rounds=3, preset="cifar10", batch_size=8)
+    parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only the build of this kind of data set")
+    parser.add_argument("--folder", type=Path, help="where the files are made (default: the system's temporary folder)")
+    options = parsed(parser, images=400, rounds=1, preset="digits", threads=1)
     report = Report("data store", {**settings_of(options), "cores": len(usable_cores())})
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         cases = CASES[:2] if options.short else CASES
@@ -74,18 +75,6 @@ def main() -> None:
             compare_memory(report, Path(folder), options.images, CASES[1:2] if options.short else CASES[1:3])
             compare_batches(report, Path(folder), options)
     report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, default=60_000, help="images of each data set (a tenth of large ones)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only the build of this kind of data set")
-    parser.add_argument("--preset", default="cifar10", help="whose training step consumes the batches")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--folder", type=Path, help="where the files are made (default: the system's temporary folder)")
-    return parser.parse_args()
 
 
 def compare_builds(report: Report, folder: Path, images: int, rounds: int, cases: tuple[Case, ...]) -> None:

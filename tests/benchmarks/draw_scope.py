@@ -11,12 +11,10 @@ kept channels the larger one keeps too, beside the share to expect of masks that
 All draws start from the same weights.
 """
 
-import argparse
-import tempfile
 from itertools import combinations
 from pathlib import Path
 
-from bench import Report, arguments, settings_of
+from bench import SMALL, Report, arguments, benchmark, parsed
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.masks import NamedMask, kept_bits, recorded_masks
@@ -28,41 +26,30 @@ from schemas.job import StageResult
 from schemas.plan import Plan
 
 SCOPES = ("per-region", "shared")
-SHORT = ("model.block_out_channels=[16, 32]", "training.batch_size=8", "draw.interval_steps=2", "draw.threshold=0.5")
+SHORT = (SMALL, "training.batch_size=8", "draw.interval_steps=2", "draw.threshold=0.5")
 
 
 def main() -> None:
     """Draw both ways and report."""
-    options = parse_arguments()
-    report = Report("draw scope", settings_of(options))
+    options = parsed(arguments(__doc__, preset="digits", changes=[]), threads=1, changes=SHORT)
     masks: dict[str, list[NamedMask]] = {}
     updates: dict[str, list[int]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with benchmark("draw scope", options) as (report, folder):
         for scope in SCOPES:
-            plan = load_plan(options.preset, [f"draw.scope={scope}", *options.changes])
-            results = draw(plan, Path(folder) / scope)
+            changes = [f"draw.scope={scope}", f"training.cpu_threads={options.threads}", *options.changes]
+            plan = load_plan(options.preset, changes)
+            results = draw(plan, folder / scope)
             report_cost(report, scope, results)
             updates[scope] = [result.steps for result in results]
-            masks[scope] = report_tickets(report, scope, plan, Path(folder) / scope)
-    report.add("updates to pay for: shared over per-region", sum(updates["shared"]) / sum(updates["per-region"]), "x")
-    report.add("updates to wait for: shared over per-region", max(updates["shared"]) / max(updates["per-region"]), "x")
-    for scope in SCOPES:
-        for a, b in combinations(masks[scope], 2):
+            masks[scope] = report_tickets(report, scope, plan, folder / scope)
+        for word, total in (("pay", sum), ("wait", max)):
+            shared_over = total(updates["shared"]) / total(updates["per-region"])
+            report.add(f"updates to {word} for: shared over per-region", shared_over, "x")
+        for scope in SCOPES:
+            for a, b in combinations(masks[scope], 2):
+                compare(report, a, b)
+        for a, b in zip(masks["per-region"], masks["shared"], strict=True):
             compare(report, a, b)
-    for a, b in zip(masks["per-region"], masks["shared"], strict=True):
-        compare(report, a, b)
-    report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="digits")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    options.threads = 1 if options.short else options.threads
-    options.changes = [f"training.cpu_threads={options.threads}", *(SHORT if options.short else ()), *options.changes]
-    return options
 
 
 def draw(plan: Plan, run_dir: Path) -> list[StageResult]:

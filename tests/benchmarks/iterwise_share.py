@@ -8,13 +8,11 @@ its distances to the queue and their record. Every step is followed by its mask;
 The first step, which allocates, does not count. A step of the CIFAR-10 network at batch 128 takes 16 s on two cores.
 """
 
-import argparse
 import statistics
-import tempfile
 from pathlib import Path
 
 import torch
-from bench import Report, arguments, ratio, settings_of, timed
+from bench import SMALL, arguments, benchmark, parsed, ratio, timed
 from own_loop import random_images, this_device
 
 from region_workers.training.device import World, prepare_process
@@ -25,8 +23,9 @@ from region_workers.training.randomness import StepRandomness
 
 def main() -> None:
     """Measure and report."""
-    options = parse_arguments()
-    report = Report("a mask every step", {**settings_of(options), "device": this_device().type})
+    parser = arguments(__doc__, preset="cifar10", batch_size=128, steps=3)
+    parser.add_argument("--importance", choices=("magnitude", "random"), default="magnitude")
+    options = parsed(parser, preset="digits", batch_size=4, steps=2, threads=1)
     changes = [
         f"training.batch_size={options.batch_size}",
         f"training.cpu_threads={options.threads}",
@@ -34,27 +33,14 @@ def main() -> None:
         "draw.interval_steps=1",
         "draw.threshold=0.000001",  # the ticket never comes
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        draw = start_draw(options.preset, Path(folder), changes)
-        plain, masks = measure(draw, options.steps)
-    report.add("steps", len(plain))
-    report.add("a plain step", statistics.median(plain), "s")
-    report.add("its mask", statistics.median(masks), "s")
-    report.add("the mask over the step", 100 * ratio(masks, plain), "%", at_most=5)
-    report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--importance", choices=("magnitude", "random"), default="magnitude")
-    options = parser.parse_args()
     if options.short:
-        options.preset, options.batch_size, options.steps, options.threads = "digits", 4, 2, 1
-    return options
+        changes.append(SMALL)
+    with benchmark("a mask every step", options, device=this_device().type) as (report, folder):
+        plain, masks = measure(start_draw(options.preset, folder, changes), options.steps)
+        report.add("steps", len(plain))
+        report.add("a plain step", statistics.median(plain), "s")
+        report.add("its mask", statistics.median(masks), "s")
+        report.add("the mask over the step", 100 * ratio(masks, plain), "%", at_most=5)
 
 
 def start_draw(preset: str, folder: Path, changes: list[str]) -> Draw:

@@ -10,18 +10,17 @@ with elastic over that without; and how far the experts' weights are then apart 
 same, the sums of two workers round differently).
 """
 
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import Report, arguments, settings_of
+from bench import Report, arguments, benchmark, parsed
+from processes import processes
 from safetensors.torch import load_file
 
 from region_workers.storage.integrity import read_manifest
@@ -39,7 +38,6 @@ draw: {{interval_steps: 10, threshold: 0.5}}
 sampling: {{steps: 10, num_images: 16, batch_size: 16}}
 checkpointing: {{interval_steps: {interval}}}
 """
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -73,17 +71,10 @@ class Run:
 def processor_seconds(session: int) -> dict[int, tuple[str, float]]:
     """Of every process of the session: what it is (driver, worker or Ray's own) and the processor time it has used."""
     found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            name = (entry / "cmdline").read_bytes()
-            fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session:
-            kind = "driver" if int(entry.name) == session else "worker" if b"Worker" in name else "ray"
-            found[int(entry.name)] = (kind, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S)
+    for each in processes():
+        if each.session == session:
+            kind = "driver" if each.pid == session else "worker" if "Worker" in each.command else "ray"
+            found[each.pid] = (kind, each.cpu_s)
     return found
 
 
@@ -125,22 +116,15 @@ def largest_difference(one: Path, other: Path) -> float:
 
 def main() -> None:
     """Run, print, write."""
-    parser = arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=900, help="of the long region")
-    parser.add_argument("--rounds", type=int, default=1)
-    options = parser.parse_args()
-    steps = 40 if options.short else options.steps
-    pairs = []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        folder = Path(name)
+    options = parsed(arguments(__doc__, steps=900, rounds=1), steps=40, rounds=1)
+    steps, pairs = options.steps, []
+    with benchmark("the makespan of a real run", options) as (report, folder):
         plan = folder / "skewed.yaml"
         plan.write_text(PLAN.format(steps=steps, short_steps=max(4, steps // 6), interval=max(2, steps // 20)))
-        for index in range(1 if options.short else options.rounds):
+        for index in range(options.rounds):
             pairs.append([launch(plan, folder / f"{index}-{elastic}", elastic) for elastic in (False, True)])
-        report = Report("the makespan of a real run", settings_of(options))
         report_runs(report, pairs)
         report.add("elastic: largest weight difference", largest_difference(*(run.folder for run in pairs[0])), "rel.")
-    report.show(options.json)
 
 
 def report_runs(report: Report, pairs: list[list[Run]]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch_pruning
-from bench import Report, arguments, in_turn, ratio, settings_of
+from bench import Report, arguments, in_turn, parsed, ratio, settings_of
 from torch import Tensor, nn
 
 from region_workers.networks.dense import build_dense
@@ -59,9 +59,9 @@ RATIO = 0.6
 
 def main() -> None:
     """Measure and report."""
-    options = parse_arguments()
-    if options.short:
-        options.threads, options.rounds = 1, 1
+    parser = arguments(__doc__, rounds=3, masks=5, device="cpu")  # a round: for each importance, so many masks
+    parser.add_argument("--network", choices=NETWORKS, default="cifar10")
+    options = parsed(parser, threads=1, rounds=1)
     torch.set_num_threads(options.threads)
     model, data = TINY if options.short else NETWORKS[options.network]
     torch.manual_seed(0)
@@ -69,16 +69,6 @@ def main() -> None:
     report = Report("a mask", {**settings_of(options), "ratio": RATIO})
     measure(report, network, network_inputs(network, network.device), options)
     report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--network", choices=NETWORKS, default="cifar10")
-    parser.add_argument("--rounds", type=int, default=3, help="graphs and pruned copies timed, for each importance")
-    parser.add_argument("--masks", type=int, default=5, help="masks timed in a round")
-    parser.add_argument("--device", default="cpu")
-    return parser.parse_args()
 
 
 def measure(report: Report, network: nn.Module, inputs: dict[str, Tensor], options: argparse.Namespace) -> None:

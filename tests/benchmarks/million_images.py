@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import Report, arguments, settings_of
+from bench import Report, arguments, parsed, settings_of
 from image_files import encoded_images, write_table
 from memory import Peak, watch
 
@@ -53,24 +53,14 @@ class Phase:
 
 def main() -> None:
     """Measure and report."""
-    options = parse_arguments()
-    if options.short:
-        options.images, options.steps = 12_000, 2
+    parser = arguments(__doc__, images=1_000_000, steps=300, batch_size=32)
+    parser.add_argument("--folder", type=Path, help="where files and store are made")
+    options = parsed(parser, images=12_000, steps=2)
     report = Report("a million images", settings_of(options))
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         tenth = measure_tenth(Path(folder) / "tenth", options)
         measure_all(report, Path(folder) / "all", options, tenth)
     report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--steps", type=int, default=300, help="training steps")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--folder", type=Path, help="where files and store are made")
-    return parser.parse_args()
 
 
 def measure_tenth(folder: Path, options: argparse.Namespace) -> dict[str, Phase]:

@@ -10,7 +10,7 @@ schedule can be shorter than.
 
 import statistics
 
-from bench import Report, arguments, in_turn, settings_of
+from bench import Report, arguments, in_turn, parsed, settings_of
 from placement_cases import Case, large_case, optimal_makespan, small_case
 
 from ebdiff_orchestrator.placement.schedule import place, speed_up
@@ -20,12 +20,7 @@ SIZES = ((1000, 100), (100, 16), (100, 100), (30, 10), (16, 32), (10, 16), (6, 8
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--cases", type=int, default=500, help="small cases (default 500)")
-    parser.add_argument("--rounds", type=int, default=5, help="timings of each size (default 5)")
-    options = parser.parse_args()
-    if options.short:
-        options.cases, options.rounds = 25, 1
+    options = parsed(arguments(__doc__, cases=500, rounds=5), cases=25, rounds=1)
     report = Report("Placement: the planner", settings_of(options))
     add_optimality(report, options.cases)
     for jobs, devices in SIZES[1:2] if options.short else SIZES:

@@ -15,12 +15,10 @@ As a check that the figures can fail, the same distance is shown for one fp32 cu
 """
 
 import argparse
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Report, arguments, settings_of
+from bench import SMALL, Report, arguments, benchmark, parsed
 from own_loop import OwnLoop, first_job
 
 from ebdiff_orchestrator.plans.load import load_plan
@@ -67,28 +65,13 @@ def measure(job: WorkerJob, store: ImageStore, options: argparse.Namespace, repo
     report.add("the same, fp32 at a tenth of the learning rate", slow_distance, "x")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="digits")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    if options.short:
-        options.batch_size, options.steps, options.seeds = 4, 4, 2
-        options.changes = ["model.block_out_channels=[16, 32]"]
-    return options
-
-
 def main() -> None:
-    options = parse_arguments()
+    parser = arguments(__doc__, preset="digits", batch_size=16, steps=300, seeds=4, changes=[])
+    options = parsed(parser, batch_size=4, steps=2, seeds=2, changes=[SMALL])
     given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
     plan = load_plan(options.preset, [WHOLE_RANGE, *given, *options.changes])
-    report = Report("bf16 beside fp32", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
-        measure(*first_job(plan, Path(folder)), options, report)
-    report.show(options.json)
+    with benchmark("bf16 beside fp32", options) as (report, folder):
+        measure(*first_job(plan, folder), options, report)
 
 
 if __name__ == "__main__":

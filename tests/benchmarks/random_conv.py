@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import Report, arguments, settings_of, timed
+from bench import Report, arguments, parsed, settings_of, timed
 from PIL import Image, ImageFilter
 
 from ebdiff_orchestrator.evaluation.feature_measures import kernel_distance
@@ -89,11 +89,12 @@ def measure(reference: Images, real: Images, other: Images, report: Report) -> N
     report.add("features of 1,000 images", timed(lambda: network.features(real)) * 1000 / len(real), "s", at_most=5)
     few = real[:64], reference[:64]
     report.add("FWD of 64 images", timed(lambda: quick_measure(*few)), "s", at_most=1)
+    some = slice(1 if report.settings["short"] else None)
     harms = {
-        "blur of {} px": [(by, blurred(real, by)) for by in BLURS],
-        "noise of {} levels": [(by, noisy(real, by)) for by in NOISES],
-        "{:.0%} of another distribution": [(by, mixed(real, other, by)) for by in SHARES],
-        "each image {} times": [(by, repeated(real, by)) for by in REPEATS],
+        "blur of {} px": [(by, blurred(real, by)) for by in BLURS[some]],
+        "noise of {} levels": [(by, noisy(real, by)) for by in NOISES[some]],
+        "{:.0%} of another distribution": [(by, mixed(real, other, by)) for by in SHARES[some]],
+        "each image {} times": [(by, repeated(real, by)) for by in REPEATS[some]],
     }
     for measure_name, value_of in measures_against(reference).items():
         left = value_of(real)
@@ -110,13 +111,9 @@ def measure(reference: Images, real: Images, other: Images, report: Report) -> N
 
 
 def main() -> None:
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, images=850, side=16)
     parser.add_argument("--data", type=Path, metavar="FILE", help="images in Parquet; default: the digits")
-    parser.add_argument("--images", type=int, default=850)
-    parser.add_argument("--side", type=int, default=16)
-    options = parser.parse_args()
-    if options.short:
-        options.data, options.images, options.side = None, 40, 8
+    options = parsed(parser, data=None, images=40, side=8)
     torch.set_num_threads(options.threads)
     report = Report("random_conv", settings_of(options))
     measure(*images_of(options.data, options.side, options.images), report)

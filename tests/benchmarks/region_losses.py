@@ -7,12 +7,11 @@ networks predict: the mean squared error; and the error of a channel's mean over
 first run's regions; then the mean of the loss over all timesteps, and of its natural logarithm.
 """
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench import Report, arguments, settings_of
+from bench import SMALL, arguments, benchmark, parsed
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.cluster.executor import ThisProcess
@@ -25,20 +24,18 @@ from region_workers.training.diffusion import add_noise, alphas_cumprod
 from schemas.plan import Plan
 
 _EVERY = 20  # timesteps
-_SHORT = ("training.steps=1", "regions.2.steps=1", "sampling.num_images=1", "sampling.steps=2")
+_SHORT = (SMALL, "training.steps=1", "regions.2.steps=1", "sampling.num_images=1", "sampling.steps=2")
 
 
 def main() -> None:
     """Measure and report."""
-    parser = arguments(__doc__)
+    parser = arguments(__doc__, images=256)
     parser.add_argument("runs", nargs="*", type=Path)
-    parser.add_argument("--images", type=int, default=256)
-    options = parser.parse_args()
+    options = parsed(parser, images=2)
     torch.set_num_threads(options.threads)
-    report = Report("losses by region", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
+    with benchmark("losses by region", options) as (report, folder):
         if options.short:
-            options.images, options.runs = 2, [Path(folder) / "run"]
+            options.runs = [folder / "run"]
             launch(load_plan("digits-slim", list(_SHORT)), options.runs[0], executor=ThisProcess())
         plan = RunDirectory(options.runs[0]).read().plan
         images = images_of(plan, options.images)
@@ -51,7 +48,6 @@ def main() -> None:
                 report.add(f"{run.name}: error of the mean at {start}-{stop - 1}", float(of_means[within].mean()))
             report.add(f"{run.name}: loss", float(losses.mean()))
             report.add(f"{run.name}: logarithm of the loss", float(losses.log().mean()))
-    report.show(options.json)
 
 
 def images_of(plan: Plan, count: int) -> torch.Tensor:

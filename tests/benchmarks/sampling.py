@@ -15,7 +15,6 @@ import argparse
 import math
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Report, arguments, in_turn, ratio, settings_of, timed
+from bench import SMALL, Report, arguments, benchmark, in_turn, parsed, ratio, timed
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from untrained import owners_of_steps, untrained_networks
@@ -117,7 +116,7 @@ class Benchmark:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options, self.folder = options, folder
-        self.plan = load_plan("digits" if options.short else options.preset, [])
+        self.plan = load_plan("digits", [SMALL]) if options.short else load_plan(options.preset, [])
         self.costs = cost_counter(self.plan.model, self.plan.data)
         self.names = [region.name for region in self.plan.regions]
         self.dense_network, self.experts = untrained_networks(self.plan)
@@ -226,25 +225,17 @@ def _self_time(event: object) -> float:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser = arguments(__doc__, preset="cifar10", batch_size=8, steps=100, rounds=2)
     parser.add_argument("--compile", action="store_true", help="compile the experts too: minutes on a CPU")
-    options = parser.parse_args()
-    if options.short:
-        options.batch_size, options.steps, options.rounds = 2, 5, 1
+    options = parsed(parser, batch_size=2, steps=5, rounds=1)
     torch.set_num_threads(options.threads)
     keep_freed_memory()  # as the commands do
-    report = Report("sampling", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
+    with benchmark("sampling", options) as (report, folder):
         if options.compile:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")  # what compiling costs anew
-        benchmark = Benchmark(options, Path(folder) / "ensemble")
-        for part in (benchmark.speed, benchmark.efficiency, benchmark.waits, benchmark.memory, benchmark.precisions):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled")  # what compiling costs anew
+        networks = Benchmark(options, folder / "ensemble")
+        for part in (networks.speed, networks.efficiency, networks.waits, networks.memory, networks.precisions):
             part(report)
-    report.show(options.json)
 
 
 if __name__ == "__main__":

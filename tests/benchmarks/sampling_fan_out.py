@@ -12,14 +12,13 @@ takes the digits' experts.
 
 import multiprocessing
 import os
-import tempfile
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from bench import Report, arguments, in_turn, ratio, settings_of, timed
+from bench import Report, arguments, benchmark, in_turn, parsed, ratio, timed
 from untrained import untrained_networks
 
 from ebdiff_orchestrator.cluster.connecting import connect
@@ -71,22 +70,13 @@ def draw_here(job: SampleJob) -> None:
 
 
 def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=2)
-    options = parser.parse_args()
-    if options.short:
-        options.images, options.batch_size, options.steps, options.rounds = 2 * options.workers, 2, 3, 1
+    parser = arguments(__doc__, workers=2, images=32, batch_size=8, steps=20, rounds=2)
+    options = parsed(parser, images=4, batch_size=2, steps=3, rounds=1)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # workers of one thread each
-    report = Report("sampling_fan_out", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
-        save_untrained(load_plan("digits" if options.short else "cifar10", []), Path(folder) / "ensemble")
-        job = SampleJob(str(Path(folder) / "ensemble"), options.images, options.batch_size, steps=options.steps)
+    with benchmark("sampling_fan_out", options) as (report, folder):
+        save_untrained(load_plan("digits" if options.short else "cifar10", []), folder / "ensemble")
+        job = SampleJob(str(folder / "ensemble"), options.images, options.batch_size, steps=options.steps)
         measure(job, options.workers, options.rounds, report)
-    report.show(options.json)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench import Report, arguments, settings_of
+from bench import SMALL, Report, arguments, parsed, settings_of
 from torch import nn
 from untrained import owners_of_steps, untrained_networks
 
@@ -94,17 +94,11 @@ def peaks(side: int, numbers: int) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and report."""
-    parser = arguments(__doc__)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.set_defaults(threads=1)
-    options = parser.parse_args()
-    if options.short:
-        options.batch_size, options.steps, options.rounds = 2, 5, 1
+    parser = arguments(__doc__, threads=1, batch_size=32, steps=100, rounds=2)
+    options = parsed(parser, batch_size=2, steps=5, rounds=1)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    plan = load_plan("digits" if options.short else "cifar10", [])
+    plan = load_plan("digits", [SMALL]) if options.short else load_plan("cifar10", [])
     costs, (dense, experts) = cost_counter(plan.model, plan.data), untrained_networks(plan)
     networks = {"dense": dense, **{region.name: expert for region, expert in zip(plan.regions, experts, strict=True)}}
     macs = {"dense": costs.dense().macs, **{each.name: costs.at(each.pruning_ratio).macs for each in plan.regions}}

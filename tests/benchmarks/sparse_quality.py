@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import Report, arguments, settings_of
+from bench import SMALL, Report, arguments, parsed, settings_of
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.evaluation.evaluate import evaluate
@@ -47,7 +47,7 @@ CIFAR16 = (
     "sampling.batch_size=250",
 )
 PRESETS = {"digits": ("digits", ()), "cifar16": ("cifar10", CIFAR16), "kanji": ("kanji", ())}
-SHORT = ("model.block_out_channels=[16, 32]", "training.batch_size=8", "sampling.steps=2", "sparsity.interval_steps=1")
+SHORT = (SMALL, "training.batch_size=8", "sampling.steps=2", "sparsity.interval_steps=1")
 
 
 class Kind(NamedTuple):
@@ -71,7 +71,12 @@ class Outcome(NamedTuple):
 
 def main() -> None:
     """Run what is missing and report."""
-    options = parse_arguments()
+    parser = arguments(__doc__, steps=500, seeds=3, num_images=1000, changes=[])
+    parser.add_argument("--runs", type=Path, help="where the runs are kept; default: nowhere")
+    parser.add_argument("--preset", choices=PRESETS, default="digits")
+    parser.add_argument("--data", help="data.path")
+    parser.add_argument("--sparsities", type=float, nargs="*", default=[0.25, 0.5, 0.75, 0.9])
+    options = parsed(parser, steps=3, seeds=1, sparsities=[0.5], num_images=4, threads=1)
     report = Report(f"quality of sparse training, {options.preset}", settings_of(options))
     with ExitStack() as stack:
         folder = options.runs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -90,23 +95,6 @@ def main() -> None:
         report.add(f"{kind.name}: theoretical MACs of a step", of_seeds[0].step_macs / dense.step_macs, "x dense")
         report.add(f"{kind.name}: stored", of_seeds[0].stored_bytes / dense.stored_bytes, "x dense")
     report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--runs", type=Path, help="where the runs are kept; default: nowhere")
-    parser.add_argument("--preset", choices=PRESETS, default="digits")
-    parser.add_argument("--data", help="data.path")
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sparsities", type=float, nargs="*", default=[0.25, 0.5, 0.75, 0.9])
-    parser.add_argument("--num-images", type=int, default=1000)
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    if options.short:
-        options.steps, options.seeds, options.sparsities, options.num_images, options.threads = 3, 1, [0.5], 4, 1
-    return options
 
 
 def kinds(sparsities: list[float]) -> Iterator[Kind]:

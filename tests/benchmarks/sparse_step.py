@@ -9,10 +9,9 @@ at random, with no other trainer in memory.
 
 import argparse
 import statistics
-import tempfile
 from pathlib import Path
 
-from bench import Report, arguments, in_turn, ratio, settings_of, timed
+from bench import SMALL, arguments, benchmark, in_turn, parsed, ratio, timed
 from own_loop import OwnLoop, first_job, plan_on_noise, this_device
 
 from region_workers.training.trainer import Trainer
@@ -20,44 +19,32 @@ from region_workers.training.trainer import Trainer
 
 def main() -> None:
     """Measure and report."""
-    options = parse_arguments()
-    report = Report("sparse training", {**settings_of(options), "device": this_device().type})
-    with tempfile.TemporaryDirectory() as folder:
+    parser = arguments(__doc__, preset="cifar10", batch_size=128, rounds=3)
+    options = parsed(parser, preset="digits", batch_size=4, rounds=1, threads=1)
+    with benchmark("sparse training", options, device=this_device().type) as (report, folder):
 
         def trainer(method: str) -> Trainer:
-            return trainer_of(f"{options.preset}-{method}", Path(folder) / method, options)
+            return trainer_of(f"{options.preset}-{method}", folder / method, options)
 
         updates = {name: update_s(trainer(name), options.rounds) for name in ("rigl", "magran")}
         dense, static = trainer("dense"), trainer("static")
         steps = in_turn({"dense": dense.train_step, "static": static.train_step}, options.rounds)
-    weights = sum(parameter.numel() for parameter in static.parameters.values())
-    report.add("parameters", weights / 1e6, "M")
-    for name, seconds in steps.items():
-        report.add(f"a {name} step", statistics.median(seconds), "s")
-    report.add("a static step over a dense one", ratio(steps["static"], steps["dense"]), "x", at_most=1.02)
-    for name, seconds_of_update in updates.items():
-        report.add(f"an update: {name}", seconds_of_update, "s", at_most=0.3)
-    mask_bytes = sum(mask._bits.nbytes for mask in static.sparse._masks.values())
-    report.add("masks and the record of their moves, for each parameter", mask_bytes / weights, "bytes", at_most=1)
-    report.show(options.json)
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    if options.short:
-        options.preset, options.batch_size, options.rounds, options.threads = "digits", 4, 1, 1
-    return options
+        weights = sum(parameter.numel() for parameter in static.parameters.values())
+        report.add("parameters", weights / 1e6, "M")
+        for name, seconds in steps.items():
+            report.add(f"a {name} step", statistics.median(seconds), "s")
+        report.add("a static step over a dense one", ratio(steps["static"], steps["dense"]), "x", at_most=1.02)
+        for name, seconds_of_update in updates.items():
+            report.add(f"an update: {name}", seconds_of_update, "s", at_most=0.3)
+        mask_bytes = sum(mask._bits.nbytes for mask in static.sparse._masks.values())
+        report.add("masks and the record of their moves, for each parameter", mask_bytes / weights, "bytes", at_most=1)
 
 
 def trainer_of(plan: str, folder: Path, options: argparse.Namespace) -> Trainer:
     """The trainer of the plan's only region, on images of noise."""
     folder.mkdir()
     changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
+    changes += [SMALL] if options.short else []
     return OwnLoop(*first_job(plan_on_noise(plan, folder, changes), folder), log=False).trainer
 
 

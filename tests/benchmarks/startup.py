@@ -14,13 +14,12 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench import Report, arguments, ratio, settings_of
+from bench import arguments, benchmark, parsed, ratio
 
 from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.data.store import ensure_store
@@ -100,26 +99,21 @@ def launch_and_resume(folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Time, print, write."""
-    parser = arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    rounds = 1 if options.short else options.rounds
+    options = parsed(arguments(__doc__, rounds=3), rounds=1)
     times: dict[str, list[float]] = {"bare": [], "launch": [], "resume": []}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        ensure_store(load_plan("digits", ()).data, Path(folder) / "cache")
-        for index in range(rounds):
-            place = Path(folder) / str(index)
+    with benchmark("from the command to the first step", options) as (report, folder):
+        ensure_store(load_plan("digits", ()).data, folder / "cache")
+        for index in range(options.rounds):
+            place = folder / str(index)
             place.mkdir()
             times["bare"].append(bare(place))
             launched, resumed = launch_and_resume(place)
             times["launch"].append(launched)
             times["resume"].append(resumed)
-    report = Report("from the command to the first step", settings_of(options))
-    for name, seconds in times.items():
-        report.add(f"{name}: median", statistics.median(seconds), "s")
-    report.add("launch / bare", ratio(times["launch"], times["bare"]), at_most=1.15)
-    report.add("resume / bare", ratio(times["resume"], times["bare"]), at_most=1.25)
-    report.show(options.json)
+        for name, seconds in times.items():
+            report.add(f"{name}: median", statistics.median(seconds), "s")
+        report.add("launch / bare", ratio(times["launch"], times["bare"]), at_most=1.15)
+        report.add("resume / bare", ratio(times["resume"], times["bare"]), at_most=1.25)
 
 
 if __name__ == "__main__":

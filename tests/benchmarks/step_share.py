@@ -15,19 +15,16 @@ The trainer and its record, on images of noise (batch: 8 on a CPU, 128 on a GPU)
   possible; no less than weights, moments and EMA with the larger of the two.
 """
 
-import argparse
 import statistics
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Report, arguments, settings_of
+from bench import SMALL, Report, arguments, benchmark, parsed
 from own_loop import OwnLoop, random_images, this_device
 from torch import nn
 from torch.autograd import DeviceType
@@ -184,30 +181,18 @@ def report_memory(report: Report, loop: OwnLoop) -> None:
     report.add("peak over the least possible", peak / (state + max(gradients, activations)), "x")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=128 if this_device().type == "cuda" else 8)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    if options.short:
-        options.preset, options.batch_size, options.steps = "digits", 4, 2
-    return options
-
-
 def main() -> None:
-    options = parse_arguments()
+    batch_size = 128 if this_device().type == "cuda" else 8
+    parser = arguments(__doc__, preset="cifar10", batch_size=batch_size, steps=12, changes=[])
+    options = parsed(parser, preset="digits", batch_size=4, steps=2, changes=[SMALL])
     given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
-    report = Report("The loop's share of a training step", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
-        loop = OwnLoop(*random_images(options.preset, Path(folder), [*given, *options.changes]), log=False)
+    with benchmark("The loop's share of a training step", options) as (report, folder):
+        loop = OwnLoop(*random_images(options.preset, folder, [*given, *options.changes]), log=False)
         for _ in range(WARM_UP_STEPS):
             loop.step()
         report_time(report, loop, options.steps)
         report_waits(report, loop, min(options.steps, 4))
         report_memory(report, loop)
-    report.show(options.json)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ the ratio of MACs if nothing but MACs took time.
 import argparse
 import multiprocessing
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Report, arguments, in_turn, ratio, settings_of
+from bench import SMALL, Report, arguments, benchmark, in_turn, parsed, ratio
 from diffusers import UNet2DModel
 from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise, this_device
 from plain_loop import PlainLoop, decoded_batches, default_workers
@@ -201,28 +200,13 @@ def report_experts(report: Report, seconds: Seconds, way: Variant, plan: Plan) -
         report.add(f"{way.label(pruning_ratio)}: speed over dense", times, f"x, MACs {dense_macs / macs:.2f}x")
 
 
-def parse_arguments() -> argparse.Namespace:
-    cuda = this_device().type == "cuda"
-    parser = arguments(__doc__)
-    parser.add_argument("--preset", default="cifar10")
-    parser.add_argument("--batch-size", type=int, default=128 if cuda else 8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20 if cuda else 1, help="steps of a turn")
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    options = parser.parse_args()
-    if options.short:
-        options.preset, options.batch_size, options.rounds, options.steps = "digits", 4, 1, 1
-        options.changes = ["model.block_out_channels=[16, 32]"]
-    return options
-
-
 def main() -> None:
-    options = parse_arguments()
+    batch_size, steps = (128, 20) if this_device().type == "cuda" else (8, 1)
+    parser = arguments(__doc__, preset="cifar10", batch_size=batch_size, rounds=5, steps=steps, changes=[])
+    options = parsed(parser, preset="digits", batch_size=4, rounds=1, steps=1, changes=[SMALL])
     given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
-    report = Report("A training step", settings_of(options))
-    with tempfile.TemporaryDirectory() as folder:
-        measure(plan_on_noise(options.preset, Path(folder), [*given, *options.changes]), Path(folder), options, report)
-    report.show(options.json)
+    with benchmark("A training step", options) as (report, folder):
+        measure(plan_on_noise(options.preset, folder, [*given, *options.changes]), folder, options, report)
 
 
 if __name__ == "__main__":

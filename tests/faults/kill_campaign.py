@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kill_job import ASSEMBLE, CHECKPOINT, DRAW, EVALUATE, PREPARE, SAMPLE, STAGES, TRAIN, Materials, Run, watch
-from kill_processes import DRIVER, GCS, GROUP, RAYLET, WORKER, Command, Process, descendants, end_orphans, orphans
+from kill_processes import DRIVER, GCS, GROUP, RAYLET, WORKER, Command, end_orphans, is_worker, orphans
+from processes import Process, descendants
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 _ALL = (DRIVER, WORKER, RAYLET, GCS, GROUP)
@@ -281,4 +282,4 @@ def _kills_in(stage: str, each: int) -> int:
 
 def _workers_left() -> list[Process]:
     """Workers of commands that have ended. Ray's own helpers may stay for a minute; they do nothing."""
-    return [process for process in orphans() if process.is_worker]
+    return [process for process in orphans() if is_worker(process)]

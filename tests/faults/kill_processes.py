@@ -1,15 +1,15 @@
-"""The processes of a command under attack: found by descent, told apart by what they are, and never left behind."""
+"""The processes of a command under attack: told apart by what they are, and never left behind."""
 
 import ctypes
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from forked import ForkedProcess, fork_server
+from processes import Process, descendants
 
 DRIVER, WORKER, RAYLET, GCS, GROUP = "driver", "worker", "raylet", "gcs", "group"
 VICTIMS = (DRIVER, WORKER, RAYLET, GCS, GROUP)
@@ -18,23 +18,6 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 # In a command line: it does a run's work.
 _WORKER_MARKS = ("RegionWorker", "TrainWorker", "make_shards", "_share", "data.decode")
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process as /proc shows it."""
-
-    pid: int
-    parent: int
-    state: str
-    name: str
-    command: str
-    cpu_s: float
-
-    @property
-    def is_worker(self) -> bool:
-        """Whether it trains, samples, evaluates or decodes."""
-        return any(mark in self.command for mark in _WORKER_MARKS)
 
 
 def adopt_orphans() -> None:
@@ -94,24 +77,19 @@ def _is(process: Process, victim: str, driver: int) -> bool:
     if victim == DRIVER:
         return process.pid == driver
     if victim == WORKER:
-        return process.is_worker
+        return is_worker(process)
     return process.name == {RAYLET: "raylet", GCS: "gcs_server"}[victim]
 
 
-def descendants(pid: int) -> list[Process]:
-    """The process and all that came of it, zombies included."""
-    everyone = {process.pid: process for process in _processes()}
-    found = [everyone[pid]] if pid in everyone else []
-    for one in found:
-        found += [process for process in everyone.values() if process.parent == one.pid]
-    return found
+def is_worker(process: Process) -> bool:
+    """Whether it trains, samples, evaluates or decodes."""
+    return any(mark in process.command for mark in _WORKER_MARKS)
 
 
-def orphans(besides: Command | None = None) -> list[Process]:
+def orphans() -> list[Process]:
     """What earlier commands left running."""
-    own = {process.pid for process in descendants(besides.pid)} if besides else set()
-    own |= fork_server()
-    rest = [process for process in descendants(os.getpid()) if process.pid != os.getpid() and process.pid not in own]
+    own = fork_server() | {os.getpid()}
+    rest = [process for process in descendants(os.getpid()) if process.pid not in own]
     for process in rest:
         if process.state == "Z" and process.parent == os.getpid():
             _reap(process.pid)
@@ -131,16 +109,3 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
     except ChildProcessError:  # a command that has been waited for
         return
-
-
-def _processes() -> Iterator[Process]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                stat = (folder / "stat").read_text()
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            except OSError:  # it has just ended
-                continue
-            name, fields = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
-            cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-            yield Process(int(folder.name), int(fields[1]), fields[0], name, command, cpu_s)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_vae
 from damage import Damage, damages_of, flip_bit, flip_some_bit
-from PIL import Image
+from latent_fixtures import tiny_vae
+from pictures import save_images
 from run_products import products
 from serial_cluster import SerialCluster
 from small_runs import small_plan
@@ -53,7 +53,7 @@ class Source:
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """Twelve images of 8 x 8, with both stores built."""
     folder = tmp_path_factory.mktemp("source")
-    save_images(folder / "images")
+    save_images(folder / "images", [(8, 8)] * _IMAGES, classes=2)
     data = DataPlan(path=str(folder / "images"), channels=3, random_flip=True, label_column="label")
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
     latent = {"family": "latent", "vae": str(tiny_vae(folder / "vae")), "latent_channels": 3, "latent_downscale": 2}
@@ -61,14 +61,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     source = Source(data, model, folder / "cache", {})
     source.served.update({kind: source.serve(kind, source.cache) for kind in _KINDS})
     return source
-
-
-def save_images(folder: Path) -> None:
-    generator = np.random.default_rng(0)
-    for number in range(_IMAGES):
-        path = folder / f"class-{number % 2}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
 
 
 def _folder(cache: Path, kind: str) -> Path:

@@ -121,10 +121,17 @@ def test_what_was_damaged_is_made_again_to_the_same_bits(finished: Path, run_dir
 def test_what_is_damaged_before_the_driver_enters_it_is_made_again_at_once(
     finished: Path, cache_dir: Path, tmp_path: Path, name: str
 ) -> None:
-    cluster = HarmingCluster("region high", lambda run_dir: flip_some_bit(run_dir / name, seed=1))
+    cluster = HarmingCluster("region high", lambda run_dir: _delete_or_flip(run_dir / name))
     driver.launch(small_plan(), tmp_path / "run", executor=cluster)
     assert cluster.jobs == ["region high", "region high", "region low"]
     assert products(tmp_path / "run") == products(finished)
+
+
+def _delete_or_flip(file: Path) -> None:
+    if file.name == "config.json":
+        file.unlink()
+    else:
+        flip_some_bit(file, seed=1)
 
 
 @pytest.mark.parametrize("name", [f"train/high/{WEIGHTS}", "train/high/expert/config.json"])

@@ -5,16 +5,15 @@ only Ray, which the region workers never see, is replaced by a cluster that star
 """
 
 import signal
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
-from conftest import ONE_REGION
-from forked import RunningProcess
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from process_cluster import ProcessCluster
+from processes import RunningProcess
 from run_products import products
 from safetensors.torch import load_file
 from serial_cluster import SerialCluster
@@ -30,9 +29,6 @@ from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
 from schemas.manifest import Manifest
-from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _manifest(run_dir: Path) -> Manifest:
@@ -192,24 +188,6 @@ def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path
     assert not list(run_dir.rglob(".partial-*"))
 
 
-def test_a_result_whose_files_were_lost_before_the_driver_saw_it_is_made_again(
-    tiny_plan: MakePlan,
-    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
-    tmp_path: Path,
-) -> None:
-    run_dir = tmp_path / "run"
-    Ledger.begin(RunDirectory(run_dir), tiny_plan(ONE_REGION))
-    for job in make_jobs(tiny_plan(ONE_REGION), run_dir):
-        run_job(job)
-    (run_dir / "train/all/expert/config.json").unlink()
-
-    cluster = SerialCluster()
-    handle = driver.launch(tiny_plan(ONE_REGION), run_dir, executor=cluster)
-    assert cluster.jobs == ["region all"]
-    assert handle.manifest.finished()
-    assert (run_dir / "train/all/expert/config.json").is_file()
-
-
 def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
@@ -220,18 +198,8 @@ def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one
     ).manifest.finished()
 
 
-def test_a_damaged_ensemble_is_assembled_again(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=SerialCluster())
-    (run_dir / "ensemble/model_index.json").write_text("{")
-    (run_dir / "samples/00000.png").unlink()
-    handle = driver.launch(tiny_plan(ONE_REGION, "training.steps=2"), run_dir, executor=SerialCluster())
-    assert handle.manifest.finished()
-    assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
-
-
 def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
-    tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
 ) -> None:
     job = make_jobs(tiny_plan("training.steps=2"), tmp_path)[0]
     run_job(job)
@@ -240,19 +208,6 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
     ticket = tmp_path / "draw/0-260/tickets/0-260/ticket.json"
     ticket.write_text(ticket.read_text().replace('"interval": ', '"interval": 1'))
     assert finished_result(tmp_path, job.train) is None
-
-
-def test_a_damaged_expert_is_found_and_made_again(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    driver.launch(tiny_plan(ONE_REGION), run_dir, executor=SerialCluster())
-    expert = run_dir / "train/all/expert/diffusion_pytorch_model.safetensors"
-    whole = expert.read_bytes()
-    expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-
-    again = SerialCluster()
-    driver.launch(tiny_plan(ONE_REGION), run_dir, executor=again)
-    assert again.jobs == ["region all"]
-    assert expert.read_bytes() == whole
 
 
 def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(tiny_plan: MakePlan, tmp_path: Path) -> None:

@@ -2,18 +2,19 @@
 
 import fcntl
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-from forked import ForkedGroup, RunningProcess
+from conftest import MakeJobs, MakePlan
+from forked import ForkedGroup
+from listener import Listener
 from process_cluster import ProcessCluster, Sabotage, start_worker
+from processes import RunningProcess, wait_until
 
 from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.data.store import ensure_store
 from schemas.job import FAILURE_FILE, Failure, WorkerJob
-from schemas.plan import Plan
 
 HANGING, OTHER = "region 0-500", "region 480-1000"
 REGIONS = "regions=[{train: [0, 500], pruning_ratio: 0.5}, {train: [480, 1000], pruning_ratio: 0.5}]"
@@ -33,39 +34,32 @@ def _halt_one_worker(run_dir: Path) -> Callable[[WorkerJob, int, RunningProcess]
     def sabotage(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         if job.name != HANGING or attempt > 1:
             return
-        while not any((run_dir / "train/0-500/checkpoints").glob("step-*")):
-            assert process.poll() is None
-            time.sleep(0.02)
+        checkpoints = run_dir / "train/0-500/checkpoints"
+        wait_until(lambda: any(checkpoints.glob("step-*")), "a checkpoint", process, look_s=0.02)
         assert isinstance(process, ForkedGroup)
         process.workers[1].send_signal(signal.SIGSTOP)
-        while not (run_dir / "train/0-500/failure.json").exists():
-            time.sleep(0.1)
+        wait_until((run_dir / "train/0-500/failure.json").exists, "the failure's report")
         process.workers[1].send_signal(signal.SIGKILL)  # torchrun would do so after half a minute
 
     return sabotage
 
 
 def test_a_region_that_hangs_is_ended_and_tried_again_while_the_other_goes_on(
-    tiny_plan: Callable[..., Plan], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     cluster = TwoEach(4, _halt_one_worker(run_dir))
     plan = tiny_plan(REGIONS, "training.steps=60", "workers.processes=2", "workers.hang_limit_s=10")
-    said: list[str] = []
-
-    class Noting(driver.View):
-        def line(self, text: str) -> None:
-            said.append(text)
-
-    manifest = driver.launch(plan, run_dir, view=Noting(), executor=cluster).manifest
+    view = Listener()
+    manifest = driver.launch(plan, run_dir, view=view, executor=cluster).manifest
     assert manifest.finished()
     assert cluster.attempts == {HANGING: 2, OTHER: 1}
-    told = [line for line in said if "Trying again" in line]
+    told = [line for line in view.said if "Trying again" in line]
     assert any("lost each other" in line or "No step was made" in line for line in told)  # whichever notices first
 
 
 def test_a_worker_that_hangs_while_it_opens_its_data_ends_itself(
-    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], cache_dir: Path, tmp_path: Path
+    tiny_plan: MakePlan, make_jobs: MakeJobs, cache_dir: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(REGIONS, "workers.hang_limit_s=2", f"workers.cache_dir={tmp_path / 'cache'}")
     job = make_jobs(plan, tmp_path / "run")[0]

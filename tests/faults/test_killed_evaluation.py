@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from conftest import MakePlan
 from finished_run import finished_run
 from forked import ForkedProcess
 from local_inception import write_local_inception
+from processes import wait_until
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.integrity import file_digest
-from schemas.plan import Plan
 
 # Shards of 2 images for speed; and the distance, half a minute on two cores, is left out: it is made at the very end.
 _SCRIPT = """
@@ -37,11 +38,7 @@ def _finish(process: ForkedProcess) -> None:
 
 def _kill_when(run_dir: Path, weights: Path, ready: Callable[[], bool]) -> None:
     process = _start(run_dir, weights)
-    deadline = time.monotonic() + 180
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the evaluation never came to the point where it should be killed"
-        time.sleep(0.005)
+    wait_until(ready, "the point of the evaluation where it should be killed", process, look_s=0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -52,7 +49,7 @@ def _statistics(run_dir: Path) -> list[str]:
 
 
 def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what_was_done(
-    tiny_plan: Callable[..., Plan], cache_dir: Path, tmp_path: Path
+    tiny_plan: MakePlan, cache_dir: Path, tmp_path: Path
 ) -> None:
     weights = write_local_inception(tmp_path / "weights.safetensors")
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked import RunningProcess, run_forked
+from conftest import MakeJobs, MakePlan
+from forked import run_forked
 from process_cluster import run_worker, start_worker
+from processes import RunningProcess, wait_until
 from safetensors.torch import load_file
 
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
-from schemas.job import OWNERS_FOLDER, STOP_FILE, Note, WorkerJob
+from schemas.job import OWNERS_FOLDER, STOP_FILE, Note
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
-MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 
 _MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/tickets/0-260/ticket.json"
 _DRAWN = "draw/0-260/tickets/0-260/expert/diffusion_pytorch_model.safetensors"
@@ -96,9 +95,7 @@ def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_
     with (stage / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = start_worker(job)
-        while not (stage / "progress.json").exists():
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.05)
+        wait_until((stage / "progress.json").exists, "the worker to begin", process)
         time.sleep(3)
         assert {path.name for path in stage.iterdir()} == {".lock", "progress.json"}, "it works beside the other"
         assert process.poll() is None
@@ -107,9 +104,7 @@ def test_a_worker_waits_for_the_stage_that_another_still_holds(plan: Plan, make_
 
 
 def _until_it_trains(process: RunningProcess, run_dir: Path) -> None:
-    while not (run_dir / "train/0-260/progress.json").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
+    wait_until((run_dir / "train/0-260/progress.json").exists, "the training", process, look_s=0.01)
 
 
 def test_two_workers_of_one_region_share_the_batch_and_agree_with_one_worker(

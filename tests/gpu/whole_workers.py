@@ -4,15 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from forked import ForkedProcess, RunningProcess
+from forked import ForkedProcess
 from own_loop import first_job
-from ray_processes import free_port
+from processes import RunningProcess, free_port, wait_until
 from safetensors.torch import load_file
 from setting import BF16, CHANNELS_LAST, CUDA, EXACT, LIMIT_S, Setting
 
@@ -116,14 +115,9 @@ def finish(process: RunningProcess) -> None:
 
 def kill_in_training(process: RunningProcess, job: WorkerJob) -> None:
     """As soon as its training has a checkpoint."""
-    folder, deadline = Path(job.run_dir) / training(job).name, time.monotonic() + LIMIT_S
-    while not any(folder.glob(f"{CHECKPOINTS_FOLDER}/*/{CHECKPOINT_FILE}")):
-        if process.poll() is not None:
-            finish(process)
-            raise RuntimeError("the worker ended before it had a checkpoint")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no checkpoint after {LIMIT_S:.0f} s")
-        time.sleep(0.005)
+    folder = Path(job.run_dir) / training(job).name
+    saved = f"{CHECKPOINTS_FOLDER}/*/{CHECKPOINT_FILE}"
+    wait_until(lambda: any(folder.glob(saved)), "a checkpoint", process, look_s=0.005, limit_s=LIMIT_S)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=LIMIT_S)
     if (folder / RESULT_FILE).exists():

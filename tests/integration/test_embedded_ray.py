@@ -4,15 +4,13 @@ import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray_processes import processes_with
+from conftest import MakeJobs, MakePlan
+from processes import processes_with
 
 from region_workers.data.store import ensure_store
-from schemas.job import WorkerJob
-from schemas.plan import Plan
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 LISTENS = "0A"
@@ -66,7 +64,7 @@ def _listening(pids: list[int]) -> set[str]:
 
 @pytest.mark.slow
 def test_an_embedded_ray_is_for_its_user_alone_and_jobs_of_one_and_several_workers_end_when_cancelled(
-    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], cache_dir: Path, tmp_path: Path
+    tiny_plan: MakePlan, make_jobs: MakeJobs, cache_dir: Path, tmp_path: Path
 ) -> None:
     plan = tiny_plan(f"workers.cache_dir={tmp_path / 'cache'}")
     job = make_jobs(plan, tmp_path / "run")[0]

@@ -6,10 +6,8 @@ import json
 import runpy
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
@@ -20,19 +18,19 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY
+from conftest import TINY, MakePlan
 from drawing_files import VECTOR
 from finished_run import finished_run
 from forked import run_forked
+from pictures import save_images
 from PIL import Image
-from ray_processes import free_port
+from processes import free_port, wait_until
 from serial_cluster import SerialCluster
 from starlette.requests import Request
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.ensemble import samples_of
 from ebdiff_orchestrator.ensemble.pictures import image_grid, svg_grid
-from schemas.plan import Plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -67,17 +65,14 @@ def test_a_run_is_launched_from_python_and_its_losses_are_plotted(cache_dir: Pat
 
 @pytest.mark.slow
 def test_a_folder_of_images_is_trained_on(cache_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    for number in range(8):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{number}.png")
+    save_images(tmp_path / "photos", [(24, 20)] * 8)
     little = ("--resolution", "8", "--steps", "4", "--batch-size", "4", "--run-dir", tmp_path / "run")
     said = _run("own_images.py", tmp_path / "photos", *little)
     assert said.count(": done") == 6
     assert Image.open(tmp_path / "run" / "samples" / "grid.png").size[0] > 8
 
 
-def test_another_scheduler_draws_from_an_ensemble(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_another_scheduler_draws_from_an_ensemble(tiny_plan: MakePlan, tmp_path: Path) -> None:
     finished_run(tmp_path / "run", tiny_plan())
     _run("other_scheduler.py", tmp_path / "run", "--steps", "3", "--out", tmp_path / "dpm.png")
     assert Image.open(tmp_path / "dpm.png").size == (4 * 8, 4 * 8)
@@ -92,17 +87,11 @@ def _ask(url: str, body: bytes | None, path: str = "/") -> tuple[int, bytes]:
         return error.code, error.read()
 
 
-def _wait_for_server(server: subprocess.Popen[str], url: str, limit_s: float = 300.0) -> None:
-    until = time.monotonic() + limit_s
-    while True:
-        assert server.poll() is None, server.communicate()
-        assert time.monotonic() < until, f"no answer in {limit_s:.0f} s"
-        try:
-            if _ask(url, b"{}")[0] == 200:
-                return
-        except OSError:
-            pass
-        time.sleep(0.5)
+def _answers(url: str) -> bool:
+    try:
+        return _ask(url, b"{}")[0] == 200
+    except OSError:
+        return False
 
 
 def _ask_here(sampler: Any, *wanted: dict[str, int]) -> list[Any]:
@@ -120,7 +109,7 @@ def _ask_here(sampler: Any, *wanted: dict[str, int]) -> list[Any]:
 
 
 def test_drawings_are_served_as_svg_and_who_comes_when_many_wait_is_told_so(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=22))
     monkeypatch.setattr("ray.serve.get_replica_context", lambda: replica)
@@ -139,9 +128,7 @@ def test_drawings_are_served_as_svg_and_who_comes_when_many_wait_is_told_so(
 
 
 @pytest.mark.slow
-def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(
-    tiny_plan: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(tiny_plan: MakePlan, tmp_path: Path) -> None:
     finished_run(tmp_path / "run", tiny_plan())
     few = samples_of(load_ensemble(tmp_path / "run"), 4, seed=7, steps=3, batch_size=4)
     address = f"http://127.0.0.1:{(port := free_port())}"
@@ -150,7 +137,7 @@ def test_an_ensemble_is_served_alike_to_whoever_asks_and_refuses_too_much(
     command = [*in_background, sys.executable, str(EXAMPLES / "serve.py"), str(tmp_path / "run"), *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        _wait_for_server(server, address)
+        wait_until(lambda: _answers(address), "an answer", server)
         asked = [{"seed": 7, "count": 4, "steps": 3}, {"seed": 7, "steps": 3}, {"seed": 8, "count": 6, "steps": 2}] * 2
         with ThreadPoolExecutor(len(asked)) as clients:  # at once, so that batches are mixed
             answers = list(clients.map(lambda wanted: _ask(address, json.dumps(wanted).encode()), asked))

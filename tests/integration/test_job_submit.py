@@ -16,7 +16,8 @@ import requests
 import yaml
 from forked import run_forked
 from job_client import ENDED, JobClient
-from ray_processes import BIN, ClusterSetting, cluster_setting, free_port, run_in, wait_until
+from processes import free_port, wait_until
+from ray_processes import BIN, ClusterSetting, cluster_setting, run_in
 
 from ebdiff_orchestrator import load_ensemble
 from ebdiff_orchestrator.run.run_table import read_status

@@ -12,7 +12,8 @@ from conftest import TINY
 from forked import ForkedProcess, run_forked
 from node_cluster import NodeCluster
 from process_cluster import ProcessCluster
-from ray_processes import ClusterSetting, cluster_setting, wait_until
+from processes import wait_until
+from ray_processes import ClusterSetting, cluster_setting
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run import launch as driver

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ONE_REGION
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from event_files import events_of
 from finished_run import finished_run
-from forked import RunningProcess
 from process_cluster import ProcessCluster, run_worker
+from processes import RunningProcess
 from s3_server import BUCKET, s3_server
 from serial_cluster import SerialCluster
 
@@ -40,9 +40,6 @@ from schemas.errors import PlanError, UserError
 from schemas.execution import PreviewRecord, picture_key
 from schemas.job import WorkerJob
 from schemas.manifest import Evaluation, Manifest
-from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 SLOW = ("training.steps=120", "checkpointing.interval_steps=20")
 
@@ -179,7 +176,7 @@ def test_trackers_call_a_run_in_a_bucket_by_its_own_name(tiny_plan: MakePlan) ->
 
 
 def test_two_workers_of_a_region_share_a_run_in_a_bucket(
-    tiny_plan: MakePlan, make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
 ) -> None:
     job = make_jobs(tiny_plan(ONE_REGION), tmp_path)[0]
     run_worker(job.model_copy(update={"run_dir": f"s3://{BUCKET}/runs/two"}), workers=2)

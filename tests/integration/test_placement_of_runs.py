@@ -1,9 +1,9 @@
 """Runs whose regions get as many workers as the placement says, or as become free; processes in the place of Ray."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import MakeJobs, MakePlan
 from process_cluster import ProcessCluster, run_worker
 from safetensors.torch import load_file
 
@@ -12,10 +12,6 @@ from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run import placing as jobs
 from ebdiff_orchestrator.run.growth import next_growth
 from schemas.errors import PlanError
-from schemas.job import WorkerJob
-from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 _LONG, _MIDDLE, _SHORT = "region 0-260", "region 240-460", "region 440-1000"
 
@@ -54,7 +50,7 @@ def test_placement_starts_from_a_device_a_region(tiny_plan: MakePlan) -> None:
 
 def test_a_worker_that_a_finished_region_leaves_joins_one_still_training(
     tiny_plan: MakePlan,
-    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
+    make_jobs: MakeJobs,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:

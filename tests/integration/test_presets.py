@@ -5,15 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_vae
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from drawing_files import with_drawings
+from latent_fixtures import tiny_vae
+from pictures import save_images
 from PIL import Image
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.launch import RunHandle
+from region_workers.data.store import ensure_store
 from schemas.errors import PlanError
 from schemas.plan import Plan
 
@@ -30,34 +32,25 @@ SMALL = (*SHORT, "model.layers_per_block=1", "model.norm_num_groups=4")
 IMAGES = 12
 
 
-def _write(folder: Path, size: tuple[int, int], suffix: str) -> Path:
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for index in range(IMAGES):
-        pixels = random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:06d}.{suffix}")
-    return folder
-
-
 def _cifar10(folder: Path) -> Sequence[str]:
     widths = "model.block_out_channels=[16,16,32,32]"
-    return f"data.path={_write(folder / 'images', (32, 32), 'png')}", "data.resolution=8", widths
+    return f"data.path={save_images(folder / 'images', [(32, 32)] * IMAGES)}", "data.resolution=8", widths
 
 
 def _celeba64(folder: Path) -> Sequence[str]:
-    images = _write(folder / "img_align_celeba", (178, 218), "jpg")
+    images = save_images(folder / "img_align_celeba", [(178, 218)] * IMAGES, "jpg")
     widths = "model.block_out_channels=[16,16,16,16,32]"
     return f"data.path={images}", "data.image_column=null", "data.resolution=32", widths
 
 
 def _lsun(folder: Path) -> Sequence[str]:
-    images = _write(folder / "lsun", (300, 256), "webp")
+    images = save_images(folder / "lsun", [(300, 256)] * IMAGES, "webp")
     return f"data.path={images}", "data.resolution=32", "model.block_out_channels=[16,16,16,16,32,32]"
 
 
 def _imagenet256_ldm(folder: Path) -> Sequence[str]:
     for synset in ("n01440764", "n01443537", "n01484850"):
-        _write(folder / "train" / synset, (40, 32), "jpg")
+        save_images(folder / "train" / synset, [(40, 32)] * IMAGES, "jpg")
     return (
         f"data.path={folder / 'train'}",
         "data.image_column=null",
@@ -129,7 +122,7 @@ def test_the_whole_path_of_a_preset_of_drawings(preset: str, launch: Launch, tmp
 
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_file(), reason="needs ../shared/data/cifar10-train.parquet")
-def test_the_paper_s_cifar10_job_finishes_when_shrunk(launch: Launch, tmp_path: Path) -> None:
+def test_the_paper_s_cifar10_job_finishes_when_shrunk(launch: Launch, cache_dir: Path, tmp_path: Path) -> None:
     quick = [
         f"data.path={CIFAR10}",
         "training.batch_size=2",
@@ -139,8 +132,14 @@ def test_the_paper_s_cifar10_job_finishes_when_shrunk(launch: Launch, tmp_path: 
         "sampling.num_images=2",
         "sampling.steps=2",
     ]
-    assert launch(load_plan("cifar10", quick), "run").manifest.finished()
+    manifest = launch(load_plan("cifar10", quick), "run").manifest
+    assert manifest.finished()
     assert np.asarray(Image.open(tmp_path / "run" / "samples" / "00001.png")).shape == (32, 32, 3)
+    images = ensure_store(manifest.plan.data, cache_dir)
+    assert images.array.shape == (50_000, 32, 32, 3)
+    assert images.unreadable == 0
+    mean_of_channels = images.array[:5000].mean(axis=(0, 1, 2)) / 255
+    assert 0.35 < mean_of_channels.min() < mean_of_channels.max() < 0.6
 
 
 def _hub_folders(folder: Path) -> dict[str, Path]:
@@ -172,7 +171,7 @@ def _hub_folders(folder: Path) -> dict[str, Path]:
 def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(launch: Launch, tmp_path: Path) -> None:
     networks = _hub_folders(tmp_path)
     for label in ("a", "b", "c"):
-        _write(tmp_path / "images" / label, (8, 8), "png")
+        save_images(tmp_path / "images" / label, [(8, 8)] * IMAGES)
     data = {"path": str(tmp_path / "images"), "resolution": 8, "channels": 3}
     quick = {
         "training": {"steps": 2, "batch_size": 4, "ema_decay": 0.9},

@@ -2,11 +2,12 @@
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakePlan
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.reports.page import write_report
@@ -14,7 +15,6 @@ from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.load import write_study
 from ebdiff_orchestrator.study.report import write_study_report
-from schemas.plan import Plan
 from schemas.study import StudyPlan, StudyRow
 
 pytestmark = pytest.mark.skipif(
@@ -43,7 +43,7 @@ def browser() -> Iterator[Any]:
 
 
 def test_a_browser_shows_every_figure_and_asks_nobody_for_anything(
-    browser: Any, tiny_plan: Callable[..., Plan], tmp_path: Path
+    browser: Any, tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     study = tmp_path / "study"
     run, plan = study / "row-s0", tiny_plan("draw.interval_steps=1")

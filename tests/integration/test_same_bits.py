@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_vae
 from drawing_files import scribbles, write_lines
-from forked import RunningProcess
+from latent_fixtures import tiny_vae
 from PIL import Image
 from process_cluster import ProcessCluster, no_sabotage
+from processes import RunningProcess
 from run_products import products
 from s3_server import BUCKET, s3_server
 

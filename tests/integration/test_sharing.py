@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from bare_environment import bare_python
+from conftest import MakePlan
 from drawing_files import VECTOR
 from finished_run import an_evaluation, recorded_as_finished
 from forked import ForkedProcess
@@ -24,7 +25,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
-from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
+from ebdiff_orchestrator.ensemble import load_ensemble
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -37,14 +38,12 @@ from region_workers.networks.packed_weights import masks_of
 from region_workers.storage.integrity import seal_folder
 from schemas.data import RasterPlan
 from schemas.errors import RunFailed, UserError
-from schemas.plan import DiffusionPlan, Plan, SamplingPlan
+from schemas.plan import Plan
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 
-from ensemble_fixtures import CLASSES, KINDS, draw, saved_ensemble
-from test_ensemble_pruned import NAMES, pruned_expert
+from ensemble_fixtures import CLASSES, KINDS, PRUNED_NAMES, draw, saved_ensemble
 
-ALL_KINDS = (*KINDS, "pruned", "packed")
 REPO = "me/digits"
 # What a stranger runs: every kind from its folder, one from the hub; the samples go to files.
 STRANGER = """
@@ -83,33 +82,12 @@ except ValueError as error:
 """
 
 
-def _packed(expert: Any, seed: int) -> Any:
-    """The expert with a third of its convolutions' weights, which its file then holds packed."""
-    generator = torch.Generator().manual_seed(seed)
-    masks = {}
-    for name, weight in expert.named_parameters():
-        if weight.ndim == 4:
-            mask = torch.rand(weight.shape, generator=generator) < 0.33
-            weight.data *= mask
-            masks[name] = torch.from_numpy(np.packbits(mask.numpy()))
-    expert.packed_masks = masks
-    return expert
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run that counts as finished, by the kind of its ensemble."""
-    found = {kind: tmp_path_factory.mktemp("runs") / kind for kind in ALL_KINDS}
+    found = {kind: tmp_path_factory.mktemp("runs") / kind for kind in KINDS}
     for kind, run in found.items():
-        if kind in KINDS:
-            saved_ensemble(run / "ensemble", kind=kind)
-        else:
-            experts = [pruned_expert(0.25, 0), pruned_expert(0.75, 1)]
-            experts = [_packed(expert, 2) for expert in experts] if kind == "packed" else experts
-            routes = [(0, 500), (500, 1000)]
-            ensemble_of(experts, routes, NAMES, DiffusionPlan(), SamplingPlan(steps=4)).save_pretrained(
-                run / "ensemble"
-            )
+        saved_ensemble(run / "ensemble", kind=kind)
         recorded_as_finished(run, Plan())
     return found
 
@@ -267,7 +245,7 @@ def test_the_command_pushes_and_what_it_pushed_loads_by_its_name(
         REPO, "drawings"
     )  # what the branch began with, and has no use for
     push_run(runs["pruned"], REPO)
-    assert {name.split("/")[1] for name in at_hub.files(REPO) if name.endswith(".safetensors")} == set(NAMES)
+    assert {name.split("/")[1] for name in at_hub.files(REPO) if name.endswith(".safetensors")} == set(PRUNED_NAMES)
     for revision, kind in (("drawings", "drawings"), (first, "pixels"), (None, "pruned")):
         assert torch.equal(draw(load_ensemble(REPO, revision=revision), 1, 2), draw(load_ensemble(runs[kind]), 1, 2))
 
@@ -348,7 +326,7 @@ def test_what_is_loaded_runs_no_code_of_the_repository(runs: dict[str, Path], tm
     for module in folder.rglob("*.py"):
         module.write_text(evil)
     for name in ("os.system", "timestep_router.TimestepRouter", "diffusers.DiffusionPipeline", None):
-        config.write_text(json.dumps({**values, "expert_classes": [name] * len(NAMES)} if name else values))
+        config.write_text(json.dumps({**values, "expert_classes": [name] * len(PRUNED_NAMES)} if name else values))
         for sealed in (folder / "unet", folder):  # as whoever owns the repository can
             seal_folder(sealed)
         if name is None:
@@ -359,7 +337,7 @@ def test_what_is_loaded_runs_no_code_of_the_repository(runs: dict[str, Path], tm
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_card_says_what_is_known_and_nothing_of_the_machine(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_a_card_says_what_is_known_and_nothing_of_the_machine(tiny_plan: MakePlan, tmp_path: Path) -> None:
     plan = tiny_plan(f"data.path={tmp_path}/secret/x](http:evil) <script>alert(1)<script> `| photos")
     manifest = recorded_as_finished(tmp_path, plan)
     found = an_evaluation(num_images=1000, fid=12.345, ensemble_digest=ensemble_digest(manifest))

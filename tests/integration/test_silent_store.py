@@ -4,21 +4,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Timer
 
 import pytest
-from conftest import ONE_REGION
-from forked import RunningProcess
+from conftest import ONE_REGION, MakePlan
 from process_cluster import ProcessCluster
+from processes import RunningProcess
 from s3_server import BUCKET, s3_server
 from store_gate import Gate
 
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.storage.object_store import SHORT_LIMIT_S, ObjectStore, StoreSilentError
 from schemas.job import WorkerJob
-from schemas.plan import Plan
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_the_status_of_a_run_in_a_dead_store_is_an_error_for_people_within_secon
     assert "Traceback" not in status.stderr
 
 
-def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(gate: Gate, tiny_plan: Callable[..., Plan]) -> None:
+def test_a_launch_and_its_worker_outlast_an_outage_of_the_store(gate: Gate, tiny_plan: MakePlan) -> None:
     url = f"s3://{BUCKET}/outage"
 
     def cut(job: WorkerJob, attempt: int, process: RunningProcess) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import MakeJobs, MakePlan
 from drawing_files import VECTOR
 from process_cluster import run_worker, start_worker
 from safetensors.torch import load_file
@@ -16,14 +17,13 @@ from safetensors.torch import load_file
 from region_workers.storage.tables import read_mask_moves
 from region_workers.training.trainer import Trainer
 from schemas.job import MASK_MOVES_FILE, WEIGHTS_FILE, WorkerJob
-from schemas.plan import Plan
 
 MakeJob = Callable[[str, Path, Sequence[str]], WorkerJob]
 _STEPS = 8
 
 
 @pytest.fixture
-def make_job(tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]]) -> MakeJob:
+def make_job(tiny_plan: MakePlan, make_jobs: MakeJobs) -> MakeJob:
     """A job whose masks move at steps 2 and 4, where checkpoints are made too."""
 
     def make(method: str, folder: Path, family: Sequence[str]) -> WorkerJob:

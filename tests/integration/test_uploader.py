@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import ONE_REGION
-from forked import RunningProcess
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from process_cluster import start_worker
+from processes import RunningProcess, wait_until
 from pyarrow import fs
 from pydantic import ValidationError
 from s3_server import BUCKET, s3_server
@@ -30,7 +30,6 @@ from schemas.job import (
     StageResult,
     WorkerJob,
 )
-from schemas.plan import Plan
 
 Start = Callable[[WorkerJob], RunningProcess]
 
@@ -50,9 +49,7 @@ def store(request: pytest.FixtureRequest) -> ObjectStore:
 
 
 @pytest.fixture
-def job(
-    store: ObjectStore, tiny_plan: Callable[..., Plan], make_jobs: Callable[..., list[WorkerJob]], tmp_path: Path
-) -> WorkerJob:
+def job(store: ObjectStore, tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> WorkerJob:
     """A job with a scratch folder of the test's own, that ends only if it is made to."""
     made = make_jobs(tiny_plan(ONE_REGION, *_LONG), tmp_path / "run")[0]
     return made.model_copy(update={"run_dir": store.url, "cache_dir": str(tmp_path / "cache")})
@@ -75,12 +72,8 @@ def start() -> Iterator[Callable[[WorkerJob], RunningProcess]]:
 
 def _once_saved(store: ObjectStore, worker: RunningProcess) -> set[str]:
     """The keys in the store that stay, once it holds two checkpoints of the training."""
-    while True:
-        keys = set(store.list_keys())
-        if sum(key.startswith(_SAVED) and key.endswith("checkpoint.json") for key in keys) >= 2:
-            return {key for key in keys if not key.startswith(_SAVED)}
-        assert worker.poll() is None, worker.communicate()[0]
-        time.sleep(0.1)
+    wait_until(lambda: len(_checkpoints(store)) >= 2, "two checkpoints", worker)
+    return {key for key in store.list_keys() if not key.startswith(_SAVED)}
 
 
 def _once_still(store: ObjectStore) -> tuple[list[str], list[tuple[int, int] | None]]:
@@ -193,13 +186,9 @@ def test_two_workers_of_one_job_leave_each_other_s_folders_and_the_store_alone_u
     killed.communicate(timeout=60)
     before = set(store.list_keys()) - set(store.list_keys(_SAVED[:-1]))
     workers = [start(job)]
-    while left.exists():  # what a dead one left is cleared
-        assert workers[0].poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: not left.exists(), "what a dead one left to be cleared", workers[0])
     workers.append(start(job))
-    while len(list(place.iterdir())) < 2:
-        assert workers[1].poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: len(list(place.iterdir())) >= 2, "both to work", workers[1])
     time.sleep(5)
     assert len(list(place.glob("*/run"))) == 2
     assert [worker.poll() for worker in workers] == [None, None]
@@ -207,19 +196,17 @@ def test_two_workers_of_one_job_leave_each_other_s_folders_and_the_store_alone_u
     assert len(_checkpoints(store)) >= 2
 
     newer = start(job.model_copy(update={"attempt": job.attempt + 1}))  # the driver has given the two up for lost
-    until = time.monotonic() + 240
-    while any(worker.poll() is None for worker in workers):  # each looks every two seconds
-        assert newer.poll() is None, newer.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    wait_until(lambda: None not in [worker.poll() for worker in workers], "both to end", newer)
     assert [worker.returncode for worker in workers] == [130, 130], [worker.communicate() for worker in workers]
     # An older attempt may have looked just before the newer one wrote; what it left is soon written over.
-    while not (
-        Progress.model_validate_json(store.read(f"train/all/{PROGRESS_FILE}")).attempt == job.attempt + 1
-        and all(_info(store, key).attempt == job.attempt + 1 for key in _checkpoints(store))
-    ):
-        assert newer.poll() is None
-        time.sleep(0.2)
+    wait_until(
+        lambda: (
+            Progress.model_validate_json(store.read(f"train/all/{PROGRESS_FILE}")).attempt == job.attempt + 1
+            and all(_info(store, key).attempt == job.attempt + 1 for key in _checkpoints(store))
+        ),
+        "the newer one's progress and checkpoints alone",
+        newer,
+    )
     assert newer.poll() is None
 
 
@@ -232,9 +219,7 @@ def test_a_worker_clears_a_half_sent_checkpoint_and_sends_nothing_more_once_the_
     store.write(half, b"an older attempt was killed before it sent checkpoint.json")
     worker = start(job.model_copy(update={"owner": mine.name}))
     _once_saved(store, worker)
-    while half in store.list_keys():
-        assert worker.poll() is None
-        time.sleep(0.1)
+    wait_until(lambda: half not in store.list_keys(), "the half checkpoint to be cleared", worker)
     store.write(f"{OWNERS_FOLDER}/{other.name}", other.model_dump_json().encode())
     keys, stamps = _once_still(store)  # what was under way is there
     output, _ = worker.communicate(timeout=60)

@@ -4,21 +4,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DModel, VQModel
+from pruning_networks import magnitude_ticket
 from torch import nn
 
 from ebdiff_orchestrator.ensemble import ListDDIMScheduler, TimestepRouter, VectorPipeline, ensemble_of
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
+from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 ROUTES = [(0, 260), (260, 440), (440, 1000)]
 NAMES = ["0-260", "240-460", "440-1000"]
+PRUNED_ROUTES, PRUNED_NAMES = [(0, 500), (500, 1000)], ["0-500", "500-1000"]
 CLASSES = 4
 VAES = ("AutoencoderKL", "VQModel")
-KINDS = ("pixels", "classes", *VAES, "drawings")  # latents are of four classes
+UNCONDITIONAL = ("pixels", "drawings", "pruned", "packed")
+KINDS = ("classes", *VAES, *UNCONDITIONAL)  # latents are of four classes
 LENGTH_COUNTS = (0, 0, 1, 0, 2, 0, 3)  # of tiny drawings: the longest has 6 rows
 
 
@@ -86,6 +91,42 @@ def drawing_experts(**options: Any) -> list[DrawingGRU]:
     return experts
 
 
+def pruned_expert(ratio: float, seed: int) -> PrunedUNet2DModel:
+    """A two-level UNet with attention, its channels ranked by magnitude and `ratio` of them removed."""
+    torch.manual_seed(seed)
+    dense = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=None,
+    ).eval()
+    return extract_expert(dense, magnitude_ticket(dense, ratio))
+
+
+def pruned_experts() -> list[PrunedUNet2DModel]:
+    """Two experts of different widths and weights, for PRUNED_ROUTES."""
+    return [pruned_expert(0.25, 0), pruned_expert(0.75, 1)]
+
+
+def packed_experts() -> list[PrunedUNet2DModel]:
+    """`pruned_experts` with a third of their convolutions' weights, which their files then hold packed."""
+    generator, experts = torch.Generator().manual_seed(2), pruned_experts()
+    for expert in experts:
+        masks = {}
+        for name, weight in expert.named_parameters():
+            if weight.ndim == 4:
+                mask = torch.rand(weight.shape, generator=generator) < 0.33
+                weight.data *= mask
+                masks[name] = torch.from_numpy(np.packbits(mask.numpy()))
+        expert.packed_masks = masks
+    return experts
+
+
 def tiny_vae(kind: str = "VQModel", scaling_factor: float = 0.5) -> AutoencoderKL | VQModel:
     """A VAE from 8x8 greyscale images to 3x4x4 latents."""
     torch.manual_seed(9)
@@ -139,14 +180,25 @@ def parts_of(kind: str) -> tuple[list[Any], AutoencoderKL | VQModel | None]:
     """The experts of one of the `KINDS`, and the VAE of those on latents."""
     if kind in VAES:
         return attending_experts(), tiny_vae(kind)
-    experts: dict[str, Any] = {"pixels": tiny_experts, "classes": class_experts, "drawings": drawing_experts}
+    experts: dict[str, Any] = {
+        "pixels": tiny_experts,
+        "classes": class_experts,
+        "drawings": drawing_experts,
+        "pruned": pruned_experts,
+        "packed": packed_experts,
+    }
     return experts[kind](), None
+
+
+def routes_of(experts: list[Any]) -> tuple[list[tuple[int, int]], list[str]]:
+    """Routes and names of as many experts."""
+    return (PRUNED_ROUTES, PRUNED_NAMES) if len(experts) == len(PRUNED_NAMES) else (ROUTES, NAMES)
 
 
 def ensemble(kind: str = "pixels", experts: list[Any] | None = None, **scheduler: Any) -> Any:
     """An ensemble of this kind, or of these experts, without a progress bar; the options are its scheduler's."""
     own, vae = parts_of(kind)
-    router = TimestepRouter(experts or own, ROUTES, NAMES).eval()
+    router = TimestepRouter(experts or own, *routes_of(experts or own)).eval()
     made = pipeline_of(router, ListDDIMScheduler(**{"num_inference_steps": 6, **scheduler}), vae)
     made.set_progress_bar_config(disable=True)
     return made
@@ -171,5 +223,6 @@ def draw(pipe: Any, *seeds: int, **options: Any) -> torch.Tensor:
 def saved_ensemble(path: Path, sampling: SamplingPlan | None = None, kind: str = "pixels") -> list[Any]:
     """Save an ensemble of this kind at `path`; returns the experts."""
     experts, vae = parts_of(kind)
-    ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), sampling or SamplingPlan(steps=6), vae).save_pretrained(path)
+    saved = ensemble_of(experts, *routes_of(experts), DiffusionPlan(), sampling or SamplingPlan(steps=6), vae)
+    saved.save_pretrained(path)
     return experts

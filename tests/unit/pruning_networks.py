@@ -1,6 +1,7 @@
 """Small UNets with attention and skips, with every weight random: a default norm would hide a wrong channel."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from region_workers.networks.dense import build_dense
+from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup, Member, find_groups
+from region_workers.pruning.importance import channel_scores
+from region_workers.pruning.mask import compute_mask, kept_channels
+from schemas.job import KeptChannels
 from schemas.model import LatentModelPlan, PixelModelPlan
 from schemas.plan import DataPlan
 
@@ -57,12 +62,36 @@ def randomise(network: Any) -> Any:
     return network
 
 
-def groups_of(network: UNet2DModel) -> tuple[ChannelGroup, ...]:
+def random_drawing_gru() -> DrawingGRU:
+    torch.manual_seed(0)
+    return randomise(DrawingGRU([0.3, -1.2, 2.0, 0.7], hidden_size=8, num_layers=3, num_train_timesteps=35)).eval()
+
+
+def groups_of(network: nn.Module) -> tuple[ChannelGroup, ...]:
     return find_groups(network, network_inputs(network))
 
 
-def noisy_images(seed: int = 1) -> torch.Tensor:
-    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+def magnitude_ticket(network: nn.Module, ratio: float = 0.6) -> dict[str, KeptChannels]:
+    """The channels that magnitude keeps."""
+    groups = groups_of(network)
+    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
+    return kept_channels(groups, compute_mask(groups, scores, ratio))
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def noisy_images() -> torch.Tensor:
+    return noise(2, 3, 8, 8)
+
+
+CLASS_LABELS = torch.tensor([0, 4, 10])  # of LATENT_MODEL, "no class" among them
+FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, torch.Tensor]]] = {  # a network, and what it takes
+    "pixels": (random_unet, {"sample": noisy_images()}),
+    "latents": (random_latent_unet, {"sample": noise(3, 3, 8, 8), "class_labels": CLASS_LABELS}),
+    "drawings": (random_drawing_gru, {"sample": noise(3, 7, 3), "lengths": torch.tensor([3, 7, 1])}),
+}
 
 
 @torch.no_grad()
@@ -120,17 +149,17 @@ expert = getattr(importlib.import_module(sys.argv[1]), sys.argv[2]).from_pretrai
 inputs = load_file(sys.argv[4])
 predicted = inputs.pop("predicted")
 with torch.no_grad():
-    found = expert(inputs.pop("sample"), 5, **inputs).sample
+    found = expert(timestep=5, **inputs).sample
 assert torch.equal(found, predicted), (found - predicted).abs().max()
 """
 
 
-def check_loads_without_torch_pruning(expert: nn.Module, folder: Path, sample: torch.Tensor, **inputs: Any) -> None:
+def check_loads_without_torch_pruning(expert: nn.Module, folder: Path, **inputs: torch.Tensor) -> None:
     """A saved expert predicts the same bits in a process in which torch-pruning is not installed."""
     expert.save_pretrained(folder / "expert")
     with torch.no_grad():
-        predicted = expert(sample, 5, **inputs).sample
-    save_file({"sample": sample, "predicted": predicted, **inputs}, folder / "expected.safetensors")
+        predicted = expert(timestep=5, **inputs).sample
+    save_file({"predicted": predicted, **inputs}, folder / "expected.safetensors")
     kind = (type(expert).__module__, type(expert).__name__)
     program = ("-c", _LOAD_WITHOUT_TORCH_PRUNING, *kind, folder / "expert", folder / "expected.safetensors")
     threads = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}  # the bits are those of so many

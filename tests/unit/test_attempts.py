@@ -1,11 +1,10 @@
 """What an attempt left: how far it is saved, and why it failed, by its own word or else by that of its future."""
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from conftest import ONE_REGION
+from conftest import ONE_REGION, MakePlan
 
 from ebdiff_orchestrator.cluster.executor import Loss
 from ebdiff_orchestrator.run.attempts import Attempt, failure_of, progress_of
@@ -13,13 +12,12 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress, ProgressState
-from schemas.plan import Plan
 
 DRAW, TRAIN = "draw/all", "train/all"
 
 
 @pytest.fixture
-def attempt(tiny_plan: Callable[..., Plan]) -> Attempt:
+def attempt(tiny_plan: MakePlan) -> Attempt:
     """The third attempt of a job that draws, then trains."""
     (outline,) = outline_jobs(tiny_plan(ONE_REGION), Inputs("store"))
     return Attempt(outline, number=3, workers=1, future=Future(), started_at=0.0)

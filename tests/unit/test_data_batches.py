@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import save_images
 
 import region_workers.data.batches as batches
 from region_workers.data.batches import BatchSource
@@ -19,10 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
     """23 random RGB images of 8 x 8."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    for number in range(23):
-        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
+    folder = save_images(tmp_path_factory.mktemp("images"), [(8, 8)] * 23)
     return ensure_store(DataPlan(path=str(folder), channels=3), tmp_path_factory.mktemp("cache"))
 
 
@@ -61,9 +58,7 @@ def test_values_are_the_images_scaled_to_one(store: ImageStore) -> None:
 
 
 def test_reading_every_image_leaves_the_file_out_of_the_process_memory(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for number in range(8):
-        Image.fromarray(generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    save_images(tmp_path, [(256, 256)] * 8)
     store = ensure_store(DataPlan(path=str(tmp_path), resolution=256, channels=3), tmp_path / "cache")
     source = BatchSource(store.samples(), CPU, 4, random_flip=False, seed=0)
     served = torch.cat([source.batch(0), source.batch(1)])

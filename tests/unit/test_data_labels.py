@@ -1,6 +1,5 @@
 """Labels come with the images from every kind of source, numbered from 0 and aligned with what is readable."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pictures import png, save_images
 from PIL import Image
 
 import region_workers.data.hub as hub
 from region_workers.data.labels import check_labels
 from region_workers.data.store import ImageStore, ensure_store, store_key
-from schemas.errors import PlanError, RunFailed
+from schemas.errors import PlanError
 from schemas.plan import CropPlan, DataPlan
-
-
-def png(grey: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (8, 8), grey).save(file, "PNG")
-    return file.getvalue()
 
 
 def table(path: Path, labels: pa.Array, column: str = "label") -> DataPlan:
@@ -154,13 +148,6 @@ def test_the_digest_is_of_the_labels_too(tmp_path: Path) -> None:
     other = ensure_store(table(tmp_path / "b.parquet", pa.array([1, 0])), tmp_path)
     bare = ensure_store(DataPlan(path=str(tmp_path / "a.parquet")), tmp_path)
     assert len({first.digest, other.digest, bare.digest}) == 3
-    np.save(first.folder / "labels.npy", np.array([1, 0]))
-    with pytest.raises(RunFailed, match=r"labels\.npy is missing or not what was written"):
-        ImageStore(first.folder)
-    (first.folder / "labels.npy").unlink()
-    with pytest.raises(RunFailed, match="no whole image store"):
-        ImageStore(first.folder)
-    assert labels_of(ensure_store(table(tmp_path / "a.parquet", pa.array([0, 1])), tmp_path)) == [0, 1]
 
 
 def test_what_is_done_to_an_image_is_in_the_key_of_its_store() -> None:
@@ -175,15 +162,11 @@ def test_what_is_done_to_an_image_is_in_the_key_of_its_store() -> None:
 
 
 def test_a_crop_reaches_the_decoders_and_is_told_where_it_does_not_fit(tmp_path: Path) -> None:
-    folder = tmp_path / "celeba"
-    folder.mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (218, 178, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:06}.jpg", quality=95)
+    folder = save_images(tmp_path / "celeba", [(178, 218)] * 3, "jpg")
     crop = CropPlan(center_x=89, center_y=121, size=128)
     plan = DataPlan(path=str(folder), crop=crop, interpolation="bilinear", resolution=64, channels=3)
     store = ensure_store(plan, tmp_path)
-    with Image.open(folder / "000001.jpg") as image:
+    with Image.open(folder / "0001.jpg") as image:
         by_hand = image.crop((25, 57, 153, 185)).resize((64, 64), Image.Resampling.BILINEAR)
     assert np.array_equal(store.array[1], np.asarray(by_hand))
     wide = plan.model_copy(update={"crop": CropPlan(center_x=89, center_y=121, size=180)})

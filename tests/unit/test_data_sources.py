@@ -1,6 +1,5 @@
 """What `data.path` may name, and how the image column and the split are found."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from pictures import png
 
 import region_workers.data.hub as hub
 from region_workers.data.sources import open_source
@@ -17,12 +16,6 @@ from schemas.errors import PlanError
 from schemas.plan import DataPlan
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def png(grey: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("L", (8, 8), grey).save(file, "PNG")
-    return file.getvalue()
 
 
 def write_parquet(path: Path, greys: list[int], columns: tuple[str, ...] = ("image",)) -> Path:
@@ -113,34 +106,6 @@ def test_only_the_files_of_the_split_are_read(tmp_path: Path) -> None:
     assert greys_of(DataPlan(path=str(folder), split="test"), tmp_path) == [3]
     with pytest.raises(PlanError, match=r"data\.split = validation"):
         ensure_store(DataPlan(path=str(folder), split="validation"), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"path": "./missing"}, r"data\.path = ./missing.*There is no file or folder at"),
-        ({"path": "missing.parquet"}, r"data\.path = missing\.parquet"),
-        ({"path": "notes.txt"}, r"does not read as Parquet"),
-        ({"path": "one.png"}, r"This is one image"),
-        ({"path": "empty"}, r"neither images nor Parquet"),
-        ({"path": "a.ndjson"}, r"It holds drawings: add"),
-        ({"path": "drawings"}, r"It holds drawings: add"),
-        ({"split": "test"}, r"data\.split = test"),
-        ({"config_name": "plain"}, r"data\.config_name = plain"),
-    ],
-)
-def test_bad_paths_say_what_to_do(
-    values: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "notes.txt").write_text("no table")
-    (tmp_path / "one.png").write_bytes(png(1))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "a.ndjson").write_text("{}")
-    (tmp_path / "drawings").mkdir()
-    (tmp_path / "drawings/a.svg").write_text("<svg/>")
-    with pytest.raises(PlanError, match=message):
-        ensure_store(DataPlan(**values), tmp_path / "cache")
 
 
 def test_a_hub_that_does_not_answer_is_a_bad_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

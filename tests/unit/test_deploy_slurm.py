@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import wait_until
 
 from ebdiff_orchestrator.cli.app import app as cli
 
@@ -118,10 +119,7 @@ def test_the_token_is_the_job_s_own_readable_by_its_user_alone_and_removed_at_th
 def test_a_run_that_is_stopped_saves_and_queues_again(slurm: Slurm) -> None:
     slurm.busy.touch()
     process = slurm.start("digits", "/shared/run")
-    deadline = time.monotonic() + 30
-    while not slurm.called("token"):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: slurm.called("token"), "the launch")
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B:TERM does
     output, _ = process.communicate(timeout=60)

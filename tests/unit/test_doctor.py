@@ -1,9 +1,9 @@
 """What `ebdiff doctor` finds wrong on nodes that are made up, and what it finds fine."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import MakePlan
 
 from ebdiff_orchestrator.cluster.executor import Request
 from ebdiff_orchestrator.doctor.examine import (
@@ -25,9 +25,7 @@ from ebdiff_orchestrator.doctor.needs import (
     check_store_space,
 )
 from ebdiff_orchestrator.doctor.report import Finding
-from schemas.plan import Plan
 
-MakePlan = Callable[..., Plan]
 GIB = 2**30
 VERSIONS = {
     "python": "3.11.9",

@@ -1,12 +1,11 @@
 """What `ebdiff doctor` expects a run to need, against what one really takes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
 import torch
-from conftest import ONE_REGION
+from conftest import ONE_REGION, MakePlan
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.doctor.facts import bytes_below
@@ -16,8 +15,6 @@ from ebdiff_orchestrator.run import launch as driver
 from region_workers.networks.dense import build_dense
 from region_workers.networks.supported import network_inputs
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _kept_by_autograd(plan: Plan, samples: int) -> int:

@@ -1,10 +1,10 @@
 """Drawing: when the queue agrees, and what each importance and option gives."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import MakeJobs, MakePlan
 from trainer_fixtures import MakeParts, make_parts
 
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
@@ -12,13 +12,10 @@ from region_workers.pruning.mask import queue_distances
 from region_workers.storage.tables import read_masks, read_metrics
 from region_workers.training.masks import accumulate_importance_gradients, importance_timesteps
 from region_workers.worker.run import run_job
-from schemas.job import TICKET_FILE, Ticket, WorkerJob
+from schemas.job import TICKET_FILE, Ticket
 from schemas.plan import DrawPlan, Plan
 
 __all__ = ["make_parts"]
-
-MakePlan = Callable[..., Plan]
-MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 
 
 def _masks(*flipped: int) -> list[torch.Tensor]:

@@ -2,7 +2,6 @@
 
 import itertools
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +9,12 @@ import pytest
 import torch
 from drawing_files import as_line, scribbles, write_lines, write_svgs
 from forked import ForkedProcess
+from listener import Listener
+from processes import wait_until
 
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.launch import decode_data, samples_at_hand
 from ebdiff_orchestrator.run.resolve import ResolvedPlan
-from ebdiff_orchestrator.run.view import View
 from region_workers.data.batches import DrawingBatches
 from region_workers.data.drawing_store import DrawingStore, ensure_drawings
 from region_workers.data.drawings import raster, rows_of, strokes_of
@@ -113,10 +113,7 @@ def test_a_killed_build_does_no_harm(tmp_path: Path) -> None:
     plan = plan_of(write_lines(tmp_path / "a.ndjson", scribbles(6_000)))
     process = ForkedProcess("-c", BUILD, plan.path, tmp_path / "cache")
     samples = tmp_path / "cache/drawings"
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in samples.glob("*/samples.npy")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: any(path.stat().st_size for path in samples.glob("*/samples.npy")), "data", process, look_s=0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert not list(samples.glob("*/store.json"))
@@ -189,12 +186,12 @@ def test_the_driver_makes_the_store_and_tells_what_was_left_out(tmp_path: Path) 
     data = {"path": str(tmp_path / "a.ndjson"), "drawings": {}, "max_unreadable": 0.2}
     workers = {"cache_dir": str(tmp_path / "cache"), "processes": 1}
     values = {"model": {"family": "vector"}, "data": data, "workers": workers, "training": {"batch_size": 4}}
-    said = Said()
+    said = Counting()
     resolved = ResolvedPlan(plan_from_values(values), None)
     store = decode_data(resolved, said)
     assert isinstance(store, DrawingStore)
     assert samples_at_hand(resolved, store) is store
-    assert said.lines == [
+    assert said.said == [
         "1 unreadable drawings were left out: line 7.",
         "1 drawings of 300 points or more were left out: line 6.",
     ]
@@ -203,15 +200,12 @@ def test_the_driver_makes_the_store_and_tells_what_was_left_out(tmp_path: Path) 
         decode_data(ResolvedPlan(plan_from_values({**values, "training": {"batch_size": 8}}), None), said)
 
 
-class Said(View):
-    """Notes what it is told."""
+class Counting(Listener):
+    """Remembers the counts, too."""
 
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        super().__init__()
         self.progress: list[tuple[int, int, str]] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
 
     def images(self, done: int, total: int, what: str = "images") -> None:
         self.progress.append((done, total, what))

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from processes import process_of
 
 from ebdiff_orchestrator.cluster import embedded
 from ebdiff_orchestrator.cluster.connecting import connect
@@ -40,9 +41,8 @@ def test_the_first_line_of_a_launch_waits_neither_for_ray_nor_for_torch(tmp_path
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
-        fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        used_s = process_of(process.pid).cpu_s
         process.kill()
-    used_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     assert "digits: launching in" in line
     assert used_s < FIRST_LINE_CPU_S, "of the processor, which says the same however busy the machine is"
 

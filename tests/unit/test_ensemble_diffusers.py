@@ -27,10 +27,12 @@ def drawn_by(pipe: object) -> np.ndarray:
     return pipe(2, generator=seeded(1, 2), num_inference_steps=6, output_type="np").images
 
 
-def test_plain_diffusers_loads_it_and_draws_our_bits(folder: Path) -> None:
-    pipe = DiffusionPipeline.from_pretrained(folder)
+@pytest.mark.parametrize("kind", ["pixels", "pruned", "packed"])
+def test_plain_diffusers_loads_it_and_draws_our_bits(kind: str, tmp_path: Path) -> None:
+    saved_ensemble(tmp_path, kind=kind)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path)
     assert [type(pipe), type(pipe.unet), type(pipe.scheduler)] == [DDPMPipeline, TimestepRouter, ListDDIMScheduler]
-    assert np.array_equal(drawn_by(pipe), drawn_by(load_ensemble(folder)))
+    assert np.array_equal(drawn_by(pipe), drawn_by(load_ensemble(tmp_path)))
 
 
 def test_plain_diffusers_loads_it_in_half_precision(folder: Path) -> None:
@@ -51,24 +53,38 @@ def test_one_experts_folder_is_an_ordinary_model(folder: Path) -> None:
     assert torch.allclose(alone(images, 300).sample, tiny_experts()[1](images, 300).sample, atol=1e-6)
 
 
-def test_without_our_import_diffusers_says_what_to_import(folder: Path, tmp_path: Path) -> None:
-    saved_ensemble(tmp_path, kind="classes")
+def test_without_our_import_diffusers_says_what_to_import_and_with_it_neither_cluster_nor_socket_is_touched(
+    folder: Path, tmp_path: Path
+) -> None:
+    for kind in ("classes", "pruned"):
+        saved_ensemble(tmp_path / kind, kind=kind)
     program = """
 import sys
+def refuse_sockets(event, arguments): assert not event.startswith("socket."), (event, arguments)
+sys.addaudithook(refuse_sockets)
 from diffusers import DiffusionPipeline
-for folder, options in ((sys.argv[1], {}), (sys.argv[2], {}), (sys.argv[2], {"trust_remote_code": True})):
+plain, pruned, classes = sys.argv[1:]
+for folder, options in ((classes, {}), (plain, {}), (plain, {"trust_remote_code": True})):
     try:
         print(type(DiffusionPipeline.from_pretrained(folder, **options)))
     except Exception as error:
         print(repr(error))
+from ebdiff_orchestrator.ensemble import load_ensemble
+for folder in (plain, pruned):
+    load_ensemble(folder)(1)
+loaded = {name.split(".")[0] for name in sys.modules}
+assert not loaded & {"ray", "torch_pruning"}, loaded
+ours = {name for name in sys.modules if name.startswith("ebdiff_orchestrator.")}
+others = {name for name in ours if not name.startswith("ebdiff_orchestrator.ensemble")}
+assert not others, others
 """
-    command = [sys.executable, "-c", program, str(tmp_path), str(folder)]
+    command = [sys.executable, "-c", program, str(folder), str(tmp_path / "pruned"), str(tmp_path / "classes")]
     loader = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    with_classes, *plain = loader.stdout.splitlines()
+    with_classes, *without = loader.stdout.splitlines()
     assert "Error" in with_classes
     assert "EnsemblePipeline" in with_classes
     imports = hasattr(pipeline_loading_utils, "_get_library_or_raise")  # older diffusers imports what the folder names
-    for told in plain:
+    for told in without:
         assert ("import ebdiff_orchestrator.ensemble." if imports else "DDPMPipeline") in told
 
 

@@ -15,7 +15,19 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
 )
-from ensemble_fixtures import CLASSES, KINDS, NAMES, ROUTES, VAES, draw, ensemble, saved_ensemble, seeded, tiny_experts
+from ensemble_fixtures import (
+    CLASSES,
+    KINDS,
+    NAMES,
+    ROUTES,
+    UNCONDITIONAL,
+    VAES,
+    draw,
+    ensemble,
+    saved_ensemble,
+    seeded,
+    tiny_experts,
+)
 from forked import run_forked
 
 from ebdiff_orchestrator.ensemble import (
@@ -32,7 +44,6 @@ from schemas.plan import DiffusionPlan, SamplingPlan
 
 SAMPLING = SamplingPlan(steps=4, spacing="uniform", eta=0.5, clip_sample=True, guidance_scale=2.0)
 SCHEDULER = {"num_inference_steps": 4, "spacing": "uniform", "eta": 0.5, "clip_sample": True, "guidance_scale": 2.0}
-UNCONDITIONAL = ("pixels", "drawings")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -105,7 +116,7 @@ def test_a_saved_ensemble_draws_the_same_bits_from_its_folder_and_its_run_direct
         assert torch.equal(draw(loaded, 1, 2), expected)
     assert loaded.num_classes == (None if kind in UNCONDITIONAL else CLASSES)
     index = json.loads((run_dir / "ensemble" / "model_index.json").read_text())
-    named = {"pixels": "DDPMPipeline", "drawings": "VectorPipeline"}
+    named = {"pixels": "DDPMPipeline", "pruned": "DDPMPipeline", "packed": "DDPMPipeline", "drawings": "VectorPipeline"}
     assert index["_class_name"] == named.get(kind, "EnsemblePipeline")
     assert index.get("vae") == (["diffusers", kind] if kind in VAES else None)
 
@@ -115,7 +126,7 @@ def test_plain_diffusers_draws_the_same_bits_once_we_are_imported(run_dir: Path,
     ours = VectorPipeline if kind == "drawings" else EnsemblePipeline
     pipe = ours.from_pretrained(run_dir / "ensemble")
     assert torch.equal(draw(pipe, 1, 2), expected)
-    if kind != "pixels":  # for which it has a pipeline of its own
+    if kind == "drawings" or kind not in UNCONDITIONAL:  # for the others it has a pipeline of its own
         pipe = DiffusionPipeline.from_pretrained(run_dir / "ensemble")
         assert type(pipe) is ours
         assert torch.equal(draw(pipe, 1, 2), expected)

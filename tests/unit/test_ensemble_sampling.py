@@ -77,11 +77,6 @@ def test_any_number_of_workers_draws_the_same_bits_in_order(
     assert sorted(batch.start for _, share, *_ in backwards.asked for batch in share) == [0, 3, 6]
 
 
-def test_workers_without_a_batch_are_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"--workers = 3: expected at most 2: 8 images are 2 batches of 4"):
-        sample_on_workers(SampleJob(str(folder), count=8, batch_size=4), 3, None, View())
-
-
 def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, backwards: Backwards) -> None:
     for wrong, message in (
         (SampleJob(str(folder), 4, 2, steps=2000), "--steps = 2000"),

@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, MakePlan
 from finished_run import finished_run
 from forked import run_forked
 from local_inception import write_local_inception
@@ -28,14 +28,12 @@ from ebdiff_orchestrator.evaluation.records import recorded_report
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import Shard, make_shards
 from ebdiff_orchestrator.plans.load import plan_from_values
-from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.storage.integrity import file_digest, files_in
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, Measure, SampledImages
 from schemas.manifest import Evaluation
-from schemas.plan import Plan
 
 IMAGES = 4
 
@@ -153,7 +151,7 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
     monkeypatch.setattr("ebdiff_orchestrator.evaluation.evaluate.frechet_distance", distance)
     for index, level in enumerate((10, 200, 90)):
         Image.new("RGB", (8, 8), (level, 0, 0)).save(tmp_path / f"{index}.png")
-    options = {"inception_weights": weights, "in_process": True, "steps": 2}
+    options = {"extractor": "random-conv", "in_process": True, "steps": 2}
     by_folder = evaluate(run_dir, 2, reference=tmp_path, **options)
     assert by_folder.reference_images == 3
     write_statistics(tmp_path / "folder.npz", compared[0])
@@ -163,11 +161,11 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
     assert compared[0].mean.std() > 0
     Image.new("RGB", (9, 8)).save(tmp_path / "3.png")
     with pytest.raises(UserError, match=r"images of one size.*3.png of 9x8"):
-        evaluate(run_dir, 2, reference=tmp_path, **options)
+        evaluate(run_dir, 2, reference=tmp_path, inception_weights=weights, in_process=True, steps=2)
 
 
 def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     finished_run(run_dir, tiny_plan())
@@ -254,7 +252,7 @@ def test_shards_are_shared_out_evenly_and_all() -> None:
 
 
 def test_a_failure_of_a_worker_is_one_line_that_says_how_to_go_on(
-    run_dir: Path, weights: Path, tiny_plan: Callable[..., Plan], tmp_path: Path
+    run_dir: Path, weights: Path, tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     finished_run(tmp_path / "broken", tiny_plan())
     with (
@@ -282,16 +280,3 @@ def test_what_cannot_be_measured_is_refused_before_work(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluate(run_dir, in_process=True, **{"inception_weights": weights, **options})  # type: ignore[arg-type]
-
-
-def test_an_unfinished_or_damaged_run_is_refused(tiny_plan: Callable[..., Plan], weights: Path, tmp_path: Path) -> None:
-    Ledger.begin(RunDirectory(tmp_path / "new"), tiny_plan())
-    with pytest.raises(UserError, match=r"expected a finished run.*ebdiff resume"):
-        evaluate(tmp_path / "new", inception_weights=weights, in_process=True)
-    finished_run(tmp_path / "done", tiny_plan())
-    next((tmp_path / "done" / "ensemble").rglob("*.safetensors")).write_bytes(b"")
-    with pytest.raises(UserError, match=r"missing or damaged.*ebdiff resume"):
-        evaluate(tmp_path / "done", inception_weights=weights, in_process=True)
-    with pytest.raises(UserError, match="no run here"):
-        evaluate(tmp_path / "nothing", inception_weights=weights, in_process=True)
-    assert not (tmp_path / "nothing").exists()

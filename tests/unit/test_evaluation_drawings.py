@@ -1,12 +1,12 @@
 """Evaluation of drawings: both sides rendered alike, and how they were rendered named and known by."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import MakePlan
 from drawing_files import VECTOR, scribbles, with_drawings, write_lines
 from ensemble_fixtures import saved_ensemble
 from finished_run import an_evaluation, finished_run
@@ -33,7 +33,7 @@ from region_workers.data.drawings import raster
 from schemas.data import DrawingsPlan, RasterPlan
 from schemas.errors import UserError
 from schemas.evaluation import FeatureJob, Measure, SampledImages, StoredImages
-from schemas.plan import DataPlan, Plan, TrainingPlan
+from schemas.plan import DataPlan, TrainingPlan
 
 RASTER = RasterPlan(canvas_px=24, line_width_px=1.5, margin=0.1)
 MEASURE = Measure(extractor=choose_extractor("random-conv"), raster=RASTER)
@@ -70,7 +70,7 @@ def test_drawings_of_both_sides_are_rendered_as_the_measure_says(tmp_path: Path)
 
 
 def test_a_run_of_drawings_is_evaluated_and_compared(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     finished_run(run_dir, tiny_plan(*with_drawings(VECTOR, tmp_path)))
@@ -106,7 +106,7 @@ def test_the_renderers_settings_stand_in_the_label(fields: dict[str, Any], label
     assert label_of(an_evaluation(raster=RASTER, **by, **none, **fields)) == label
 
 
-def test_whatever_is_measured_otherwise_is_known_by_another_key(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_whatever_is_measured_otherwise_is_known_by_another_key(tiny_plan: MakePlan, tmp_path: Path) -> None:
     manifest = finished_run(tmp_path / "run", tiny_plan())
     data = DataPlan(path=str(write_lines(tmp_path / "a.ndjson", scribbles(6))), drawings=DrawingsPlan())
     store, plan = ensure_drawings(data, tmp_path / "cache"), tiny_plan()

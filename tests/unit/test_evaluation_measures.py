@@ -1,6 +1,5 @@
 """More measures than a Frechet distance: kernel distance, precision and recall, and evaluations by them."""
 
-from collections.abc import Callable
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from conftest import MakePlan
 from finished_run import an_evaluation, finished_run, recorded_as_finished
 from PIL import Image
 from rich.console import Console
@@ -25,7 +25,6 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ensemble_digest
 from region_workers.data.store import ensure_store
 from schemas.errors import RunFailed, UserError
-from schemas.plan import Plan
 
 FEATURES = {"feature_images": 1000, "kid": 0.0021, "kid_deviation": 0.0003, "precision": 0.75, "recall": 0.5}
 NO_FID = {"fid": None, "inception_sha256": None, "frechet_distance": 0.02, "extractor_sha256": "c", "num_images": 1000}
@@ -47,7 +46,7 @@ NO_FID = {"fid": None, "inception_sha256": None, "frechet_distance": 0.02, "extr
     ],
 )
 def test_each_value_has_a_name_that_says_what_it_is_and_of_how_many_images(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, fields: dict[str, Any], shown: dict[str, str]
+    tiny_plan: MakePlan, tmp_path: Path, fields: dict[str, Any], shown: dict[str, str]
 ) -> None:
     manifest = recorded_as_finished(tmp_path, tiny_plan())
     found = an_evaluation(**fields, ensemble_digest=ensemble_digest(manifest))
@@ -62,7 +61,7 @@ def test_each_value_has_a_name_that_says_what_it_is_and_of_how_many_images(
     assert all(value.comparable_note for value in values)
 
 
-def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: MakePlan, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     finished_run(run_dir, tiny_plan())
     options = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2}
@@ -102,7 +101,7 @@ def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: Callabl
 
 
 def test_the_wavelet_distance_is_that_of_the_same_images_in_memory(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+    tiny_plan: MakePlan, tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, plan = tmp_path / "run", tiny_plan()
     finished_run(run_dir, plan)

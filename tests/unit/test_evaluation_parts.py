@@ -1,13 +1,13 @@
 """The parts of an evaluation: shards, statistics, labels, weights, the steps that each region gets."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+from conftest import MakePlan
 from finished_run import an_evaluation
 from local_inception import write_local_inception
 from PIL import Image
@@ -29,11 +29,6 @@ from ebdiff_orchestrator.evaluation.statistics import (
 )
 from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
 from ebdiff_orchestrator.evaluation.work import (
-    Shard,
-    features_file,
-    finished_record,
-    read_features,
-    record_file,
     shards_of,
     write_shard,
 )
@@ -41,7 +36,6 @@ from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import ExtractorChoice, Measure
 from schemas.manifest import Evaluation
-from schemas.plan import Plan
 
 CPU = torch.device("cpu")
 INCEPTION = Measure(extractor=ExtractorChoice(name="inception", digest="i", num_features=FEATURES))
@@ -67,22 +61,6 @@ def test_shards_are_fixed_ranges_in_whole_batches_of_pytorch_fid() -> None:
     assert [(shard.first, shard.count) for shard in shards] == expected
     assert shards_of(500) == shards[:2]
     assert all(shard.first % inception.BATCH_IMAGES == 0 for shard in shards)
-
-
-def test_a_shard_whose_bytes_changed_or_whose_record_is_missing_is_made_again(tmp_path: Path) -> None:
-    shard = Shard(0, 0, 3)
-    write_shard(tmp_path, shard, noise(3), 1.5, "cpu")
-    record = finished_record(tmp_path, shard)
-    assert record is not None
-    assert record.making_s == 1.5
-    assert np.array_equal(read_features(tmp_path, shard), noise(3))
-    assert finished_record(tmp_path, shard, with_images=True) is None
-    data = features_file(tmp_path, shard).read_bytes()
-    features_file(tmp_path, shard).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert finished_record(tmp_path, shard) is None
-    features_file(tmp_path, shard).write_bytes(data)
-    record_file(tmp_path, shard).unlink()
-    assert finished_record(tmp_path, shard) is None
 
 
 def test_statistics_over_shards_are_numpy_s_over_all_features(tmp_path: Path) -> None:
@@ -162,9 +140,7 @@ def test_what_inception_measured_is_written_as_before_there_were_others() -> Non
 
 
 @pytest.mark.parametrize(("spacing", "steps"), [("quadratic", [55, 19, 26]), ("uniform", [24, 20, 56])])
-def test_steps_crowd_where_the_spacing_puts_them(
-    tiny_plan: Callable[..., Plan], spacing: str, steps: list[int]
-) -> None:
+def test_steps_crowd_where_the_spacing_puts_them(tiny_plan: MakePlan, spacing: str, steps: list[int]) -> None:
     plan = tiny_plan(f"sampling.spacing={spacing}")
     assert list(steps_by_region(plan, 100).values()) == steps
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from conftest import MakePlan
 
 from ebdiff_orchestrator.run import run_directory
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -27,7 +28,6 @@ from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError
 from schemas.job import Claim
 from schemas.manifest import Manifest
-from schemas.plan import Plan
 
 LEASE_S = 2.0  # a busy machine may halt a test for a second
 
@@ -134,7 +134,7 @@ def test_of_two_that_claim_the_same_number_one_goes_on(files: RunFiles) -> None:
     assert read_claim(files, "00000001-ffffffff.json") == _elsewhere(1, token="ffffffff")
 
 
-def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: MakePlan, tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     with first.held():
         manifest = Ledger.begin(first, tiny_plan()).manifest
@@ -197,7 +197,7 @@ CHANGES: dict[str, Callable[[RunDirectory, Manifest], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_nothing_changes_by_a_driver_that_lost_the_run(
-    change: Callable[[RunDirectory, Manifest], object], tiny_plan: Callable[..., Plan], tmp_path: Path
+    change: Callable[[RunDirectory, Manifest], object], tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     with first.held():
@@ -212,7 +212,7 @@ def test_nothing_changes_by_a_driver_that_lost_the_run(
 
 
 def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
-    tiny_plan: Callable[..., Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
     took: list[int] = []
@@ -262,7 +262,7 @@ with run.held():
 
 
 def test_a_halted_driver_that_wakes_after_another_took_the_run_changes_no_file(
-    tiny_plan: Callable[..., Plan], tmp_path: Path
+    tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     second = RunDirectory(tmp_path)
     Ledger.begin(second, tiny_plan())

@@ -2,11 +2,11 @@
 
 import random
 import time
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 from benchmarks.placement_cases import Case, large_case, optimal_makespan, small_case
+from conftest import MakePlan
 
 from ebdiff_orchestrator.placement.schedule import (
     CHOICES,
@@ -20,9 +20,6 @@ from ebdiff_orchestrator.placement.schedule import (
 from ebdiff_orchestrator.placement.search import Piece, lower_bound
 from ebdiff_orchestrator.placement.works import works_of
 from schemas.errors import UserError
-from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 PAPER = [Work("30%", 3.39, (1, 2, 4)), Work("60%", 1.49, (1, 2, 4)), Work("80%", 0.375, (1, 2, 4))]
 

@@ -1,6 +1,6 @@
 """Plans: presets, bases, changes, what belongs to the experiment, and notes (what is refused: tests/bad_input)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import ONE_REGION, MakePlan
 from drawing_files import scribbles, write_lines
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -20,9 +21,6 @@ from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError
 from schemas.plan import DIGITS, Plan
-from tests.conftest import ONE_REGION
-
-MakePlan = Callable[..., Plan]
 
 
 def unbounded(schema: Any, path: str = "") -> Iterator[str]:

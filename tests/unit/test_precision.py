@@ -73,18 +73,10 @@ def test_a_resumed_trainer_ends_in_the_same_bits(
 
 
 @pytest.mark.parametrize("option", [BF16, CHANNELS_LAST])
-def test_precision_and_memory_format_train_to_nearly_the_same_loss(make_trainer: MakeTrainer, option: str) -> None:
-    losses = []
-    for changes in ((), (option,)):
-        trainer = make_trainer(*changes)
-        state_after(trainer, 5)
-        losses.append(trainer.read_metrics()[0])
-    assert losses[1] == pytest.approx(losses[0], rel=0.02)
-
-
-@pytest.mark.parametrize("option", [BF16, CHANNELS_LAST])
-def test_precision_and_memory_format_change_the_bits(make_trainer: MakeTrainer, option: str) -> None:
-    assert largest_difference(state_after(make_trainer(), 2), state_after(make_trainer(option), 2)) > 0.0
+def test_precision_and_memory_format_change_bits_and_hardly_the_loss(make_trainer: MakeTrainer, option: str) -> None:
+    plain, other = make_trainer(), make_trainer(option)
+    assert largest_difference(state_after(plain, 5), state_after(other, 5)) > 0.0
+    assert other.read_metrics()[0] == pytest.approx(plain.read_metrics()[0], rel=0.02)
 
 
 def test_weights_moments_and_ema_are_fp32_in_bf16_training(make_trainer: MakeTrainer) -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.forked import run_forked
+from forked import run_forked
 
 
 def test_nothing_is_left_on_the_host() -> None:

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -11,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_vae
+from conftest import MakePlan
 from drawing_files import VECTOR
 from event_files import events_of
 from forked import ForkedProcess
+from latent_fixtures import tiny_vae
 from listener import Listener
+from pictures import save_images
+from processes import processes, wait_until
 from run_products import products
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
@@ -30,7 +32,6 @@ from schemas.execution import PreviewRecord, PreviewsPlan
 from schemas.job import WorkerJob
 from schemas.plan import Plan
 
-MakePlan = Callable[..., Plan]
 TWO = (
     "regions=[{train: [0, 600], pruning_ratio: 0.5, name: low}, {train: [500, 1000], pruning_ratio: 0.25, name: high}]"
 )
@@ -40,11 +41,7 @@ LIMIT_S = 600.0  # a preview is drawn at the lowest priority: on a busy machine 
 
 
 def _until(there: Callable[[], Any]) -> Any:
-    until = time.monotonic() + LIMIT_S
-    while not (found := there()):
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-    return found
+    return wait_until(there, "the previews", look_s=0.02, limit_s=LIMIT_S)
 
 
 class Stopping(ThisProcess):
@@ -139,7 +136,8 @@ def _latents(images: Path, vae: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("kind", ["drawings", "latents of classes, drawn together"])
 def test_previews_of_other_families_end_in_the_samples_too(tiny_plan: MakePlan, tmp_path: Path, kind: str) -> None:
     together = kind != "drawings"
-    changes = _latents(_images(tmp_path / "images"), tiny_vae(tmp_path / "vae")) if together else VECTOR
+    images = save_images(tmp_path / "images", [(16, 16)] * 16, classes=2)
+    changes = _latents(images, tiny_vae(tmp_path / "vae")) if together else VECTOR
     run_dir = tmp_path / "run"
     made = _watched_run(tiny_plan(*changes, TWO, RARELY), run_dir, by_process=False)[0]
     shown = [record and {name: (record.source[name], record.steps[name]) for name in record.steps} for record in made]
@@ -161,29 +159,10 @@ def test_previews_of_other_families_end_in_the_samples_too(tiny_plan: MakePlan, 
     assert pictures[0] != pictures[-1]
 
 
-def _images(folder: Path) -> Path:
-    import numpy as np
-    from PIL import Image
-
-    for number in range(16):
-        place = folder / f"class-{number % 2}"
-        place.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(place / f"{number:02}.png")
-    return folder
-
-
 def _drawing_processes(run_dir: Path) -> list[int]:
     """The processes that draw previews of the run."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:  # it has ended
-            continue
-        if b"ebdiff_orchestrator.previews" in words and str(run_dir).encode() in words:
-            found.append(int(folder.name))
-    return found
+    words = {"ebdiff_orchestrator.previews", str(run_dir)}
+    return [process.pid for process in processes() if words <= set(process.command.split())]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,9 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +15,17 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
 from pruning_networks import (
     DATA,
+    FAMILIES,
     MODEL,
     check_loads_without_torch_pruning,
     groups_of,
+    magnitude_ticket,
     noisy_images,
     random_unet,
     randomise,
 )
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from region_workers.networks.dense import dense_config
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
@@ -34,11 +39,6 @@ from schemas.job import KeptChannels
 
 def magnitude_mask(network: UNet2DModel, groups: tuple[ChannelGroup, ...], ratio: float) -> torch.Tensor:
     return compute_mask(groups, channel_scores(groups, dict(network.named_parameters()), "magnitude"), ratio)
-
-
-def magnitude_ticket(network: UNet2DModel, ratio: float = 0.6) -> dict[str, KeptChannels]:
-    groups = groups_of(network)
-    return kept_channels(groups, magnitude_mask(network, groups, ratio))
 
 
 def pruned_by_torch_pruning(network: UNet2DModel, groups: tuple[ChannelGroup, ...], mask: torch.Tensor) -> UNet2DModel:
@@ -89,10 +89,11 @@ def test_a_dense_expert_is_the_dense_network() -> None:
         assert torch.equal(expert(noisy_images(), 5).sample, dense(noisy_images(), 5).sample)
 
 
-def test_every_weight_of_an_expert_receives_a_gradient() -> None:
-    dense = random_unet()
+@pytest.mark.parametrize(("make", "inputs"), FAMILIES.values(), ids=FAMILIES)
+def test_every_weight_of_an_expert_receives_a_gradient(make: Callable[[], Any], inputs: dict[str, Tensor]) -> None:
+    dense = make()
     expert = extract_expert(dense, magnitude_ticket(dense)).train()
-    expert(noisy_images(), 5).sample.square().sum().backward()
+    expert(timestep=5, **inputs).sample.square().sum().backward()
     assert all(parameter.grad is not None for parameter in expert.parameters())
 
 
@@ -105,10 +106,12 @@ def test_a_class_conditional_network_can_be_extracted() -> None:
     assert expert.class_embedding.embedding_dim == 51
 
 
-def test_a_saved_expert_loads_bit_for_bit_where_torch_pruning_is_not_installed(tmp_path: Path) -> None:
-    dense = random_unet()
-    expert = extract_expert(dense, magnitude_ticket(dense))
-    check_loads_without_torch_pruning(expert, tmp_path, noisy_images())
+@pytest.mark.parametrize(("make", "inputs"), FAMILIES.values(), ids=FAMILIES)
+def test_a_saved_expert_loads_bit_for_bit_where_torch_pruning_is_not_installed(
+    make: Callable[[], Any], inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    dense = make()
+    check_loads_without_torch_pruning(extract_expert(dense, magnitude_ticket(dense)), tmp_path, **inputs)
     assert {path.name for path in (tmp_path / "expert").iterdir()} == {
         "config.json",
         "diffusion_pytorch_model.safetensors",

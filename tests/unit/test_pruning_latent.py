@@ -1,6 +1,5 @@
 """Latent networks: the class route, and pruning through norms, transformer blocks, heads and gated feed-forwards."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,9 @@ from pruning_networks import (
     LATENT_DATA,
     LATENT_MODEL,
     MODEL,
-    check_loads_without_torch_pruning,
+    groups_of,
+    magnitude_ticket,
+    noise,
     random_latent_unet,
 )
 from torch import nn
@@ -22,27 +23,15 @@ from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.dense import build_dense, dense_config
 from region_workers.networks.pruned_unet import extract_expert
 from region_workers.networks.supported import network_inputs
-from region_workers.pruning.groups import ChannelGroup, find_groups
+from region_workers.pruning.groups import ChannelGroup
 from region_workers.pruning.importance import channel_scores
-from region_workers.pruning.mask import compute_mask, kept_channels
 from schemas.errors import PlanError, UserError
-from schemas.job import KeptChannels
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 
 
-def groups_of(network: nn.Module) -> tuple[ChannelGroup, ...]:
-    return find_groups(network, network_inputs(network))
-
-
-def ticket(network: nn.Module, ratio: float = 0.6) -> dict[str, KeptChannels]:
-    groups = groups_of(network)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    return kept_channels(groups, compute_mask(groups, scores, ratio))
-
-
-def latents(samples: int = 3) -> torch.Tensor:
-    return torch.randn(samples, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+def latents() -> torch.Tensor:
+    return noise(3, 3, 8, 8)
 
 
 def group_of(network: nn.Module, root: str) -> ChannelGroup:
@@ -88,9 +77,7 @@ def test_without_crossattn_blocks_classes_join_the_timestep_or_are_left_out(
     assert network.context_embedding is None
     assert (network.class_embedding is None) == (classes is None)
     inputs = network_inputs(network, "cpu")
-    groups = find_groups(network, inputs)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    expert = extract_expert(network, kept_channels(groups, compute_mask(groups, scores, 0.6)))
+    expert = extract_expert(network, magnitude_ticket(network))
     assert expert(**inputs).sample.shape == (1, 3, 8, 8)
 
 
@@ -103,9 +90,7 @@ def test_latents_take_a_plain_unet_with_several_heads_if_the_plan_says_so(classe
     assert type(network) is UNet2DModel
     assert network.mid_block.attentions[0].heads == LATENT_MODEL.block_out_channels[-1] // 8
     inputs = network_inputs(network, "cpu")
-    groups = find_groups(network, inputs)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    expert = extract_expert(network, kept_channels(groups, compute_mask(groups, scores, 0.5)))
+    expert = extract_expert(network, magnitude_ticket(network, 0.5))
     assert expert(**inputs).sample.shape == (1, 3, 8, 8)
 
 
@@ -180,7 +165,7 @@ def test_a_gated_channels_importance_sums_over_both_its_rows_and_the_next_layers
 
 @pytest.mark.parametrize(("ratio", "inner"), [(0.3, 179), (0.5, 128), (0.8, 51)])
 def test_the_same_gated_channels_stay_in_both_halves(ratio: float, inner: int) -> None:
-    kept = ticket(random_latent_unet(), ratio)
+    kept = magnitude_ticket(random_latent_unet(), ratio)
     outputs = kept[f"{BLOCK}.ff.net.0.proj"].outputs
     following = kept[f"{BLOCK}.ff.net.2"].inputs
     assert outputs is not None
@@ -192,7 +177,7 @@ def test_the_same_gated_channels_stay_in_both_halves(ratio: float, inner: int) -
 def test_heads_stay_equally_wide() -> None:
     network = random_latent_unet(attention_head_dim=4)
     assert group_of(network, f"{BLOCK}.attn2.to_q").norm_groups == 4
-    outputs = ticket(network, 0.6)[f"{BLOCK}.attn2.to_q"].outputs
+    outputs = magnitude_ticket(network, 0.6)[f"{BLOCK}.attn2.to_q"].outputs
     assert outputs is not None
     of_head = [channel // 16 for channel in outputs]
     assert [of_head.count(head) for head in range(4)] == [16 - 9] * 4  # 39 of 64 to remove: nine a head
@@ -200,7 +185,7 @@ def test_heads_stay_equally_wide() -> None:
 
 def test_slimming_makes_every_size_that_a_transformer_remembers_true() -> None:
     network = random_latent_unet(attention_head_dim=4)
-    expert = extract_expert(network, ticket(network, 0.5))
+    expert = extract_expert(network, magnitude_ticket(network, 0.5))
     transformer = expert.down_blocks[1].attentions[0]
     assert isinstance(transformer, Transformer2DModel)
     assert (transformer.in_channels, transformer.inner_dim, transformer.out_channels) == (32, 32, 32)
@@ -212,15 +197,9 @@ def test_slimming_makes_every_size_that_a_transformer_remembers_true() -> None:
     assert (block.ff.net[0].proj.out_features, block.ff.net[2].in_features) == (256, 128)
 
 
-def test_a_saved_expert_loads_bit_for_bit_where_torch_pruning_is_not_installed(tmp_path: Path) -> None:
-    network = random_latent_unet()
-    expert = extract_expert(network, ticket(network))
-    check_loads_without_torch_pruning(expert, tmp_path, latents(), class_labels=torch.tensor([0, 4, 10]))
-
-
 def test_a_fresh_expert_has_finite_weights_of_the_tickets_shapes() -> None:
     network = random_latent_unet()
-    expert = extract_expert(network, ticket(network))
+    expert = extract_expert(network, magnitude_ticket(network))
     config = {name: value for name, value in expert.config.items() if not name.startswith("_")}
     torch.manual_seed(3)
     fresh = PrunedUNet2DConditionModel(**config)
@@ -232,16 +211,9 @@ def test_a_fresh_expert_has_finite_weights_of_the_tickets_shapes() -> None:
     assert torch.equal(norm.weight, torch.ones_like(norm.weight))
 
 
-def test_every_weight_of_an_expert_receives_a_gradient() -> None:
-    network = random_latent_unet()
-    expert = extract_expert(network, ticket(network)).train()
-    expert(latents(), 5, class_labels=torch.tensor([0, 4, 10])).sample.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in expert.parameters())
-
-
 def test_an_expert_cannot_be_pruned_again() -> None:
     network = random_latent_unet()
-    expert = extract_expert(network, ticket(network))
+    expert = extract_expert(network, magnitude_ticket(network))
     with pytest.raises(ValueError, match="expected a network that is not pruned"):
         extract_expert(expert, {})
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MakePlan
 from finished_run import an_evaluation
 from rich.console import Console
 from typer.testing import CliRunner
@@ -26,8 +27,6 @@ from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
 from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch, Manifest
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0}]"
 HALF = "regions=[{train: [0, 1000], pruning_ratio: 0.5}]"

@@ -1,10 +1,10 @@
 """`ebdiff estimate`: steps are really timed, and the prediction follows from them by the paper's definitions."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import MakePlan
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
@@ -14,8 +14,6 @@ from region_workers.training import timing
 from region_workers.training.device import World
 from region_workers.training.timing import StepTime, StepTimer, random_samples
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 CPU = World(torch.device("cpu"), 0, 1)
 HALF = "regions=[{train: [0, 1000], pruning_ratio: 0.5}]"

@@ -2,12 +2,12 @@
 
 import csv
 import io
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import MakePlan
 from PIL import Image
 from rich.console import Console
 
@@ -26,7 +26,6 @@ from schemas.errors import UserError
 from schemas.job import MASK_MOVES_FILE, Hardware, StageResult
 from schemas.plan import Plan
 
-MakePlan = Callable[..., Plan]
 Masks = dict[str, torch.Tensor]
 ALONE = ("regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]", "sparsity.method=rigl")
 SHAPES = {"first.weight": (6, 4), "second.weight": (8, 3, 3, 3)}

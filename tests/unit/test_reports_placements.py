@@ -1,18 +1,15 @@
 """`ebdiff plan --gpus N`: timelines within 80 columns, a table over the number of GPUs, the costs behind them."""
 
 import json
-from collections.abc import Callable
 
 import pytest
+from conftest import MakePlan
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.placement.schedule import Schedule, Slot, Work, place
 from ebdiff_orchestrator.reports.placements import StepCosts, compare_placements, timeline
 from schemas.errors import UserError
-from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 TIMES = {0.0: 10.0, 0.3: 6.0, 0.6: 3.0, 0.8: 1.0}
 SMALL = ("--set", "model.block_out_channels=[16, 32]", "--set", "training.batch_size=8")

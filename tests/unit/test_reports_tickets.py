@@ -3,12 +3,12 @@
 import csv
 import io
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import MakePlan
 from PIL import Image
 from rich.console import Console
 
@@ -30,8 +30,6 @@ from schemas.errors import UserError
 from schemas.job import Hardware, StageResult, Ticket
 from schemas.manifest import MANIFEST_FILE
 from schemas.plan import DrawPlan, Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _drifting(count: int, bits: int, seed: int = 0) -> list[torch.Tensor]:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import ONE_REGION
+from conftest import ONE_REGION, MakePlan
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import Loss, Request
@@ -23,9 +23,6 @@ from region_workers.worker.run import run_job
 from schemas.errors import RunFailed, RunStopped
 from schemas.job import PROGRESS_FILE, STOP_FILE, Failure, Note, Progress, ProgressState, WorkerJob
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
-
 
 Does = Callable[[WorkerJob], None]
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import MakePlan
 from listener import Listener
 from serial_cluster import SerialCluster
 
@@ -14,13 +15,11 @@ from ebdiff_orchestrator.run.launch import RunHandle
 from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE
-from schemas.plan import Plan
 
 REGIONS = "regions=[{train: [0, 520], pruning_ratio: %s}, {train: [500, 1000], pruning_ratio: %s}]"
 QUICK = ("draw.threshold=1.0", "training.steps=4", "sampling.num_images=2", "sampling.steps=2")
 CHANGES = (REGIONS % (0.5, 0.6), *QUICK)
 
-MakePlan = Callable[..., Plan]
 Launch = Callable[..., RunHandle]
 
 

@@ -3,21 +3,17 @@
 import re
 import shlex
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finished_run import recorded_as_finished
+from conftest import MakePlan
 
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.manifests import differences
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from region_workers.storage.integrity import artifact
 from schemas.errors import UserError, command
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _begun(directory: RunDirectory, plan: Plan) -> Manifest:
@@ -29,22 +25,6 @@ def test_a_run_in_which_nothing_began_gives_way_to_another_experiment(tiny_plan:
     directory = RunDirectory(tmp_path / "run")
     Ledger.begin(directory, tiny_plan())
     assert Ledger.begin(directory, tiny_plan("seed=4")).manifest.plan.seed == 4
-
-
-def test_another_experiment_is_refused_and_the_difference_shown(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path / "run")
-    _begun(directory, tiny_plan())
-    with pytest.raises(UserError, match=r"training.learning_rate: 0.001 -> 0.5") as caught:
-        Ledger.begin(directory, tiny_plan("training.learning_rate=0.5"))
-    assert f"ebdiff resume {tmp_path}/run" in str(caught.value)
-
-
-def test_a_finished_run_is_not_to_be_gone_on_with(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    recorded_as_finished(tmp_path, tiny_plan())
-    manifest = RunDirectory(tmp_path).read()
-    RunDirectory(tmp_path).write(manifest.model_copy(update={"attempts": 1}))
-    with pytest.raises(UserError, match=r"another --run-dir for the new experiment; the old one is finished$"):
-        Ledger.begin(RunDirectory(tmp_path), tiny_plan("seed=4"))
 
 
 @pytest.mark.parametrize("name", ["plain", "my runs", "it's; $HOME", "Bücher", "-x"])
@@ -144,25 +124,6 @@ def test_what_a_launch_of_ours_left_is_no_obstacle(tiny_plan: MakePlan, tmp_path
     with directory.held(take_over=True):
         Ledger.begin(directory, tiny_plan())
     assert directory.exists()
-
-
-def test_changed_missing_and_truncated_files_are_found(tmp_path: Path) -> None:
-    names = ["whole", "changed", "missing", "short"]
-    for name in names:
-        (tmp_path / name).write_text("some bytes")
-    recorded = tuple(artifact(tmp_path, tmp_path / name) for name in names)
-    (tmp_path / "changed").write_text("some bytez")
-    (tmp_path / "missing").unlink()
-    (tmp_path / "short").write_text("some")
-    assert RunDirectory(tmp_path).damaged(recorded) == ["changed", "missing", "short"]
-
-
-def test_a_directory_without_a_run_and_a_foreign_manifest_are_user_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run here"):
-        RunDirectory(tmp_path).read()
-    (tmp_path / "manifest.json").write_text('{"version": 99}')
-    with pytest.raises(UserError, match="of version 99; expected 3"):
-        RunDirectory(tmp_path).read()
 
 
 def test_differences_name_nested_fields_and_list_positions() -> None:

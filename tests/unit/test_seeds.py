@@ -11,7 +11,7 @@ from region_workers.training.randomness import StepRandomness
 from schemas.digest import seed_from
 
 CPU = torch.device("cpu")
-MANY = 300_000  # of which, drawn at random, ten pairs would be the same
+MANY = 200_000  # of which, drawn at random, four or five pairs would be the same
 SPAN = (0, 260)
 
 

@@ -1,10 +1,10 @@
 """Sparse training on a real network: what each method's masks, weights, moments and EMA are after every step."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from drawing_files import VECTOR
 from safetensors.torch import load_file
 from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
@@ -17,9 +17,7 @@ from region_workers.training.sparse import exchanged_share
 from region_workers.training.trainer import Trainer
 from region_workers.worker.run import run_job
 from schemas.experiment import SparsityPlan
-from schemas.job import WEIGHTS_FILE, WorkerJob
-from schemas.plan import Plan
-from tests.conftest import ONE_REGION
+from schemas.job import WEIGHTS_FILE
 
 __all__ = ["make_parts", "make_trainer"]
 
@@ -173,8 +171,8 @@ def test_the_exchanged_share_falls_by_a_cosine_and_by_default_is_small_where_lit
     ids=["alone", "on a pruned expert"],
 )
 def test_an_expert_is_saved_as_sparse_as_asked_for(
-    tiny_plan: Callable[..., Plan],
-    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
+    tiny_plan: MakePlan,
+    make_jobs: MakeJobs,
     tmp_path: Path,
     regions: str,
     draws: int,
@@ -198,7 +196,7 @@ def test_an_expert_is_saved_as_sparse_as_asked_for(
 
 @pytest.mark.parametrize("method", ["static", "rigl"])
 def test_a_training_extended_by_more_steps_ends_as_one_of_as_many_from_the_start(
-    tiny_plan: Callable[..., Plan], make_jobs: Callable[[Plan, Path], list[WorkerJob]], tmp_path: Path, method: str
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, method: str
 ) -> None:
     alone = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
     for folder, steps in (("extended", 5), ("extended", 8), ("whole", 8)):

@@ -1,14 +1,11 @@
 """Which stages go with which: keys of regions beside one another (more on keys: test_properties_plan), what follows."""
 
-from collections.abc import Callable
-
 import pytest
+from conftest import MakePlan
 from drawing_files import VECTOR
 
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, with_what_follows
 from schemas.plan import Plan
-
-MakePlan = Callable[..., Plan]
 
 
 def _keys(plan: Plan) -> list[str]:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import MakeJobs, MakePlan
+from processes import wait_until
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
@@ -147,7 +148,7 @@ def test_a_second_command_on_a_study_is_told_of_the_first(tmp_path: Path) -> Non
     owner.release()
 
 
-def test_a_study_and_a_run_have_folders_of_their_own(tiny_plan: Callable[..., Plan], tmp_path: Path) -> None:
+def test_a_study_and_a_run_have_folders_of_their_own(tiny_plan: MakePlan, tmp_path: Path) -> None:
     Ledger.begin(RunDirectory(tmp_path / "run"), tiny_plan())
     study = load_study("small")
     with pytest.raises(UserError, match="a folder for a study alone, but a run is there"):
@@ -187,9 +188,7 @@ class _Jobs(RayExecutor):
         self.started[job_name].set_exception(RuntimeError("cancelled"))
 
 
-def test_jobs_of_one_name_in_two_runs_are_two_jobs(
-    make_jobs: Callable[..., list[WorkerJob]], tiny_plan: Callable[..., Plan], tmp_path: Path
-) -> None:
+def test_jobs_of_one_name_in_two_runs_are_two_jobs(make_jobs: MakeJobs, tiny_plan: MakePlan, tmp_path: Path) -> None:
     inner = _Jobs()
     shared = SharedWorkers(inner)
     one, two = LentWorkers("one-s0", shared), LentWorkers("two-s0", shared)
@@ -219,7 +218,7 @@ class _Busy(_Jobs):
 
 
 def test_a_run_that_waits_to_be_finished_or_measured_goes_before_jobs(
-    make_jobs: Callable[..., list[WorkerJob]], tiny_plan: Callable[..., Plan], tmp_path: Path
+    make_jobs: MakeJobs, tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     inner = _Busy()
     shared = SharedWorkers(inner)
@@ -228,9 +227,7 @@ def test_a_run_that_waits_to_be_finished_or_measured_goes_before_jobs(
     assert (trains.free_workers(), shared.has_room(1)) == (2, True)
     with ThreadPoolExecutor(2) as others:
         measuring = [others.submit(lambda: list(ends.run_many(str, [(1,)]))) for _ in range(2)]
-        until = time.monotonic() + 30
-        while trains.free_workers() and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until(lambda: not trains.free_workers(), "the workers to be lent", look_s=0.01)
         assert (trains.free_workers(), shared.has_room(1)) == (0, False)
         inner.told = 1
         assert [each.result(timeout=30) for each in measuring] == [[(0, "1")]] * 2

@@ -15,6 +15,7 @@ import yaml
 from conftest import TINY
 from rich.console import Console
 from serial_cluster import SerialCluster
+from test_report_page import Page
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
@@ -31,7 +32,6 @@ from ebdiff_orchestrator.study.view import StudyView
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import RunFailed, RunStopped, UserError
 from schemas.job import WorkerJob
-from tests.unit.test_report_page import Page
 
 QUICK = ["training.steps=4", "draw.threshold=1.0", "sampling.num_images=2", "sampling.steps=2"]
 DENSE = {"train": [0, 1000], "pruning_ratio": 0.0, "name": "all"}

@@ -3,7 +3,7 @@
 import os
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
@@ -11,8 +11,10 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import ONE_REGION, MakePlan
 from event_files import events_of
 from listener import Listener
+from processes import wait_until
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
@@ -32,10 +34,7 @@ from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunStopped
 from schemas.job import MetricsRow, RecentMetrics, WorkerJob
-from schemas.plan import Plan
-from tests.conftest import ONE_REGION
 
-MakePlan = Callable[..., Plan]
 STAGES = ("draw", "train")
 EVERY_STEP = "logging={interval_steps: 1, trackers: [tensorboard, mlflow]}"
 
@@ -237,11 +236,11 @@ def test_wandb_offline_has_every_step_once_also_of_a_driver_that_was_killed(
 
 def _wait_for_steps(file: Path, expected: list[int]) -> None:
     """Another process writes it, and may not have ended yet."""
-    until, steps = time.monotonic() + 240, list[int]()
-    while steps != expected:
-        assert time.monotonic() < until, (steps, expected)
-        steps = [int(value) for key, value in _in_wandb(file) if key == "all/train/updates"]
-        time.sleep(0.2)
+
+    def there() -> bool:
+        return [int(value) for key, value in _in_wandb(file) if key == "all/train/updates"] == expected
+
+    wait_until(there, f"the steps {expected}")
 
 
 class Broken:

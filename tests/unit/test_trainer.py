@@ -82,16 +82,6 @@ def _written_out(parts: Parts, steps: int) -> tuple[dict[str, tuple[torch.Tensor
     return {name: (parameter.detach(), ema[name]) for name, parameter in weights.items()}, losses, norm
 
 
-def test_accumulated_passes_give_the_gradient_of_the_whole_batch(make_trainer: MakeTrainer) -> None:
-    options = ("model.dropout=0.0", "training.gradient_clip=null")
-    one = state_after(make_trainer(*options), 1)
-    four = state_after(make_trainer(*options, "training.gradient_accumulation=4"), 1)
-    names = [name for name in one if name.startswith("exp_avg.")]
-    assert names
-    for name in names:
-        assert torch.allclose(one[name], four[name], rtol=1e-3, atol=1e-4), name
-
-
 @pytest.mark.parametrize(("clip", "step"), [("1.0", 0), ("1.0", 2), ("null", 2)])
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_step(
     make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, clip: str, step: int
@@ -114,26 +104,6 @@ def test_the_ema_follows_its_warm_up_and_then_its_rate() -> None:
     assert ema_decay(8, training) == pytest.approx(0.5)
     assert ema_decay(10_000, training) == 0.9
     assert ema_decay(0, TrainingPlan(ema_decay=0.9)) == 0.9
-
-
-def test_the_ema_is_the_average_its_decay_says(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("training.ema_decay=0.75")
-    assert trainer.ema is not None
-    start = {name: value.clone() for name, value in trainer.ema.items()}
-    trainer.train_step()
-    for name, parameter in trainer.parameters.items():
-        assert torch.allclose(trainer.ema[name], 0.75 * start[name] + 0.25 * parameter.detach(), atol=1e-6)
-
-
-def test_the_warm_up_of_the_ema_begins_at_its_first_update(make_trainer: MakeTrainer) -> None:
-    trainer = make_trainer("training.ema_decay=0.999", "training.ema_warmup=true")
-    assert trainer.ema is not None
-    for decay in (1 / 10, 2 / 11, 3 / 12):
-        before = {name: value.clone() for name, value in trainer.ema.items()}
-        trainer.train_step()
-        for name, parameter in trainer.parameters.items():
-            expected = decay * before[name] + (1 - decay) * parameter.detach()
-            assert torch.allclose(trainer.ema[name], expected, rtol=0, atol=1e-6), (decay, name)
 
 
 def test_training_lowers_the_loss(make_trainer: MakeTrainer) -> None:

@@ -1,10 +1,10 @@
 """Drawings are trained as ChiroDiff trains them, and their tickets give narrower networks of the same kind."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from diffusers import UNet2DModel
 from drawing_files import VECTOR
 from torch import nn
@@ -18,15 +18,12 @@ from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from region_workers.storage.integrity import file_digests
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
-from schemas.job import Ticket, WorkerJob
+from schemas.job import Ticket
 from schemas.model import VectorModelPlan
 from schemas.plan import Plan
-from tests.conftest import ONE_REGION
 
 __all__ = ["make_parts", "make_trainer"]
 
-MakePlan = Callable[..., Plan]
-MakeJobs = Callable[[Plan, Path], list[WorkerJob]]
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
 VECTOR_OF_ITS_SIZE = ("model={family: vector}", VECTOR[1])  # what the plan does not say, the network does
 CHIRODIFF = (

@@ -2,10 +2,10 @@
 
 import io
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from conftest import MakePlan
 from rich.console import Console
 
 from ebdiff_orchestrator.run import view
@@ -17,8 +17,6 @@ from schemas.job import Progress
 from schemas.manifest import Manifest
 from schemas.plan import Plan
 from schemas.process import unix_time
-
-MakePlan = Callable[..., Plan]
 
 NOW = 5000.0
 TRAINING = Progress(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import MakeJobs, MakePlan, store_of
 from torch import nn
 
 from region_workers.training.device import World, prepare_process
@@ -13,9 +14,7 @@ from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import ModelFamily, family_of
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.trainer import Trainer
-from schemas.job import WorkerJob
 from schemas.plan import Plan
-from tests.conftest import store_of
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -37,8 +36,8 @@ MakeParts = Callable[..., Parts]
 
 @pytest.fixture
 def make_parts(
-    tiny_plan: Callable[..., Plan],
-    make_jobs: Callable[[Plan, Path], list[WorkerJob]],
+    tiny_plan: MakePlan,
+    make_jobs: MakeJobs,
     cache_dir: Path,
     tmp_path: Path,
 ) -> MakeParts:

@@ -1,12 +1,10 @@
-"""Tiny VAEs with random weights, and images to encode."""
+"""Tiny VAEs with random weights."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, VQModel
-from PIL import Image
 
 from schemas.model import LatentModelPlan
 
@@ -35,17 +33,14 @@ def save_vq(folder: Path, seed: int = 0, **arguments: Any) -> Any:
     return vae
 
 
+def tiny_vae(folder: Path) -> Path:
+    """A VQModel with the scaling of a KL: what a run of latents is given."""
+    save_vq(folder, scaling_factor=0.18215)
+    return folder
+
+
 def latent_model(folder: Path, /, **values: Any) -> LatentModelPlan:
     """A model section for those VAEs; by default without classes."""
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
     fields = {"family": "latent", "vae": str(folder), "latent_channels": 3, "latent_downscale": 2} | blocks | values
     return LatentModelPlan.model_validate(fields)
-
-
-def save_images(folder: Path, sizes: list[tuple[int, int]], suffix: str = "png", seed: int = 0) -> None:
-    """Random RGB images of the sizes (width, height)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(seed)
-    for number, (width, height) in enumerate(sizes):
-        pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:04}.{suffix}")
