@@ -135,7 +135,8 @@ def _check_classes(plan: Plan, dense: DenseFolder) -> None:
 
 
 def _check_images(plan: Plan, dense: DenseFolder) -> None:
-    field, channels, side = "data.channels", plan.data.channels, plan.data.resolution
+    channels: int = plan.data.channels
+    field, side = "data.channels", plan.data.resolution
     if isinstance(plan.model, LatentModelPlan):
         field, channels, side = "model.latent_channels", plan.model.latent_channels, side // plan.model.latent_downscale
     for argument in ("in_channels", "out_channels"):
