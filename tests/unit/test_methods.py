@@ -1,5 +1,6 @@
 """The paper's baselines as plans: a trained dense network pruned once, and finetuned or trained from scratch."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def test_slim_has_the_widths_of_a_ticket_and_fresh_weights_and_makes_no_dense_on
     devices = []
     build = UNet2DModel.__init__
 
+    @functools.wraps(build)
     def noted(self: UNet2DModel, *args: object, **kwargs: object) -> None:
         devices.append(torch.empty(0).device.type)
         build(self, *args, **kwargs)
