@@ -78,10 +78,10 @@ def dense_config(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
         of_the_training = {"num_train_timesteps": 1000, "length_counts": None}  # the family knows them
         return {**sizes, "coordinates": data.drawings.coordinates, **of_the_training}
     classes = None if model.num_classes is None else model.num_classes + 1
-    channels, height, _ = _image_shape(model, data)
+    channels, side = _channels_and_side(model, data)
     arguments = inspect.signature(_unet_class(model).__init__).parameters
     config = {name: value for name, value in model if name in arguments}
-    config |= {"sample_size": height, "in_channels": channels, "out_channels": channels}
+    config |= {"sample_size": side, "in_channels": channels, "out_channels": channels}
     if isinstance(model, LatentModelPlan) and model.network is None:
         return {**config, **_attention_config(model, classes)}
     return {**config, "num_class_embeds": classes}
@@ -106,7 +106,7 @@ def loading_arguments(model: ModelPlan, data: DataPlan) -> dict[str, Any]:
     """What the plan, and not its own config, says of a network that is loaded."""
     if isinstance(model, VectorModelPlan):
         return {}
-    return {"dropout": model.dropout, "sample_size": _image_shape(model, data)[1]}
+    return {"dropout": model.dropout, "sample_size": _channels_and_side(model, data)[1]}
 
 
 def _unet_class(model: ModelPlan) -> type[Any]:
@@ -115,12 +115,11 @@ def _unet_class(model: ModelPlan) -> type[Any]:
     return kind
 
 
-def _image_shape(model: ModelPlan, data: DataPlan) -> tuple[int, int, int]:
-    """Channels, height and width of what is denoised."""
+def _channels_and_side(model: ModelPlan, data: DataPlan) -> tuple[int, int]:
+    """Of what is denoised, which is square: pixels, or latents."""
     if isinstance(model, LatentModelPlan):
-        side = data.resolution // model.latent_downscale
-        return model.latent_channels, side, side
-    return data.channels, data.resolution, data.resolution
+        return model.latent_channels, data.resolution // model.latent_downscale
+    return data.channels, data.resolution
 
 
 def _attention_config(model: LatentModelPlan, classes: int | None) -> dict[str, Any]:
