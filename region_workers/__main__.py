@@ -25,7 +25,7 @@ def main() -> int:
     job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         limit = timedelta(seconds=job.hang_limit_s)
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        dist.init_process_group("nccl" if job.use_gpu and torch.cuda.is_available() else "gloo", timeout=limit)
     try:
         run_job(job)
     except StopRequestedError:
