@@ -18,7 +18,7 @@ from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
-from region_workers.training.failures import StopRequestedError, is_retryable
+from region_workers.training.failures import StopRequestedError, is_retryable, message_for_people
 from region_workers.worker.run import run_job
 from schemas.errors import RunFailed, RunStopped
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, STOP_FILE, Failure, Note, Progress, ProgressState, WorkerJob
@@ -198,11 +198,15 @@ def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
         (TimeoutError("the store does not answer"), True),
         (RuntimeError("cannot schedule new futures after shutdown"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RunFailed("/home/speer/images: row 5 is not what was written"), False),
+        (RunFailed("/data/before-shutdown: row 5 is not what was written"), False),
     ],
     ids=str,
 )
 def test_errors_of_the_program_are_not_tried_again_and_those_of_the_machine_are(error: Exception, again: bool) -> None:
     assert is_retryable(error) is again
+    if isinstance(error, RunFailed):
+        assert message_for_people(error) == str(error)
 
 
 @pytest.mark.parametrize(
