@@ -51,6 +51,7 @@ def decode_into(path: Path, source: Source, plan: DataPlan, key: str, report: Re
         if content.done:
             _log.info("%d images are decoded already", content.done)
         content.cut()
+        log.drop_rest()
         left = None if total is None else total - content.done
         with closing(decode_all(source.items(content.done), transform, left)) as decoded_items:
             for decoded in decoded_items:
@@ -215,6 +216,12 @@ class PartLog:
         while (part := read_if_whole(Part, self._path(self._count))) is not None and part.key == self._key:
             yield part
             self._count += 1
+
+    def drop_rest(self) -> None:
+        """Delete the parts that were not taken: they would not follow on those that are written from here on."""
+        for path in self._folder.glob("*.json"):
+            if path.name >= self._path(self._count).name:
+                path.unlink()
 
     def is_due(self) -> bool:
         """Whether another part is worth its record by now, and the one before it is written; a slow disk is waited for.

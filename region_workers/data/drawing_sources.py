@@ -10,7 +10,16 @@ import numpy as np
 
 from region_workers.data.decode import Item
 from region_workers.data.drawings import Stroke, UnreadableDrawingError
-from region_workers.data.files import LINES, SVG, ZIP, check_not_split, files_identity, files_of_split, visible_files
+from region_workers.data.files import (
+    LINES,
+    SVG,
+    ZIP,
+    check_not_split,
+    files_identity,
+    files_of_split,
+    visible_files,
+    written_name,
+)
 from region_workers.data.sources import FolderSource, open_source
 from region_workers.data.svg import strokes_of_svg
 from region_workers.storage.places import nothing_at
@@ -72,10 +81,11 @@ class LinesSource:
 
     def items(self) -> Iterator[Item]:
         for name in self._names:
+            told = "" if len(self._names) == 1 else f"{written_name(name)} "
             with (self._folder / name).open("rb") as file:
                 for number, line in enumerate(_lines(file), 1):
                     if line.strip():
-                        yield Item(f"line {number}" if len(self._names) == 1 else f"{name} line {number}", line)
+                        yield Item(f"{told}line {number}", line)
 
     def strokes(self, item: Item) -> list[Stroke]:
         assert isinstance(item.payload, bytes)

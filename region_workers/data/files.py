@@ -38,6 +38,11 @@ def visible_files(root: Path) -> list[str]:
     return sorted(_visible(str(root), ""))
 
 
+def written_name(name: str) -> str:
+    """A file's name as text that can be written: bytes that are no UTF-8, as old archives have, as in caf\\xe9.png."""
+    return name if name.isascii() else name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def names_hub_data(path: str) -> bool:
     """Whether a `data.path` that is not on this machine may be the name of a data set on the hub."""
     return bool(_HUB_NAME.fullmatch(path)) and Path(path).suffix.lower() not in {TABLE_SUFFIX, *IMAGE_SUFFIXES}
@@ -52,9 +57,9 @@ def class_folders(root: Path, names: Sequence[str], label_column: str) -> list[s
     for name, inside in zip(names, without_split_folder(names), strict=True):
         folder, slash, _ = inside.partition("/")
         if not slash:
-            remedy = f"{name} lies in none: move it, or set data.label_column to null."
+            remedy = f"{written_name(name)} lies in none: move it, or set data.label_column to null."
             raise plan_error("data.label_column", label_column, "every image in the folder of its class", remedy)
-        classes.append(sys.intern(folder))
+        classes.append(sys.intern(written_name(folder)))
     return classes
 
 
@@ -64,7 +69,7 @@ def files_identity(path: Path, folder: Path, names: Sequence[str]) -> dict[str, 
     Sizes and times of change stand for the content: hashing it would read the whole data set on every start.
     """
     digest = bytes_digest(f"{_entry(folder, name)}\n".encode() for name in names)
-    return {"path": str(path.resolve()), "files": len(names), "files_digest": digest}
+    return {"path": written_name(str(path.resolve())), "files": len(names), "files_digest": digest}
 
 
 def _visible(folder: str, prefix: str) -> Iterator[str]:

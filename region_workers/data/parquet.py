@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from region_workers.data.decode import Item, Label
-from region_workers.data.files import files_identity
+from region_workers.data.files import files_identity, written_name
 from schemas.errors import plan_error
 from schemas.plan import DataPlan
 
@@ -43,7 +43,7 @@ class ParquetSource:
 
     def items(self, start: int = 0) -> Iterator[Item]:
         for file in self._files:
-            table, row, name = _open_parquet(file), 0, file.name
+            table, row, name = _open_parquet(file), 0, written_name(file.name)
             for group in range(table.metadata.num_row_groups):
                 rows = table.metadata.row_group(group).num_rows
                 if start < rows:

@@ -21,6 +21,7 @@ from region_workers.data.files import (
     files_of_split,
     names_hub_data,
     visible_files,
+    written_name,
 )
 from region_workers.data.hub import HubSource
 from region_workers.data.parquet import ParquetSource
@@ -115,7 +116,8 @@ class FolderSource:
     def items(self, start: int = 0) -> Iterator[Item]:
         for number in range(start, len(self._names)):
             label = None if self._classes is None else self._classes[number]
-            yield Item(self._names[number], f"{self._root}/{self._names[number]}", label)
+            name = self._names[number]
+            yield Item(written_name(name), f"{self._root}/{name}", label)
 
 
 def _local_source(path: Path, plan: DataPlan) -> Source:

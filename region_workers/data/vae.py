@@ -19,6 +19,7 @@ _CLASSES = ("AutoencoderKL", "VQModel")
 _SUBFOLDERS = ("", "vae", "vqvae", "vqmodel")  # in a folder of its own, or as diffusers' pipelines call it
 _WEIGHTS = "diffusion_pytorch_model"
 _WEIGHT_FILES = (f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-*.safetensors")
+_NAMES_SHOWN = 3
 _EXPECTED = "a folder or a hub name of a diffusers AutoencoderKL or VQModel, or of a pipeline that has one"
 
 
@@ -119,10 +120,13 @@ def _info(vae: Any, name: str, posterior: Posterior | None) -> VaeInfo:
 def _load(folder: Path, name: str, model: LatentModelPlan) -> Any:
     import diffusers
 
+    how: dict[str, Any] = {"torch_dtype": torch.float32, "use_safetensors": True, "local_files_only": True}
     try:
-        vae = getattr(diffusers, name).from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        vae, report = getattr(diffusers, name).from_pretrained(
+            folder, **how, low_cpu_mem_usage=False, output_loading_info=True
         )
+        if report["missing_keys"]:  # diffusers would make them up
+            raise ValueError(f"there are no weights {', '.join(sorted(report['missing_keys'])[:_NAMES_SHOWN])}")
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         remedy = f"{folder} does not load as {name} ({reason}): replace the files."

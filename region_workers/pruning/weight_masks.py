@@ -113,6 +113,8 @@ def _bracket(keys: Tensor, among: Tensor, count: int) -> tuple[int, int]:
     """Two keys between which, most likely, the smallest of the `count` largest lies."""
     stride = keys.numel() // _SAMPLE + 1
     sample = np.sort(keys[::stride][among[::stride]].cpu().numpy())[::-1]
+    if not sample.size:  # of so few that none of them is in it
+        return 0, _LARGEST
     place, margin = count * sample.size // int(among.count_nonzero()), 2 * math.isqrt(sample.size)
     first, last = place - margin, place + margin
     return int(sample[last]) if last < sample.size else 0, int(sample[first]) if first >= 0 else _LARGEST

@@ -123,7 +123,8 @@ class Checkpoints:
             (folder / CHECKPOINT_FILE).write_text(whole.model_dump_json(indent=2))
 
         write_folder(self._path(info.step), write)
-        for old in checkpoint_folders(self._folder)[: -self._keep]:
+        up_to_here = [path for path in checkpoint_folders(self._folder) if path.name <= checkpoint_name(info.step)]
+        for old in up_to_here[: -self._keep]:  # those of more steps were passed over, and are no newer
             self._delete(old)
 
     def newest_good(self, world: World, most_steps: int | None = None) -> Checkpoint | None:

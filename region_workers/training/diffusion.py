@@ -118,7 +118,7 @@ def loss_weights(plan: TimestepPlan, diffusion: DiffusionPlan) -> torch.Tensor |
         return speed_weights(alpha_bar, plan.speed_tau, plan.speed_lambda)
     snr = alpha_bar / (1 - alpha_bar)
     if plan.weighting == "min-snr":  # arXiv 2303.09556, for ε-prediction
-        return snr.clamp(max=plan.min_snr_gamma) / snr
+        return (snr.clamp(max=plan.min_snr_gamma) / snr).nan_to_num(nan=1.0)  # 0 / 0 where no signal is left
     return (plan.p2_k + snr) ** -plan.p2_gamma  # P2 (arXiv 2204.00227)
 
 

@@ -85,9 +85,14 @@ def message_for_people(error: BaseException) -> str:
 
 def _is_of_the_process_group(error: BaseException) -> bool:
     """Gloo, and torch.distributed when a neighbour is gone, raise plain RuntimeErrors."""
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "peer", "process group"))
+    return _is_not_ours(error) and any(word in str(error) for word in ("gloo", "peer", "process group"))
 
 
 def _is_of_the_end(error: BaseException) -> bool:
     """What Python raises in the threads of a process that was told to end."""
-    return isinstance(error, RuntimeError) and "shutdown" in str(error)
+    return _is_not_ours(error) and "shutdown" in str(error)
+
+
+def _is_not_ours(error: BaseException) -> bool:
+    """Whether it is a RuntimeError that its words must tell apart; ours name folders, which may be called anything."""
+    return isinstance(error, RuntimeError) and not isinstance(error, (RunFailed, *_OF_THE_WORKER))

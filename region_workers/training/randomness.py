@@ -76,7 +76,7 @@ def set_dropout_rows(dropouts: Sequence[BatchDropout], rows: slice, batch_size: 
 
 def _drop_by_bits(ones: torch.Tensor, p: float) -> torch.Tensor:
     """F.dropout of ones on a CPU, in a third of its time: 16 random bits a number, so p is to the nearest 1 / 65536."""
-    dropped = round(p * 65536)
+    dropped = min(round(p * 65536), 65535)
     draws = torch.empty(ones.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     kept = draws.view(torch.int16)[: ones.numel()] >= dropped - 32768
     return ones.mul_(kept.as_strided(ones.shape, ones.stride())).mul_(65536 / (65536 - dropped))

@@ -63,9 +63,7 @@ class Trainer:
         loss = self._accumulate_gradients()
         self.sparse.update(self.step, self.optimizer, self.ema)
         self.sparse.mask_gradients()
-        if self.training.gradient_clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.training.gradient_clip)
-            self._gradient_norm = norm.detach()
+        self._gradient_norm = self._clip_gradients()
         self._guard.watch(loss + self._gradient_norm, self.step)
         self._set_learning_rate()
         self.optimizer.found_inf = self._guard.blocked  # type: ignore[attr-defined]  # fused: no update if it is set
@@ -78,6 +76,14 @@ class Trainer:
         self._loss_sum += loss
         self._losses += 1
         self.step += 1
+
+    def _clip_gradients(self) -> torch.Tensor:
+        """Clip the gradients, if the plan says so; the norm that they had, which is finite if they are."""
+        clip = self.training.gradient_clip
+        if clip is None:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            return nn.utils.get_total_norm(gradients)
+        return nn.utils.clip_grad_norm_(self.parameters.values(), clip).detach()
 
     @property
     def learning_rate(self) -> float:

@@ -14,7 +14,7 @@ from typing import Self
 
 from region_workers.data.store import Store
 from region_workers.storage.durable import make_folder, remove_leftovers, write_model
-from region_workers.storage.integrity import finished_result
+from region_workers.storage.integrity import finished_result, read_if_whole
 from region_workers.storage.locks import locked
 from region_workers.storage.places import SCRATCH_FOLDER, cache_dir_of
 from region_workers.training.device import World, current_world, prepare_process
@@ -159,7 +159,8 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
 def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
     """Any worker of the region may be the first to fail, and its failure is the one that explains the others'."""
     path = Path(job.run_dir) / stage / FAILURE_FILE
-    if path.is_file() and Failure.model_validate_json(path.read_text()).attempt == job.attempt:
+    told = read_if_whole(Failure, path)
+    if told is not None and (told.owner, told.attempt) == (job.owner, job.attempt):
         return
     failure = Failure(
         stage=stage,

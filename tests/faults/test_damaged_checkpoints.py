@@ -225,6 +225,17 @@ def test_the_checkpoint_before_a_lost_ticket_is_gone_on_from(tmp_path: Path) -> 
     assert found.info.step == 2
 
 
+def test_checkpoints_of_more_steps_than_are_asked_for_do_not_take_the_new_ones_place(tmp_path: Path) -> None:
+    world = current_world(use_gpu=False)
+    with Checkpoints(tmp_path / "checkpoints", "key", keep=2) as kept:
+        for step in (7, 8, 2, 3, 4):
+            kept.save(step, 0.0, {"x": torch.zeros(1)}, [])
+    found = Checkpoints(tmp_path / "checkpoints", "key", keep=2).newest_good(world, most_steps=5)
+    assert found is not None
+    assert found.info.step == 4
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4", "7", "8"]
+
+
 def test_a_checkpoint_damaged_after_it_was_found_whole_is_not_gone_on_from(
     interrupted: dict[str, Path],
     whole: dict[str, dict[str, str]],

@@ -82,6 +82,17 @@ def test_a_folder_of_images_is_read_recursively_without_hidden_files(
     assert greys_of(DataPlan(path="data"), tmp_path / "cache") == [1, 2, 3]
 
 
+def test_names_that_are_no_utf8_are_written_with_their_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / "data" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    (folder / "thé.png").write_bytes(png(1))
+    (folder / os.fsdecode(b"th\xe9.png")).write_bytes(b"no image")
+    plan = DataPlan(path=str(tmp_path / "data"), label_column="label", max_unreadable=0.5)
+    info = ensure_store(plan, tmp_path / "cache").info
+    assert info.unreadable_names == ("caf\\xe9/th\\xe9.png",)
+    assert info.class_names == ("caf\\xe9",)
+
+
 def test_two_candidate_columns_are_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "pairs.parquet", [1, 2], ("photo", "mask"))
     with pytest.raises(PlanError, match=r"data\.image_column.*photo, mask"):

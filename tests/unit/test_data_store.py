@@ -20,7 +20,7 @@ import region_workers.data.parallel as parallel
 from region_workers.data.decode import Payload, Transform
 from region_workers.data.parallel import Decoded, DecodeProcess
 from region_workers.data.store import ImageStore, ensure_store
-from region_workers.storage.locks import build_lock
+from region_workers.storage.locks import Report, build_lock
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import PlanError, RunFailed
 from schemas.plan import DataPlan
@@ -188,6 +188,35 @@ def test_a_part_whose_pixels_have_changed_is_decoded_again(tmp_path: Path) -> No
     decoded, digest = finish_build(plan, tmp_path / "killed")
     assert decoded == 60 - first
     assert digest == ensure_store(plan, tmp_path / "whole").digest
+
+
+def test_parts_behind_a_damaged_one_are_not_taken_for_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    make_images(tmp_path / "data/ant", 40)
+    plan = DataPlan(path=str(tmp_path / "data"), label_column="label")
+    whole = ensure_store(plan, tmp_path / "whole")
+    monkeypatch.setattr(parallel, "_ALONE_S", 1e9)
+    due = {5: [True] * 40, 4: [True] + [False] * 40}  # by the images of a task: a part after each, and after one alone
+    for images in due:
+        monkeypatch.setattr(parallel, "_TASK_IMAGES", images)
+        monkeypatch.setattr(build.PartLog, "is_due", lambda _, images=images: due[images].pop(0))
+        with pytest.raises(InterruptedError):
+            ensure_store(plan, tmp_path / "killed", _interrupted_at(25))
+        (folder,) = store_folders(tmp_path / "killed")
+        if images == 5:
+            (folder / "parts/00001.json").write_text("")
+    monkeypatch.undo()
+    assert ensure_store(plan, tmp_path / "killed").info == whole.info
+
+
+def _interrupted_at(images: int) -> Report:
+    def report(done: int, _: int) -> None:
+        if done >= images:
+            raise InterruptedError
+
+    return report
 
 
 def test_a_resumed_build_keeps_the_labels_and_the_unreadable(tmp_path: Path) -> None:

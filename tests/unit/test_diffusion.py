@@ -87,6 +87,15 @@ def test_min_snr_and_p2_are_their_papers_formulas() -> None:
     assert loss_weights(TimestepPlan(), DIFFUSION) is None
 
 
+def test_min_snr_weighs_by_1_where_nothing_is_left_of_the_signal() -> None:
+    noisy = DiffusionPlan(beta_end=0.3)
+    assert float(alphas_cumprod(noisy)[-1]) == 0
+    weights = loss_weights(TimestepPlan(weighting="min-snr"), noisy)
+    assert weights is not None
+    assert float(weights[-1]) == 1
+    assert bool((weights[1:] >= weights[:-1]).all())
+
+
 def test_weights_count_by_absolute_timestep_whatever_the_region() -> None:
     weights = loss_weights(SPEED, DIFFUSION)
     assert weights is not None

@@ -49,6 +49,11 @@ def test_the_share_that_is_asked_for_is_dropped_and_the_mean_stays(dtype: torch.
     assert torch.equal(ones.grad, dropped.detach())
 
 
+def test_nearly_all_may_be_dropped() -> None:
+    dropped = parts_of(nn.Sequential(nn.Dropout(0.999999)), torch.ones(BATCH, 6, 4, 4), 1)
+    assert torch.isfinite(dropped).all()
+
+
 def test_numbers_are_dropped_independently() -> None:
     dropped = parts_of(nn.Sequential(nn.Dropout(0.5)), torch.ones(BATCH, 64, 32, 32), 1).flatten() == 0
     for apart in range(1, 9):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from latent_fixtures import latent_model, save_kl, save_vq
+from safetensors.torch import load_file, save_file
 
 from region_workers.data.vae import decode, encode, load_vae
 from schemas.errors import PlanError
@@ -121,6 +122,16 @@ def test_other_weights_have_another_digest(tmp_path: Path) -> None:
     save_kl(tmp_path / "a")
     save_kl(tmp_path / "b", seed=1)
     assert load_vae(latent_model(tmp_path / "a"))[1].digest != load_vae(latent_model(tmp_path / "b"))[1].digest
+
+
+def test_a_file_without_all_weights_is_refused_for_the_others_would_be_made_up(tmp_path: Path) -> None:
+    save_vq(tmp_path / "vae")
+    file = tmp_path / "vae/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["decoder.conv_in.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(PlanError, match=r"does not load as VQModel \(there are no weights decoder\.conv_in\.weight\)"):
+        load_vae(latent_model(tmp_path / "vae"))
 
 
 def test_a_quantiser_of_its_own_width_decides_the_channels(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import ONE_REGION, MakePlan
+from conftest import ONE_REGION, MakeJobs, MakePlan
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.cluster.executor import Loss, Request
@@ -18,10 +18,10 @@ from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
-from region_workers.training.failures import StopRequestedError, is_retryable
+from region_workers.training.failures import StopRequestedError, is_retryable, message_for_people
 from region_workers.worker.run import run_job
 from schemas.errors import RunFailed, RunStopped
-from schemas.job import PROGRESS_FILE, STOP_FILE, Failure, Note, Progress, ProgressState, WorkerJob
+from schemas.job import FAILURE_FILE, PROGRESS_FILE, STOP_FILE, Failure, Note, Progress, ProgressState, WorkerJob
 from schemas.plan import Plan
 
 Does = Callable[[WorkerJob], None]
@@ -72,6 +72,24 @@ def _leaves(job: WorkerJob) -> None:
 def _leaves_no_further(job: WorkerJob) -> None:
     """The machine is taken away, and no more is saved than by the attempt before."""
     _says(job, 3, 3, "stopped")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Failure(stage="draw/all", attempt=1, owner="another", message="", retryable=False, traceback="", at=0.0),
+        Note(owner="not what was written"),
+    ],
+)
+def test_a_worker_tells_of_its_failure_whatever_an_earlier_one_has_left(
+    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, found: Failure | Note
+) -> None:
+    job = make_jobs(tiny_plan(ONE_REGION), tmp_path)[0].model_copy(update={"store_digest": "of others", "attempt": 1})
+    file = tmp_path / job.stages()[0] / FAILURE_FILE
+    write_model(file, found)
+    with pytest.raises(RunFailed, match="not those the run began with"):
+        run_job(job)
+    assert "not those the run began with" in Failure.model_validate_json(file.read_text()).message
 
 
 @pytest.mark.parametrize(
@@ -180,11 +198,15 @@ def test_ray_s_word_for_a_lost_worker_is_understood() -> None:
         (TimeoutError("the store does not answer"), True),
         (RuntimeError("cannot schedule new futures after shutdown"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
+        (RunFailed("/home/speer/images: row 5 is not what was written"), False),
+        (RunFailed("/data/before-shutdown: row 5 is not what was written"), False),
     ],
     ids=str,
 )
 def test_errors_of_the_program_are_not_tried_again_and_those_of_the_machine_are(error: Exception, again: bool) -> None:
     assert is_retryable(error) is again
+    if isinstance(error, RunFailed):
+        assert message_for_people(error) == str(error)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,13 @@ def test_the_smallest_leave_and_the_largest_come_of_equals_the_first(weights: st
     assert torch.equal(moved, _by_sorting(mask, _values(weights), exchanged, _values(growth).flip(0)))
 
 
+@pytest.mark.parametrize("few_are_kept", [True, False])
+def test_so_few_that_the_sample_has_none_of_them_are_found(few_are_kept: bool) -> None:
+    mask = torch.isin(torch.arange(_WEIGHTS), torch.tensor([1, 2, 3, 8])) == few_are_kept
+    moved = moved_mask(mask, _values("any"), 1, _values("any").flip(0))
+    assert torch.equal(moved, _by_sorting(mask, _values("any"), 1, _values("any").flip(0)))
+
+
 def test_at_random_any_places_are_as_likely_as_any_others() -> None:
     mask, generator = torch.arange(6) < 3, torch.Generator().manual_seed(2)
     found = Counter(tuple(moved_mask(mask, torch.ones(6), 3, generator).tolist()) for _ in range(4000))
