@@ -106,10 +106,10 @@ def _reported(run_dir: Path, view: View, goes_further: bool = False) -> Iterator
 def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
     """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
     from ebdiff_orchestrator.cluster.connecting import start_early
-    from region_workers.storage.integrity import read_manifest
-    from schemas.manifest import MANIFEST_FILE
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
 
-    known = read_manifest(folder) if (folder / MANIFEST_FILE).is_file() else None
+    run = RunDirectory(folder)
+    known = run.read() if run.exists() else None
     plan = loaded or (known.plan if known else None)
     if plan is not None and not (known and known.finished()):
         start_early(plan.workers, len(plan.regions), address)

@@ -102,7 +102,7 @@ class RayExecutor(Executor):
                 if not ended:
                     self._raise_if_ended()
                 for each in ended:
-                    yield pending.pop(each), ray.get(each)
+                    yield pending.pop(each), _result_of(each)
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
@@ -200,6 +200,18 @@ class _Job:
         actor = self.actor  # the job may end just now
         if self.is_cancelled and actor is not None:
             ray.kill(actor, no_restart=True)
+
+
+def _result_of(call: Any) -> Any:
+    """What an ended call returned. Of an error for people its own words are raised: Ray's are a traceback."""
+    import ray
+
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RunFailed | UserError):
+            raise error.cause from error
+        raise
 
 
 def _answer(node: Mapping[str, Any], task: Any, ended: bool) -> NodeAnswer:

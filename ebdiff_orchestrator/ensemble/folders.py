@@ -12,13 +12,15 @@ from region_workers.storage.integrity import (
     read_verified,
     sealed_files,
 )
+from region_workers.storage.places import check_no_url
 from schemas.errors import UserError, user_error
 
 SUMS_FILE = "SHA256SUMS"
 
 
 def check_own_folder(path: Path, is_own: Callable[[Path], bool], kind: str, field: str = "folder") -> None:
-    """Raise `UserError`, naming `field`, if `path` holds anything that is not `kind`."""
+    """Raise `UserError`, naming `field`, if `path` is a URL or holds anything that is not `kind`."""
+    check_no_url(path, field)
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_own(path))):
         raise user_error(field, path, f"a new or empty folder, or one that holds {kind}", "Choose another folder.")
 

@@ -98,12 +98,12 @@ def evaluate(
         reference_images=reference_images,
         keep_images=keep_images,
     )
-    directory = RunDirectory(run_dir)
+    directory, view = RunDirectory(run_dir), view or View()
     plan = _finished(directory).plan
     executor = executor or _executor(directory, plan, in_process, address)
     images = sampled_images(directory, plan, options)
-    with directory.held(), view or View() as shown, ExitStack() as stack:
-        return _evaluate(directory, options, images, Workers(plan.workers, address, executor, shown, stack))
+    with directory.held(say=view.line), view, ExitStack() as stack:
+        return _evaluate(directory, options, images, Workers(plan.workers, address, executor, view, stack))
 
 
 def _executor(directory: RunDirectory, plan: Plan, in_process: bool, address: str | None) -> Executor | None:

@@ -25,6 +25,7 @@ from schemas.errors import RunFailed
 from schemas.evaluation import FeatureJob, SampledImages
 from schemas.job import Progress
 from schemas.plan import WorkersPlan
+from schemas.process import unix_time
 
 _CALLS_A_WORKER = 4  # a few calls each, so that a slow or late worker holds up little
 _POLL_S = 1.0
@@ -100,7 +101,7 @@ def _shown(view: View, what: str, folder: Path, shards: Sequence[Shard]) -> Iter
         note = f"{rate:,.1f} images/s" if rate else ""
         state = "done" if done == total else "running"
         progress = {"step": done, "total_steps": total, "steps_per_s": rate or None, "state": state, "note": note}
-        view.job(what, Progress.model_validate({"stage": "images", **progress}))
+        view.job(what, Progress.model_validate({"stage": "images", "updated_at": unix_time(), **progress}))
 
     def watch() -> None:
         while not ended.wait(_POLL_S):

@@ -18,6 +18,7 @@ from region_workers.training.device import current_world, prepare_process
 from schemas.errors import RunFailed, UserError, user_error
 from schemas.job import Progress
 from schemas.plan import Plan, TrainingPlan
+from schemas.process import unix_time
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def sample_on_workers(
             parts[worker] = part
             done += sum(map(len, shares[worker]))
             state = "done" if done == job.count else "running"
-            progress = {"stage": "samples", "state": state, "step": done, "total_steps": job.count}
-            view.job("sampling", Progress.model_validate(progress))
+            progress = {"state": state, "step": done, "total_steps": job.count, "updated_at": unix_time()}
+            view.job("sampling", Progress.model_validate({"stage": "samples", **progress}))
     return _in_order(job, [parts[worker] for worker in range(workers)])
 
 

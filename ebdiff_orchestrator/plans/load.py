@@ -28,7 +28,8 @@ def load_plan(plan: str, changes: Sequence[str] = ()) -> Plan:
 
 
 def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title: str = "plan") -> Plan:
-    """`load_plan` for values at hand."""
+    """`load_plan` for values at hand, which stay as they are."""
+    values = _unshared(values)
     if any(change.startswith("regions.") for change in changes):
         values.setdefault("regions", Plan().model_dump(mode="json")["regions"])
     for change in changes:
@@ -37,6 +38,15 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
         return Plan.model_validate(values)
     except ValidationError as error:
         raise from_validation_error(error, f"The plan {title} cannot run as written", Plan) from None
+
+
+def preset_plan(name: str) -> Plan | None:
+    """The plan of a preset, also with methods, whatever file or folder is named so; None if there is none."""
+    values = preset_values(name)
+    if values is None:
+        return None
+    values.pop("methods", None)
+    return plan_from_values(values, title=name)
 
 
 def plan_as_yaml(plan: Plan) -> str:
@@ -59,9 +69,16 @@ def absolute(path: str | None) -> str | None:
     return str(Path(path).expanduser().resolve())
 
 
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are one object, as a YAML anchor and its aliases are: a change is of one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
 def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(plan)
-    if path.is_dir():
+    if path.is_dir() and preset_values(plan) is None:  # data often lie in a folder of the preset's name
         raise PlanError(
             f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}). "
             "Name the file in it, or a preset."
@@ -151,7 +168,7 @@ def _step_into(target: Any, part: str, path: str, change: str) -> Any:
 
 
 def _position(target: list[Any], part: str, change: str) -> int:
-    if not part.isdigit() or int(part) >= len(target):
+    if not part.isdecimal() or int(part) >= len(target):
         raise PlanError(
             f"--set {shown(change)}: expected a position from 0 to {len(target) - 1} in place of {part}. Change it."
         )

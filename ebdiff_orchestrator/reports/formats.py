@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from region_workers.storage.places import check_no_url
 from schemas.errors import user_error
 
 MISSING = "-"
@@ -45,7 +46,8 @@ def gib(size_bytes: int | None) -> str:
 
 
 def check_replaceable(option: str, file: Path, suffix: str) -> None:
-    """UserError if there is a file that does not end in `suffix`, which whoever named it cannot have meant to lose."""
+    """UserError for a URL, and for a file that does not end in `suffix`, which nobody can have meant to lose."""
+    check_no_url(file, option)
     if file.exists() and file.suffix.lower() != suffix:
         expected = f"a new file, or an older one that ends in {suffix}, to be replaced"
         raise user_error(option, file, expected, "Choose another name.")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import draw_folder
 from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_folders, checkpoint_name
-from region_workers.storage.integrity import read_verified, sealed_files
+from region_workers.storage.integrity import SEAL_FILE, read_verified, sealed_files
 from region_workers.storage.tables import Row, read_masks
 from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult, Ticket
@@ -58,6 +58,16 @@ class RecordedMasks:
         if len(drawn):
             return NamedMask(f"{prefix}{self.region}", self.bits, self.packed[int(drawn[-1])])
         return NamedMask(f"{prefix}{self.region} (step {self.steps[-1]}, not drawn)", self.bits, self.packed[-1])
+
+
+def fetch_masks(run: RunDirectory, plan: Plan) -> None:
+    """Have the run's folder hold what `recorded_masks` reads there, as it is now: no weights, of an object store."""
+    folders = [draw_folder(plan, region) for region in plan.regions]
+    for stage in dict.fromkeys(str(Path(folder).parents[1]) for folder in folders):
+        _fetch_newest(run, stage, MASKS_FILE)
+    for folder in folders:
+        for name in (SEAL_FILE, TICKET_FILE):
+            run.fetch(f"{folder}/{name}")
 
 
 def recorded_masks(run_dir: Path, plan: Plan) -> tuple[RecordedMasks, ...]:
@@ -115,11 +125,15 @@ def newest_of_run(
     run: RunDirectory, stage: str, name: str, read: Callable[[bytes], _Read]
 ) -> tuple[_Read | None, bool]:
     """`newest_of_stage` of a run that may be in an object store: no more of it is fetched than that."""
+    _fetch_newest(run, stage, name)
+    return newest_of_stage(run.path / stage, name, read)
+
+
+def _fetch_newest(run: RunDirectory, stage: str, name: str) -> None:
     checkpoint = f"{stage}/{CHECKPOINTS_FOLDER}/{checkpoint_name(run.saved_steps(stage))}"
     for folder, says_whole in ((stage, RESULT_FILE), (checkpoint, CHECKPOINT_FILE)):
         for each in (says_whole, name):
             run.fetch(f"{folder}/{each}")
-    return newest_of_stage(run.path / stage, name, read)
 
 
 def newest_of_stage(stage_folder: Path, name: str, read: Callable[[bytes], _Read]) -> tuple[_Read | None, bool]:
@@ -153,7 +167,7 @@ def _of_checkpoint(folder: Path) -> dict[str, str]:
 
 
 def _read_ticket(folder: Path) -> Ticket | None:
-    if not folder.is_dir():
+    if not any((folder / name).is_file() for name in (SEAL_FILE, TICKET_FILE)):
         return None
     try:
         return Ticket.model_validate_json(read_verified(folder / TICKET_FILE, sealed_files(folder).get(TICKET_FILE)))

@@ -13,6 +13,7 @@ from ebdiff_orchestrator.reports.masks import (
     RecordedMasks,
     distance_matrix,
     drawn_at,
+    fetch_masks,
     kept_bits,
     recorded_masks,
 )
@@ -150,7 +151,8 @@ def _note(manifest: Manifest, region: RegionPlan) -> str | None:
 def _recorded(run_dir: Path) -> tuple[Plan, tuple[RecordedMasks, ...]]:
     run = RunDirectory(run_dir)
     plan = run.read().plan
-    return plan, recorded_masks(run.fetch_folder("draw").parent, plan)
+    fetch_masks(run, plan)
+    return plan, recorded_masks(run.path, plan)
 
 
 def _ticket_report(masks: RecordedMasks, settings: Settings, own: DrawPlan) -> TicketReport:

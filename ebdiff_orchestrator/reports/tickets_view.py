@@ -18,6 +18,7 @@ from ebdiff_orchestrator.reports.page.curves import draw_distances, draw_layers,
 from ebdiff_orchestrator.reports.page.svg import write_png
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
 from region_workers.storage.durable import write_text
+from region_workers.storage.places import check_no_url
 from schemas.errors import user_error
 
 _NEAR, _MIDDLE, _FAR = np.array([255, 250, 220]), np.array([240, 120, 60]), np.array([90, 10, 60])
@@ -86,7 +87,8 @@ def _figures(report: TicketsReport, last: int | None) -> list[list[Callable[[Any
 
 
 def check_out(folder: Path) -> None:
-    """Raise UserError if `folder` is a file."""
+    """Raise UserError if `folder` is a URL or a file."""
+    check_no_url(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise user_error("--out", folder, "a folder, new or not", "It is a file; name another.")
 

@@ -92,7 +92,7 @@ def launch(
         data = decode_data(resolved, view)
         samples = samples_at_hand(resolved, data)  # None: they are still to be encoded
         jobs = () if samples is None else _known_jobs(ledger, samples, reuse, view)
-        if not (jobs and ledger.all_done(jobs) and finish_or_reopen(ledger, view)):
+        if not (jobs and ledger.all_done(jobs) and _finish_alone(ledger, executor, view)):
             with _workers(ledger, address, executor, view) as workers, fed_trackers(ledger, view):
                 check_data_fits(resolved.plan, len(data), workers.request.processes)
                 jobs = jobs or _known_jobs(ledger, encode_images(resolved, data, ledger, workers, view), reuse, view)
@@ -202,6 +202,12 @@ def _workers(
     if executor is None:
         view.line(f"{'Joining' if cluster_address(address) else 'Starting'} Ray ...")
     return connect(plan.workers, len(plan.regions), address, log, view.waiting, executor)
+
+
+def _finish_alone(ledger: Ledger, executor: Executor | None, view: View) -> bool:
+    """`finish_or_reopen` where no job is left; the trackers are told what a killed driver has not told them."""
+    with fed_trackers(ledger, view):
+        return finish_or_reopen(ledger, view, executor)
 
 
 def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], view: View) -> tuple[JobOutline, ...]:

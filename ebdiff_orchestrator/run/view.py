@@ -109,7 +109,8 @@ class LiveTable(View):
 
     def job(self, name: str, progress: Progress) -> None:
         self._status = ""
-        self._jobs[name] = self._stages[progress.stage] = progress
+        self._jobs = {**self._jobs, name: progress}  # another thread draws the old ones
+        self._stages = {**self._stages, progress.stage: progress}
 
     def run(self, manifest: Manifest) -> None:
         self._manifest = manifest

@@ -51,7 +51,7 @@ def is_begun(folder: Path) -> bool:
 def plan_of(row: StudyRow) -> Plan:
     """The plan of a row that is written out."""
     assert isinstance(row.plan, dict)
-    return plan_from_values(dict(row.plan), title=row.label)
+    return plan_from_values(row.plan, title=row.label)
 
 
 def check_goes_on(study: StudyPlan, folder: Path) -> None:
@@ -114,7 +114,7 @@ def _written_out(study: StudyPlan, row: StudyRow, changes: Sequence[str], beside
     all_changes = (*study.set, *row.set, *changes)
     try:
         if isinstance(row.plan, dict):
-            plan = plan_from_values(dict(row.plan), all_changes, title=row.label)
+            plan = plan_from_values(row.plan, all_changes, title=row.label)
         else:
             file = beside / row.plan if beside is not None else None
             plan = load_plan(str(file) if file is not None and file.is_file() else row.plan, all_changes)

@@ -12,6 +12,7 @@ from schemas.errors import plan_error, user_error
 SCRATCH_FOLDER = "work"  # in the cache: where whoever works on a run in an object store has its files
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path may have joined its slashes
 _STATUS = re.compile(r"\d{3} \w+ Error\b")
 
 
@@ -89,6 +90,13 @@ def check_no_links(folder: Path, but_in: str) -> None:
             raise user_error("DIR", folder, f"no symbolic link in a run, but there is {found}", remedy)
         if Path(parent) == folder and but_in in folders:
             folders.remove(but_in)
+
+
+def check_no_url(path: Path, field: str) -> None:
+    """Raise UserError, naming `field`, for a URL, which would become a folder of that name here."""
+    start = _URL.match(str(path))
+    if start and not Path(start[0]).exists():
+        raise user_error(field, path, "a path on this machine, not a URL", "Write it here, and copy it there.")
 
 
 def check_writable_folder(path: Path, field: str) -> None:

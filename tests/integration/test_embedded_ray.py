@@ -18,8 +18,13 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from ebdiff_orchestrator.cluster.connecting import connect
+from ebdiff_orchestrator.cluster.executor import run_one
+from schemas.errors import UserError
 from schemas.job import WorkerJob
 from schemas.plan import WorkersPlan
+
+def refuse(value):
+    raise UserError(f"value={value}")
 
 job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
 with connect(WorkersPlan(), 2) as cluster:
@@ -47,6 +52,10 @@ with connect(WorkersPlan(), 2) as cluster:
         time.sleep(0.2)
     cluster.cancel(job.name)
     print(type(many.exception(timeout=60)).__name__, pending(), flush=True)
+    try:
+        run_one(cluster, refuse, 7)
+    except UserError as error:
+        print(error, flush=True)
     cluster.run_job(job, 2).result(timeout=300)
     print(*sorted(path.parent.name for path in Path(job.run_dir).glob("*/*/result.json")))
 """
@@ -98,7 +107,7 @@ def test_an_embedded_ray_is_for_its_user_alone_and_jobs_of_one_and_several_worke
     assert addresses <= LOOPBACK
     assert mode == 0o700
     region = job.stages()[0].split("/")[1]
-    assert said.split() == ["died", "2", "ActorDiedError", "0", region, region], errors
+    assert said.split() == ["died", "2", "ActorDiedError", "0", "value=7", region, region], errors
     assert not any("RayTrainWorker" in line or "dashboard.py" in line for line in found.values())
     assert not errors
     assert not list(place.iterdir()), "its folder is gone"

@@ -23,6 +23,8 @@ from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.previews.preview import make_preview
+from ebdiff_orchestrator.reports.page import write_report
+from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.metrics_feed import fed_trackers
@@ -160,6 +162,22 @@ def test_what_is_taken_over_from_a_bucket_is_put_down_to_the_run_there(
     handle = driver.launch(tiny_plan(*quick, "training.steps=3"), second, executor=serial_cluster, reuse=[first])
     stages = handle.manifest.stages
     assert (stages["draw/all"].reused_from, stages["train/all"].reused_from) == (first, first)
+
+
+def test_telling_of_a_run_in_a_bucket_fetches_no_weights(
+    tiny_plan: MakePlan, serial_cluster: SerialCluster, tmp_path: Path
+) -> None:
+    url = f"s3://{BUCKET}/runs/told"
+    quick = (ONE_REGION, "sampling.num_images=1", "sampling.steps=1", "training.steps=2", "logging.trackers=[]")
+    driver.launch(tiny_plan(*quick), url, executor=serial_cluster)
+    assert any(key.startswith("draw/") and key.endswith(".safetensors") for key in RunFiles(url).list_keys())
+    shutil.rmtree(RunDirectory(url).path)
+    write_report([url], tmp_path / "page.html")
+    [told] = report_tickets(Path(url), Settings()).tickets
+    assert told.masks.finished
+    assert told.masks.ticket is not None
+    assert told.masks.ticket.step in told.masks.steps
+    assert not list(RunDirectory(url).path.rglob("*.safetensors"))
 
 
 def test_trackers_call_a_run_in_a_bucket_by_its_own_name(tiny_plan: MakePlan) -> None:

@@ -12,6 +12,7 @@ import torch
 from conftest import TINY, MakePlan
 from finished_run import finished_run
 from forked import run_forked
+from listener import Listener
 from local_inception import write_local_inception
 from PIL import Image
 from pytorch_fid import fid_score
@@ -28,12 +29,16 @@ from ebdiff_orchestrator.evaluation.records import recorded_report
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import Shard, make_shards
 from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.ownership import write_claim
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.store import ensure_store
 from region_workers.storage.integrity import file_digest, files_in
+from region_workers.storage.run_files import RunFiles
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import EvaluationReport, FeatureJob, FolderImages, Measure, SampledImages
+from schemas.job import Claim, Progress
 from schemas.manifest import Evaluation
+from schemas.process import unix_time
 
 IMAGES = 4
 
@@ -164,13 +169,38 @@ def test_a_folder_of_images_or_statistics_of_it_serve_as_a_reference(
         evaluate(run_dir, 2, reference=tmp_path, inception_weights=weights, in_process=True, steps=2)
 
 
+class Watcher(Listener):
+    """`heard_at`: when what it was told of jobs was so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard_at: list[float] = []
+
+    def job(self, name: str, progress: Progress) -> None:
+        self.heard_at.append(progress.updated_at)
+
+
+def test_waiting_for_a_silent_owner_is_told_to_the_view_and_nothing_is_printed(
+    tiny_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_run(tmp_path, tiny_plan())
+    silent = Claim(number=1, token="aaaaaaaa", host="elsewhere", pid=1, lease_s=0.1)
+    write_claim(RunFiles(tmp_path), silent)
+    with pytest.raises(UserError, match="--measure = beauty"):
+        evaluate(tmp_path, 4, measures=["beauty"], in_process=True, view=(view := Listener()))
+    assert "process 1 on elsewhere has not said that it ended" in view.said[0]
+    assert capsys.readouterr().out == ""
+
+
 def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
     tiny_plan: MakePlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     finished_run(run_dir, tiny_plan())
     options = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2}
-    found = evaluate(run_dir, 6, **options)
+    found = evaluate(run_dir, 6, **options, view=(view := Watcher()))
+    assert view.heard_at
+    assert all(unix_time() - at < 600 for at in view.heard_at), "else a live view takes the work for silent"
     assert found.distance == found.frechet_distance > 0
     recorded = json.loads((run_dir / "manifest.json").read_text())["evaluations"][found.key]
     assert (recorded["extractor"], recorded["frechet_distance"]) == ("random-conv", found.distance)

@@ -3,7 +3,11 @@
 from pathlib import Path
 
 import pytest
+from conftest import MakePlan
 
+from ebdiff_orchestrator.cli import launch as commands
+from ebdiff_orchestrator.cluster.embedded import EmbeddedRay
+from ebdiff_orchestrator.run.manifests import new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import PlanError, UserError, without_secrets
 from schemas.section import fault_of_place
@@ -55,3 +59,16 @@ def test_a_url_that_nothing_opens_is_no_folder(place: str, tmp_path: Path, monke
         RunDirectory(place)
     Path(place.partition("/")[0]).mkdir()  # then it names that
     assert RunDirectory(Path(place)).path == tmp_path / Path(place)
+
+
+def test_a_finished_run_named_by_a_url_has_no_ray_started(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EmbeddedRay, "begin", lambda *_: pytest.fail("there is nothing to be run"))
+    plan = tiny_plan()
+    manifest = new_manifest(plan)
+    for record in manifest.stages.values():
+        manifest = manifest.with_stage(record.model_copy(update={"status": "done"}))
+    RunDirectory(tmp_path).write(manifest)
+    for place in (tmp_path, Path(tmp_path.as_uri())):  # as the command line has it
+        commands._start_ray_early(place, plan, None)

@@ -111,6 +111,13 @@ def test_changes_reach_lists_and_numbers_with_exponents() -> None:
     assert plan.training.steps == 7
 
 
+def test_a_preset_is_found_beside_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "digits-eb"):
+        (tmp_path / name).mkdir()
+        assert load_plan(name).name == name
+
+
 def test_a_batch_larger_than_the_data_set_or_not_shared_evenly_is_refused(tiny_plan: MakePlan) -> None:
     with pytest.raises(PlanError, match="at most the data set's 7 images"):
         check_data_fits(tiny_plan(), images=7, world_size=1)

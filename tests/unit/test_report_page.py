@@ -153,8 +153,10 @@ def test_a_run_that_was_launched_again_says_so(page: Page, run: Path, tmp_path: 
     assert "where the run was launched again" in page.text
 
 
-def test_what_differs_from_the_preset_stands_field_by_field(tmp_path: Path) -> None:
+def test_what_differs_from_the_preset_stands_field_by_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = load_plan("digits", ["regions.2.pruning_ratio=0.6", "seed=7"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / plan.name).write_text("a file of the preset's name is no plan of its own")
     Ledger.begin(RunDirectory(tmp_path / "run"), plan)
     page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
     table = page.partition("What differs from the preset")[2].partition("</table>")[0]

@@ -126,6 +126,13 @@ def test_a_study_that_cannot_run_says_why(tmp_path: Path, values: dict[str, Any]
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_change_of_a_row_is_none_of_another_with_the_same_anchor(tmp_path: Path) -> None:
+    rows = ("{label: a, plan: &same {training: {steps: 500}}, set: [training.steps=10]}", "{label: b, plan: *same}")
+    (tmp_path / "study.yaml").write_text(f"rows: [{', '.join(rows)}]")
+    found = load_study(tmp_path / "study.yaml")
+    assert {row.label: plan_of(row).training.steps for row in found.rows} == {"a": 10, "b": 500}
+
+
 def test_what_a_study_names_here_it_names_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "weights.pth").touch()

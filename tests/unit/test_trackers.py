@@ -1,12 +1,13 @@
 """Trackers: what is in them, read back by their own libraries, after every way that a run can go on."""
 
 import os
+import shutil
 import struct
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -317,6 +318,32 @@ def test_rows_of_before_resources_were_measured_are_read_and_a_gpus_are_told(tmp
     [read] = map(MetricsRow.model_validate, read_metrics(tmp_path / "old.parquet"))
     assert (read.resources(), read.progress()) == ({}, MetricsRow.model_validate(old).progress())
     assert set(MetricsRow.model_validate(row).resources()) == set(row) - set(old)
+
+
+class Elsewhere(SerialCluster):
+    """Workers that count as another machine's. `called`: the functions that they ran."""
+
+    on_this_machine = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[str] = []
+
+    def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        self.called.append(function.__name__)
+        return super().run_many(function, calls)
+
+
+def test_a_run_that_lacks_nothing_but_its_samples_has_its_workers_draw_and_its_trackers_told(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launch(tiny_plan(EVERY_STEP, ONE_REGION, "logging.trackers=[]"), run, executor=SerialCluster())
+    shutil.rmtree(run / "samples")
+    launch(tiny_plan(EVERY_STEP, ONE_REGION), run, executor=(workers := Elsewhere()))
+    assert (workers.jobs, workers.called) == ([], ["sample"])
+    _check_every_step_is_there_once(run)
+    assert len(events_of(run, "run").Images("samples")) == 1
 
 
 def test_what_feeds_the_trackers_can_stumble_and_the_run_goes_on(tiny_plan: MakePlan, tmp_path: Path) -> None:

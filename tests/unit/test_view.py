@@ -183,6 +183,19 @@ def test_the_time_left_of_all_trainings(
     assert trainings_left(_run(tiny_plan(*changes), **stages, **begun), reports, draw_steps=60) == expected
 
 
+def test_a_job_may_begin_while_the_table_is_drawn(tiny_plan: MakePlan) -> None:
+    class BeginsAnother(Progress):
+        def __getattribute__(self, name: str) -> Any:
+            if name == "updated_at":  # which only whoever draws asks for
+                table.job("region 240-460", _progress("train/240-460", step=7, updated_at=unix_time()))
+            return super().__getattribute__(name)
+
+    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
+        table.run(_run(tiny_plan(), train_0_260={"status": "running"}, train_240_460={"status": "running"}))
+        table.job("region 0-260", BeginsAnother(**{**TRAINING.model_dump(), "updated_at": unix_time()}))
+    assert "250/1000" in _text(console)
+
+
 def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(view.time, "monotonic", lambda: now[0])

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ebdiff_orchestrator.plans.load import load_plan
-from ebdiff_orchestrator.plans.preset_plans import preset_values
+from ebdiff_orchestrator.plans.load import preset_plan
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_of
 from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.formats import MISSING, TextTable
@@ -51,7 +50,7 @@ def contents_of(
     plan, preview = manifest.plan, preview_of(manifest)
     found, timeline = measures_of(manifest), timeline_of(manifest)
     tickets, strip = _tickets(run), previews(run, picture_bytes // 2)
-    preset = preset_values(plan.name)
+    preset = preset_plan(plan.name)
     return {
         "name": plan.name,
         "location": run.short_location,
@@ -74,7 +73,7 @@ def contents_of(
         "stages": _stages(manifest),
         "quality": _quality(manifest),
         "plan": yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
-        "differs": None if preset is None else _differences(load_plan(plan.name), plan),
+        "differs": None if preset is None else _differences(preset, plan),
         "preset": None if preset is None else plan.name,
         "software": sorted(manifest.software.items()),
     }
