@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ _ADDRESS = re.compile(r"auto|local|(ray://)?([^\s:/@]+|\[[0-9A-Fa-f:.]+\]):\d{1,
 _FOLDERS = ("RAY_TMPDIR", "TMPDIR")  # Ray takes the first that is set
 _SOCKET = "/eb-00000000/r/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # what stands below it
 _LONGEST_SOCKET = 107  # bytes; Linux' limit
+_LISTENS_WITHIN_S = 30.0
 
 
 def say_nothing(text: str) -> None:
@@ -100,10 +102,11 @@ def _is_connected() -> bool:
 def _join(address: str) -> Callable[[], None]:
     """Connect to the cluster; returns the function that disconnects."""
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
-    import ray
-
-    silence_ray()
     try:
+        _check_somebody_listens(address)
+        import ray
+
+        silence_ray()
         ray.init(
             address=address,
             runtime_env={"env_vars": WORKER_ENVIRONMENT},
@@ -114,6 +117,17 @@ def _join(address: str) -> Callable[[], None]:
         check = "Check the address, that it is up, and that RAY_AUTH_MODE and the token here are as there."
         raise UserError(f"Ray at {address}: cannot connect ({error}). {check}") from None
     return ray.shutdown  # type: ignore[no-any-return]
+
+
+def _check_somebody_listens(address: str) -> None:
+    """Raise ConnectionError where nobody can be reached: Ray would try for many minutes."""
+    host, colon, port = address.rpartition(":")
+    if not colon or address.startswith("ray://"):  # whose client has a limit of its own
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _LISTENS_WITHIN_S).close()
+    except (OSError, OverflowError) as error:  # there is no such host, port or way, or no answer
+        raise ConnectionError(error) from None
 
 
 def _take_back_sigterm() -> None:

@@ -15,7 +15,8 @@ from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, neare
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from region_workers.data.drawing_sources import count_data
-from region_workers.networks.costs import cost_counter
+from region_workers.networks.dense import loading_arguments
+from region_workers.networks.pretrained import dense_counter
 from region_workers.networks.supported import network_inputs
 from region_workers.storage.places import cache_dir_of
 from region_workers.storage.run_files import local_folder
@@ -174,8 +175,8 @@ def kept_for_backward_bytes(network: nn.Module, inputs: dict[str, torch.Tensor])
 def _largest_network(plan: Plan) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """On the meta device: the dense network if a draw trains it, else the region's that is pruned least."""
     ratio = min(region.pruning_ratio for region in plan.regions) if not plan.draw.trains_dense else 0.0
-    network = cost_counter(plan.model, plan.data).network_at(ratio)
-    return network, network_inputs(network)
+    network = dense_counter(plan.model, plan.data).network_at(ratio)
+    return network, network_inputs(network, side=loading_arguments(plan.model, plan.data).get("sample_size"))
 
 
 @dataclass(frozen=True)

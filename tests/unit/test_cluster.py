@@ -1,8 +1,12 @@
 """What jobs ask of a cluster, and how many of them its nodes hold."""
 
+import socket
+
 import pytest
 
+from ebdiff_orchestrator.cluster.connecting import connect
 from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node
+from schemas.errors import UserError
 from schemas.plan import WorkersPlan
 
 
@@ -36,3 +40,12 @@ def test_a_node_holds_as_many_workers_as_its_devices_and_cores_allow(
     gpus: float, node: dict[str, float], fit: int
 ) -> None:
     assert workers_on_node(Request(processes=1, cpus=1.0, gpus=gpus), node) == fit
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "no-such-host.invalid:{}", "127.0.0.1:99999"])
+def test_an_address_at_which_nothing_listens_is_refused_at_once(form: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = form.format(silent.getsockname()[1])
+        with pytest.raises(UserError, match=f"Ray at {address}: cannot connect"), connect(WorkersPlan(), 1, address):
+            pass

@@ -56,8 +56,15 @@ def test_a_wider_network_or_a_larger_share_of_the_batch_needs_more(tiny_plan: Ma
 
 
 def test_a_plan_that_prunes_at_once_needs_its_widest_expert_only(tiny_plan: MakePlan) -> None:
-    at_once = tiny_plan("draw.method=one-shot", "model.pretrained=runs/dense")
-    assert footprint(at_once, 1).params < footprint(tiny_plan(), 1).params
+    assert footprint(tiny_plan("draw.method=slim"), 1).params < footprint(tiny_plan(), 1).params
+
+
+def test_what_a_dense_start_needs_is_counted_of_the_network_itself(tiny_plan: MakePlan, tmp_path: Path) -> None:
+    plan = tiny_plan(f"model.pretrained={tmp_path}")
+    own = build_dense(plan.model, plan.data)
+    own = type(own).from_config({**own.config, "resnet_time_scale_shift": "scale_shift"})  # no field of a plan
+    own.save_pretrained(tmp_path)
+    assert footprint(plan, 1).params == sum(parameter.numel() for parameter in own.parameters())
 
 
 def test_counting_what_is_kept_builds_no_weights() -> None:
