@@ -126,8 +126,8 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]
     def _step_options(self, eta: float | None, generator: Generators) -> dict[str, Any]:
         accepted = inspect.signature(self.scheduler.step).parameters
         options: dict[str, Any] = {"generator": generator} if "generator" in accepted else {}
-        eta = self.scheduler.config.get("eta") if eta is None else eta
         if "eta" in accepted:
+            eta = self.scheduler.config.get("eta") if eta is None else eta
             return options if eta is None else {**options, "eta": eta}
         if eta:
             raise user_error(
