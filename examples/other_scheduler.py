@@ -23,7 +23,8 @@ def main() -> None:
     pipeline = load_ensemble(options.run, device="cuda" if torch.cuda.is_available() else "cpu")
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
     generator = torch.Generator().manual_seed(0)
-    images = pipeline(batch_size=16, num_inference_steps=options.steps, generator=generator).images
+    of_classes = {"class_labels": [i % pipeline.num_classes for i in range(16)]} if pipeline.num_classes else {}
+    images = pipeline(batch_size=16, num_inference_steps=options.steps, generator=generator, **of_classes).images
     make_image_grid(images, rows=4, cols=4).save(options.out)
     print(f"16 images in {options.steps} steps: {options.out}")
 

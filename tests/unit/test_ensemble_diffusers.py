@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.pipelines import pipeline_loading_utils
 from ensemble_fixtures import saved_ensemble, seeded, tiny_experts
 
@@ -33,6 +33,14 @@ def test_plain_diffusers_loads_it_and_draws_our_bits(kind: str, tmp_path: Path) 
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     assert [type(pipe), type(pipe.unet), type(pipe.scheduler)] == [DDPMPipeline, TimestepRouter, ListDDIMScheduler]
     assert np.array_equal(drawn_by(pipe), drawn_by(load_ensemble(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DPMSolverMultistepScheduler])
+def test_plain_diffusers_draws_our_bits_with_its_own_schedulers(kind: type, folder: Path) -> None:
+    pipes = DiffusionPipeline.from_pretrained(folder), load_ensemble(folder)
+    for pipe in pipes:
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    assert np.array_equal(*map(drawn_by, pipes))
 
 
 def test_plain_diffusers_loads_it_in_half_precision(folder: Path) -> None:
