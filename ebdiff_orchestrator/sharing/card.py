@@ -176,7 +176,7 @@ def _limits(plan: Plan) -> str:
     ]
     if plan.data.drawings is None:
         limits.append(
-            "diffusers' other schedulers fit this pipeline; quadratic spacing of timesteps is that of the ensemble's own alone."
+            "diffusers' other schedulers fit this pipeline; quadratic spacing of timesteps is the ensemble's own alone."
         )
     return "## Limits\n\n" + "\n".join(f"- {each}" for each in limits)
 
