@@ -28,6 +28,7 @@ class Row:
     """
 
     run: str
+    data: str
     method: str
     costs: Costs
     sparse: SparseCosts | None
@@ -105,6 +106,7 @@ def _row(run: Path, manifest: Manifest, dense: Manifest | None) -> Row:
     preview = preview_of(manifest)
     return Row(
         run=str(run),
+        data=manifest.plan.data.path,
         method=method_of(manifest.plan),
         costs=preview.weighted,
         sparse=preview.weighted_sparse,
@@ -167,9 +169,12 @@ def comparison_table(comparison: Comparison) -> TextTable:
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Each row's method, with its run where several have the same."""
-    methods = [row.method for row in rows]
-    return [row.method if methods.count(row.method) == 1 else f"{row.method} [{Path(row.run).name}]" for row in rows]
+    """Each row's method, with its run where several have the same, or other data."""
+    methods, is_of_one = [row.method for row in rows], len({row.data for row in rows}) == 1
+    return [
+        row.method if is_of_one and methods.count(row.method) == 1 else f"{row.method} [{Path(row.run).name}]"
+        for row in rows
+    ]
 
 
 def _sizes(row: Row, with_sparse: bool) -> dict[str, str]:

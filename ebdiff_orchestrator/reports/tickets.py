@@ -123,7 +123,12 @@ def report_tickets(
     recorded_regions = {found.region for found in moves}
     others = [region for region in plan.regions if region.name not in recorded_regions]
     notes = [note for region in others if (note := _note(manifest, region))]
-    notes += [f"{masks.region}: no mask has been saved yet." for masks in recorded if not len(masks)]
+    why = (
+        "no mask is taken: slim keeps the first channels"
+        if plan.draw.method == "slim"
+        else "no mask has been saved yet"
+    )
+    notes += [f"{masks.region}: {why}." for masks in recorded if not len(masks)]
     own = [masks for masks in recorded if len(masks)]
     tickets = tuple(_ticket_report(masks, settings, plan.draw) for masks in own)
     chosen = [masks.chosen() for masks in own]

@@ -136,6 +136,16 @@ def test_a_dense_run_among_the_rows_is_what_they_are_measured_against(tmp_path: 
         compare_runs([dense], against=ours)
 
 
+def test_runs_of_different_data_are_told_apart(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    ours = _write(tmp_path / "ours", tiny_plan(), [1.0] * 3)
+    half = _write(tmp_path / "half", tiny_plan(HALF), [1.0])
+    photos = _write(tmp_path / "photos", tiny_plan(DENSE, f"data.path={tmp_path}"), [1.0])
+    named = [row[0] for row in comparison_table(compare_runs([ours, half])).rows]
+    assert named == ["TA-EB 30/60/80% (magnitude)", "EB magnitude 50%"]
+    named = [row[0] for row in comparison_table(compare_runs([ours, photos])).rows]
+    assert named == ["TA-EB 30/60/80% (magnitude) [ours]", "Dense [photos]"]
+
+
 def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: Path, tiny_plan: MakePlan) -> None:
     """The paper's 0.92 = 800 / (800 + 100 / 1.44)."""
     dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])

@@ -115,6 +115,11 @@ def test_it_says_where_the_recorded_masks_do_not_agree(tmp_path: Path, tiny_plan
     assert "440-1000: no mask has been saved yet." in text
 
 
+def test_slim_networks_are_said_to_take_no_masks(tmp_path: Path, tiny_plan: MakePlan) -> None:
+    notes = report_tickets(_run(tmp_path, tiny_plan("draw.method=slim"), {}), Settings()).notes
+    assert "440-1000: no mask is taken: slim keeps the first channels." in notes
+
+
 def test_it_says_how_far_a_mask_of_weights_has_moved(tmp_path: Path, tiny_plan: MakePlan) -> None:
     plan = tiny_plan("sparsity.method=rigl", "regions.0.pruning_ratio=0", "regions.0.sparsity=0.25")
     ledger = Ledger.begin(RunDirectory(tmp_path), plan)

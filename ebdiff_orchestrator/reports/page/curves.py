@@ -24,6 +24,7 @@ Numbers = npt.NDArray[np.float64]
 Kind = Literal["held", "draw", "train", "other"]
 _MOST_POINTS = 400  # of a curve; more are no wider than a pixel
 _MOST_MASKS = 120  # a side of a heat map
+_MOST_TICKS = 8
 _LABEL_LETTERS = 44  # of a line of a legend
 _MARKERS = "os^Dv"  # with the colours, so that many runs can be told apart
 _GAP = 0.01  # of a whole timeline, between two launches
@@ -105,7 +106,7 @@ def draw_distances(axes: Axes, report: TicketReport, last: int | None = None) ->
     shown = axes.imshow(
         distances[np.ix_(chosen, chosen)], cmap="magma_r", vmin=0, origin="lower", interpolation="nearest"
     )
-    places = evenly_chosen(len(chosen), 6)
+    places = range(0, len(chosen), -(-len(chosen) // _MOST_TICKS))
     names = [str(intervals[chosen[place]]) for place in places]
     axes.set_xticks(places, names)
     axes.set_yticks(places, names)
@@ -141,6 +142,7 @@ def draw_layers(axes: Axes, moves: RecordedMoves) -> None:
     shares, layers = moves.by_layer(), np.arange(len(moves.layers)) + 1
     axes.bar(layers, 100 * shares["ever_kept"], color=COLOURS[2], alpha=0.35, label="kept earlier")
     axes.bar(layers, 100 * shares["density"], color=COLOURS[2], label="kept")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("masked layer, from the first to the last")
     _percents_with_legend(axes)
 
