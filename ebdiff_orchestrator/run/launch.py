@@ -39,6 +39,8 @@ from schemas.model import LatentModelPlan
 from schemas.plan import Plan
 from schemas.process import unix_time
 
+_CLASSES_NAMED = 20
+
 
 @dataclass(frozen=True)
 class RunHandle:
@@ -181,6 +183,9 @@ def decode_data(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore
     _say_left_out(store.info.unreadable_names, f"unreadable {plan.data.kind}", view)
     if isinstance(store, DrawingStore) and plan.data.drawings is not None:
         _say_left_out(store.info.too_long_names, f"drawings of {plan.data.drawings.max_points} points or more", view)
+    if isinstance(store, ImageStore) and store.info.class_names:
+        classes = [f"{number} {name}" for number, name in enumerate(store.info.class_names)]
+        view.line(f"Classes: {', '.join(classes[:_CLASSES_NAMED])}{', ...' * (len(classes) > _CLASSES_NAMED)}.")
     check_labels(store.labels, plan.model.num_classes)
     check_data_fits(plan, len(store), request_of(plan.workers, 0.0).processes)
     return store

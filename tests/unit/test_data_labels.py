@@ -8,10 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from listener import Listener
 from pictures import png, save_images
 from PIL import Image
 
 import region_workers.data.hub as hub
+from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.run.launch import decode_data
+from ebdiff_orchestrator.run.resolve import ResolvedPlan
 from region_workers.data.labels import check_labels
 from region_workers.data.store import ImageStore, ensure_store, store_key
 from schemas.errors import PlanError
@@ -50,6 +54,14 @@ def test_strings_are_numbered_in_the_order_of_the_alphabet(kind: pa.DataType, tm
     store = ensure_store(table(tmp_path / "a.parquet", labels, "kind"), tmp_path)
     assert labels_of(store) == [1, 0, 2, 0, 1]
     assert (store.info.num_classes, store.info.class_names) == (3, ("cat", "dog", "emu"))
+
+
+def test_a_launch_tells_the_classes_by_number(tmp_path: Path) -> None:
+    class_folders(tmp_path / "photos", {f"{name}/a.png": grey for grey, name in enumerate(["dog", "cat", "emu"])})
+    data = {"path": str(tmp_path / "photos"), "label_column": "label"}
+    rest = {"training": {"batch_size": 3}, "workers": {"cache_dir": str(tmp_path / "cache"), "processes": 1}}
+    decode_data(ResolvedPlan(plan_from_values({"data": data, **rest}), None), said := Listener())
+    assert said.said == ["Classes: 0 cat, 1 dog, 2 emu."]
 
 
 def test_the_names_that_the_datasets_library_noted_are_kept(tmp_path: Path) -> None:
