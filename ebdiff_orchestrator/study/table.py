@@ -59,7 +59,8 @@ def plot_results(results: StudyResults, file: Path) -> None:
                 error = {"xerr": hours.deviation or 0.0, "yerr": quality.deviation or 0.0}
                 axes.errorbar(hours.mean, quality.mean, **error, fmt="o", color=f"C{index}", capsize=3, label=row.label)
         axes.set(xlabel="device-hours, draws included", ylabel=measure)
-        axes.set(xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(0, 1.1 * axes.get_ylim()[1]))
+        lowest, highest = axes.get_ylim()  # a KID may be negative
+        axes.set(xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(min(0.0, lowest), 1.1 * highest))
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.suptitle(f"{results.name}: mean and standard deviation over seeds")
