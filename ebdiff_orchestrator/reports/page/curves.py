@@ -139,10 +139,12 @@ def draw_moves(axes: Axes, moves: RecordedMoves) -> None:
 
 def draw_layers(axes: Axes, moves: RecordedMoves) -> None:
     """How dense a sparse region's layers are, and what they kept earlier."""
+    from matplotlib.ticker import MaxNLocator
+
     shares, layers = moves.by_layer(), np.arange(len(moves.layers)) + 1
     axes.bar(layers, 100 * shares["ever_kept"], color=COLOURS[2], alpha=0.35, label="kept earlier")
     axes.bar(layers, 100 * shares["density"], color=COLOURS[2], label="kept")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("masked layer, from the first to the last")
     _percents_with_legend(axes)
 
