@@ -49,7 +49,9 @@ class Scripted(SerialCluster):
 
 
 def _says(job: WorkerJob, step: int, first_step: int, state: ProgressState) -> None:
-    said = Progress(stage="draw/all", attempt=job.attempt, step=step, first_step=first_step, state=state)
+    said = Progress(
+        stage="draw/all", attempt=job.attempt, owner=job.owner, step=step, first_step=first_step, state=state
+    )
     write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
 
 
