@@ -189,6 +189,14 @@ def test_a_job_may_begin_while_the_table_is_drawn(tiny_plan: MakePlan) -> None:
             if name == "updated_at":  # which only whoever draws asks for
                 table.job("region 240-460", _progress("train/240-460", step=7, updated_at=unix_time()))
             return super().__getattribute__(name)
+def test_nothing_is_left_of_trainings_that_have_all_failed_though_a_worker_spoke_just_before(
+    tiny_plan: MakePlan,
+) -> None:
+    plan = tiny_plan()
+    failed = {name.replace("/", "_").replace("-", "_"): {"status": "failed"} for name in new_manifest(plan).stages}
+    assert trainings_left(_run(plan, **failed), {"train/0-260": TRAINING}) is None
+
+
 
     with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
         table.run(_run(tiny_plan(), train_0_260={"status": "running"}, train_240_460={"status": "running"}))
