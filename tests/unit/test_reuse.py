@@ -105,6 +105,7 @@ def test_one_region_can_be_extended_alone_and_the_other_is_left_alone_and_what_h
     driver.extend(first, ["regions.0.steps=6"], executor=serial_cluster, view=view)
     assert serial_cluster.jobs == ["region 0-520"]
     expected = [
+        re.escape("Going on: 3 of 6 stages are done; saved: train/0-520 up to step 4."),
         re.escape("2 jobs, 1 CPU each; free: 1 of 1 process."),
         re.escape("region 0-520: started (attempt 1)."),
         r"train/0-520: done in \d+ s \(6 steps\)\.",
