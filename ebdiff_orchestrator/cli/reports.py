@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from rich.console import Console
 from rich.live import Live
-from typer import Argument, Option
+from typer import Abort, Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import PlanArgument, RunArgument, SetOption
 from ebdiff_orchestrator.reports.formats import check_replaceable, say
@@ -54,6 +54,15 @@ def status(
         current = read_status(run_dir)
         print(json.dumps(current.as_json(), indent=2)) if as_json else console.print(current.as_table())
         return
+    try:
+        _watch(run_dir, as_json, console)
+    except KeyboardInterrupt:  # the way to end it, and nothing of the run is interrupted
+        raise Abort from None
+
+
+def _watch(run_dir: Path, as_json: bool, console: Console) -> None:
+    from ebdiff_orchestrator.run.run_table import read_status
+
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
     with live or nullcontext():
         while True:

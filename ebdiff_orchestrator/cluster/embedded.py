@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import secrets
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -152,7 +154,7 @@ def _start(workers: WorkersPlan, jobs: int, folder: str) -> None:
     os.environ.setdefault("RAY_worker_register_timeout_seconds", "180")
     for attempt in range(_STARTS):
         try:
-            with _only_what_is_used():
+            with _started_our_way():
                 ray.init(
                     "local",  # not one that happens to run here
                     num_cpus=cpus,
@@ -178,8 +180,8 @@ def _not_started(how: str) -> RunFailed:
 
 
 @contextmanager
-def _only_what_is_used() -> Iterator[None]:
-    """Ray has no settings for this. Each of these processes costs about 100 MB and seconds of the start."""
+def _started_our_way() -> Iterator[None]:
+    """Ray has no settings for this. Each process that is left out costs about 100 MB and seconds of the start."""
     changes = _changes()
     before = [(place, name, getattr(place, name)) for place, name, _ in changes]
     for place, name, value in changes:
@@ -192,14 +194,24 @@ def _only_what_is_used() -> Iterator[None]:
 
 
 def _changes() -> list[tuple[Any, str, Any]]:
-    """What to replace, as seen in Ray 2.60.0. Another Ray, in which some of it is missing, starts that part."""
+    """What to replace, as seen in Ray 2.60.0. Another Ray, in which some of it is missing, keeps that part."""
     try:
-        from ray._private import ray_constants
+        from ray._private import ray_constants, services
         from ray._private.node import Node
     except ImportError:
         return []
     changes = [(Node, name, _do_nothing) for name in _UNUSED] + [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
+    if sys.platform == "linux":  # elsewhere Ray ends its processes by their group
+        changes.append((services, "ConsolePopen", _popen_in_own_session))
     return [(place, name, value) for place, name, value in changes if hasattr(place, name)]
+
+
+def _popen_in_own_session(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+    """A signal to the driver's group (`timeout`, a scheduler) is the driver's: workers save, and need Ray for it.
+
+    Ray itself keeps only SIGINT from its processes. They still die with the driver, who is their parent.
+    """
+    return subprocess.Popen(*arguments, **options, start_new_session=True)
 
 
 def _do_nothing(*_: object, **__: object) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node
+from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Request, request_of, workers_on_node
 from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, nearest_folder
 from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
@@ -30,6 +30,8 @@ _SHM_OF_NCCL = 1 << 30  # workers of one region on one node exchange gradients t
 _SHM_OF_RAY = 1 << 26
 _AS_THE_KERNEL_ROUNDS = 0.95
 _LESS = "Lower training.batch_size, raise training.gradient_accumulation, or use training.precision=bf16."
+_FEWER_ON_A_NODE = "raise workers.cpus, so that fewer workers share a node"
+_FEWER_HERE = "give --address=auto after `ray start --head --num-cpus=N`, so that fewer workers share this machine"
 _PROCESS_BYTES = 3 << 29  # a Python process with torch, diffusers and Ray: 1.5 GiB
 _CUDA_BYTES = 1 << 30  # a CUDA context with cuDNN and cuBLAS
 _SPACE = "free space"
@@ -116,7 +118,8 @@ def _on_hosts(nodes: Sequence[Node], plan: Plan, request: Request, need: Footpri
             problems.append(
                 f"{node.name}: {workers} worker(s) need about {_gib(workers * each)}, it has {_gib(facts.memory_bytes)}"
             )
-    remedy = "Raise workers.cpus, so that fewer workers share a node, or lower training.batch_size."
+    on_cluster = all(node.name != THIS_MACHINE for node in nodes)  # an embedded Ray has CPUs as the plan asks for
+    remedy = f"Lower training.batch_size, or {_FEWER_ON_A_NODE if on_cluster else _FEWER_HERE}."
     return wrong_or_fine(_MEMORY, problems, remedy, f"{largest} worker(s) on a node need about {_gib(largest * each)}")
 
 

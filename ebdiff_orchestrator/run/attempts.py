@@ -106,7 +106,7 @@ def progress_of(attempt: Attempt, run: RunDirectory) -> Progress | None:
     """What this attempt last said, of its latest stage."""
     files = (run.fetch(f"{name}/{PROGRESS_FILE}") for name in reversed(attempt.outline.stages))
     latest_first = (read_if_whole(Progress, file) for file in files)
-    return next((p for p in latest_first if p is not None and p.attempt == attempt.number), None)
+    return next((said for said in latest_first if said is not None and _is_of(attempt, run, said)), None)
 
 
 def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_open: str) -> Failure:
@@ -114,7 +114,7 @@ def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_ope
     for stage in attempt.outline.stages:
         path = run.fetch(f"{stage}/{FAILURE_FILE}")
         failure = read_if_whole(Failure, path)
-        if failure is not None and failure.attempt == attempt.number:
+        if failure is not None and _is_of(attempt, run, failure):
             retryable = failure.retryable or loss is not None  # what a dying worker says last is not why it died
             message = f"{failure.message} (traceback: {path})"
             return failure.model_copy(update={"message": message, "retryable": retryable})
@@ -129,3 +129,8 @@ def failure_of(attempt: Attempt, run: RunDirectory, loss: Loss | None, first_ope
         traceback=str(error or ""),
         at=unix_time(),
     )
+
+
+def _is_of(attempt: Attempt, run: RunDirectory, said: Progress | Failure) -> bool:
+    """Numbers alone do not tell: where the manifest was lost they begin again."""
+    return (said.attempt, said.owner) == (attempt.number, run.owner)

@@ -8,12 +8,14 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any, Self
 
+_SAME_S = 0.5  # `timeout` signals its command and then the command's group: a person asks again later than that
+
 
 class Interrupts:
     """Counts SIGINT and SIGTERM while it is entered; outside the main thread it does nothing."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._count, self._noted_at = 0, -_SAME_S
         self._before: dict[signal.Signals, Any] = {}
 
     @property
@@ -40,4 +42,6 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
+        now = time.monotonic()
+        self._count += now - self._noted_at >= _SAME_S
+        self._noted_at = now

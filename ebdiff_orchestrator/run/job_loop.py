@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import wait
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from schemas.errors import RunFailed, RunStopped, command
 from schemas.job import GROW_FILE, Progress
 from schemas.process import unix_time
 
+_END_S = 5.0
 _RECORD_USAGE_EVERY_S = 30.0  # so that a killed driver loses little of it
 
 
@@ -233,9 +235,17 @@ class JobLoop:
         at_work = [attempt.future for attempt in self._running.values() if attempt.progress is not None]
         if not interrupts.wait_for(at_work, self._plan.checkpointing.stop_limit_s, self._executor.poll_s):
             self._view.line("Not waiting any longer; the last checkpoints stay.")
+        self._end_what_is_left()
         self._ledger.collect_results(tuple(self._jobs.values()))
         self._ledger.mark_stopped()
         raise RunStopped(f"Stopped. Go on with: {self._how_to_go_on()}")
+
+    def _end_what_is_left(self) -> None:
+        """As workers that were still starting: a thread that reaches Ray once that is shut down ends this process."""
+        left = {name: attempt.future for name, attempt in self._running.items() if not attempt.future.done()}
+        for name in left:
+            self._executor.cancel(name)
+        wait(left.values(), timeout=_END_S)
 
     def _how_to_go_on(self) -> str:
         return command("resume", self._ledger.directory.short_location)

@@ -163,6 +163,8 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
             view.line(f"The run in {directory.location} is finished; nothing to do.")
             yield resolved, ledger
             return
+        if ledger.manifest.begun():
+            view.line(_going_on(ledger))
         ledger.record_sizes(resolved.preview.sizes)
         for note in width_notes(resolved.plan):
             view.line(f"Note: {note}")
@@ -171,6 +173,15 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
         view.previews(directory.previews())
         with view, directory.discarded_if_refused():
             yield resolved, ledger
+
+
+def _going_on(ledger: Ledger) -> str:
+    """What a run that goes on has already."""
+    done, stages = ledger.done_stages(), ledger.manifest.stages
+    told = f"Going on: {len(done)} of {len(stages)} stages are done"
+    saved = {name: ledger.directory.saved_steps(name) for name in stages if name not in done}
+    steps = ", ".join(f"{name} up to step {step}" for name, step in saved.items() if step)
+    return f"{told}; saved: {steps}." if steps else f"{told}."
 
 
 def decode_data(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore:

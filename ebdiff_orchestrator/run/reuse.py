@@ -27,8 +27,9 @@ def reuse_stages(
     for run in map(RunDirectory, runs):
         run.read()
         others[run.fetch_folder("")] = run.location
-    if others:
-        directory.fetch_folder("")
+    if not others:
+        return {}  # our own checkpoints are the workers' to read
+    directory.fetch_folder("")
     borrowed = {}
     for job in jobs:
         for stage in (job.draw, job.train):

@@ -92,6 +92,8 @@ def trainings_left(manifest: Manifest, reports: Reports, draw_steps: int | None 
         (at_work if any(_is_begun(manifest.stage(name), reports) for name in job) else waiting).append(total)
     pieces = [Piece("", 1, each.seconds) for each in at_work]
     pieces += longest_first([Piece(str(index), 1, each.seconds) for index, each in enumerate(waiting)])
+    if not pieces:
+        return None  # all have failed
     ends = finish_times(pieces, max(1, len(at_work)))
     return TimeLeft(max(ends), any(each.at_most for each in (*at_work, *waiting)))
 

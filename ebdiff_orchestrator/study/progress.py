@@ -76,10 +76,12 @@ def board_of(
 def _state(run: StudyRun, standing: Standing, seen: Seen) -> str:
     if run.name in standing.failed:
         return FAILED
-    if run.name not in standing.at_work:
-        return DONE if run.name in standing.finished or (seen.manifest and seen.manifest.finished()) else WAITS
     if run.name in standing.finished:
-        return "measures"
+        return "measures" if run.name in standing.at_work else DONE
+    if seen.manifest and seen.manifest.finished():  # before this command, which looks at its files again
+        return DONE
+    if run.name not in standing.at_work:
+        return WAITS
     steps = {stage: count for (stage, _), count in run.stages.items() if not is_draw(stage)}
     done = sum(min(seen.steps(stage), count) for stage, count in steps.items())
     if done:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from region_workers.data.store import ensure_store
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 LISTENS = "0A"
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from ebdiff_orchestrator.cluster.connecting import connect
 from ebdiff_orchestrator.cluster.executor import run_one
@@ -28,6 +29,7 @@ def refuse(value):
 
 job = WorkerJob.model_validate_json(Path(sys.argv[1]).read_text())
 with connect(WorkersPlan(), 2) as cluster:
+    signal.signal(signal.SIGTERM, lambda *_: None)
     future = cluster.run_job(job, 1)
     started = Path(job.run_dir) / job.stages()[0] / "progress.json"
     while not started.exists():
@@ -94,6 +96,7 @@ def test_an_embedded_ray_is_for_its_user_alone_and_jobs_of_one_and_several_worke
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "at work\n"
@@ -101,6 +104,7 @@ def test_an_embedded_ray_is_for_its_user_alone_and_jobs_of_one_and_several_worke
             addresses = _listening(list(found))
             (folder,) = place.iterdir()
             mode = folder.stat().st_mode & 0o777
+            os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does: none of Ray's ends of it
             fcntl.flock(held, fcntl.LOCK_UN)
             said, errors = process.communicate("\n", timeout=400)
     assert addresses

@@ -14,6 +14,7 @@ from region_workers.storage.durable import write_model
 from schemas.job import FAILURE_FILE, PROGRESS_FILE, Failure, Progress, ProgressState
 
 DRAW, TRAIN = "draw/all", "train/all"
+OWNER = "00000001-00000000.json"
 
 
 @pytest.fixture
@@ -23,8 +24,16 @@ def attempt(tiny_plan: MakePlan) -> Attempt:
     return Attempt(outline, number=3, workers=1, future=Future(), started_at=0.0)
 
 
-def _progress(stage: str, state: ProgressState, attempt: int = 3) -> Progress:
-    return Progress(stage=stage, state=state, attempt=attempt, first_step=4, step=9)
+def _progress(stage: str, state: ProgressState, attempt: int = 3, owner: str = OWNER) -> Progress:
+    return Progress(stage=stage, state=state, attempt=attempt, owner=owner, first_step=4, step=9)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """The run of the driver whose attempt it is."""
+    directory = RunDirectory(tmp_path)
+    directory.owner = OWNER
+    return directory
 
 
 @pytest.mark.parametrize(
@@ -44,28 +53,44 @@ def test_what_is_saved_is_where_it_stopped_else_what_it_went_on_from(
     assert attempt.saved_at() == saved
 
 
-def test_the_latest_stage_that_this_very_attempt_told_of_counts(attempt: Attempt, tmp_path: Path) -> None:
-    assert progress_of(attempt, RunDirectory(tmp_path)) is None
+def test_the_latest_stage_that_this_very_attempt_told_of_counts(
+    attempt: Attempt, run: RunDirectory, tmp_path: Path
+) -> None:
+    assert progress_of(attempt, run) is None
     write_model(tmp_path / DRAW / PROGRESS_FILE, _progress(DRAW, "done"))
-    write_model(tmp_path / TRAIN / PROGRESS_FILE, _progress(TRAIN, "running", attempt=2))
-    assert progress_of(attempt, RunDirectory(tmp_path)) == _progress(DRAW, "done")
+    for another in ({"attempt": 2}, {"owner": "of a manifest that was lost"}):
+        write_model(tmp_path / TRAIN / PROGRESS_FILE, _progress(TRAIN, "running").model_copy(update=another))
+        assert progress_of(attempt, run) == _progress(DRAW, "done")
     write_model(tmp_path / TRAIN / PROGRESS_FILE, _progress(TRAIN, "running"))
-    assert progress_of(attempt, RunDirectory(tmp_path)) == _progress(TRAIN, "running")
+    assert progress_of(attempt, run) == _progress(TRAIN, "running")
 
 
 @pytest.mark.parametrize(
     ("written_by", "retryable", "loss", "again"),
-    [(3, False, None, False), (3, True, None, True), (3, False, "died", True), (2, False, None, True)],
+    [
+        ((3, OWNER), False, None, False),
+        ((3, OWNER), True, None, True),
+        ((3, OWNER), False, "died", True),
+        ((2, OWNER), False, None, True),
+        ((3, "of a manifest that was lost"), False, None, True),
+    ],
 )
 def test_its_own_word_for_a_failure_counts_unless_its_machine_was_lost(
-    attempt: Attempt, tmp_path: Path, written_by: int, retryable: bool, loss: Loss | None, again: bool
+    attempt: Attempt,
+    run: RunDirectory,
+    tmp_path: Path,
+    written_by: tuple[int, str],
+    retryable: bool,
+    loss: Loss | None,
+    again: bool,
 ) -> None:
     attempt.future.set_exception(ValueError("of the future\nits last line"))
-    told = Failure(stage=DRAW, attempt=written_by, message="Told.", retryable=retryable, traceback="", at=0.0)
+    number, owner = written_by
+    told = Failure(stage=DRAW, attempt=number, owner=owner, message="Told.", retryable=retryable, traceback="", at=0.0)
     write_model(tmp_path / DRAW / FAILURE_FILE, told)
-    failure = failure_of(attempt, RunDirectory(tmp_path), loss, TRAIN)
+    failure = failure_of(attempt, run, loss, TRAIN)
     assert failure.retryable is again
-    if written_by == attempt.number:
+    if written_by == (attempt.number, OWNER):
         assert failure.message == f"Told. (traceback: {tmp_path / DRAW / FAILURE_FILE})"
         assert failure.stage == DRAW
     else:
@@ -74,8 +99,8 @@ def test_its_own_word_for_a_failure_counts_unless_its_machine_was_lost(
         assert failure.traceback == "of the future\nits last line"
 
 
-def test_an_end_without_a_word_is_told_as_that(attempt: Attempt, tmp_path: Path) -> None:
+def test_an_end_without_a_word_is_told_as_that(attempt: Attempt, run: RunDirectory) -> None:
     attempt.future.set_result(None)
-    failure = failure_of(attempt, RunDirectory(tmp_path), None, TRAIN)
+    failure = failure_of(attempt, run, None, TRAIN)
     assert (failure.message, failure.traceback) == ("It ended early, or without a result.", "")
     assert failure.retryable

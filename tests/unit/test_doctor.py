@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from conftest import MakePlan
 
-from ebdiff_orchestrator.cluster.executor import Request
+from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Request
 from ebdiff_orchestrator.doctor.examine import (
     MINIMUM_RAY,
     check_authentication,
@@ -150,6 +150,10 @@ def test_a_network_that_fits_on_no_gpu_or_host_is_wrong(tiny_plan: MakePlan) -> 
     status, told = worst(check_memory([node("a", memory_bytes=60 * GIB)], tiny_plan(), on_cpus, middling))
     assert status == "wrong"
     assert "a: 3 worker(s) need about 70.5 GiB, it has 60.0 GiB" in told
+    assert "raise workers.cpus" in told
+    _, told = worst(check_memory([node(THIS_MACHINE, memory_bytes=60 * GIB)], tiny_plan(), on_cpus, middling))
+    assert "--num-cpus" in told, "an embedded Ray has as many CPUs as workers.cpus asks for"
+    assert "workers.cpus" not in told
 
 
 def test_a_container_s_default_shm_is_wrong_for_regions_of_several_gpus(tiny_plan: MakePlan) -> None:

@@ -90,12 +90,12 @@ def test_a_ray_without_what_is_replaced_starts_everything(monkeypatch: pytest.Mo
     node = pytest.importorskip("ray._private.node").Node
     kept = node.start_monitor
     monkeypatch.delattr(node, "start_log_monitor")
-    with embedded._only_what_is_used():
+    with embedded._started_our_way():
         assert node.start_monitor is not kept
         assert not hasattr(node, "start_log_monitor")
     assert node.start_monitor is kept
     monkeypatch.setitem(sys.modules, "ray._private.node", None)
-    with embedded._only_what_is_used():
+    with embedded._started_our_way():
         assert node.start_monitor is kept
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from conftest import ONE_REGION, MakeJobs, MakePlan
@@ -15,6 +16,7 @@ from ebdiff_orchestrator.cluster.executor import Loss, Request
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from ebdiff_orchestrator.run import launch as driver
 from ebdiff_orchestrator.run.attempts import Attempt, Budget, Next, what_follows
+from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from region_workers.storage.durable import write_model
@@ -49,7 +51,9 @@ class Scripted(SerialCluster):
 
 
 def _says(job: WorkerJob, step: int, first_step: int, state: ProgressState) -> None:
-    said = Progress(stage="draw/all", attempt=job.attempt, step=step, first_step=first_step, state=state)
+    said = Progress(
+        stage="draw/all", attempt=job.attempt, owner=job.owner, step=step, first_step=first_step, state=state
+    )
     write_model(Path(job.run_dir) / "draw/all" / PROGRESS_FILE, said)
 
 
@@ -156,14 +160,34 @@ class Interrupted(Unplaced):
 
     def run_job(self, job: WorkerJob, workers: int) -> Future[None]:
         signal.raise_signal(signal.SIGINT)
-        return super().run_job(job, workers)
+        self.future = super().run_job(job, workers)
+        return self.future
+
+    def cancel(self, job_name: str) -> None:
+        self.future.set_exception(ChildProcessError("cancelled"))
 
 
-def test_a_stage_whose_worker_was_only_starting_is_on_record_as_stopped(tiny_plan: MakePlan, tmp_path: Path) -> None:
+def test_a_worker_that_was_only_starting_is_ended_and_its_stage_on_record_as_stopped(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    cluster = Interrupted(0.0)
     with pytest.raises(RunStopped):
-        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=Interrupted(0.0))
+        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=cluster)
+    assert cluster.future.done()
     stages = RunDirectory(tmp_path / "run").read().stages
     assert {name: stage.error for name, stage in stages.items() if stage.error} == {"draw/all": "stopped"}
+
+
+def test_what_comes_twice_within_a_moment_is_one_interrupt() -> None:
+    saved: Future[None] = Future()
+    with Interrupts() as interrupts:
+        for _ in range(2):  # `timeout` signals its command, then the group
+            signal.raise_signal(signal.SIGTERM)
+        Timer(0.2, saved.set_result, [None]).start()
+        assert interrupts.wait_for([saved], limit_s=10, poll_s=0.05)
+        time.sleep(0.6)
+        signal.raise_signal(signal.SIGTERM)
+        assert not interrupts.wait_for([Future()], limit_s=10, poll_s=10)
 
 
 def test_ray_s_word_for_a_lost_worker_is_understood() -> None:

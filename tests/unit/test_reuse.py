@@ -11,7 +11,10 @@ from listener import Listener
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run import reuse
 from ebdiff_orchestrator.run.launch import RunHandle
+from ebdiff_orchestrator.run.run_directory import RunDirectory
+from ebdiff_orchestrator.run.stages import inputs_of, outline_jobs
 from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE
@@ -102,6 +105,7 @@ def test_one_region_can_be_extended_alone_and_the_other_is_left_alone_and_what_h
     driver.extend(first, ["regions.0.steps=6"], executor=serial_cluster, view=view)
     assert serial_cluster.jobs == ["region 0-520"]
     expected = [
+        re.escape("Going on: 3 of 6 stages are done; saved: train/0-520 up to step 4."),
         re.escape("2 jobs, 1 CPU each; free: 1 of 1 process."),
         re.escape("region 0-520: started (attempt 1)."),
         r"train/0-520: done in \d+ s \(6 steps\)\.",
@@ -121,6 +125,16 @@ def test_only_more_steps_extend_a_run(first: Path, launch: Launch, serial_cluste
             driver.extend(first, changes, executor=serial_cluster)
     with pytest.raises(UserError, match="ebdiff extend"):
         launch("first", "training.steps=9")
+
+
+def test_without_runs_to_reuse_no_checkpoint_is_read(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(*_: object) -> None:
+        raise AssertionError("it is hashed whole, under the run's lock")
+
+    (first / "train/0-520/result.json").unlink()
+    jobs = outline_jobs(RunHandle(first).manifest.plan, inputs_of(RunHandle(first).manifest))
+    monkeypatch.setattr(reuse, "find_checkpoint", find)
+    assert reuse.reuse_stages(RunDirectory(first), jobs, (), print) == {}
 
 
 def test_a_shared_draw_is_taken_over_only_for_the_same_regions(launch: Launch, tmp_path: Path) -> None:

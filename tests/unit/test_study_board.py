@@ -52,6 +52,14 @@ def _measured() -> Seen:
     return Seen(seen.manifest.model_copy(update={"evaluations": {"k": evaluation}}))
 
 
+def _finished() -> Seen:
+    """Done with every stage."""
+    seen = _seen(20, 200, 20)
+    assert seen.manifest is not None
+    stages = {name: stage.model_copy(update={"status": "done"}) for name, stage in seen.manifest.stages.items()}
+    return Seen(seen.manifest.model_copy(update={"stages": stages}))
+
+
 AT_WORK = Progress(stage="train/a", step=50, steps_per_s=2.0)
 DRAWS = Progress(stage="draw/a", step=10, steps_per_s=1.0)
 BOARDS: list[tuple[str, dict[str, Any], dict[str, Seen], list[str], float | None]] = [
@@ -62,6 +70,7 @@ BOARDS: list[tuple[str, dict[str, Any], dict[str, Seen], list[str], float | None
     ("it trains", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20, r=AT_WORK)}, ["25%", *["waits"] * 3], 20 + 375),
     ("it is done", {"finished": {"eb-s0"}}, {"eb-s0": _seen(20, 200, 20)}, ["done", *["waits"] * 3], 20 + 60),
     ("and measured", {"finished": {"eb-s0"}}, {"eb-s0": _measured()}, ["done", *["waits"] * 3], 20 + 60 + 3 * 50),
+    ("it was done before", {"at_work": {"eb-s0"}}, {"eb-s0": _finished()}, ["done", *["waits"] * 3], 20 + 60),
     ("it failed", {"failed": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20)}, ["failed", *["waits"] * 3], 20 + 3 * 200),
     (
         "it is measured",

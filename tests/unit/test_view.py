@@ -2,14 +2,20 @@
 
 import io
 import re
+import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakePlan
 from rich.console import Console
 
+from ebdiff_orchestrator.cli import reports
+from ebdiff_orchestrator.cli.app import EXIT_INTERRUPTED, main
 from ebdiff_orchestrator.run import view
 from ebdiff_orchestrator.run.manifests import new_manifest
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.run_table import run_table
 from ebdiff_orchestrator.run.time_left import TimeLeft, stage_left, trainings_left
 from ebdiff_orchestrator.run.view import Lines, LiveTable
@@ -183,6 +189,14 @@ def test_the_time_left_of_all_trainings(
     assert trainings_left(_run(tiny_plan(*changes), **stages, **begun), reports, draw_steps=60) == expected
 
 
+def test_nothing_is_left_of_trainings_that_have_all_failed_though_a_worker_spoke_just_before(
+    tiny_plan: MakePlan,
+) -> None:
+    plan = tiny_plan()
+    failed = {name.replace("/", "_").replace("-", "_"): {"status": "failed"} for name in new_manifest(plan).stages}
+    assert trainings_left(_run(plan, **failed), {"train/0-260": TRAINING}) is None
+
+
 def test_a_job_may_begin_while_the_table_is_drawn(tiny_plan: MakePlan) -> None:
     class BeginsAnother(Progress):
         def __getattribute__(self, name: str) -> Any:
@@ -208,6 +222,22 @@ def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(mon
     assert _text(console).count("region 240-460") == 4
     lines.line("region 0-260: failed.")
     assert _text(console).count("region 0-260") == 5
+
+
+def test_who_stops_watching_is_told_nothing_of_a_command_that_goes_on(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    RunDirectory(tmp_path).write(new_manifest(tiny_plan()))
+    monkeypatch.setattr(reports.time, "sleep", interrupt)
+    monkeypatch.setattr(sys, "argv", ["ebdiff", "status", str(tmp_path), "--watch"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == ""
 
 
 def test_a_job_that_is_starting_has_a_row_but_no_line() -> None:
