@@ -41,8 +41,11 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
 
 
 def preset_plan(name: str) -> Plan | None:
-    """The plan of a preset, also with methods, whatever file or folder is named so; None if there is none."""
-    values = preset_values(name)
+    """The plan of a preset, also with methods, whatever file or folder is named so; None if there is none, or none any more."""
+    try:
+        values = preset_values(name)
+    except PlanError:  # a run's name may be of methods that could be joined when it began
+        return None
     if values is None:
         return None
     values.pop("methods", None)

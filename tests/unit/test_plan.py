@@ -1,6 +1,7 @@
 """Plans: presets, bases, changes, what belongs to the experiment, and notes (what is refused: tests/bad_input)."""
 
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
-from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml
+from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, preset_plan
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
 from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
@@ -84,6 +85,15 @@ def test_every_preset_goes_with_every_method(preset: str) -> None:
     both = load_plan(f"{preset}-eb-speed")
     assert len(both.regions) == 1
     assert both.training.timesteps.sampling == "speed"
+
+
+def test_two_methods_join_in_either_order_or_not_at_all() -> None:
+    joined = set()
+    for pair in combinations(methods(), 2):
+        plans = [preset_plan(f"digits-{first}-{second}") for first, second in (pair, pair[::-1])]
+        assert plans[0] is None or plans[0] == plans[1].model_copy(update={"name": plans[0].name}), pair
+        joined |= {frozenset(pair)} if plans[0] else set()
+    assert joined == {frozenset({name, "speed"}) for name in methods() if name != "speed"} | {frozenset({"eb", "slim"})}
 
 
 def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
