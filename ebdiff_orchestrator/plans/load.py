@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets
 from schemas.errors import PlanError, from_validation_error, shown, similar_word
 from schemas.plan import Plan
+from schemas.section import Section
 
 _MOST_CHARACTERS = 1_000_000
 _MOST_VALUES = 100_000
@@ -41,7 +42,7 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
 
 
 def preset_plan(name: str) -> Plan | None:
-    """The plan of a preset, also with methods, whatever file or folder is named so; None if there is none, or none any more."""
+    """The plan of a preset, also with methods, whatever file or folder is named so; None if there is none."""
     try:
         values = preset_values(name)
     except PlanError:  # a run's name may be of methods that could be joined when it began
@@ -54,7 +55,7 @@ def preset_plan(name: str) -> Plan | None:
 
 def plan_as_yaml(plan: Plan) -> str:
     """The whole plan, defaults included, as YAML that `load_plan` reads."""
-    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+    return yaml.safe_dump(_every_field(plan), sort_keys=False, default_flow_style=None, width=100)
 
 
 def with_absolute_paths(plan: Plan) -> Plan:
@@ -70,6 +71,13 @@ def absolute(path: str | None) -> str | None:
     if path is None or not Path(path).expanduser().exists():
         return path
     return str(Path(path).expanduser().resolve())
+
+
+def _every_field(value: Any) -> Any:
+    """As plain values, with the fields that files and digests leave out while they have their default."""
+    if isinstance(value, Section):
+        return {name: _every_field(getattr(value, name)) for name in type(value).model_fields}
+    return [_every_field(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _unshared(value: Any) -> Any:

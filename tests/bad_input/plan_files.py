@@ -27,7 +27,9 @@ NAMES = (
     _launch("a misspelt preset", "cifar01", "cifar01", "Did you mean cifar10?"),
     _launch("a preset in capitals", "DIGITS", "DIGITS", "digits"),
     _launch("an unknown method", "cifar10-magic", "cifar10-magic", "cifar10-eb"),
-    _launch("opposite methods", "cifar10-eb-dense", "cifar10-eb-dense", "but eb and dense both set regions", "Leave one"),
+    _launch(
+        "opposite methods", "cifar10-eb-dense", "cifar10-eb-dense", "but eb and dense both set regions", "Leave one"
+    ),
     _launch("widths of what is not pruned", "digits-rigl-slim", "but rigl and slim both set draw.method", "Leave one"),
     _launch("a misspelt method", "cifar10-spede", "cifar10-spede", "Did you mean cifar10-speed?"),
     _launch("a method without a preset", "eb", "eb", "preset"),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
-from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, preset_plan
+from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values, preset_plan
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
 from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
@@ -70,6 +70,17 @@ def test_every_preset_loads_and_survives_a_round_trip_through_yaml(tmp_path: Pat
         file = tmp_path / f"{name}.yaml"
         file.write_text(plan_as_yaml(plan))
         assert load_plan(str(file)) == plan
+
+
+def test_a_plan_as_yaml_shows_every_field_also_those_that_no_digest_has_by_default() -> None:
+    plan = load_plan("digits")
+    written = yaml.safe_load(plan_as_yaml(plan))
+    assert set(written) == set(Plan.model_fields)
+    assert (written["previews"], written["sparsity"]) == (None, None)
+    for name in ("data", "model", "training", "sampling", "logging", "workers"):
+        assert set(written[name]) == set(type(getattr(plan, name)).model_fields), name
+    assert set(written["regions"][0]) == set(type(plan.regions[0]).model_fields)
+    assert plan_from_values(written).experiment_digest() == plan.experiment_digest()
 
 
 @pytest.mark.parametrize("preset", sorted(presets()))
