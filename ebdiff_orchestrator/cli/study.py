@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import AddressOption, SetOption
 from ebdiff_orchestrator.run.view import View
-from schemas.errors import user_error
+from schemas.errors import UserError, user_error
 from schemas.process import quick_imports
 
 StudyArgument = Annotated[
@@ -44,6 +44,8 @@ def study(
     """
     from ebdiff_orchestrator.study.load import is_begun, load_study
 
+    if table and (seeds or changes):
+        raise UserError("--table: expected without --seeds and --set, since it shows what was run. Leave one out.")
     loaded = load_study(study, changes or (), seeds)
     folder = study_dir or (Path(study) if is_begun(Path(study)) else Path("studies", loaded.name))
     if plot is not None:

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets
-from schemas.errors import PlanError, from_validation_error, shown, similar_word
+from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets, studies
+from schemas.errors import PlanError, command, from_validation_error, shown, similar_word
 from schemas.plan import Plan
 from schemas.section import Section
 
@@ -101,11 +101,15 @@ def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise PlanError(
             f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits --yaml` for one."
         )
+    if "rows" in values:
+        raise _is_a_study(plan)
     return _with_base(values, path, above)
 
 
 def _preset(name: str) -> dict[str, Any]:
     values = preset_values(name)
+    if values is None and name in studies():
+        raise _is_a_study(name)
     if values is None:
         known = [*presets(), *(f"{preset}-{method}" for preset in presets() for method in methods())]
         raise PlanError(
@@ -114,6 +118,10 @@ def _preset(name: str) -> dict[str, Any]:
         )
     values.pop("methods", None)
     return values
+
+
+def _is_a_study(name: str) -> PlanError:
+    return PlanError(f"PLAN = {name}: it is a study; expected a plan. Start it as one: {command('study', name)}")
 
 
 def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -178,6 +178,9 @@ REPORTS = (
     _type("plan tiny.yaml --gpus 2 --gpu-memory 4", "--gpu-memory = 4", "--measure"),
     _type("plan tiny.yaml --gpus 2 --efficiency nan", "--efficiency = nan", "a number"),
     _type("plan nosuch", "nosuch", "digits"),
+    _type("study small --table --seeds 3", "--table: expected without --seeds", "Leave one out"),
+    _type("study digits-eb", "STUDY = digits-eb: it is a plan", "ebdiff launch digits-eb"),
+    _type("study tiny.yaml", "STUDY = tiny.yaml: it is a plan", "ebdiff launch tiny.yaml"),
     _type("doctor nosuch", "nosuch", "digits"),
     _type("plan tiny.yaml --set regions.0.pruning_ratio=2", "regions.0.pruning_ratio = 2", "less than 1"),
     _type(
