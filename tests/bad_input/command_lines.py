@@ -58,7 +58,7 @@ RUNS = (
         for folder, found in (
             ("nosuch", "no run here"),
             ("runs/empty", "no run here"),
-            ("tiny.yaml", "no run here"),
+            ("tiny.yaml", "This is a file: name"),
             ("runs/torn", "manifest.json"),
         )
     ),
@@ -67,8 +67,8 @@ RUNS = (
         for name in ("of a newer version", "of an unknown field", "with a list", "with nothing")
     ),
     _type("status runs/with~a~folder", "with a folder", "no run here"),
-    _type("launch tiny.yaml --run-dir tiny.yaml", "DIR = ", "tiny.yaml", "a folder"),
-    _type("launch tiny.yaml --run-dir tiny.yaml/new", "DIR = ", "tiny.yaml/new", "a folder"),
+    _type("launch tiny.yaml --run-dir tiny.yaml", "DIR = ", "a folder, and", "tiny.yaml is a file"),
+    _type("launch tiny.yaml --run-dir tiny.yaml/new", "tiny.yaml/new: expected a folder", "tiny.yaml is a file"),
     _type("launch tiny.yaml --run-dir /proc/nowhere", "DIR = /proc/nowhere", "a folder"),
     *(
         _type(f"launch tiny.yaml --run-dir {folder}", "DIR = ", folder, name, "no run", "Give another --run-dir")
