@@ -32,7 +32,7 @@ from region_workers.data.drawing_store import DrawingStore, ensure_data
 from region_workers.data.labels import check_labels
 from region_workers.data.latents import LatentStore, ensure_latents, find_latents
 from region_workers.data.store import ImageStore, Store
-from schemas.errors import RunFailed
+from schemas.errors import RunFailed, shown, user_error
 from schemas.job import TICKET_FILE, Ticket
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.model import LatentModelPlan
@@ -83,6 +83,8 @@ def launch(
     cannot run or the directory holds another experiment, RunFailed if a region failed for good, RunTakenOverError if
     another driver took the run over, RunStopped on Ctrl-C (outside the main thread: as `interrupts` says).
     """
+    if not isinstance(plan, Plan):
+        raise user_error("plan", shown(plan), "a Plan", "Make one of a preset or a file: launch(load_plan(...), ...).")
     if executor is None:
         check_surroundings(address)
     directory, view = RunDirectory(run_dir if run_dir is not None else Path("runs", plan.name)), view or View()

@@ -14,13 +14,14 @@ from drawing_files import scribbles, write_lines
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from ebdiff_orchestrator import launch
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
 from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values, preset_plan
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
 from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
-from schemas.errors import PlanError
+from schemas.errors import PlanError, UserError
 from schemas.plan import DIGITS, Plan
 
 
@@ -70,6 +71,12 @@ def test_every_preset_loads_and_survives_a_round_trip_through_yaml(tmp_path: Pat
         file = tmp_path / f"{name}.yaml"
         file.write_text(plan_as_yaml(plan))
         assert load_plan(str(file)) == plan
+
+
+def test_a_preset_s_name_in_the_place_of_a_plan_is_told_of_load_plan(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plan = digits: expected a Plan.*load_plan"):
+        launch("digits", tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_plan_as_yaml_shows_every_field_also_those_that_no_digest_has_by_default() -> None:
