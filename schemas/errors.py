@@ -85,7 +85,7 @@ def user_error(field: str, value: object, expected: str, remedy: str) -> UserErr
 
 
 def plan_error(field: str, value: object, expected: str, remedy: str) -> PlanError:
-    return PlanError(problem(field, value, expected, remedy))
+    return PlanError(problem(field, as_in_yaml(value), expected, remedy))
 
 
 def cross_field_error(field: str, value: object, expected: str, remedy: str) -> PydanticCustomError:
@@ -95,7 +95,7 @@ def cross_field_error(field: str, value: object, expected: str, remedy: str) -> 
     return PydanticCustomError(
         "plan",
         "{problem}",
-        {"problem": problem(field, value, expected, remedy).replace("{", "(").replace("}", ")")},
+        {"problem": problem(field, as_in_yaml(value), expected, remedy).replace("{", "(").replace("}", ")")},
     )
 
 
@@ -111,9 +111,13 @@ def from_validation_error(error: ValidationError, title: str, model: type[BaseMo
 
 
 def shown(value: object) -> str:
+def as_in_yaml(value: object) -> object:
+    """The value, but in place of None, True and False the words that YAML has for them."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
+
+
     """A value as a plan's author writes it, cut to a readable length."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    value = as_in_yaml(value)
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a number of {value.bit_length()} bits"
     text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value))
