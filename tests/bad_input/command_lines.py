@@ -105,8 +105,8 @@ SAMPLE = (
     _type("sample runs/done --out tiny.yaml", "--out = tiny.yaml", "new or empty folder"),
     _type("sample runs/done --out tiny.yaml/new", "--out", "tiny.yaml/new", "folder"),
     _type("sample runs/done --out /proc/nowhere", "--out", "/proc/nowhere", "folder"),
-    _type("sample runs/done --out s3://bucket/new", "--out = s3:/bucket/new", "not a URL"),
-    _type("export runs/done s3://bucket/new", "s3:/bucket/new", "not a URL"),
+    _type("sample runs/done --out s3://bucket/new", "--out = s3://bucket/new", "not a URL"),
+    _type("export runs/done s3://bucket/new", "s3://bucket/new", "not a URL"),
     _type("sample runs/done --out new --steps 2000", "--steps = 2000", "at most 1000"),
     _type("sample runs/done --out new --class 3", "--class = 3", "no classes", "Leave it out"),
     _type("sample runs/done --out new --guidance 3", "--guidance = 3", "no classes"),
@@ -197,8 +197,8 @@ REPORTS = (
     _type("tickets runs/done --plot tiny.yaml", "--plot = tiny.yaml", "ends in .png"),
     _type("report runs/done --out tiny.yaml", "--out = tiny.yaml", "ends in .html"),
     _type("tickets runs/done --out tiny.yaml", "--out = tiny.yaml", "a folder"),
-    _type("tickets runs/done --out s3://bucket/new", "--out = s3:/bucket/new", "not a URL"),
-    _type("tickets runs/done --plot s3://bucket/new.png", "--plot = s3:/bucket/new.png", "not a URL"),
+    _type("tickets runs/done --out s3://bucket/new", "--out = s3://bucket/new", "not a URL"),
+    _type("tickets runs/done --plot s3://bucket/new.png", "--plot = s3://bucket/new.png", "not a URL"),
     _type("tickets runs/done --against nosuch", "nosuch", "no run here"),
     _type("tickets runs/done --dense nosuch/nowhere/at-all", "--dense nosuch/nowhere/at-all", "check the path"),
     _type("tickets runs/done --dense runs/done", "--dense", "pruning_ratio 0"),
@@ -262,13 +262,13 @@ SURROUNDINGS = (
 )
 
 PLACES = (
-    _type(f"launch tiny.yaml --run-dir s3://{_KEY}bucket/run", "DIR = s3:/...@bucket/run", "the environment"),
+    _type(f"launch tiny.yaml --run-dir s3://{_KEY}bucket/run", "DIR = s3://...@bucket/run", "the environment"),
     *(
-        _type(f"{command} s3://{_KEY}bucket/run", "s3:/...@bucket/run", "the environment")
+        _type(f"{command} s3://{_KEY}bucket/run", "s3://...@bucket/run", "the environment")
         for command in ("status", "resume", "evaluate", "tickets", "compare")
     ),
-    _type(f"{LAUNCH} --reuse gs://{_KEY}bucket/run", "gs:/...@bucket/run", "the environment"),
-    _type(f"launch tiny.yaml --run-dir {_LONG}", "nnn", "255 bytes"),
+    _type(f"{LAUNCH} --reuse gs://{_KEY}bucket/run", "gs://...@bucket/run", "the environment"),
+    _type(f"launch tiny.yaml --run-dir {_LONG}", "nnn", "at most 4000 bytes, and 255"),
     *(
         _type(f"{command} {_LONG}", "nnn", "255")
         for command in ("status", "resume", "evaluate", "compare", "doctor tiny.yaml --run-dir")
