@@ -14,9 +14,21 @@ from ebdiff_orchestrator.run.view import View
 from schemas.errors import UserError, user_error
 from schemas.process import quick_imports
 
+
+def studies_like(incomplete: str) -> list[str]:
+    """For the shell: the studies of the package that begin so."""
+    from ebdiff_orchestrator.plans.preset_plans import studies
+
+    return [name for name in studies() if name.startswith(incomplete)]
+
+
 StudyArgument = Annotated[
     str,
-    Argument(metavar="STUDY", help="A study's name (see `ebdiff presets`), a YAML file, or a begun study's folder."),
+    Argument(
+        metavar="STUDY",
+        help="A study's name (see `ebdiff presets`), a YAML file, or a begun study's folder.",
+        autocompletion=studies_like,
+    ),
 ]
 SeedsOption = Annotated[int | None, Option(min=1, max=1000, metavar="N", help="Seeds 0 to N-1, not the study's.")]
 DirOption = Annotated[
