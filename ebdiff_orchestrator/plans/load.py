@@ -53,6 +53,20 @@ def preset_plan(name: str) -> Plan | None:
     return plan_from_values(values, title=name)
 
 
+def step_notes(plan: Plan, changes: Sequence[str]) -> list[str]:
+    """For people: the regions that a change of training.steps does not reach, since they have steps of their own."""
+    changed = {change.partition("=")[0] for change in changes}
+    if "training.steps" not in changed or "regions" in changed:
+        return []
+    keys = {f"regions.{index}.steps": region.steps for index, region in enumerate(plan.regions) if region.steps}
+    return [
+        f"{key} = {steps}, the region's own, stays: training.steps = {plan.training.steps} is for those without. "
+        f"Change it too with --set {key}=..."
+        for key, steps in keys.items()
+        if key not in changed
+    ]
+
+
 def plan_as_yaml(plan: Plan) -> str:
     """The whole plan, defaults included, as YAML that `load_plan` reads."""
     return yaml.safe_dump(_every_field(plan), sort_keys=False, default_flow_style=None, width=100)

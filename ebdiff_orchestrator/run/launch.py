@@ -13,7 +13,7 @@ from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
-from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.plans.load import plan_from_values, step_notes
 from ebdiff_orchestrator.plans.sizes import width_notes
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.interrupts import Interrupts
@@ -140,8 +140,11 @@ def extend(
     """
     directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
-    with directory.held(say=(view or View()).line):
+    view = view or View()
+    with directory.held(say=view.line):
         Ledger(directory).extend(plan)
+    for note in step_notes(plan, changes):
+        view.line(f"Note: {note}")
     return resume(directory.location, address=address, view=view, executor=executor)
 
 

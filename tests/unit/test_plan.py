@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ebdiff_orchestrator import launch
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
-from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values, preset_plan
+from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values, preset_plan, step_notes
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
 from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
@@ -207,6 +207,23 @@ def test_an_expert_with_one_channel_in_each_norm_group_is_noted(tiny_plan: MakeP
     assert width_notes(load_plan("kanji")) == []
     shown = CliRunner().invoke(app, ["plan", "cifar10"], catch_exceptions=False).stdout
     assert "note: regions.2.pruning_ratio = 0.8" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        (("training.steps=100",), ["regions.2.steps = 2600, the region's own, stays: training.steps = 100"]),
+        (("training.steps=100", "regions.2.steps=100"), []),
+        (("training.steps=100", ONE_REGION), []),
+        (("seed=1",), []),
+    ],
+)
+def test_a_region_with_steps_of_its_own_is_noted(changes: tuple[str, ...], notes: list[str]) -> None:
+    found = step_notes(load_plan("digits", changes), changes)
+    assert [note.partition(" is for")[0] for note in found] == notes
+    typed = ["plan", "digits", "--yaml", *(word for change in changes for word in ("--set", change))]
+    told = CliRunner().invoke(app, typed, catch_exceptions=False).stderr
+    assert told == "".join(f"note: {note}\n" for note in found)
 
 
 @pytest.mark.parametrize("form", ["", "--yaml", "--json"])
