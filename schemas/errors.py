@@ -39,13 +39,14 @@ _SIMILAR = 0.6
 # What stands before the @ is a key if it comes before the first slash, or has a colon there: a secret may hold slashes.
 _SCHEME = r"(?P<scheme>(?:s3|gs|gcs):/+|(?!file:)\b[A-Za-z][A-Za-z0-9+.-]*://)"
 _SECRET = re.compile(_SCHEME + r"(?!anonymous@)(?:[^/\s@]*@|[^/\s@:]+:[^\s@]*@)")
+_JOINED = re.compile(r"\b(s3|gs|gcs|https?):/(?=[^/\s])")  # as Path writes a URL
 
 
 class UserError(ValueError):
     """Something its user can put right; shown without a traceback, exit code 2. No key in a URL gets into it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+        super().__init__(_JOINED.sub(r"\1://", without_secrets(message)))
 
 
 class PlanError(UserError):
@@ -85,7 +86,7 @@ def user_error(field: str, value: object, expected: str, remedy: str) -> UserErr
 
 
 def plan_error(field: str, value: object, expected: str, remedy: str) -> PlanError:
-    return PlanError(problem(field, value, expected, remedy))
+    return PlanError(problem(field, as_in_yaml(value), expected, remedy))
 
 
 def cross_field_error(field: str, value: object, expected: str, remedy: str) -> PydanticCustomError:
@@ -95,7 +96,7 @@ def cross_field_error(field: str, value: object, expected: str, remedy: str) -> 
     return PydanticCustomError(
         "plan",
         "{problem}",
-        {"problem": problem(field, value, expected, remedy).replace("{", "(").replace("}", ")")},
+        {"problem": problem(field, as_in_yaml(value), expected, remedy).replace("{", "(").replace("}", ")")},
     )
 
 
@@ -110,10 +111,14 @@ def from_validation_error(error: ValidationError, title: str, model: type[BaseMo
     return PlanError(f"{title}:\n" + "\n".join(f"  - {line}" for line in [*lines[:_MOST_LINES], *more]))
 
 
+def as_in_yaml(value: object) -> object:
+    """The value, but in place of None, True and False the words that YAML has for them."""
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else value
+
+
 def shown(value: object) -> str:
     """A value as a plan's author writes it, cut to a readable length."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+    value = as_in_yaml(value)
     if isinstance(value, int) and value.bit_length() > _MOST_BITS:
         return f"a number of {value.bit_length()} bits"
     text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in str(value))

@@ -5,7 +5,19 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-PlanArgument = Annotated[str, Argument(metavar="PLAN", help="A preset's name (see `ebdiff presets`) or a YAML file.")]
+
+def plans_like(incomplete: str) -> list[str]:
+    """For the shell: the presets that begin so, and once one stands there its methods; a file it completes itself."""
+    from ebdiff_orchestrator.plans.preset_plans import methods, presets
+
+    joined = [f"{preset}-{method}" for preset in presets() if incomplete.startswith(preset) for method in methods()]
+    return [name for name in (*presets(), *joined) if name.startswith(incomplete)]
+
+
+PlanArgument = Annotated[
+    str,
+    Argument(metavar="PLAN", help="A preset's name (see `ebdiff presets`) or a YAML file.", autocompletion=plans_like),
+]
 SetOption = Annotated[
     list[str] | None,
     Option(

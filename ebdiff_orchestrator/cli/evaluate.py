@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from schemas.manifest import Evaluation
 
 
+_MEASURES = ("fid", "kid", "precision-recall", "wavelet")
+
 CountOption = Annotated[
     int,
     Option("-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."),
@@ -31,11 +33,19 @@ GuidanceOption = Annotated[
 BatchOption = Annotated[
     int | None, Option(min=1, max=MOST_IMAGES, help="Images sampled at a time by a worker; default: the plan's.")
 ]
+
+
+def measures_like(incomplete: str) -> list[str]:
+    """For the shell: the measures that begin so."""
+    return [name for name in _MEASURES if name.startswith(incomplete)]
+
+
 MeasureOption = Annotated[
     list[str] | None,
     Option(
         "--measure",
-        metavar="fid|kid|precision-recall|wavelet",
+        metavar="|".join(_MEASURES),
+        autocompletion=measures_like,
         help="Repeatable. fid (default): the Frechet distance of the extractor's features, also with kid or "
         "precision-recall, which are of the same; wavelet, by itself: the Frechet wavelet distance, without a network.",
     ),

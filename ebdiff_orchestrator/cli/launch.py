@@ -36,12 +36,14 @@ def launch(
     take_over: TakeOverOption = False,
 ) -> None:
     """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
-    from ebdiff_orchestrator.plans.load import load_plan
+    from ebdiff_orchestrator.plans.load import load_plan, step_notes
 
     loaded = load_plan(plan, changes or ())
     folder = run_dir or Path("runs", loaded.name)
     view = terminal_view()
     view.line(f"{loaded.name}: launching in {folder} ...")  # torch and Ray take seconds, on a busy machine minutes
+    for note in step_notes(loaded, changes or ()):
+        view.line(f"Note: {note}")
     _start_ray_early(folder, loaded, address)
     with quick_imports():
         from ebdiff_orchestrator.run.launch import launch as launch_plan

@@ -51,7 +51,7 @@ def plan(
 ) -> None:
     """Show what would run, and check it; nothing is trained."""
     from ebdiff_orchestrator.plans.data_checks import check_resolution, data_notes
-    from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml
+    from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, step_notes
 
     if as_yaml and (as_json or gpus):
         raise UserError("--yaml: expected without --json and --gpus. Leave one out.")
@@ -67,7 +67,7 @@ def plan(
         print(plan_as_yaml(loaded), end="")
     else:
         _show_preview(loaded, as_json, gpus, measure, efficiency, gpu_memory)
-    for note in data_notes(loaded):
+    for note in [*step_notes(loaded, changes or ()), *data_notes(loaded)]:
         print(f"note: {note}", file=sys.stderr if as_json or as_yaml else sys.stdout)
 
 

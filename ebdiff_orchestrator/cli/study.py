@@ -11,12 +11,24 @@ from typer import Argument, Option
 
 from ebdiff_orchestrator.cli.arguments import AddressOption, SetOption
 from ebdiff_orchestrator.run.view import View
-from schemas.errors import user_error
+from schemas.errors import UserError, user_error
 from schemas.process import quick_imports
+
+
+def studies_like(incomplete: str) -> list[str]:
+    """For the shell: the studies of the package that begin so."""
+    from ebdiff_orchestrator.plans.preset_plans import studies
+
+    return [name for name in studies() if name.startswith(incomplete)]
+
 
 StudyArgument = Annotated[
     str,
-    Argument(metavar="STUDY", help="A study's name (see `ebdiff presets`), a YAML file, or a begun study's folder."),
+    Argument(
+        metavar="STUDY",
+        help="A study's name (see `ebdiff presets`), a YAML file, or a begun study's folder.",
+        autocompletion=studies_like,
+    ),
 ]
 SeedsOption = Annotated[int | None, Option(min=1, max=1000, metavar="N", help="Seeds 0 to N-1, not the study's.")]
 DirOption = Annotated[
@@ -44,6 +56,8 @@ def study(
     """
     from ebdiff_orchestrator.study.load import is_begun, load_study
 
+    if table and (seeds or changes):
+        raise UserError("--table: expected without --seeds and --set, since it shows what was run. Leave one out.")
     loaded = load_study(study, changes or (), seeds)
     folder = study_dir or (Path(study) if is_begun(Path(study)) else Path("studies", loaded.name))
     if plot is not None:

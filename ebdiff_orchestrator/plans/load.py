@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets
-from schemas.errors import PlanError, from_validation_error, shown, similar_word
+from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets, studies
+from schemas.errors import PlanError, command, from_validation_error, shown, similar_word
 from schemas.plan import Plan
+from schemas.section import Section
 
 _MOST_CHARACTERS = 1_000_000
 _MOST_VALUES = 100_000
@@ -42,16 +43,33 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
 
 def preset_plan(name: str) -> Plan | None:
     """The plan of a preset, also with methods, whatever file or folder is named so; None if there is none."""
-    values = preset_values(name)
+    try:
+        values = preset_values(name)
+    except PlanError:  # a run's name may be of methods that could be joined when it began
+        return None
     if values is None:
         return None
     values.pop("methods", None)
     return plan_from_values(values, title=name)
 
 
+def step_notes(plan: Plan, changes: Sequence[str]) -> list[str]:
+    """For people: the regions that a change of training.steps does not reach, since they have steps of their own."""
+    changed = {change.partition("=")[0] for change in changes}
+    if "training.steps" not in changed or "regions" in changed:
+        return []
+    keys = {f"regions.{index}.steps": region.steps for index, region in enumerate(plan.regions) if region.steps}
+    return [
+        f"{key} = {steps}, the region's own, stays: training.steps = {plan.training.steps} is for those without. "
+        f"Change it too with --set {key}=..."
+        for key, steps in keys.items()
+        if key not in changed
+    ]
+
+
 def plan_as_yaml(plan: Plan) -> str:
     """The whole plan, defaults included, as YAML that `load_plan` reads."""
-    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+    return yaml.safe_dump(_every_field(plan), sort_keys=False, default_flow_style=None, width=100)
 
 
 def with_absolute_paths(plan: Plan) -> Plan:
@@ -67,6 +85,13 @@ def absolute(path: str | None) -> str | None:
     if path is None or not Path(path).expanduser().exists():
         return path
     return str(Path(path).expanduser().resolve())
+
+
+def _every_field(value: Any) -> Any:
+    """As plain values, with the fields that files and digests leave out while they have their default."""
+    if isinstance(value, Section):
+        return {name: _every_field(getattr(value, name)) for name in type(value).model_fields}
+    return [_every_field(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _unshared(value: Any) -> Any:
@@ -90,11 +115,15 @@ def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise PlanError(
             f"PLAN = {plan}: expected a mapping of keys to values. See `ebdiff plan digits --yaml` for one."
         )
+    if "rows" in values:
+        raise _is_a_study(plan)
     return _with_base(values, path, above)
 
 
 def _preset(name: str) -> dict[str, Any]:
     values = preset_values(name)
+    if values is None and name in studies():
+        raise _is_a_study(name)
     if values is None:
         known = [*presets(), *(f"{preset}-{method}" for preset in presets() for method in methods())]
         raise PlanError(
@@ -103,6 +132,10 @@ def _preset(name: str) -> dict[str, Any]:
         )
     values.pop("methods", None)
     return values
+
+
+def _is_a_study(name: str) -> PlanError:
+    return PlanError(f"PLAN = {name}: it is a study; expected a plan. Start it as one: {command('study', name)}")
 
 
 def _with_base(values: dict[str, Any], path: Path, above: tuple[Path, ...]) -> dict[str, Any]:

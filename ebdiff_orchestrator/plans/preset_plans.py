@@ -1,10 +1,13 @@
 """The presets: plans of the paper's jobs, the methods that each can be run with (`cifar10-eb`), and studies of them."""
 
+from collections.abc import Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
+
+from schemas.errors import plan_error
 
 
 def presets() -> dict[str, str]:
@@ -36,16 +39,52 @@ def preset_values(name: str) -> dict[str, Any] | None:
     """Of a preset, its `methods` with them, or of one with methods (`cifar10-eb-speed`); None if there is none.
 
     A method's own file comes first, then what the preset says of that method under `methods`.
+
+    Raises PlanError for methods of which one would overrule another, whichever comes first.
     """
+    parts = _parts(name)
+    if parts is None:
+        return None
+    preset, *joined = parts
+    values = _read(_folder() / f"{preset}.yaml")
+    set_by: dict[str, str] = {}
+    for method in joined:
+        own = values.get("methods", {}).get(method, {})
+        changes = merged(_read(_folder() / "methods" / f"{method}.yaml"), own)
+        _check_join(name, method, changes, set_by)
+        values = merged(values, changes)
+    return merged(values, {"name": name})
+
+
+def _parts(name: str) -> list[str] | None:
+    """The preset and the methods that a name joins; None if it joins no such things."""
     if name in presets():
-        return _read(_folder() / f"{name}.yaml")
+        return [name]
     for method in sorted(methods(), key=len, reverse=True):
-        values = preset_values(name.removesuffix(f"-{method}")) if name.endswith(f"-{method}") else None
-        if values is not None:
-            own = values.get("methods", {}).get(method, {})
-            changes = merged(_read(_folder() / "methods" / f"{method}.yaml"), own)
-            return merged(merged(values, changes), {"name": name})
+        before = _parts(name.removesuffix(f"-{method}")) if name.endswith(f"-{method}") else None
+        if before is not None:
+            return [*before, method]
     return None
+
+
+def _check_join(name: str, method: str, changes: dict[str, Any], set_by: dict[str, str]) -> None:
+    """Note in `set_by` which fields the method sets; PlanError if one of them, or a part of it, is set already."""
+    fields = list(_fields(changes))
+    for field in fields:
+        for other, by in set_by.items():
+            if f"{field}.".startswith(f"{other}.") or f"{other}.".startswith(f"{field}."):
+                expected = f"methods that change different things, but {by} and {method} both set {field}"
+                raise plan_error("PLAN", name, expected, "Leave one of the two out.")
+    set_by |= dict.fromkeys(fields, method)
+
+
+def _fields(values: dict[str, Any], above: str = "") -> Iterator[str]:
+    """The dotted names of all single values and lists."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}"
 
 
 def _read(file: Traversable) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
-from ebdiff_orchestrator.plans.load import plan_from_values
+from ebdiff_orchestrator.plans.load import plan_from_values, step_notes
 from ebdiff_orchestrator.plans.sizes import width_notes
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.interrupts import Interrupts
@@ -32,7 +32,7 @@ from region_workers.data.drawing_store import DrawingStore, ensure_data
 from region_workers.data.labels import check_labels
 from region_workers.data.latents import LatentStore, ensure_latents, find_latents
 from region_workers.data.store import ImageStore, Store
-from schemas.errors import RunFailed
+from schemas.errors import RunFailed, shown, user_error
 from schemas.job import TICKET_FILE, Ticket
 from schemas.manifest import RAY_LOG, Manifest
 from schemas.model import LatentModelPlan
@@ -85,6 +85,8 @@ def launch(
     cannot run or the directory holds another experiment, RunFailed if a region failed for good, RunTakenOverError if
     another driver took the run over, RunStopped on Ctrl-C (outside the main thread: as `interrupts` says).
     """
+    if not isinstance(plan, Plan):
+        raise user_error("plan", shown(plan), "a Plan", "Make one of a preset or a file: launch(load_plan(...), ...).")
     if executor is None:
         check_surroundings(address)
     directory, view = RunDirectory(run_dir if run_dir is not None else Path("runs", plan.name)), view or View()
@@ -140,8 +142,11 @@ def extend(
     """
     directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
-    with directory.held(say=(view or View()).line):
+    view = view or View()
+    with directory.held(say=view.line):
         Ledger(directory).extend(plan)
+    for note in step_notes(plan, changes):
+        view.line(f"Note: {note}")
     return resume(directory.location, address=address, view=view, executor=executor)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.run.stages import stage_names, train_stage_name, with_what_follows
-from schemas.errors import PlanError, UserError, command, plan_error
+from schemas.errors import PlanError, UserError, as_in_yaml, command, plan_error
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -95,7 +95,7 @@ def differing(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
 
 def differences(old: Any, new: Any) -> list[str]:
     """What differs between two experiments, a line each: `field: old -> new`."""
-    return [f"{field}: {a} -> {b}" for field, a, b in differing(old, new)]
+    return [f"{field}: {as_in_yaml(a)} -> {as_in_yaml(b)}" for field, a, b in differing(old, new)]
 
 
 def _refusal(path: Path, manifest: Manifest, new: Plan) -> str:
@@ -113,9 +113,9 @@ def _refusal(path: Path, manifest: Manifest, new: Plan) -> str:
 
 def _extend_hint(path: Path, changed: list[str]) -> str:
     """How to train further, where that is all that differs."""
-    steps = [re.fullmatch(r"(\S+): (\d+|None) -> (\d+)", line) for line in changed]
+    steps = [re.fullmatch(r"(\S+): (\d+|null) -> (\d+)", line) for line in changed]
     known = [found for found in steps if found and _STEPS.match(found[0])]
-    if len(known) < len(changed) or any(int(found[3]) <= int(found[2].replace("None", "0")) for found in known):
+    if len(known) < len(changed) or any(int(found[3]) <= int(found[2].replace("null", "0")) for found in known):
         return ""
     sets = [word for found in known for word in ("--set", f"{found[1]}={found[3]}")]
     return f"\nTo train its experts further: {command('extend', path, *sets)}"

@@ -14,7 +14,7 @@ from ebdiff_orchestrator.run.stages import train_stage_name
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
-from schemas.errors import plan_error
+from schemas.errors import as_in_yaml, plan_error
 from schemas.manifest import DenseCost, DenseSource
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
@@ -150,7 +150,7 @@ def _check_images(plan: Plan, dense: DenseFolder) -> None:
 
 def _disagreement(plan: Plan, field: str, value: object, theirs: object) -> Exception:
     remedy = "Leave it out, or set it so." if field.startswith("model.") else "Set it so."
-    return plan_error(field, value, f"{theirs}, as in model.pretrained = {plan.model.pretrained}", remedy)
+    return plan_error(field, value, f"{as_in_yaml(theirs)}, as in model.pretrained = {plan.model.pretrained}", remedy)
 
 
 def _cost(dense: DenseFolder) -> DenseCost | None:

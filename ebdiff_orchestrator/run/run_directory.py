@@ -65,6 +65,8 @@ class RunDirectory:
             remedy = "Check the path, or launch a plan."
             if (self.path / STUDY_FILE).is_file():
                 remedy = f"Name a run in it: it is a study, which `{command('study', self.location, '--table')}` shows."
+            if self.path.is_file():
+                remedy = "This is a file: name the folder of a run."
             raise UserError(f"DIR = {self.location}: no run here; expected a folder with a {MANIFEST_FILE}. {remedy}")
         return read_manifest(self.path)
 

@@ -8,13 +8,15 @@ import yaml
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.plans.load import absolute, load_plan, plan_from_values, read_yaml, with_absolute_paths
-from ebdiff_orchestrator.plans.preset_plans import studies, study_folder
+from ebdiff_orchestrator.plans.preset_plans import preset_values, studies, study_folder
 from ebdiff_orchestrator.run.manifests import differences
 from region_workers.storage.durable import write_text
 from schemas.errors import PlanError, UserError, command, from_validation_error, plan_error, similar_word
 from schemas.manifest import STUDY_FILE
 from schemas.plan import Plan
 from schemas.study import StudyPlan, StudyRow
+
+_ONLY_IN_PLANS = {"base", *Plan.model_fields} - StudyPlan.model_fields.keys()
 
 
 def load_study(study: str | Path, changes: Sequence[str] = (), seeds: int | None = None) -> StudyPlan:
@@ -30,6 +32,8 @@ def load_study(study: str | Path, changes: Sequence[str] = (), seeds: int | None
     values = read_yaml(text, f"STUDY = {study}")
     if not isinstance(values, dict):
         raise PlanError(f"STUDY = {study}: expected a mapping with `rows`. See docs/studies.md for one.")
+    if "rows" not in values and values.keys() & _ONLY_IN_PLANS:
+        raise _is_a_plan(study)
     values = {"name": Path(study).stem, **values} | ({} if seeds is None else {"seeds": seeds})
     try:
         found = StudyPlan.model_validate(values)
@@ -98,6 +102,8 @@ def _text_of(study: str | Path) -> tuple[str, Path | None]:
     elif path.suffix not in (".yaml", ".yml"):
         if str(study) in studies():
             return (study_folder() / f"{study}.yaml").read_text(), None
+        if preset_values(str(study)) is not None:
+            raise _is_a_plan(study)
         hint = similar_word(str(study), list(studies()))
         expected = f"a YAML file, a study's folder, or one of {', '.join(studies())}"
         raise PlanError(f"STUDY = {study}: expected {expected}. Check the name or the path.{hint}")
@@ -107,6 +113,10 @@ def _text_of(study: str | Path) -> tuple[str, Path | None]:
         raise PlanError(
             f"STUDY = {study}: expected a readable UTF-8 text file ({error}). Check the path, or see `ebdiff presets`."
         ) from None
+
+
+def _is_a_plan(name: str | Path) -> PlanError:
+    return PlanError(f"STUDY = {name}: it is a plan; expected a study. Start it as one: {command('launch', name)}")
 
 
 def _written_out(study: StudyPlan, row: StudyRow, changes: Sequence[str], beside: Path | None) -> StudyRow:

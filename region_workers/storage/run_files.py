@@ -202,6 +202,8 @@ class RunFiles:
         if self._store is not None:
             expected = f"a store that answers, and a bucket that exists ({error})"
             remedy = "Check the credentials and the endpoint (AWS_ENDPOINT_URL), or give a folder."
+        elif (file := next(filter(Path.is_file, (self.folder, *self.folder.parents)), None)) is not None:
+            expected, remedy = f"a folder, and {file} is a file", "Name another."
         else:
             expected = f"a folder that can be written ({error.strerror or error})"
             remedy = "Free some space there" if error.errno in NO_SPACE else "Make it writable"

@@ -58,7 +58,7 @@ RUNS = (
         for folder, found in (
             ("nosuch", "no run here"),
             ("runs/empty", "no run here"),
-            ("tiny.yaml", "no run here"),
+            ("tiny.yaml", "This is a file: name"),
             ("runs/torn", "manifest.json"),
         )
     ),
@@ -67,8 +67,8 @@ RUNS = (
         for name in ("of a newer version", "of an unknown field", "with a list", "with nothing")
     ),
     _type("status runs/with~a~folder", "with a folder", "no run here"),
-    _type("launch tiny.yaml --run-dir tiny.yaml", "DIR = ", "tiny.yaml", "a folder"),
-    _type("launch tiny.yaml --run-dir tiny.yaml/new", "DIR = ", "tiny.yaml/new", "a folder"),
+    _type("launch tiny.yaml --run-dir tiny.yaml", "DIR = ", "a folder, and", "tiny.yaml is a file"),
+    _type("launch tiny.yaml --run-dir tiny.yaml/new", "tiny.yaml/new: expected a folder", "tiny.yaml is a file"),
     _type("launch tiny.yaml --run-dir /proc/nowhere", "DIR = /proc/nowhere", "a folder"),
     *(
         _type(f"launch tiny.yaml --run-dir {folder}", "DIR = ", folder, name, "no run", "Give another --run-dir")
@@ -105,8 +105,8 @@ SAMPLE = (
     _type("sample runs/done --out tiny.yaml", "--out = tiny.yaml", "new or empty folder"),
     _type("sample runs/done --out tiny.yaml/new", "--out", "tiny.yaml/new", "folder"),
     _type("sample runs/done --out /proc/nowhere", "--out", "/proc/nowhere", "folder"),
-    _type("sample runs/done --out s3://bucket/new", "--out = s3:/bucket/new", "not a URL"),
-    _type("export runs/done s3://bucket/new", "s3:/bucket/new", "not a URL"),
+    _type("sample runs/done --out s3://bucket/new", "--out = s3://bucket/new", "not a URL"),
+    _type("export runs/done s3://bucket/new", "s3://bucket/new", "not a URL"),
     _type("sample runs/done --out new --steps 2000", "--steps = 2000", "at most 1000"),
     _type("sample runs/done --out new --class 3", "--class = 3", "no classes", "Leave it out"),
     _type("sample runs/done --out new --guidance 3", "--guidance = 3", "no classes"),
@@ -178,6 +178,9 @@ REPORTS = (
     _type("plan tiny.yaml --gpus 2 --gpu-memory 4", "--gpu-memory = 4", "--measure"),
     _type("plan tiny.yaml --gpus 2 --efficiency nan", "--efficiency = nan", "a number"),
     _type("plan nosuch", "nosuch", "digits"),
+    _type("study small --table --seeds 3", "--table: expected without --seeds", "Leave one out"),
+    _type("study digits-eb", "STUDY = digits-eb: it is a plan", "ebdiff launch digits-eb"),
+    _type("study tiny.yaml", "STUDY = tiny.yaml: it is a plan", "ebdiff launch tiny.yaml"),
     _type("doctor nosuch", "nosuch", "digits"),
     _type("plan tiny.yaml --set regions.0.pruning_ratio=2", "regions.0.pruning_ratio = 2", "less than 1"),
     _type(
@@ -194,8 +197,8 @@ REPORTS = (
     _type("tickets runs/done --plot tiny.yaml", "--plot = tiny.yaml", "ends in .png"),
     _type("report runs/done --out tiny.yaml", "--out = tiny.yaml", "ends in .html"),
     _type("tickets runs/done --out tiny.yaml", "--out = tiny.yaml", "a folder"),
-    _type("tickets runs/done --out s3://bucket/new", "--out = s3:/bucket/new", "not a URL"),
-    _type("tickets runs/done --plot s3://bucket/new.png", "--plot = s3:/bucket/new.png", "not a URL"),
+    _type("tickets runs/done --out s3://bucket/new", "--out = s3://bucket/new", "not a URL"),
+    _type("tickets runs/done --plot s3://bucket/new.png", "--plot = s3://bucket/new.png", "not a URL"),
     _type("tickets runs/done --against nosuch", "nosuch", "no run here"),
     _type("tickets runs/done --dense nosuch/nowhere/at-all", "--dense nosuch/nowhere/at-all", "check the path"),
     _type("tickets runs/done --dense runs/done", "--dense", "pruning_ratio 0"),
@@ -259,13 +262,13 @@ SURROUNDINGS = (
 )
 
 PLACES = (
-    _type(f"launch tiny.yaml --run-dir s3://{_KEY}bucket/run", "DIR = s3:/...@bucket/run", "the environment"),
+    _type(f"launch tiny.yaml --run-dir s3://{_KEY}bucket/run", "DIR = s3://...@bucket/run", "the environment"),
     *(
-        _type(f"{command} s3://{_KEY}bucket/run", "s3:/...@bucket/run", "the environment")
+        _type(f"{command} s3://{_KEY}bucket/run", "s3://...@bucket/run", "the environment")
         for command in ("status", "resume", "evaluate", "tickets", "compare")
     ),
-    _type(f"{LAUNCH} --reuse gs://{_KEY}bucket/run", "gs:/...@bucket/run", "the environment"),
-    _type(f"launch tiny.yaml --run-dir {_LONG}", "nnn", "255 bytes"),
+    _type(f"{LAUNCH} --reuse gs://{_KEY}bucket/run", "gs://...@bucket/run", "the environment"),
+    _type(f"launch tiny.yaml --run-dir {_LONG}", "nnn", "at most 4000 bytes, and 255"),
     *(
         _type(f"{command} {_LONG}", "nnn", "255")
         for command in ("status", "resume", "evaluate", "compare", "doctor tiny.yaml --run-dir")

@@ -27,7 +27,12 @@ NAMES = (
     _launch("a misspelt preset", "cifar01", "cifar01", "Did you mean cifar10?"),
     _launch("a preset in capitals", "DIGITS", "DIGITS", "digits"),
     _launch("an unknown method", "cifar10-magic", "cifar10-magic", "cifar10-eb"),
+    _launch(
+        "opposite methods", "cifar10-eb-dense", "cifar10-eb-dense", "but eb and dense both set regions", "Leave one"
+    ),
+    _launch("widths of what is not pruned", "digits-rigl-slim", "but rigl and slim both set draw.method", "Leave one"),
     _launch("a misspelt method", "cifar10-spede", "cifar10-spede", "Did you mean cifar10-speed?"),
+    _launch("a study's name as plan", "small", "PLAN = small: it is a study", "ebdiff study small"),
     _launch("a method without a preset", "eb", "eb", "preset"),
     _launch("a file that is not there", "nosuch.yaml", "nosuch.yaml", "no such file"),
     _launch("a folder as plan", "images", "images", "a folder"),
@@ -49,6 +54,7 @@ FILES = (
     _file("only comments", "# nothing yet\n", "mapping"),
     _file("a list", "- training\n- sampling\n", "mapping"),
     _file("a number", "5\n", "mapping"),
+    _file("a study as plan", "rows: [{label: a, plan: digits}]\n", "it is a study", "ebdiff study plan.yaml"),
     _file("an open bracket", "regions: [{train: [0, 1000]\n", "valid YAML", "line"),
     _file("a tab for indentation", "training:\n\tsteps: 5\n", "valid YAML", "\\t"),
     _file("a colon in a value", "data: {path: C:\\images: 1}\n", "data"),

@@ -82,7 +82,7 @@ DATA = (
 
 MODEL = (
     _set("model.family=voxel", "model.family = voxel: expected", "'pixel' or 'latent' or 'vector'"),
-    _set("model={family: vector}", "data.drawings = None: expected", "a section", "model.family = vector"),
+    _set("model={family: vector}", "data.drawings = null: expected", "a section", "model.family = vector"),
     _set("data.drawings={}", "model.family = pixel: expected", "vector", "leave data.drawings out"),
     _set("model.family=latnt", "model.family = latnt: expected", "'pixel' or 'latent'"),
     _set("model.block_out_channels=[]", "[]", "at least one"),

@@ -193,7 +193,7 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(la
     guided = {**sampling, "guidance_scale": 2.0}
     labelled = plan("classes", data={**data, "label_column": "label"}, model=classes, sampling=guided)
     assert launch(labelled, "classes-run").manifest.finished()
-    for network, refusal in (("classes", r"model\.num_classes = None: expected 3"), ("text", "text")):
+    for network, refusal in (("classes", r"model\.num_classes = null: expected 3"), ("text", "text")):
         with pytest.raises(PlanError, match=refusal):
             launch(plan(network), "refused")
     assert not (tmp_path / "refused").exists()

@@ -151,7 +151,7 @@ def test_labels_must_be_below_the_models_classes(tmp_path: Path) -> None:
         check_labels(store.labels, 4)
     bare = ensure_store(DataPlan(path=str(tmp_path / "a.parquet")), tmp_path)
     check_labels(bare.labels, None)
-    with pytest.raises(PlanError, match=r"data\.label_column = None: expected labels"):
+    with pytest.raises(PlanError, match=r"data\.label_column = null: expected labels"):
         check_labels(bare.labels, 5)
 
 

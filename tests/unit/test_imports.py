@@ -1,6 +1,7 @@
 """Who may import whom: ebdiff_orchestrator -> region_workers -> schemas, and ray in one folder only."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -157,6 +158,30 @@ def test_a_command_imports_only_what_it_uses(command: str, banned: list[str], tm
     typed = [str(tmp_path / "run") if word == "RUN" else word for word in command.split()]
     result = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True)
     assert (result.returncode, result.stderr.splitlines()[-1]) == (0, "[]"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("launch cif", "cifar10"),
+        ("plan digits-eb-", "digits-eb-iterwise"),
+        ("study small-c", "small-cifar10"),
+        ("evaluate DIR --measure w", "wavelet"),
+    ],
+)
+def test_a_shell_completes_names_without_heavy_imports(typed: str, expected: str) -> None:
+    code = (
+        "import sys; sys.argv[0] = 'ebdiff'; from ebdiff_orchestrator.cli.app import main\n"
+        "try: main()\n"
+        f"finally: print([name for name in {[*HEAVY, 'schemas.plan']} if name in sys.modules], file=sys.stderr)"
+    )
+    asked = {
+        "_EBDIFF_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"ebdiff {typed}",
+        "COMP_CWORD": f"{len(typed.split())}",
+    }
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **asked})
+    assert (told.stdout.split(), told.stderr.splitlines()[-1]) == ([expected], "[]"), told.stderr
 
 
 @pytest.mark.parametrize("shadow", ["schemas/__init__.py", "schemas.py", "region_workers/__init__.py"])

@@ -1,6 +1,7 @@
 """Plans: presets, bases, changes, what belongs to the experiment, and notes (what is refused: tests/bad_input)."""
 
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from drawing_files import scribbles, write_lines
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from ebdiff_orchestrator import launch
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
-from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml
+from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values, preset_plan, step_notes
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
 from ebdiff_orchestrator.plans.sizes import width_notes
 from region_workers.data.sources import DigitsSource
-from schemas.errors import PlanError
+from schemas.errors import PlanError, UserError
 from schemas.plan import DIGITS, Plan
 
 
@@ -71,6 +73,23 @@ def test_every_preset_loads_and_survives_a_round_trip_through_yaml(tmp_path: Pat
         assert load_plan(str(file)) == plan
 
 
+def test_a_preset_s_name_in_the_place_of_a_plan_is_told_of_load_plan(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"plan = digits: expected a Plan.*load_plan"):
+        launch("digits", tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_as_yaml_shows_every_field_also_those_that_no_digest_has_by_default() -> None:
+    plan = load_plan("digits")
+    written = yaml.safe_load(plan_as_yaml(plan))
+    assert set(written) == set(Plan.model_fields)
+    assert (written["previews"], written["sparsity"]) == (None, None)
+    for name in ("data", "model", "training", "sampling", "logging", "workers"):
+        assert set(written[name]) == set(type(getattr(plan, name)).model_fields), name
+    assert set(written["regions"][0]) == set(type(plan.regions[0]).model_fields)
+    assert plan_from_values(written).experiment_digest() == plan.experiment_digest()
+
+
 @pytest.mark.parametrize("preset", sorted(presets()))
 def test_every_preset_goes_with_every_method(preset: str) -> None:
     for method in methods():
@@ -84,6 +103,15 @@ def test_every_preset_goes_with_every_method(preset: str) -> None:
     both = load_plan(f"{preset}-eb-speed")
     assert len(both.regions) == 1
     assert both.training.timesteps.sampling == "speed"
+
+
+def test_two_methods_join_in_either_order_or_not_at_all() -> None:
+    joined = set()
+    for pair in combinations(methods(), 2):
+        plans = [preset_plan(f"digits-{first}-{second}") for first, second in (pair, pair[::-1])]
+        assert plans[0] is None or plans[0] == plans[1].model_copy(update={"name": plans[0].name}), pair
+        joined |= {frozenset(pair)} if plans[0] else set()
+    assert joined == {frozenset({name, "speed"}) for name in methods() if name != "speed"} | {frozenset({"eb", "slim"})}
 
 
 def test_a_plan_holds_only_what_differs_from_its_base(tmp_path: Path) -> None:
@@ -179,6 +207,23 @@ def test_an_expert_with_one_channel_in_each_norm_group_is_noted(tiny_plan: MakeP
     assert width_notes(load_plan("kanji")) == []
     shown = CliRunner().invoke(app, ["plan", "cifar10"], catch_exceptions=False).stdout
     assert "note: regions.2.pruning_ratio = 0.8" in shown
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        (("training.steps=100",), ["regions.2.steps = 2600, the region's own, stays: training.steps = 100"]),
+        (("training.steps=100", "regions.2.steps=100"), []),
+        (("training.steps=100", ONE_REGION), []),
+        (("seed=1",), []),
+    ],
+)
+def test_a_region_with_steps_of_its_own_is_noted(changes: tuple[str, ...], notes: list[str]) -> None:
+    found = step_notes(load_plan("digits", changes), changes)
+    assert [note.partition(" is for")[0] for note in found] == notes
+    typed = ["plan", "digits", "--yaml", *(word for change in changes for word in ("--set", change))]
+    told = CliRunner().invoke(app, typed, catch_exceptions=False).stderr
+    assert told == "".join(f"note: {note}\n" for note in found)
 
 
 @pytest.mark.parametrize("form", ["", "--yaml", "--json"])
