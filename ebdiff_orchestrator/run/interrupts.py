@@ -43,5 +43,5 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        self._count += now - self._noted_at >= _SAME_S
-        self._noted_at = now
+        if now - self._noted_at >= _SAME_S:
+            self._count, self._noted_at = self._count + 1, now
