@@ -200,13 +200,14 @@ def _changes() -> list[tuple[Any, str, Any]]:
         from ray._private.node import Node
     except ImportError:
         return []
-    changes = [(Node, name, _do_nothing) for name in _UNUSED] + [(ray_constants, "ENABLE_RAY_CLUSTER", False)]
+    changes: list[tuple[Any, str, Any]] = [(Node, name, _do_nothing) for name in _UNUSED]
+    changes.append((ray_constants, "ENABLE_RAY_CLUSTER", False))
     if sys.platform == "linux":  # elsewhere Ray ends its processes by their group
         changes.append((services, "ConsolePopen", _popen_in_own_session))
     return [(place, name, value) for place, name, value in changes if hasattr(place, name)]
 
 
-def _popen_in_own_session(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+def _popen_in_own_session(*arguments: Any, **options: Any) -> subprocess.Popen[Any]:
     """A signal to the driver's group (`timeout`, a scheduler) is the driver's: workers save, and need Ray for it.
 
     Ray itself keeps only SIGINT from its processes. They still die with the driver, who is their parent.
