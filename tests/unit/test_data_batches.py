@@ -154,7 +154,7 @@ def test_serving_labels_does_not_change_those_of_the_store(digits: ImageStore) -
 def test_labels_that_the_model_has_no_class_for_are_refused(digits: ImageStore, store: ImageStore) -> None:
     with pytest.raises(PlanError, match=r"model\.num_classes = 9: expected at least 10"):
         BatchSource(digits.samples(), CPU, 4, random_flip=False, seed=0, num_classes=9)
-    with pytest.raises(PlanError, match=r"data\.label_column = None"):
+    with pytest.raises(PlanError, match=r"data\.label_column = null"):
         BatchSource(store.samples(), CPU, 4, random_flip=False, seed=0, num_classes=9)
 
 
