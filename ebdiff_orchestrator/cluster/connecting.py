@@ -10,7 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ebdiff_orchestrator.cluster.embedded import WORKER_ENVIRONMENT, EmbeddedRay, Say, log_ray_to, silence_ray
+from ebdiff_orchestrator.cluster.embedded import (
+    WORKER_ENVIRONMENT,
+    EmbeddedRay,
+    Say,
+    keep_what_ray_says,
+    log_ray_to,
+    silence_ray,
+)
 from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from region_workers.storage.places import check_writable_folder
@@ -54,7 +61,7 @@ def connect(
     if EmbeddedRay.begun is None and _is_connected():
         yield _cluster(workers, embedded=False)
         return
-    silence_ray()
+    keep_what_ray_says()
     try:
         stop = _join(address) if address else EmbeddedRay.taken_over(workers, jobs, say).stop
     finally:

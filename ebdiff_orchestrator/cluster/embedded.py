@@ -129,6 +129,12 @@ def silence_ray() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def keep_what_ray_says() -> None:
+    """As `silence_ray`; errors are kept until `log_ray_to` names their place, not sent where an earlier run's went."""
+    silence_ray()
+    _ray_log.setTarget(None)
+
+
 def log_ray_to(file: Path | None) -> None:
     """Have what was kept, and what is still to come, in `file`; without one, on standard error as it comes."""
     silence_ray()

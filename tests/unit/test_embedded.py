@@ -62,6 +62,7 @@ def test_who_waits_for_ray_is_told_and_after_a_limit_it_is_an_error(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name in (*embedded._ENVIRONMENT, *embedded.WORKER_ENVIRONMENT, "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the start otherwise, for all tests to come
+    embedded.log_ray_to(tmp_path / "of an earlier run.log")
     context = connect(WorkersPlan(), 1, log=tmp_path / "ray.log", say=said.append)
     with pytest.raises(RunFailed, match="did not start on this machine within 1 s: other programs"):
         context.__enter__()
