@@ -92,10 +92,15 @@ def check_no_links(folder: Path, but_in: str) -> None:
             folders.remove(but_in)
 
 
+def is_url(place: str | Path) -> bool:
+    """Whether a place reads as a URL; a path whose first folder is there does not, though it be called `s3:`."""
+    start = _URL.match(str(place))
+    return start is not None and not Path(start[0]).exists()
+
+
 def check_no_url(path: Path, field: str) -> None:
     """Raise UserError, naming `field`, for a URL, which would become a folder of that name here."""
-    start = _URL.match(str(path))
-    if start and not Path(start[0]).exists():
+    if is_url(path):
         raise user_error(field, path, "a path on this machine, not a URL", "Write it here, and copy it there.")
 
 

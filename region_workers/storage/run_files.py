@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 from region_workers.storage.durable import write_bytes
 from region_workers.storage.integrity import files_in, is_whole
 from region_workers.storage.locks import locked
-from region_workers.storage.places import cache_dir_of
+from region_workers.storage.places import cache_dir_of, is_url
 from schemas.digest import digest
 from schemas.errors import NO_SPACE, UserError, user_error
 from schemas.job import OWNERS_FOLDER, Artifact, is_claim
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from region_workers.storage.object_store import ObjectStore
 
 _URL = re.compile(r"(s3|gs|gcs):/+(.+)", re.DOTALL)
-_OTHER_URL = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:/")  # Path may have joined its slashes
 _COPIES_FOLDER = "runs"  # in the cache
 _SMALL_BYTES = 1 << 20
 _LOCK_WAIT_S = 30.0
@@ -215,8 +214,7 @@ def _object_url(location: str | Path) -> str | None:
     """The URL, if the location is in an object store; also after `Path` has joined its slashes."""
     check_place("DIR", location)
     found = _URL.fullmatch(str(location))
-    other = _OTHER_URL.match(str(location))
-    if not found and other and not Path(other[0]).exists():
+    if not found and not str(location).startswith("file:") and is_url(location):
         raise user_error("DIR", location, "a folder, or a URL that begins with s3://, gs:// or file://", "Give one.")
     return f"{found[1]}://{found[2].rstrip('/')}" if found else None
 
