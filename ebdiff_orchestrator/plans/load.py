@@ -47,10 +47,7 @@ def preset_plan(name: str) -> Plan | None:
         values = preset_values(name)
     except PlanError:  # a run's name may be of methods that could be joined when it began
         return None
-    if values is None:
-        return None
-    values.pop("methods", None)
-    return plan_from_values(values, title=name)
+    return None if values is None else plan_from_values(values, title=name)
 
 
 def step_notes(plan: Plan, changes: Sequence[str]) -> list[str]:
@@ -130,7 +127,6 @@ def _preset(name: str) -> dict[str, Any]:
             f"PLAN = {name}: expected a file, or a preset ({', '.join(presets())}), also with a method, as in "
             f"cifar10-eb ({', '.join(methods())}). Check the name or the path.{similar_word(name, known)}"
         )
-    values.pop("methods", None)
     return values
 
 

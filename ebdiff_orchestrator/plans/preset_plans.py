@@ -36,7 +36,7 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def preset_values(name: str) -> dict[str, Any] | None:
-    """Of a preset, its `methods` with them, or of one with methods (`cifar10-eb-speed`); None if there is none.
+    """Of a preset, or of one with methods (`cifar10-eb-speed`), but for its section `methods`; None if there is none.
 
     A method's own file comes first, then what the preset says of that method under `methods`.
 
@@ -47,10 +47,10 @@ def preset_values(name: str) -> dict[str, Any] | None:
         return None
     preset, *joined = parts
     values = _read(_folder() / f"{preset}.yaml")
+    own = values.pop("methods", {})
     set_by: dict[str, str] = {}
     for method in joined:
-        own = values.get("methods", {}).get(method, {})
-        changes = merged(_read(_folder() / "methods" / f"{method}.yaml"), own)
+        changes = merged(_read(_folder() / "methods" / f"{method}.yaml"), own.get(method, {}))
         _check_join(name, method, changes, set_by)
         values = merged(values, changes)
     return merged(values, {"name": name})
