@@ -114,6 +114,7 @@ CHANGES = (
     _set("seed=2026-02-31", says=("--set seed=2026-02-31", "day is out of range")),
     _set(f"seed={'9' * 5000}", says=("seed", "5000 digits")),
     _set("regions.0.pruning_ratio=0.5", says=("regions", "section"), plan="regions: 5\n"),
+    _set("regions.0.steps=5", says=("regions.0 is a single value", "section"), plan="regions: [5]\n"),
     Case("change nothing", ("launch", "tiny.yaml", "--set"), ("--set", "argument")),
 )
 
