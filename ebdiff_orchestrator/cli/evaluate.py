@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 _MEASURES = ("fid", "kid", "precision-recall", "wavelet")
 
 CountOption = Annotated[
-    int,
-    Option("-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."),
+    int, Option("-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so.")
 ]
 StepsOption = Annotated[int | None, Option(min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the plan's.")]
 GuidanceOption = Annotated[
@@ -65,8 +64,7 @@ WeightsOption = Annotated[
     ),
 ]
 ReferenceOption = Annotated[
-    Path | None,
-    Option(metavar="FOLDER|FILE.npz", help="Images, or pytorch-fid's statistics; default: the run's data."),
+    Path | None, Option(metavar="FOLDER|FILE.npz", help="Images, or pytorch-fid's statistics; default: the run's data.")
 ]
 ReferenceImagesOption = Annotated[int | None, Option(metavar="N", help="Only the first N of the run's images.")]
 KeepOption = Annotated[bool, Option("--keep-images", help="Keep the images as PNGs in the run.")]

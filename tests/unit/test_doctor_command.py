@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import NodeAnswer
 from ebdiff_orchestrator.doctor import examine
+from ebdiff_orchestrator.doctor.facts import gather_facts
 
 
 class TwoNodes:
-    """Two nodes, both this machine; `late`: how often the second one is not there yet."""
+    """Two nodes, both this machine; `late`: how often the second one is not there yet; `more`: it tells of itself."""
 
-    def __init__(self, late: int = 0, broken: str | None = None) -> None:
-        self.late, self.broken = late, broken
+    def __init__(self, late: int = 0, broken: str | None = None, more: dict[str, Any] | None = None) -> None:
+        self.late, self.broken, self.more = late, broken, more
 
     def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
         resources = {"CPU": 4.0}
@@ -27,6 +28,8 @@ class TwoNodes:
             self.late -= 1
         else:
             value = None if self.broken else function(*arguments)
+            if self.more and function is gather_facts:
+                value |= self.more
             nodes.append(NodeAnswer("10.0.0.2 (bbb)", resources, value, self.broken))
         return nodes
 
@@ -112,10 +115,13 @@ def test_nodes_that_come_late_are_waited_for_and_those_that_do_not_come_are_miss
     assert "2 of 3 nodes have joined" in output
 
 
+@pytest.mark.parametrize(
+    "two", [TwoNodes(broken="ModuleNotFoundError: No module named 'schemas'"), TwoNodes(more={"of another version": 1})]
+)
 def test_a_node_that_cannot_run_the_check_does_not_stop_the_others(
-    cluster: Callable[[TwoNodes], None], tmp_path: Path
+    two: TwoNodes, cluster: Callable[[TwoNodes], None], tmp_path: Path
 ) -> None:
-    cluster(TwoNodes(broken="ModuleNotFoundError: No module named 'ebdiff_orchestrator'"))
+    cluster(two)
     code, output = doctor("digits", "--run-dir", tmp_path / "run", "--address", "10.0.0.1:6379", "--json")
     assert code == 1
     findings = json.loads(output)["findings"]

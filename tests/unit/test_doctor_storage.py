@@ -11,13 +11,14 @@ import pytest
 from forked import run_forked
 from s3_server import BUCKET, s3_server
 
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.doctor import storage
 from ebdiff_orchestrator.doctor.examine import examine
-from ebdiff_orchestrator.doctor.report import Finding
+from ebdiff_orchestrator.doctor.facts import Finding
 from ebdiff_orchestrator.doctor.storage import (
     StorageAnswer,
     StorageTest,
-    cannot_write,
+    check_storage,
     judge_folder,
     judge_store,
     look_at_storage,
@@ -56,6 +57,12 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with storage_test(there):
         pass
     assert [path.name for path in there.iterdir()] == ["manifest.json"]
+
+
+def test_a_run_that_begins_meanwhile_in_the_folder_stays(tmp_path: Path) -> None:
+    with storage_test(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a" / "manifest.json").write_text("{}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "a", "manifest.json"]
 
 
 def test_a_node_with_a_folder_of_its_own_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +112,7 @@ def test_a_filesystem_without_locks_is_wrong(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(OSError, match="flock is not supported") as raised, storage_test(tmp_path):
-        pass
-    finding = cannot_write(str(tmp_path), raised.value)
+    [finding] = check_storage(ThisProcess(), str(tmp_path))
     assert finding.status == "wrong"
     assert "flock is not supported" in finding.what
     assert list(tmp_path.iterdir()) == []
