@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from ebdiff_orchestrator.cli.arguments import RunArgument, SeedOption
+from ebdiff_orchestrator.cli.arguments import AddressOption, RunArgument, SeedOption
 from ebdiff_orchestrator.run.view import View, terminal_view
 from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
 from schemas.process import quick_imports
@@ -69,7 +69,6 @@ ReferenceOption = Annotated[
 ReferenceImagesOption = Annotated[int | None, Option(metavar="N", help="Only the first N of the run's images.")]
 KeepOption = Annotated[bool, Option("--keep-images", help="Keep the images as PNGs in the run.")]
 HereOption = Annotated[bool, Option("--here", help="In this process, on one device, without Ray.")]
-AddressOption = Annotated[str | None, Option(help="The Ray cluster; default: RAY_ADDRESS, else an embedded Ray.")]
 JsonOption = Annotated[bool, Option("--json", help="The report as JSON; no progress.")]
 
 
