@@ -21,7 +21,7 @@ PACKAGES = ("ebdiff-orchestrator", "torch", "ray", "diffusers", "torch-pruning",
 OUR_CODE = "code"  # among the versions: the digest of this project's own files
 _OUR_PACKAGES = ("schemas", "region_workers", "ebdiff_orchestrator")
 _ROOT = Path(__file__).resolve().parents[2]
-_DEVICES = Path("/dev/nvidiactl"), Path("/dev/nvidia0")
+_DEVICES = Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg")  # the last: in Windows' Linux
 _CUDA_LIMIT_S = 120.0
 _ASK_CUDA = """
 import torch

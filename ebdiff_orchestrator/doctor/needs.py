@@ -50,12 +50,15 @@ def check_needs(nodes: Sequence[Node], plan: Plan, run_dir: str | None) -> list[
     memory = check_memory(nodes, plan, request, footprint(plan, request.processes))
     findings = [check_room(nodes, plan), *memory, check_shm(nodes, request, plan)]
     if run_dir is not None:
-        own = local_folder(run_dir)  # what is in an object store is also in the driver's cache, as far as it has come
-        folder = own or cache_dir_of()
-        free, there = shutil.disk_usage(nearest_folder(folder)).free, bytes_below(own) if own else 0
+        own, cache = local_folder(run_dir), cache_dir_of(plan.workers.cache_dir)
+        folder = own or cache_dir_of()  # what is in an object store is also in it, as far as it has come
+        disk, data_bytes = nearest_folder(folder), store_bytes(plan, count_here(plan.data))
+        beside = data_bytes is not None and disk.stat().st_dev == nearest_folder(cache).stat().st_dev
+        to_come = max(0, (data_bytes or 0) - bytes_below(cache)) if beside else 0
+        free, there = shutil.disk_usage(disk).free, bytes_below(own) if own else 0
         findings += [
-            check_run_space(run_bytes(preview_plan(plan)), free, there, str(folder)),
-            check_store_space(store_bytes(plan, count_here(plan.data)), nodes),
+            check_run_space(run_bytes(preview_plan(plan)), free, there, str(folder), to_come),
+            check_store_space(data_bytes, nodes),
         ]
     return findings
 
@@ -230,11 +233,13 @@ def _pixels(plan: Plan) -> int:
     return data.resolution**2 * data.channels if data.drawings is None else data.drawings.raster.canvas_px**2
 
 
-def check_run_space(needed_bytes: int, free_bytes: int, there_bytes: int, folder: str) -> Finding:
-    """Whether the run fits; `there_bytes`: what its directory holds already."""
+def check_run_space(needed_bytes: int, free_bytes: int, there_bytes: int, folder: str, data_bytes: int = 0) -> Finding:
+    """Whether the run fits; `there_bytes`: what its directory holds; `data_bytes`: decoded data to come on its disk."""
     left = max(0, needed_bytes - there_bytes)
     told = f"the run will write about {_gb(left)}"
-    if left > free_bytes:
+    if data_bytes:
+        told += f", the decoded data on the same disk {_gb(data_bytes)},"
+    if left + data_bytes > free_bytes:
         return wrong(_SPACE, f"{told} and {folder} has {_gb(free_bytes)}", "Make room, or lower checkpointing.keep.")
     return fine(_SPACE, f"{told}; {_gb(free_bytes)} are free")
 

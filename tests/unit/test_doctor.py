@@ -104,17 +104,21 @@ def test_a_ray_with_known_holes_is_wrong(version: str, status: str) -> None:
     assert worst(check_versions(nodes))[0] == status
 
 
-def test_gpus_that_torch_cannot_use_are_wrong() -> None:
-    assert worst(check_gpus([node(gpus=2)]))[0] == "wrong"
-    status, told = worst(check_gpus([node(), node("b", cuda_problem="driver too old")]))
-    assert status == "wrong"
-    assert "b: torch cannot use CUDA (driver too old)" in told
-
-
-def test_gpus_that_ray_does_not_hand_out_are_worth_knowing() -> None:
-    assert worst(check_gpus([node(gpus=0)]))[0] == "note"
-    without = Node(name="a", resources={"CPU": 2.0}, facts=FACTS.model_copy(update={"gpus": ()}))
-    assert worst(check_gpus([without]))[0] == "fine"
+@pytest.mark.parametrize(
+    ("nodes", "status", "says"),
+    [
+        ([node(gpus=2)], "wrong", "a: Ray hands out 2, torch can use 1"),
+        ([node(), node("b", cuda_problem="driver too old")], "wrong", "b: torch cannot use CUDA (driver too old)"),
+        ([node(gpus=0)], "note", "a: Ray hands out 0 of 1"),
+        ([Node(name="a", resources={"CPU": 2.0}, facts=FACTS.model_copy(update={"gpus": ()}))], "fine", "none"),
+    ],
+)
+def test_gpus_that_torch_cannot_use_are_wrong_and_those_that_ray_keeps_worth_knowing(
+    nodes: list[Node], status: str, says: str
+) -> None:
+    found, told = worst(check_gpus(nodes))
+    assert found == status
+    assert says in told
 
 
 def test_a_region_that_finds_no_room_is_wrong_and_waiting_regions_are_worth_knowing(tiny_plan: MakePlan) -> None:

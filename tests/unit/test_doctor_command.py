@@ -1,9 +1,11 @@
 """`ebdiff doctor` as it is typed: on this machine, and on a cluster of nodes that are made up."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import NodeAnswer
 from ebdiff_orchestrator.doctor import examine
 from ebdiff_orchestrator.doctor.facts import gather_facts
+from ebdiff_orchestrator.doctor.needs import run_bytes
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.plans.preview import preview_plan
 
 
 class TwoNodes:
@@ -73,6 +78,18 @@ def test_a_machine_in_order_is_told_so_and_nothing_stays_behind(tmp_path: Path) 
     assert code == 0, output
     assert "all fine" in output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_and_its_data_that_fit_a_disk_but_not_together_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = run_bytes(preview_plan(load_plan("digits"))) + 1000  # the decoded digits are 115,008 bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free, total=10 * free))
+    monkeypatch.setenv("EBDIFF_CACHE", str(tmp_path / "cache"))
+    code, output = doctor("digits", "--run-dir", tmp_path / "run", "--json")
+    findings = [found for found in json.loads(output)["findings"] if found["check"] == "free space"]
+    assert (code, [found["status"] for found in findings]) == (1, ["wrong", "fine"])
+    assert "the decoded data on the same disk 0.00 GB, and" in findings[0]["what"]
 
 
 def test_without_a_plan_the_machine_alone_is_checked() -> None:
