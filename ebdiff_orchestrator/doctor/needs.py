@@ -45,7 +45,7 @@ FIXED_BYTES = 16 << 20
 
 
 def check_needs(nodes: Sequence[Node], plan: Plan, run_dir: str | None) -> list[Finding]:
-    """Whether the plan's workers find room, memory and /dev/shm on the nodes, and the run in its folder space."""
+    """Whether the plan's workers find room, memory and /dev/shm on the nodes, and a run and its data find space."""
     request = _request(nodes, plan)
     memory = check_memory(nodes, plan, request, footprint(plan, request.processes))
     findings = [check_room(nodes, plan), *memory, check_shm(nodes, request, plan)]

@@ -49,9 +49,9 @@ def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
 def data_notes(plan: Plan) -> list[str]:
     """For people: what of the plan's data would stop a run on this machine. Names and headers are read, no image."""
     data = plan.data
-    is_elsewhere = data.drawings is None and (data.path == DIGITS or names_hub_data(data.path))
+    is_name = data.drawings is None and (data.path == DIGITS or names_hub_data(data.path))
     try:
-        if not is_elsewhere and not Path(data.path).expanduser().exists():
+        if not is_name and not Path(data.path).expanduser().exists():
             remedy = nothing_at(data.path, " on this machine; a cluster's may have it.")
             raise plan_error("data.path", data.path, f"{data.kind} that the run's machines can read", remedy)
         images = count_here(data)
