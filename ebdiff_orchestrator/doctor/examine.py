@@ -73,7 +73,8 @@ def examine(
 
 
 def _node(answer: NodeAnswer, plan: Plan | None) -> Node:
-    facts, problem = None, answer.problem
+    facts: NodeFacts | None = None
+    problem = answer.problem
     if problem is None:
         try:
             facts = NodeFacts.model_validate(answer.value)
