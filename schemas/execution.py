@@ -95,8 +95,7 @@ class WorkersPlan(Section):
     """What a region asks of the cluster; changes nothing in the experiment."""
 
     gpus: Annotated[float, Field(le=MOST_WORKERS)] | Literal["auto"] = Field(
-        "auto",
-        description="GPUs a region: a fraction shares a device, above 1 means DDP; auto: 1 if there is any.",
+        "auto", description="GPUs a region: a fraction shares a device, above 1 means DDP; auto: 1 if there is any."
     )
     cpus: float = Field(1, gt=0, le=MOST_WORKERS, description="CPUs a worker.")
     processes: int = Field(1, ge=1, le=MOST_WORKERS, description="DDP workers a region without GPUs.")

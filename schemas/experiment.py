@@ -155,8 +155,7 @@ class TrainingPlan(Section):
     channels_last: bool = False
     compile: bool = Field(False, description="torch.compile the network.")
     determinism: Literal["exact", "fast"] = Field(
-        "exact",
-        description="exact: a resumed run equals an uninterrupted one, bit for bit; fast: not so on a GPU.",
+        "exact", description="exact: a resumed run equals an uninterrupted one, bit for bit; fast: not so on a GPU."
     )
     cpu_threads: int = Field(
         1, ge=1, le=4096, description="Threads of a worker; part of the experiment, since it changes the bits on a CPU."
@@ -210,9 +209,6 @@ class SparsityPlan(Section):
         le=1,
         description="Updates end at this share of the steps: RigL's. The EMA must forget what left before the end.",
     )
-
-    def of_region(self, sparsity: float | None) -> Self:
-        return self if sparsity is None else self.model_copy(update={"sparsity": sparsity})
 
     def determinants(self, steps: int) -> dict[str, Any]:
         """The fields that determine a training of `steps`, of which a static mask is independent."""

@@ -151,9 +151,7 @@ class Evaluation(Section):
     )
     packet_level: int | None = Field(None, exclude_if=is_none, description="Of wavelet packets: halvings of the side.")
     feature_images: int | None = Field(
-        None,
-        exclude_if=is_none,
-        description="Of each side so many features gave kid, precision and recall.",
+        None, exclude_if=is_none, description="Of each side so many features gave kid, precision and recall."
     )
     kid: float | None = Field(None, exclude_if=is_none, description="Kernel distance of the features, mean of subsets.")
     kid_deviation: float | None = Field(None, exclude_if=is_none, description="Over the subsets.")

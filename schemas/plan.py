@@ -192,7 +192,9 @@ class Plan(Section):
 
     def sparsity_of(self, region: RegionPlan) -> SparsityPlan | None:
         """How a region's expert is sparse, with its own sparsity if it has one; None: it is not."""
-        return None if self.sparsity is None else self.sparsity.of_region(region.sparsity)
+        if self.sparsity is None or region.sparsity is None:
+            return self.sparsity
+        return self.sparsity.model_copy(update={"sparsity": region.sparsity})
 
     def experiment(self) -> dict[str, Any]:
         """What determines the result, as JSON values: all but the name, workers, checkpointing, logging and previews.

@@ -29,6 +29,5 @@ SetOption = Annotated[
 RunArgument = Annotated[Path, Argument(metavar="DIR", help="The run directory.")]
 SeedOption = Annotated[int, Option(help="Image i depends on (seed, i) alone.")]
 AddressOption = Annotated[
-    str | None,
-    Option(help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray."),
+    str | None, Option(help="The Ray cluster; default: RAY_ADDRESS (set under `ray job submit`), else an embedded Ray.")
 ]

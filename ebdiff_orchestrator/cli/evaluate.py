@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from typer import Option
 
-from ebdiff_orchestrator.cli.arguments import RunArgument, SeedOption
+from ebdiff_orchestrator.cli.arguments import AddressOption, RunArgument, SeedOption
 from ebdiff_orchestrator.run.view import View, terminal_view
 from schemas.limits import MOST_GUIDANCE, MOST_IMAGES, MOST_TIMESTEPS
 from schemas.process import quick_imports
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 _MEASURES = ("fid", "kid", "precision-recall", "wavelet")
 
 CountOption = Annotated[
-    int,
-    Option("-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so."),
+    int, Option("-n", "--num-images", min=2, max=MOST_IMAGES, help="Images to draw; fewer than 50,000 are labelled so.")
 ]
 StepsOption = Annotated[int | None, Option(min=1, max=MOST_TIMESTEPS, help="Sampling steps; default: the plan's.")]
 GuidanceOption = Annotated[
@@ -65,13 +64,11 @@ WeightsOption = Annotated[
     ),
 ]
 ReferenceOption = Annotated[
-    Path | None,
-    Option(metavar="FOLDER|FILE.npz", help="Images, or pytorch-fid's statistics; default: the run's data."),
+    Path | None, Option(metavar="FOLDER|FILE.npz", help="Images, or pytorch-fid's statistics; default: the run's data.")
 ]
 ReferenceImagesOption = Annotated[int | None, Option(metavar="N", help="Only the first N of the run's images.")]
 KeepOption = Annotated[bool, Option("--keep-images", help="Keep the images as PNGs in the run.")]
 HereOption = Annotated[bool, Option("--here", help="In this process, on one device, without Ray.")]
-AddressOption = Annotated[str | None, Option(help="The Ray cluster; default: RAY_ADDRESS, else an embedded Ray.")]
 JsonOption = Annotated[bool, Option("--json", help="The report as JSON; no progress.")]
 
 

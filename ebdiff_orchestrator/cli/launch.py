@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from schemas.plan import Plan
 
 ReuseOption = Annotated[
-    list[Path] | None,
-    Option(metavar="RUN", help="Take equal tickets and experts over from this run; repeatable."),
+    list[Path] | None, Option(metavar="RUN", help="Take equal tickets and experts over from this run; repeatable.")
 ]
 TakeOverOption = Annotated[
     bool,
@@ -53,10 +52,7 @@ def launch(
 
 
 def resume(
-    run_dir: RunArgument,
-    reuse: ReuseOption = None,
-    address: AddressOption = None,
-    take_over: TakeOverOption = False,
+    run_dir: RunArgument, reuse: ReuseOption = None, address: AddressOption = None, take_over: TakeOverOption = False
 ) -> None:
     """Go on with an unfinished run from its last good checkpoints."""
     view = terminal_view()

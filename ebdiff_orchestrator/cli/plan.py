@@ -14,7 +14,6 @@ from typer import Option
 from ebdiff_orchestrator.cli.arguments import PlanArgument, SetOption
 from schemas.errors import UserError
 from schemas.limits import MANY, MOST_WORKERS
-from schemas.process import quick_imports
 
 if TYPE_CHECKING:
     from schemas.plan import Plan
@@ -75,9 +74,7 @@ def _show_preview(
     loaded: Plan, as_json: bool, gpus: int | None, measure: bool, efficiency: float | None, gpu_memory: float | None
 ) -> None:
     """What only the network tells: sizes, and the placements that they lead to. torch is imported."""
-    with quick_imports():
-        from ebdiff_orchestrator.plans.preview import preview_plan
-        from ebdiff_orchestrator.plans.sizes import width_notes
+    from ebdiff_orchestrator.plans.preview import preview_plan, width_notes
 
     preview = preview_plan(loaded)
     placements = None

@@ -6,25 +6,35 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 
+from pydantic import ValidationError
+
 from ebdiff_orchestrator.cluster.connecting import cluster_address, connect
 from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Executor, NodeAnswer, ThisProcess
-from ebdiff_orchestrator.doctor.facts import OUR_CODE, Node, NodeFacts, answering, clock, gather_facts
-from ebdiff_orchestrator.doctor.report import Examination, Finding, fine, note, wrong, wrong_or_fine
+from ebdiff_orchestrator.doctor.facts import (
+    OUR_CODE,
+    Examination,
+    Finding,
+    Node,
+    NodeFacts,
+    answering,
+    clock,
+    fine,
+    gather_facts,
+    note,
+    wrong,
+    wrong_or_fine,
+)
 from ebdiff_orchestrator.doctor.storage import check_storage
 from schemas.plan import Plan, WorkersPlan
 
 _POLL_S = 2.0
-_NODES = "nodes"
+_NODES, _VERSIONS, _AUTHENTICATION, _GPUS = "nodes", "versions", "authentication", "GPUs"
 # Ray's known ways to run others' code are closed by 2.52 (CVE-2025-62593), 2.55 (CVE-2026-41486) and 2.56
 # (CVE-2026-57516), an unguarded DELETE by 2.54 (CVE-2026-27482); from 2.59 on a local Ray asks for a token.
 MINIMUM_RAY = (2, 59)
-_VERSIONS = "versions"
 _SHOWN = ("python", "torch", "ray", "diffusers", "ebdiff-orchestrator")
 MOST_SKEW_S = 2.0
-_CLOCKS = "clocks"
-_AUTHENTICATION = "authentication"
 _OTHERS = 0o077
-_GPUS = "GPUs"
 
 
 def examine(
@@ -44,7 +54,7 @@ def examine(
         deadline = time.monotonic() + wait_s
         while len(machines.on_each_node(clock)) < (expected_nodes or 0) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        answers = machines.on_each_node(gather_facts, plan.workers.cache_dir if plan else None)
+        answers = machines.on_each_node(gather_facts, workers.cache_dir, address is not None)
         nodes = [_node(answer, plan) for answer in answers]
         findings = [
             *check_nodes(nodes, expected_nodes),
@@ -56,20 +66,22 @@ def examine(
         if run_dir is not None:
             findings += check_storage(machines, run_dir)
         if plan is not None:
-            findings += _check_needs(nodes, plan, run_dir)
+            from ebdiff_orchestrator.doctor.needs import check_needs  # imports torch, which takes seconds
+
+            findings += check_needs(nodes, plan, run_dir)
     return Examination(findings=tuple(findings), nodes=tuple(nodes))
 
 
-def _check_needs(nodes: list[Node], plan: Plan, run_dir: str | None) -> list[Finding]:
-    from ebdiff_orchestrator.doctor.needs import check_plan, check_space  # imports torch, which takes seconds
-
-    return [*check_plan(nodes, plan), *(check_space(nodes, plan, run_dir) if run_dir is not None else ())]
-
-
 def _node(answer: NodeAnswer, plan: Plan | None) -> Node:
-    facts = NodeFacts.model_validate(answer.value) if answer.problem is None else None
+    facts: NodeFacts | None = None
+    problem = answer.problem
+    if problem is None:
+        try:
+            facts = NodeFacts.model_validate(answer.value)
+        except ValidationError:
+            problem = "its answer is that of another version"
     resources = dict(answer.resources) if answer.node != THIS_MACHINE else _of_embedded_ray(facts, plan)
-    return Node(name=answer.node, resources=resources, facts=facts, problem=answer.problem)
+    return Node(name=answer.node, resources=resources, facts=facts, problem=problem)
 
 
 def _of_embedded_ray(facts: NodeFacts | None, plan: Plan | None) -> dict[str, float]:
@@ -163,7 +175,7 @@ def check_clocks(before: float, after: float, said: Mapping[str, float]) -> Find
     took = f"asking took {after - before:.1f} s"
     agree = f"within {MOST_SKEW_S:g} s of each other, as far as can be told ({took})"
     remedy = "Let chrony or ntpd set the time on every node: files' times and progress are compared between nodes."
-    return wrong_or_fine(_CLOCKS, off, remedy, agree)
+    return wrong_or_fine("clocks", off, remedy, agree)
 
 
 def check_authentication(nodes: Sequence[Node], address: str | None) -> list[Finding]:
@@ -171,7 +183,11 @@ def check_authentication(nodes: Sequence[Node], address: str | None) -> list[Fin
 
     Without an address Ray will be embedded in the run, with a token made for it.
     """
-    findings = _open_nodes(nodes) if address else []
+    open_nodes = [node.name for node, facts in answering(nodes) if (facts.auth_mode or "").lower() != "token"]
+    findings = []
+    if address and open_nodes:
+        remedy = "Set RAY_AUTH_MODE=token and the same token on every node before `ray start`, and start Ray anew."
+        findings.append(wrong(_AUTHENTICATION, f"Ray asks for no token on {', '.join(open_nodes)}", remedy))
     readable = [
         wrong(
             _AUTHENTICATION,
@@ -183,14 +199,6 @@ def check_authentication(nodes: Sequence[Node], address: str | None) -> list[Fin
     ]
     asks = "every node asks for a token" if address else "the embedded Ray asks for a token made for the run"
     return findings + readable or [fine(_AUTHENTICATION, asks)]
-
-
-def _open_nodes(nodes: Sequence[Node]) -> list[Finding]:
-    without = [node.name for node, facts in answering(nodes) if (facts.auth_mode or "").lower() != "token"]
-    if not without:
-        return []
-    remedy = "Set RAY_AUTH_MODE=token and the same token on every node before `ray start`, and start Ray anew."
-    return [wrong(_AUTHENTICATION, f"Ray asks for no token on {', '.join(without)}", remedy)]
 
 
 def check_gpus(nodes: Sequence[Node]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What one node says of itself, gathered on it by functions that a cluster can run anywhere: they import little."""
+"""What one node says of itself, gathered on it by functions that import little; and what a check then finds."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ebdiff_orchestrator.run.manifests import versions_of
 from region_workers.storage.integrity import file_digest
@@ -21,7 +21,7 @@ PACKAGES = ("ebdiff-orchestrator", "torch", "ray", "diffusers", "torch-pruning",
 OUR_CODE = "code"  # among the versions: the digest of this project's own files
 _OUR_PACKAGES = ("schemas", "region_workers", "ebdiff_orchestrator")
 _ROOT = Path(__file__).resolve().parents[2]
-_DEVICES = Path("/dev/nvidiactl"), Path("/dev/nvidia0")
+_DEVICES = Path("/dev/nvidiactl"), Path("/dev/nvidia0"), Path("/dev/dxg")  # the last: in Windows' Linux
 _CUDA_LIMIT_S = 120.0
 _ASK_CUDA = """
 import torch
@@ -60,10 +60,67 @@ class NodeFacts(Section):
     cache_used_bytes: int
 
 
-def gather_facts(cache_dir: str | None) -> dict[str, Any]:
-    """The facts of this machine as plain values, so that they travel between versions of this package."""
+class Node(Section):
+    """One node: what Ray says that it has (CPU, GPU), and what it says of itself, or why it could not."""
+
+    name: str
+    resources: dict[str, float]
+    facts: NodeFacts | None
+    problem: str | None = None
+
+
+class Finding(Section):
+    """One line of the report: fine, worth knowing (`note`), or wrong and then what to do."""
+
+    check: str
+    status: Literal["fine", "note", "wrong"]
+    what: str
+    remedy: str = ""
+
+
+class Examination(Section):
+    """The findings, and the nodes that they are about."""
+
+    findings: tuple[Finding, ...]
+    nodes: tuple[Node, ...]
+
+    @property
+    def wrong(self) -> int:
+        """How many checks found something wrong."""
+        return sum(finding.status == "wrong" for finding in self.findings)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"fine": not self.wrong, **self.model_dump(mode="json")}
+
+
+def fine(check: str, what: str) -> Finding:
+    return Finding(check=check, status="fine", what=what)
+
+
+def note(check: str, what: str, remedy: str = "") -> Finding:
+    return Finding(check=check, status="note", what=what, remedy=remedy)
+
+
+def wrong(check: str, what: str, remedy: str) -> Finding:
+    return Finding(check=check, status="wrong", what=what, remedy=remedy)
+
+
+def wrong_or_fine(check: str, problems: Sequence[str], remedy: str, what: str) -> Finding:
+    """All the problems as one finding; `what` if there are none."""
+    return wrong(check, "; ".join(problems), remedy) if problems else fine(check, what)
+
+
+def answering(nodes: Sequence[Node]) -> list[tuple[Node, NodeFacts]]:
+    return [(node, node.facts) for node in nodes if node.facts is not None]
+
+
+def gather_facts(cache_dir: str | None, of_ray: bool) -> dict[str, Any]:
+    """The facts of this machine as plain values, so that they travel between versions of this package.
+
+    `of_ray`: this is a task of Ray's, from which it hides the GPUs.
+    """
     cache = cache_dir_of(cache_dir)
-    gpus, problem = _gpus()
+    gpus, problem = _gpus(of_ray)
     token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     shared_memory = Path("/dev/shm")
     facts = NodeFacts(
@@ -109,15 +166,15 @@ def _code() -> str:
     return digest({str(file.relative_to(_ROOT)): file_digest(file) for file in files})[:12]
 
 
-def _gpus() -> tuple[tuple[Gpu, ...], str | None]:
-    """Ask torch in a process of its own: Ray hides the GPUs from a task that asked for none, and CUDA stays loaded."""
+def _gpus(of_ray: bool) -> tuple[tuple[Gpu, ...], str | None]:
+    """Ask torch in a process of its own, since CUDA stays loaded."""
     if not any(path.exists() for path in _DEVICES):
         return (), None
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    hidden = "CUDA_VISIBLE_DEVICES" if of_ray else ""
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _ASK_CUDA],
-            env=environment,
+            env={name: value for name, value in os.environ.items() if name != hidden},
             capture_output=True,
             text=True,
             timeout=_CUDA_LIMIT_S,
@@ -138,16 +195,3 @@ def _memory_bytes() -> int:
         if limit.is_file() and (text := limit.read_text().strip()).isdigit():
             return min(total, int(text))
     return total
-
-
-class Node(Section):
-    """One node: what Ray says that it has (CPU, GPU), and what it says of itself, or why it could not."""
-
-    name: str
-    resources: dict[str, float]
-    facts: NodeFacts | None
-    problem: str | None = None
-
-
-def answering(nodes: Sequence[Node]) -> list[tuple[Node, NodeFacts]]:
-    return [(node, node.facts) for node in nodes if node.facts is not None]

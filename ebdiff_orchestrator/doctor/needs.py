@@ -5,63 +5,67 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Request, request_of, workers_on_node
-from ebdiff_orchestrator.doctor.facts import Node, answering, bytes_below, nearest_folder
-from ebdiff_orchestrator.doctor.report import Finding, fine, note, wrong, wrong_or_fine
+from ebdiff_orchestrator.doctor.facts import (
+    Finding,
+    Node,
+    answering,
+    bytes_below,
+    fine,
+    nearest_folder,
+    note,
+    wrong,
+    wrong_or_fine,
+)
+from ebdiff_orchestrator.plans.data_checks import count_here
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
-from region_workers.data.drawing_sources import count_data
 from region_workers.networks.dense import loading_arguments
 from region_workers.networks.pretrained import dense_counter
 from region_workers.networks.supported import network_inputs
 from region_workers.storage.places import cache_dir_of
 from region_workers.storage.run_files import local_folder
 from schemas.model import LatentModelPlan
-from schemas.plan import DIGITS, Plan
+from schemas.plan import Plan
 
-_ROOM = "room"
-_MEMORY = "memory"
-_SHM = "/dev/shm"
+_ROOM, _MEMORY, _SPACE = "room", "memory", "free space"
 _SHM_OF_NCCL = 1 << 30  # workers of one region on one node exchange gradients through it
 _SHM_OF_RAY = 1 << 26
 _AS_THE_KERNEL_ROUNDS = 0.95
-_LESS = "Lower training.batch_size, raise training.gradient_accumulation, or use training.precision=bf16."
 _FEWER_ON_A_NODE = "raise workers.cpus, so that fewer workers share a node"
 _FEWER_HERE = "give --address=auto after `ray start --head --num-cpus=N`, so that fewer workers share this machine"
 _PROCESS_BYTES = 3 << 29  # a Python process with torch, diffusers and Ray: 1.5 GiB
 _CUDA_BYTES = 1 << 30  # a CUDA context with cuDNN and cuBLAS
-_SPACE = "free space"
 _FLOAT_BYTES, _LATENT_BYTES = 4, 2
 _SLACK = 1.1  # metrics, masks, file systems' own needs
 FIXED_BYTES = 16 << 20
-_MAKE_ROOM = "Make room, or lower checkpointing.keep."
 
 
-def check_plan(nodes: Sequence[Node], plan: Plan) -> list[Finding]:
-    """Whether the plan's workers find room, memory and /dev/shm on the nodes."""
-    request = cluster_request(nodes, plan)
+def check_needs(nodes: Sequence[Node], plan: Plan, run_dir: str | None) -> list[Finding]:
+    """Whether the plan's workers find room, memory and /dev/shm on the nodes, and a run and its data find space."""
+    request = _request(nodes, plan)
     memory = check_memory(nodes, plan, request, footprint(plan, request.processes))
-    return [check_room(nodes, plan), *memory, check_shm(nodes, request, plan)]
-
-
-def check_space(nodes: Sequence[Node], plan: Plan, run_dir: str) -> list[Finding]:
-    """Whether the run and the decoded images find space.
-
-    What is in an object store is also in the cache of the driver's machine, as far as it has come.
-    """
-    needed, own = run_size(preview_plan(plan), _images(plan)), local_folder(run_dir)
-    folder = own or cache_dir_of()
-    free, there = shutil.disk_usage(nearest_folder(folder)).free, bytes_below(own) if own else 0
-    return [check_run_space(needed, free, there, str(folder)), check_store_space(needed, nodes)]
+    findings = [check_room(nodes, plan), *memory, check_shm(nodes, request, plan)]
+    if run_dir is not None:
+        own, cache = local_folder(run_dir), cache_dir_of(plan.workers.cache_dir)
+        folder = own or cache_dir_of()  # what is in an object store is also in it, as far as it has come
+        disk, data_bytes = nearest_folder(folder), store_bytes(plan, count_here(plan.data))
+        beside = data_bytes is not None and disk.stat().st_dev == nearest_folder(cache).stat().st_dev
+        to_come = max(0, (data_bytes or 0) - bytes_below(cache)) if beside else 0
+        free, there = shutil.disk_usage(disk).free, bytes_below(own) if own else 0
+        findings += [
+            check_run_space(run_bytes(preview_plan(plan)), free, there, str(folder), to_come),
+            check_store_space(data_bytes, nodes),
+        ]
+    return findings
 
 
 def check_room(nodes: Sequence[Node], plan: Plan) -> Finding:
     """Whether the cluster holds the workers of one region, and of all at once."""
-    request = cluster_request(nodes, plan)
+    request = _request(nodes, plan)
     have = sum(workers_on_node(request, node.resources) for node in nodes)
     at_once = have // request.processes
     if at_once == 0:
@@ -74,14 +78,15 @@ def check_room(nodes: Sequence[Node], plan: Plan) -> Finding:
     return fine(_ROOM, told)
 
 
-def cluster_request(nodes: Sequence[Node], plan: Plan) -> Request:
+def _request(nodes: Sequence[Node], plan: Plan) -> Request:
     return request_of(plan.workers, sum(node.resources.get("GPU", 0.0) for node in nodes))
 
 
 def check_memory(nodes: Sequence[Node], plan: Plan, request: Request, need: Footprint) -> list[Finding]:
     """Whether the GPUs hold the network's training, and the nodes their workers."""
-    on_hosts = _on_hosts(nodes, plan, request, need)
-    return [_on_devices(nodes, request, need), on_hosts] if request.gpus else [on_hosts]
+    most = request.processes * len(plan.regions)
+    on_hosts = _on_hosts(nodes, request, need, most)
+    return [_on_devices(nodes, request, need, most), on_hosts] if request.gpus else [on_hosts]
 
 
 def check_shm(nodes: Sequence[Node], request: Request, plan: Plan) -> Finding:
@@ -91,12 +96,13 @@ def check_shm(nodes: Sequence[Node], request: Request, plan: Plan) -> Finding:
     has = {node.name: facts.shm_bytes or 0 for node, facts in answering(nodes)}
     small = [f"{name} has {_gib(size)}" for name, size in has.items() if size < needed * _AS_THE_KERNEL_ROUNDS]
     remedy = "Give containers more: docker run --shm-size=8g; Kubernetes: an emptyDir of medium Memory at /dev/shm."
-    return wrong_or_fine(_SHM, small, f"Expected {_gib(needed)}. {remedy}", f"at least {_gib(needed)} on every node")
+    fits = f"at least {_gib(needed)} on every node"
+    return wrong_or_fine("/dev/shm", small, f"Expected {_gib(needed)}. {remedy}", fits)
 
 
-def _on_devices(nodes: Sequence[Node], request: Request, need: Footprint) -> Finding:
-    """A fraction of a GPU is a share of its memory too."""
-    sharing = max(1, int(1 / request.gpus + 1e-6))
+def _on_devices(nodes: Sequence[Node], request: Request, need: Footprint, most: int) -> Finding:
+    """A fraction of a GPU is a share of its memory too; `most`: workers that the plan has at once."""
+    sharing = min(most, max(1, int(1 / request.gpus + 1e-6)))
     needed = sharing * need.on_device_bytes()
     small = [
         f"{node.name}: {gpu.name} has {_gib(gpu.memory_bytes)}"
@@ -105,11 +111,12 @@ def _on_devices(nodes: Sequence[Node], request: Request, need: Footprint) -> Fin
         if gpu.memory_bytes < needed
     ]
     asked = f"{sharing} worker(s) on a GPU need about {_gib(needed)}"
-    return wrong_or_fine(_MEMORY, [f"{asked}; {', '.join(small)}"] if small else [], _LESS, asked)
+    remedy = "Lower training.batch_size, raise training.gradient_accumulation, or use training.precision=bf16."
+    return wrong_or_fine(_MEMORY, [f"{asked}; {', '.join(small)}"] if small else [], remedy, asked)
 
 
-def _on_hosts(nodes: Sequence[Node], plan: Plan, request: Request, need: Footprint) -> Finding:
-    each, most = need.on_host_bytes(request.gpus > 0), request.processes * len(plan.regions)
+def _on_hosts(nodes: Sequence[Node], request: Request, need: Footprint, most: int) -> Finding:
+    each = need.on_host_bytes(request.gpus > 0)
     problems, largest = [], 0
     for node, facts in answering(nodes):
         workers = min(most, workers_on_node(request, node.resources))
@@ -182,15 +189,7 @@ def _largest_network(plan: Plan) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return network, network_inputs(network, side=loading_arguments(plan.model, plan.data).get("sample_size"))
 
 
-@dataclass(frozen=True)
-class RunSize:
-    """Bytes: of the run directory at its fullest, and of the store of samples; None where their number is not known."""
-
-    run_bytes: int
-    store_bytes: int | None
-
-
-def run_size(preview: PlanPreview, images: int | None) -> RunSize:
+def run_bytes(preview: PlanPreview) -> int:
     """At its fullest every region keeps its checkpoints, one more being written, its ticket, its expert and a copy.
 
     A checkpoint holds weights and Adam's moments, and the EMA where there is one (in a draw: where it is ranked).
@@ -198,7 +197,7 @@ def run_size(preview: PlanPreview, images: int | None) -> RunSize:
     plan = preview.plan
     kept = plan.checkpointing.keep + 1
     has_ema = plan.training.ema_decay is not None
-    draws = plan.draw.method == "early-bird" and any(region.pruning_ratio for region in plan.regions)
+    draws = plan.draw.trains_dense and any(region.pruning_ratio for region in plan.regions)
     dense_state = preview.dense.params * (3 + (has_ema and plan.draw.weights == "ema")) * draws
     numbers = 0
     for region in preview.regions:
@@ -208,12 +207,16 @@ def run_size(preview: PlanPreview, images: int | None) -> RunSize:
     if plan.draw.scope == "shared":
         numbers += kept * dense_state
     pixels = plan.sampling.num_images * _pixels(plan)
-    run_bytes = int(_SLACK * (numbers * _FLOAT_BYTES + 2 * pixels)) + FIXED_BYTES
-    return RunSize(run_bytes, None if images is None else store_bytes(plan, images))
+    return int(_SLACK * (numbers * _FLOAT_BYTES + 2 * pixels)) + FIXED_BYTES
 
 
-def store_bytes(plan: Plan, images: int) -> int:
-    """Decoded images, a byte a value, and their latents in float16, mirrored ones beside them; drawings, at most."""
+def store_bytes(plan: Plan, images: int | None) -> int | None:
+    """Decoded images, a byte a value, and their latents in float16, mirrored ones beside them; drawings, at most.
+
+    None where it is not known how many there are.
+    """
+    if images is None:
+        return None
     if plan.data.drawings is not None:
         return images * plan.data.drawings.max_points * 3 * _FLOAT_BYTES
     size = images * _pixels(plan)
@@ -230,35 +233,30 @@ def _pixels(plan: Plan) -> int:
     return data.resolution**2 * data.channels if data.drawings is None else data.drawings.raster.canvas_px**2
 
 
-def check_run_space(needed: RunSize, free_bytes: int, there_bytes: int, folder: str) -> Finding:
-    """Whether the run fits; `there_bytes`: what its directory holds already."""
-    left = max(0, needed.run_bytes - there_bytes)
-    lacking = [f"the run will write about {_gb(left)} and {folder} has {_gb(free_bytes)}"] if left > free_bytes else []
-    return wrong_or_fine(
-        _SPACE, lacking, _MAKE_ROOM, f"the run will write about {_gb(left)}; {_gb(free_bytes)} are free"
-    )
+def check_run_space(needed_bytes: int, free_bytes: int, there_bytes: int, folder: str, data_bytes: int = 0) -> Finding:
+    """Whether the run fits; `there_bytes`: what its directory holds; `data_bytes`: decoded data to come on its disk."""
+    left = max(0, needed_bytes - there_bytes)
+    told = f"the run will write about {_gb(left)}"
+    if data_bytes:
+        told += f", the decoded data on the same disk {_gb(data_bytes)},"
+    if left + data_bytes > free_bytes:
+        return wrong(_SPACE, f"{told} and {folder} has {_gb(free_bytes)}", "Make room, or lower checkpointing.keep.")
+    return fine(_SPACE, f"{told}; {_gb(free_bytes)} are free")
 
 
-def check_store_space(needed: RunSize, nodes: Sequence[Node]) -> Finding:
+def check_store_space(needed_bytes: int | None, nodes: Sequence[Node]) -> Finding:
     """Whether the decoded images or drawings fit in each node's cache; one that is there already counts as room."""
-    if needed.store_bytes is None:
+    if needed_bytes is None:
         return note(_SPACE, "how many samples there are is not known before they are read, nor the size of their store")
     lacking = [
         f"{node.name}: {facts.cache_dir} has {_gb(facts.cache_free_bytes)}"
         for node, facts in answering(nodes)
-        if needed.store_bytes > facts.cache_free_bytes + facts.cache_used_bytes
+        if needed_bytes > facts.cache_free_bytes + facts.cache_used_bytes
     ]
-    wanted = f"the decoded data take {_gb(needed.store_bytes)}"
+    wanted = f"the decoded data take {_gb(needed_bytes)}"
     remedy = "Make room, or set workers.cache_dir or EBDIFF_CACHE to another disk."
     return wrong_or_fine(_SPACE, [f"{wanted}, but {'; '.join(lacking)}"] if lacking else [], remedy, wanted)
 
 
 def _gb(size: int) -> str:
     return f"{size / 1e9:.2f} GB"
-
-
-def _images(plan: Plan) -> int | None:
-    """The number of images or drawings, where it can be told without reading them or asking a hub."""
-    if plan.data.path != DIGITS and not Path(plan.data.path).expanduser().exists():
-        return None
-    return count_data(plan.data, cache_dir_of())

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ebdiff_orchestrator.cluster.executor import Executor
-from ebdiff_orchestrator.doctor.report import Finding, wrong, wrong_or_fine
+from ebdiff_orchestrator.doctor.facts import Finding, wrong, wrong_or_fine
 from region_workers.storage.run_files import RunFiles, local_folder
 from schemas.errors import UserError
 from schemas.section import Section
@@ -49,11 +49,6 @@ class StorageTest:
     location: str
     secret: str
 
-    def ask(self, machines: Executor) -> dict[str, StorageAnswer]:
-        """The answers of the nodes that can run a check."""
-        said = machines.on_each_node(look_at_storage, self.location, self.secret)
-        return {node.node: self.judged(node.value) for node in said if node.problem is None}
-
     def judged(self, values: dict[str, Any]) -> StorageAnswer:
         """A node's answer, with what the driver sees of it."""
         answer = StorageAnswer.model_validate(values)
@@ -66,9 +61,13 @@ def check_storage(machines: Executor, run_dir: str) -> list[Finding]:
     folder = local_folder(run_dir)
     try:
         with storage_test(run_dir) as test:
-            answers = test.ask(machines)
+            said = machines.on_each_node(look_at_storage, test.location, test.secret)
+            answers = {node.node: test.judged(node.value) for node in said if node.problem is None}
     except (OSError, UserError) as error:  # of the driver's own side
-        return [cannot_write(run_dir, error) if folder else wrong(_SHARED, str(error), _STORE_REMEDY)]
+        if folder is None:
+            return [wrong(_SHARED, str(error), _STORE_REMEDY)]
+        remedy = "Give a --run-dir that can be written, on a filesystem with locks (NFS: with its lock service)."
+        return [wrong(_FILES, f"{run_dir}: {error}", remedy)]
     return judge_folder(folder, answers) if folder else [judge_store(RunFiles(run_dir).location, answers)]
 
 
@@ -95,8 +94,9 @@ def _new_folder(path: Path) -> Iterator[None]:
             yield
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        for made in missing:
-            made.rmdir()
+        with suppress(OSError):  # a run may have begun there meanwhile
+            for made in missing:
+                made.rmdir()
 
 
 @contextmanager
@@ -136,12 +136,17 @@ def judge_folder(run_dir: Path, answers: Mapping[str, StorageAnswer]) -> list[Fi
     mount = "Mount the same filesystem there, at the same path, and give --run-dir on it."
     cannot = [f"{name}: {answer.problem}" for name, answer in answers.items() if answer.problem is not None]
     permit = "Let the user that Ray runs as write there, on a filesystem with POSIX renames."
-    shared = {name: answer for name, answer in answers.items() if name not in apart}
-    return [
+    findings = [
         wrong_or_fine(_SHARED, told, mount, f"{run_dir} is the same folder on {len(answers)} node(s)"),
         wrong_or_fine(_FILES, cannot, permit, "written, replaced and made durable on every node"),
-        *([_judge_locks(shared)] if shared else []),
     ]
+    shared = {name: answer.lock for name, answer in answers.items() if name not in apart}
+    if shared:
+        loose = [f"{name} ({lock})" for name, lock in shared.items() if lock != "held"]
+        told = [f"the driver's lock does not hold on {', '.join(loose)}"] if loose else []
+        remedy = "Two launches could work on one run: mount with locks for the cluster (NFS: no nolock or local_lock)."
+        findings.append(wrong_or_fine(_LOCKS, told, remedy, "a lock taken here holds on every node"))
+    return findings
 
 
 def judge_store(url: str, answers: Mapping[str, StorageAnswer]) -> Finding:
@@ -152,18 +157,6 @@ def judge_store(url: str, answers: Mapping[str, StorageAnswer]) -> Finding:
     ]
     problems += [f"{name}: wrote elsewhere" for name, answer in answers.items() if answer.wrote and not answer.seen]
     return wrong_or_fine(_SHARED, problems, _STORE_REMEDY, f"{url} is read and written by {len(answers)} node(s)")
-
-
-def cannot_write(run_dir: str, error: Exception) -> Finding:
-    remedy = "Give a --run-dir that can be written, on a filesystem with locks (NFS: with its lock service)."
-    return wrong(_FILES, f"{run_dir}: {error}", remedy)
-
-
-def _judge_locks(answers: Mapping[str, StorageAnswer]) -> Finding:
-    loose = [f"{name} ({answer.lock})" for name, answer in answers.items() if answer.lock != "held"]
-    told = [f"the driver's lock does not hold on {', '.join(loose)}"] if loose else []
-    remedy = "Two launches could work on one run: mount with locks for the cluster (NFS: no nolock or local_lock)."
-    return wrong_or_fine(_LOCKS, told, remedy, "a lock taken here holds on every node")
 
 
 def _reads(files: RunFiles, name: str, content: str) -> bool:

@@ -48,8 +48,13 @@ def check_data_fits(plan: Plan, images: int, world_size: int) -> None:
 
 def data_notes(plan: Plan) -> list[str]:
     """For people: what of the plan's data would stop a run on this machine. Names and headers are read, no image."""
+    data = plan.data
+    is_name = data.drawings is None and (data.path == DIGITS or names_hub_data(data.path))
     try:
-        images = _images_here(plan.data)
+        if not is_name and not Path(data.path).expanduser().exists():
+            remedy = nothing_at(data.path, " on this machine; a cluster's may have it.")
+            raise plan_error("data.path", data.path, f"{data.kind} that the run's machines can read", remedy)
+        images = count_here(data)
         if images is not None:
             check_data_fits(plan, images, world_size=1)
     except (PlanError, OSError) as error:
@@ -57,16 +62,12 @@ def data_notes(plan: Plan) -> list[str]:
     return []
 
 
-def _images_here(data: DataPlan) -> int | None:
-    """How many images or drawings there are; None for a data set on the hub. PlanError if none are on this machine."""
-    path = Path(data.path).expanduser()
+def count_here(data: DataPlan) -> int | None:
+    """How many images or drawings there are; None if they are not here, or only reading them all tells. PlanError."""
     if data.drawings is None and data.path == DIGITS:
         return DIGITS_IMAGES
-    if path.is_dir() or path.is_file():
-        from region_workers.data.drawing_sources import count_data
-
-        return count_data(data, cache_dir_of())
-    if data.drawings is None and names_hub_data(data.path):
+    if not Path(data.path).expanduser().exists():
         return None
-    remedy = nothing_at(data.path, " on this machine; a cluster's may have it.")
-    raise plan_error("data.path", data.path, f"{data.kind} that the run's machines can read", remedy)
+    from region_workers.data.drawing_sources import count_data
+
+    return count_data(data, cache_dir_of())

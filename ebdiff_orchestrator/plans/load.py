@@ -47,10 +47,7 @@ def preset_plan(name: str) -> Plan | None:
         values = preset_values(name)
     except PlanError:  # a run's name may be of methods that could be joined when it began
         return None
-    if values is None:
-        return None
-    values.pop("methods", None)
-    return plan_from_values(values, title=name)
+    return None if values is None else plan_from_values(values, title=name)
 
 
 def step_notes(plan: Plan, changes: Sequence[str]) -> list[str]:
@@ -130,7 +127,6 @@ def _preset(name: str) -> dict[str, Any]:
             f"PLAN = {name}: expected a file, or a preset ({', '.join(presets())}), also with a method, as in "
             f"cifar10-eb ({', '.join(methods())}). Check the name or the path.{similar_word(name, known)}"
         )
-    values.pop("methods", None)
     return values
 
 
@@ -185,22 +181,20 @@ def _apply(values: dict[str, Any], change: str) -> None:
     *parents, last = key.split(".")
     target: Any = values
     for index, part in enumerate(parents):
-        target = _step_into(target, part, ".".join(parents[: index + 1]), change)
-    target[_position(target, last, change) if isinstance(target, list) else last] = value
+        if isinstance(target, dict) and target.get(part) is None:
+            target[part] = {}
+        target = target[_position(target, part, change)]
+        if not isinstance(target, dict | list):
+            path = ".".join(parents[: index + 1])
+            raise PlanError(
+                f"--set {shown(change)}: {path} is a single value; expected a section there. Check the key."
+            )
+    target[_position(target, last, change)] = value
 
 
-def _step_into(target: Any, part: str, path: str, change: str) -> Any:
-    if isinstance(target, list):
-        return target[_position(target, part, change)]
-    child = target.setdefault(part, {})
-    if child is None:
-        child = target[part] = {}
-    if not isinstance(child, dict | list):
-        raise PlanError(f"--set {shown(change)}: {path} is a single value; expected a section there. Check the key.")
-    return child
-
-
-def _position(target: list[Any], part: str, change: str) -> int:
+def _position(target: dict[str, Any] | list[Any], part: str, change: str) -> str | int:
+    if isinstance(target, dict):
+        return part
     if not part.isdecimal() or int(part) >= len(target):
         raise PlanError(
             f"--set {shown(change)}: expected a position from 0 to {len(target) - 1} in place of {part}. Change it."

@@ -1,23 +1,24 @@
 """The presets: plans of the paper's jobs, the methods that each can be run with (`cifar10-eb`), and studies of them."""
 
 from collections.abc import Iterator
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from schemas.errors import plan_error
 
+_PRESETS = Path(__file__).parent / "presets"
+
 
 def presets() -> dict[str, str]:
     """The name of every preset, and the first comment line of its file."""
-    return _described(_folder())
+    return _described(_PRESETS)
 
 
 def methods() -> dict[str, str]:
     """The name of every method, and the first comment line of its file; they follow a preset's name after a hyphen."""
-    return _described(_folder() / "methods")
+    return _described(_PRESETS / "methods")
 
 
 def studies() -> dict[str, str]:
@@ -25,8 +26,8 @@ def studies() -> dict[str, str]:
     return _described(study_folder())
 
 
-def study_folder() -> Traversable:
-    return resources.files("ebdiff_orchestrator.plans") / "studies"
+def study_folder() -> Path:
+    return _PRESETS.parent / "studies"
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def preset_values(name: str) -> dict[str, Any] | None:
-    """Of a preset, its `methods` with them, or of one with methods (`cifar10-eb-speed`); None if there is none.
+    """Of a preset, or of one with methods (`cifar10-eb-speed`), but for its section `methods`; None if there is none.
 
     A method's own file comes first, then what the preset says of that method under `methods`.
 
@@ -46,11 +47,11 @@ def preset_values(name: str) -> dict[str, Any] | None:
     if parts is None:
         return None
     preset, *joined = parts
-    values = _read(_folder() / f"{preset}.yaml")
+    values = _read(_PRESETS / f"{preset}.yaml")
+    own = values.pop("methods", {})
     set_by: dict[str, str] = {}
     for method in joined:
-        own = values.get("methods", {}).get(method, {})
-        changes = merged(_read(_folder() / "methods" / f"{method}.yaml"), own)
+        changes = merged(_read(_PRESETS / "methods" / f"{method}.yaml"), own.get(method, {}))
         _check_join(name, method, changes, set_by)
         values = merged(values, changes)
     return merged(values, {"name": name})
@@ -87,15 +88,11 @@ def _fields(values: dict[str, Any], above: str = "") -> Iterator[str]:
             yield f"{above}{key}"
 
 
-def _read(file: Traversable) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(file.read_text())
     return values
 
 
-def _described(folder: Traversable) -> dict[str, str]:
-    files = sorted((file for file in folder.iterdir() if file.name.endswith(".yaml")), key=lambda file: file.name)
-    return {file.name.removesuffix(".yaml"): file.read_text().splitlines()[0].lstrip("# ") for file in files}
-
-
-def _folder() -> Traversable:
-    return resources.files("ebdiff_orchestrator.plans") / "presets"
+def _described(folder: Path) -> dict[str, str]:
+    files = sorted(folder.glob("*.yaml"), key=lambda file: file.name)
+    return {file.stem: file.read_text().splitlines()[0].lstrip("# ") for file in files}

@@ -1,11 +1,17 @@
-"""What a plan runs, or a run has run: each network's size beside its region. Nothing is trained."""
+"""What a plan runs, or a run has run: each network's size beside its region. Nothing is trained.
+
+Only what counts networks imports torch, which takes seconds.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from schemas.manifest import POINTS_COUNTED, Costs, DenseSource, Manifest, NetworkSizes, SparseCosts
+from ebdiff_orchestrator.plans.data_checks import check_resolution
+from schemas.errors import plan_error
+from schemas.manifest import POINTS_COUNTED, Costs, DenseSource, Manifest, NetworkSizes, RegionSizes, SparseCosts
 from schemas.plan import Plan
+from schemas.process import quick_imports
 from schemas.regions import RegionPlan
 
 _Sizes = TypeVar("_Sizes", Costs, SparseCosts)
@@ -99,10 +105,45 @@ def preview_of(manifest: Manifest) -> PlanPreview:
 
 
 def preview_plan(plan: Plan, dense: DenseSource | None = None) -> PlanPreview:
-    """Of a plan, its networks built; raises what `count_sizes` raises."""
-    from ebdiff_orchestrator.plans.sizes import count_sizes  # imports torch, which takes seconds
+    """Of a plan, its networks built without weights; `dense`: the plan's dense start as its manifest has it.
 
-    return PlanPreview(plan, count_sizes(plan, dense))
+    Raises PlanError for a network that cannot be built or a pruning ratio that removes nothing or a whole group.
+    """
+    with quick_imports():
+        from region_workers.networks.pretrained import dense_counter
+        from region_workers.pruning.mask import check_ratio, realised_ratio
+
+    check_resolution(plan)
+    try:
+        counter = dense_counter(plan.model, plan.data, dense)
+    except (ValueError, TypeError, KeyError) as error:
+        expected, remedy = "arguments that diffusers' UNet accepts", f"It says: {error}"
+        raise plan_error("model", "the network", expected, remedy) from None
+    regions = []
+    for index, region in enumerate(plan.regions):
+        ratio, sparsity = region.pruning_ratio, plan.sparsity_of(region)
+        check_ratio(counter.groups, ratio, f"regions.{index}.pruning_ratio")
+        sparse = counter.sparse_at(ratio, sparsity) if sparsity else None
+        realised = realised_ratio(counter.groups, ratio)
+        regions.append(RegionSizes(realised_ratio=realised, costs=counter.at(ratio), sparse=sparse))
+    return PlanPreview(plan, NetworkSizes(dense=counter.dense(), regions=tuple(regions)))
+
+
+def width_notes(plan: Plan) -> list[str]:
+    """For people: the experts of which GroupNorm hides from the output how bright and of which colour an image is."""
+    from region_workers.pruning.mask import removed_channels
+
+    if plan.model.family == "vector":
+        return []
+    notes, channels, norm_groups = [], plan.model.block_out_channels[0], plan.model.norm_num_groups
+    for index, region in enumerate(plan.regions):
+        if channels - removed_channels(channels, norm_groups, region.pruning_ratio) == norm_groups:
+            notes.append(
+                f"regions.{index}.pruning_ratio = {region.pruning_ratio}: one channel is left in each of the "
+                f"{norm_groups} norm groups before the expert's output, and GroupNorm takes its mean away. Small "
+                "experts then draw false colours (docs/results.md): lower the ratio or model.norm_num_groups."
+            )
+    return notes
 
 
 def _sparsity(plan: Plan, preview: RegionPreview) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
 from ebdiff_orchestrator.plans.load import plan_from_values, step_notes
-from ebdiff_orchestrator.plans.sizes import width_notes
+from ebdiff_orchestrator.plans.preview import width_notes
 from ebdiff_orchestrator.run.finishing import finish, finish_or_reopen
 from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.job_loop import JobLoop

@@ -4,9 +4,22 @@ from harness import Case
 
 
 def _type(line: str, *says: str) -> Case:
-    """A command line, words between bars (|) holding blanks."""
+    """A command line; ~ stands for a blank within a word."""
     words = tuple(word.replace("~", " ") for word in line.split())
     return Case(line or "nothing", words, says)
+
+
+def _sample(options: str, *says: str) -> Case:
+    return _type(f"sample runs/done --out new {options}", *says)
+
+
+def _evaluate(options: str, *says: str) -> Case:
+    return _type(f"evaluate runs/done {options}", *says)
+
+
+def _with_weights(options: str, *says: str) -> Case:
+    """An evaluation to which some file is given as Inception's weights."""
+    return _evaluate(f"--inception-weights tiny.yaml {options}", *says)
 
 
 PARSED = (
@@ -19,18 +32,18 @@ PARSED = (
     _type("launch --debugg tiny.yaml", "--debugg", "--help"),
     _type("resume", "DIR", "ebdiff resume --help"),
     _type("sample runs/done", "--out", "ebdiff sample --help"),
-    _type("sample runs/done --out new -n 0", "--num-images = 0", "greater than or equal to 1"),
-    _type("sample runs/done --out new -n five", "--num-images = five", "a whole number"),
-    _type("sample runs/done --out new --steps 0", "--steps = 0", "greater than or equal to 1"),
-    _type("sample runs/done --out new --batch-size -3", "--batch-size = -3", "greater than or equal to 1"),
-    _type("sample runs/done --out new --class -1", "--class = -1", "greater than or equal to 0"),
-    _type("sample runs/done --out new --guidance -2", "--guidance = -2", "greater than or equal to 0"),
-    _type("sample runs/done --out new --dtype fp8", "--dtype = fp8", "'fp32', 'bf16', 'fp16'"),
-    _type("sample runs/done --out new --workers 0", "--workers = 0", "greater than or equal to 1"),
-    _type("sample runs/done --out new --stpes 5", "--stpes", "--steps"),
-    _type("evaluate runs/done -n 1", "--num-images = 1", "greater than or equal to 2"),
-    _type("evaluate runs/done --batch-size 0", "--batch-size = 0", "greater than or equal to 1"),
-    _type("evaluate runs/done --seed x", "--seed = x", "a whole number"),
+    _sample("-n 0", "--num-images = 0", "greater than or equal to 1"),
+    _sample("-n five", "--num-images = five", "a whole number"),
+    _sample("--steps 0", "--steps = 0", "greater than or equal to 1"),
+    _sample("--batch-size -3", "--batch-size = -3", "greater than or equal to 1"),
+    _sample("--class -1", "--class = -1", "greater than or equal to 0"),
+    _sample("--guidance -2", "--guidance = -2", "greater than or equal to 0"),
+    _sample("--dtype fp8", "--dtype = fp8", "'fp32', 'bf16', 'fp16'"),
+    _sample("--workers 0", "--workers = 0", "greater than or equal to 1"),
+    _sample("--stpes 5", "--stpes", "--steps"),
+    _evaluate("-n 1", "--num-images = 1", "greater than or equal to 2"),
+    _evaluate("--batch-size 0", "--batch-size = 0", "greater than or equal to 1"),
+    _evaluate("--seed x", "--seed = x", "a whole number"),
     _type("compare", "RUN...", "ebdiff compare --help"),
     _type("compare runs/done --format xml", "--format = xml", "'table', 'markdown', 'csv', 'json'"),
     _type("plan tiny.yaml --gpus 0", "--gpus = 0", "greater than or equal to 1"),
@@ -107,66 +120,42 @@ SAMPLE = (
     _type("sample runs/done --out /proc/nowhere", "--out", "/proc/nowhere", "folder"),
     _type("sample runs/done --out s3://bucket/new", "--out = s3://bucket/new", "not a URL"),
     _type("export runs/done s3://bucket/new", "s3://bucket/new", "not a URL"),
-    _type("sample runs/done --out new --steps 2000", "--steps = 2000", "at most 1000"),
-    _type("sample runs/done --out new --class 3", "--class = 3", "no classes", "Leave it out"),
-    _type("sample runs/done --out new --guidance 3", "--guidance = 3", "no classes"),
-    _type("sample runs/done --out new --guidance nan", "--guidance = nan", "less than or equal to 1000"),
-    _type("sample runs/done --out new --dtype fp16", "dtype = fp16", "fp32 or bf16"),
-    _type("sample runs/done --out new --address auto", "--address", "--workers"),
-    _type("sample runs/done --out new -n 4 --workers 5", "--workers = 5", "at most 1"),
+    _sample("--steps 2000", "--steps = 2000", "at most 1000"),
+    _sample("--class 3", "--class = 3", "no classes", "Leave it out"),
+    _sample("--guidance 3", "--guidance = 3", "no classes"),
+    _sample("--guidance nan", "--guidance = nan", "less than or equal to 1000"),
+    _sample("--dtype fp16", "dtype = fp16", "fp32 or bf16"),
+    _sample("--address auto", "--address", "--workers"),
+    _sample("-n 4 --workers 5", "--workers = 5", "at most 1"),
 )
 
 EVALUATE = (
     _type("evaluate runs/unfinished", "runs/unfinished", "a finished run", "ebdiff resume"),
     _type("evaluate runs/without~weights", "without weights", "ebdiff resume"),
-    _type("evaluate runs/done --steps 2000", "--steps = 2000", "1 to 1000"),
-    _type("evaluate runs/done --extractor vgg", "--extractor", "vgg", "random-conv"),
-    _type(
-        "evaluate runs/done --extractor random-conv --inception-weights tiny.yaml",
-        "--inception-weights = tiny.yaml",
-        "Leave it out",
+    _evaluate("--steps 2000", "--steps = 2000", "1 to 1000"),
+    _evaluate("--extractor vgg", "--extractor", "vgg", "random-conv"),
+    _evaluate(
+        "--extractor random-conv --inception-weights tiny.yaml", "--inception-weights = tiny.yaml", "Leave it out"
     ),
-    _type("evaluate runs/done --guidance 3", "--guidance = 3", "no classes"),
-    _type("evaluate runs/done --guidance nan", "--guidance = nan", "less than or equal to 1000"),
-    _type("evaluate runs/done --inception-weights nosuch", "--inception-weights = nosuch", "a file"),
-    _type("evaluate runs/done --inception-weights images", "--inception-weights = images", "a file"),
-    _type(
-        "evaluate runs/done -n 4 --inception-weights tiny.yaml --here", "--inception-weights", "tiny.yaml", "Inception"
-    ),
-    _type(
-        "evaluate runs/done -n 4 --inception-weights networks/good/diffusion_pytorch_model.safetensors --here",
+    _evaluate("--guidance 3", "--guidance = 3", "no classes"),
+    _evaluate("--guidance nan", "--guidance = nan", "less than or equal to 1000"),
+    _evaluate("--inception-weights nosuch", "--inception-weights = nosuch", "a file"),
+    _evaluate("--inception-weights images", "--inception-weights = images", "a file"),
+    _evaluate("-n 4 --inception-weights tiny.yaml --here", "--inception-weights", "tiny.yaml", "Inception"),
+    _evaluate(
+        "-n 4 --inception-weights networks/good/diffusion_pytorch_model.safetensors --here",
         "--inception-weights",
         "networks/good",
         "Inception",
     ),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference nosuch",
-        "--reference",
-        "nosuch",
-        "a folder of images",
-    ),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference images/empty", "--reference", "at least 2 images"
-    ),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference images/broken",
-        "--reference",
-        "torn0.png",
-        "an image",
-    ),
-    _type("evaluate runs/done --inception-weights tiny.yaml --reference tiny.yaml", "--reference", "tiny.yaml", ".npz"),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference-images 1", "--reference-images = 1", "2 to 1797"
-    ),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference-images 5000",
-        "--reference-images = 5000",
-        "2 to 1797",
-    ),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference images/good --reference-images 5",
-        "--reference and --reference-images",
-        "Leave one out",
+    _with_weights("--reference nosuch", "--reference", "nosuch", "a folder of images"),
+    _with_weights("--reference images/empty", "--reference", "at least 2 images"),
+    _with_weights("--reference images/broken", "--reference", "torn0.png", "an image"),
+    _with_weights("--reference tiny.yaml", "--reference", "tiny.yaml", ".npz"),
+    _with_weights("--reference-images 1", "--reference-images = 1", "2 to 1797"),
+    _with_weights("--reference-images 5000", "--reference-images = 5000", "2 to 1797"),
+    _with_weights(
+        "--reference images/good --reference-images 5", "--reference and --reference-images", "Leave one out"
     ),
 )
 
@@ -245,8 +234,8 @@ SURROUNDINGS = (
         )
     ),
     _type("resume runs/unfinished --address garbage", "--address = garbage", "HOST:PORT"),
-    _type("evaluate runs/done --address garbage", "--address = garbage", "HOST:PORT"),
-    _type("sample runs/done --out new -n 2 --workers 1 --address garbage", "--address = garbage", "HOST:PORT"),
+    _evaluate("--address garbage", "--address = garbage", "HOST:PORT"),
+    _sample("-n 2 --workers 1 --address garbage", "--address = garbage", "HOST:PORT"),
     _set_in("RAY_ADDRESS", "garbage", LAUNCH, "RAY_ADDRESS = garbage", "HOST:PORT"),
     *(
         _set_in(name, folder, line, f"{name} = {folder[:50]}", says)
@@ -275,14 +264,10 @@ PLACES = (
     ),
     _type(f"sample {_LONG} --out new", "nnn", "255"),
     _type(f"sample runs/done --out {_LONG}", "nnn", "255"),
-    _type(f"evaluate runs/done --inception-weights {_LONG}", "nnn", "255"),
-    _type(f"evaluate runs/done --inception-weights tiny.yaml --reference {_LONG}", "nnn", "255"),
-    _type("evaluate runs/done --inception-weights special/weights.safetensors", "--inception-weights", "a file"),
-    _type(
-        "evaluate runs/done --inception-weights tiny.yaml --reference special/reference.npz",
-        "--reference",
-        "no regular file",
-    ),
+    _evaluate(f"--inception-weights {_LONG}", "nnn", "255"),
+    _with_weights(f"--reference {_LONG}", "nnn", "255"),
+    _evaluate("--inception-weights special/weights.safetensors", "--inception-weights", "a file"),
+    _with_weights("--reference special/reference.npz", "--reference", "no regular file"),
 )
 
 CASES = (*PARSED, *RUNS, *SAMPLE, *EVALUATE, *REPORTS, *HUGE, *SURROUNDINGS, *PLACES)

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.networks.dense import build_dense
+from schemas.digest import digest
 from schemas.plan import Plan
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -33,7 +35,6 @@ DENSE = {"regions": [{"train": [0, 1000], "pruning_ratio": 0, "name": "all"}]}
 def make_site(folder: Path) -> None:
     """Fill the folder."""
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    (folder / "classes.yaml").write_text(yaml.safe_dump({**TINY, "data": {"path": "images/classes"}}))
     (folder / "a file").write_text("not a run, not a plan\n")
     _images(folder / "images")
     _tables(folder / "tables")
@@ -109,18 +110,21 @@ def _tables(folder: Path) -> None:
     folder.mkdir()
     image = (folder.parent / "images" / "single.png").read_bytes()
     good = {"image": [image] * 12, "label": list(range(12)), "caption": ["a"] * 12}
-    _parquet(folder / "good.parquet", good)
-    _parquet(folder / "two columns of images.parquet", {"image": [image] * 12, "thumbnail": [image] * 12})
-    _parquet(folder / "no images.parquet", {"caption": ["a", "b"], "width": [1, 2]})
-    _parquet(folder / "no rows.parquet", {"image": pa.array([], pa.binary())})
-    _parquet(folder / "null images.parquet", {"image": pa.array([None] * 12, pa.binary())})
-    _parquet(folder / "null label.parquet", {**good, "label": [None, *range(11)]})
-    _parquet(folder / "negative label.parquet", {**good, "label": [-1, *range(11)]})
+    for name, columns in {
+        "good": good,
+        "two columns of images": {"image": [image] * 12, "thumbnail": [image] * 12},
+        "no images": {"caption": ["a", "b"], "width": [1, 2]},
+        "no rows": {"image": pa.array([], pa.binary())},
+        "null images": {"image": pa.array([None] * 12, pa.binary())},
+        "null label": {**good, "label": [None, *range(11)]},
+        "negative label": {**good, "label": [-1, *range(11)]},
+    }.items():
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet")
     whole = (folder / "good.parquet").read_bytes()
     (folder / "truncated.parquet").write_bytes(whole[: len(whole) // 2])
     (folder / "text.parquet").write_text("image,label\n")
     (folder / "empty.parquet").write_bytes(b"")
-    (folder / "garbled.parquet").write_bytes(_garbled(whole, 12, 200))
+    (folder / "garbled.parquet").write_bytes(whole[:12] + bytes(byte ^ 0xFF for byte in whole[12:200]) + whole[200:])
     both = folder.parent / "images" / "both"
     both.mkdir()
     shutil.copy(folder / "good.parquet", both)
@@ -143,20 +147,9 @@ def _drawings(folder: Path) -> None:
     os.mkfifo(folder / "pipe.ndjson")
 
 
-def _parquet(path: Path, columns: dict[str, Any]) -> None:
-    pq.write_table(pa.table(columns), path)
-
-
-def _garbled(data: bytes, start: int, stop: int) -> bytes:
-    return data[:start] + bytes(byte ^ 0xFF for byte in data[start:stop]) + data[stop:]
-
-
 def _runs(folder: Path) -> None:
     _trained_run(folder / "done", plan_of())
     _trained_run(folder / "other", plan_of(seed=1))
-    finished_run(folder / "another network", plan_of(model={**TINY["model"], "block_out_channels": [16, 16]}))
-    finished_run(folder / "dense", plan_of(**DENSE))
-    shutil.copytree(folder / "dense" / "ensemble" / "unet" / "all", folder / "dense" / "train" / "all" / "expert")
     Ledger.begin(RunDirectory(folder / "unfinished"), plan_of())
     Ledger.begin(RunDirectory(folder / "unfinished dense"), plan_of(**DENSE))
     (folder / "empty").mkdir()
@@ -235,6 +228,23 @@ def lying_offsets(whole: bytes) -> bytes:
     header[first]["data_offsets"] = [1 << 40, (1 << 40) + 64]
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + whole[8 + length :]
+
+
+class Harm:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self._mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self._mark,)
+
+
+def reseal(file: Path, **changes: Any) -> None:
+    """Give a record other values and a seal that fits them."""
+    values = {**json.loads(file.read_text()), **changes}
+    values.pop("seal", None)
+    file.write_text(json.dumps({**values, "seal": digest(values)}))
 
 
 def _vaes(folder: Path) -> None:

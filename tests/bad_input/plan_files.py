@@ -30,7 +30,7 @@ NAMES = (
     _launch(
         "opposite methods", "cifar10-eb-dense", "cifar10-eb-dense", "but eb and dense both set regions", "Leave one"
     ),
-    _launch("widths of what is not pruned", "digits-rigl-slim", "but rigl and slim both set draw.method", "Leave one"),
+    _launch("widths of what is not pruned", "digits-rigl-slim", "but rigl and slim both set sparsity", "Leave one"),
     _launch("a misspelt method", "cifar10-spede", "cifar10-spede", "Did you mean cifar10-speed?"),
     _launch("a study's name as plan", "small", "PLAN = small: it is a study", "ebdiff study small"),
     _launch("a method without a preset", "eb", "eb", "preset"),
@@ -114,6 +114,7 @@ CHANGES = (
     _set("seed=2026-02-31", says=("--set seed=2026-02-31", "day is out of range")),
     _set(f"seed={'9' * 5000}", says=("seed", "5000 digits")),
     _set("regions.0.pruning_ratio=0.5", says=("regions", "section"), plan="regions: 5\n"),
+    _set("regions.0.steps=5", says=("regions.0 is a single value", "section"), plan="regions: [5]\n"),
     Case("change nothing", ("launch", "tiny.yaml", "--set"), ("--set", "argument")),
 )
 

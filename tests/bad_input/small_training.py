@@ -28,9 +28,8 @@ def job_of(plan: Plan, run_dir: Path, cache_dir: Path) -> WorkerJob:
     return worker_job(plan, outline, run_dir, inputs)
 
 
-def train_here(run_dir: Path, cache_dir: Path) -> WorkerJob:
-    """Draw and train in this process; the job, as it was done."""
+def train_here(run_dir: Path, cache_dir: Path) -> Path:
+    """Draw and train in this process; the run's folder."""
     run_dir.mkdir(parents=True)
-    job = job_of(small_plan(), run_dir, cache_dir)
-    run_job(job)
-    return job
+    run_job(job_of(small_plan(), run_dir, cache_dir))
+    return run_dir

@@ -16,13 +16,7 @@ from places import make_site
 
 from ebdiff_orchestrator.cluster import connecting
 
-CASES = (
-    *plan_values.CASES,
-    *plan_files.CASES,
-    *data_folders.CASES,
-    *networks.CASES,
-    *command_lines.CASES,
-)
+CASES = (*plan_values.CASES, *plan_files.CASES, *data_folders.CASES, *networks.CASES, *command_lines.CASES)
 
 
 @pytest.fixture(scope="module")

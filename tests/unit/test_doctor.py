@@ -1,11 +1,13 @@
 """What `ebdiff doctor` finds wrong on nodes that are made up, and what it finds fine."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakePlan
 
 from ebdiff_orchestrator.cluster.executor import THIS_MACHINE, Request
+from ebdiff_orchestrator.doctor import facts
 from ebdiff_orchestrator.doctor.examine import (
     MINIMUM_RAY,
     check_authentication,
@@ -14,31 +16,22 @@ from ebdiff_orchestrator.doctor.examine import (
     check_nodes,
     check_versions,
 )
-from ebdiff_orchestrator.doctor.facts import OUR_CODE, Gpu, Node, NodeFacts, gather_facts
+from ebdiff_orchestrator.doctor.facts import OUR_CODE, Finding, Gpu, Node, NodeFacts, gather_facts
 from ebdiff_orchestrator.doctor.needs import (
     Footprint,
-    RunSize,
     check_memory,
     check_room,
     check_run_space,
     check_shm,
     check_store_space,
 )
-from ebdiff_orchestrator.doctor.report import Finding
 
 GIB = 2**30
-VERSIONS = {
-    "python": "3.11.9",
-    "torch": "2.15.0",
-    "ray": "2.60.0",
-    "diffusers": "0.42.1",
-    "ebdiff-orchestrator": "0.1.0",
-}
-GPU = Gpu(name="A GPU", memory_bytes=40 * GIB)
+VERSIONS = {"python": "3.11.9", "torch": "2.15.0", "ray": "2.60.0", "diffusers": "0.42.1", "ebdiff-orchestrator": "1.0"}
 FACTS = NodeFacts(
     versions={**VERSIONS, OUR_CODE: "abc"},
     code_folder="/opt/ebdiff",
-    gpus=(GPU,),
+    gpus=(Gpu(name="A GPU", memory_bytes=40 * GIB),),
     cuda_problem=None,
     memory_bytes=64 * GIB,
     shm_bytes=8 * GIB,
@@ -78,8 +71,8 @@ def test_nodes_that_are_in_order_have_nothing_wrong(tiny_plan: MakePlan) -> None
         check_memory(nodes, plan, ONE_GPU, SMALL),
         check_shm(nodes, ONE_GPU, plan),
         check_clocks(100.0, 100.1, {"a": 100.05, "b": 100.0, "c": 101.0}),
-        check_run_space(RunSize(10**9, None), free_bytes=2 * 10**9, there_bytes=0, folder="/runs"),
-        check_store_space(RunSize(10**9, 10**9), nodes),
+        check_run_space(10**9, free_bytes=2 * 10**9, there_bytes=0, folder="/runs"),
+        check_store_space(10**9, nodes),
     ):
         assert worst(findings)[0] == "fine", findings
 
@@ -111,19 +104,21 @@ def test_a_ray_with_known_holes_is_wrong(version: str, status: str) -> None:
     assert worst(check_versions(nodes))[0] == status
 
 
-def test_gpus_that_torch_cannot_use_are_wrong() -> None:
-    assert worst(check_gpus([node(gpus=2)]))[0] == "wrong"
-    status, told = worst(check_gpus([node(), node("b", cuda_problem="driver too old")]))
-    assert status == "wrong"
-    assert "b: torch cannot use CUDA (driver too old)" in told
-
-
-def test_gpus_that_ray_does_not_hand_out_are_worth_knowing() -> None:
-    assert worst(check_gpus([node(gpus=0)]))[0] == "note"
-    assert (
-        worst(check_gpus([Node(name="a", resources={"CPU": 2.0}, facts=FACTS.model_copy(update={"gpus": ()}))]))[0]
-        == "fine"
-    )
+@pytest.mark.parametrize(
+    ("nodes", "status", "says"),
+    [
+        ([node(gpus=2)], "wrong", "a: Ray hands out 2, torch can use 1"),
+        ([node(), node("b", cuda_problem="driver too old")], "wrong", "b: torch cannot use CUDA (driver too old)"),
+        ([node(gpus=0)], "note", "a: Ray hands out 0 of 1"),
+        ([Node(name="a", resources={"CPU": 2.0}, facts=FACTS.model_copy(update={"gpus": ()}))], "fine", "none"),
+    ],
+)
+def test_gpus_that_torch_cannot_use_are_wrong_and_those_that_ray_keeps_worth_knowing(
+    nodes: list[Node], status: str, says: str
+) -> None:
+    found, told = worst(check_gpus(nodes))
+    assert found == status
+    assert says in told
 
 
 def test_a_region_that_finds_no_room_is_wrong_and_waiting_regions_are_worth_knowing(tiny_plan: MakePlan) -> None:
@@ -146,6 +141,9 @@ def test_a_network_that_fits_on_no_gpu_or_host_is_wrong(tiny_plan: MakePlan) -> 
     middling = Footprint(params=10, state_bytes=10 * GIB, activation_bytes=12 * GIB)
     assert worst(check_memory([node("a")], tiny_plan(), ONE_GPU, middling))[0] == "fine"
     assert worst(check_memory([node("a")], tiny_plan(), half, middling))[0] == "wrong"
+    tenth = Request(processes=1, cpus=1.0, gpus=0.1)
+    status, told = worst(check_memory([node("a")], tiny_plan(), tenth, SMALL))
+    assert (status, told.split(" need")[0]) == ("fine", "3 worker(s) on a GPU"), "of three regions"
     on_cpus = Request(processes=1, cpus=1.0, gpus=0.0)
     status, told = worst(check_memory([node("a", memory_bytes=60 * GIB)], tiny_plan(), on_cpus, middling))
     assert status == "wrong"
@@ -198,18 +196,17 @@ def test_a_token_that_others_can_read_is_wrong(mode: int | None, status: str) ->
 
 
 def test_too_little_space_is_wrong_and_what_the_run_wrote_already_counts() -> None:
-    needed = RunSize(run_bytes=5 * 10**9, store_bytes=10**9)
-    assert worst(check_run_space(needed, free_bytes=10**9, there_bytes=0, folder="/runs"))[0] == "wrong"
-    assert worst(check_run_space(needed, free_bytes=10**9, there_bytes=4 * 10**9 + 1, folder="/runs"))[0] == "fine"
+    assert worst(check_run_space(5 * 10**9, free_bytes=10**9, there_bytes=0, folder="/runs"))[0] == "wrong"
+    assert worst(check_run_space(5 * 10**9, free_bytes=10**9, there_bytes=4 * 10**9 + 1, folder="/runs"))[0] == "fine"
     full = node("b", cache_free_bytes=10**8)
-    status, told = worst(check_store_space(needed, [node("a"), full]))
+    status, told = worst(check_store_space(10**9, [node("a"), full]))
     assert status == "wrong"
     assert "b: /cache has 0.10 GB" in told
-    assert worst(check_store_space(needed, [node("b", cache_free_bytes=10**8, cache_used_bytes=10**9)]))[0] == "fine"
-    assert worst(check_store_space(RunSize(1, None), [full]))[0] == "note"
+    assert worst(check_store_space(10**9, [node("b", cache_free_bytes=10**8, cache_used_bytes=10**9)]))[0] == "fine"
+    assert worst(check_store_space(None, [full]))[0] == "note"
 
 
-def test_this_machine_tells_its_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_this_machine_tells_its_facts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("secret")
     token.chmod(0o644)
@@ -217,10 +214,20 @@ def test_this_machine_tells_its_facts(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "pixels").write_bytes(b"12345")
-    facts = NodeFacts.model_validate(gather_facts(str(tmp_path / "cache")))
-    assert facts.versions["ray"].startswith("2.")
-    assert len(facts.versions[OUR_CODE]) == 12
-    assert facts.memory_bytes > GIB
-    assert (facts.auth_mode, facts.token_mode, facts.token_file) == ("token", 0o644, str(token))
-    assert facts.cache_used_bytes == 5
-    assert facts.cache_free_bytes > 0
+    told = NodeFacts.model_validate(gather_facts(str(tmp_path / "cache"), of_ray=False))
+    assert told.versions["ray"].startswith("2.")
+    assert len(told.versions[OUR_CODE]) == 12
+    assert told.memory_bytes > GIB
+    assert (told.auth_mode, told.token_mode, told.token_file) == ("token", 0o644, str(token))
+    assert told.cache_used_bytes == 5
+    assert told.cache_free_bytes > 0
+
+
+@pytest.mark.parametrize(("of_ray", "seen"), [(False, "3"), (True, "all")])
+def test_gpus_that_the_user_hides_are_not_counted_but_those_that_ray_hides_from_a_task_are(
+    of_ray: bool, seen: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(facts, "_DEVICES", (tmp_path,))
+    monkeypatch.setattr(facts, "_ASK_CUDA", "import os; print(1, os.environ.get('CUDA_VISIBLE_DEVICES', 'all'))")
+    assert gather_facts(str(tmp_path), of_ray)["gpus"] == [{"name": seen, "memory_bytes": 1}]

@@ -1,9 +1,11 @@
 """`ebdiff doctor` as it is typed: on this machine, and on a cluster of nodes that are made up."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +14,17 @@ from typer.testing import CliRunner
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import NodeAnswer
 from ebdiff_orchestrator.doctor import examine
+from ebdiff_orchestrator.doctor.facts import gather_facts
+from ebdiff_orchestrator.doctor.needs import run_bytes
+from ebdiff_orchestrator.plans.load import load_plan
+from ebdiff_orchestrator.plans.preview import preview_plan
 
 
 class TwoNodes:
-    """Two nodes, both this machine; `late`: how often the second one is not there yet."""
+    """Two nodes, both this machine; `late`: how often the second one is not there yet; `more`: it tells of itself."""
 
-    def __init__(self, late: int = 0, broken: str | None = None) -> None:
-        self.late, self.broken = late, broken
+    def __init__(self, late: int = 0, broken: str | None = None, more: dict[str, Any] | None = None) -> None:
+        self.late, self.broken, self.more = late, broken, more
 
     def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
         resources = {"CPU": 4.0}
@@ -27,6 +33,8 @@ class TwoNodes:
             self.late -= 1
         else:
             value = None if self.broken else function(*arguments)
+            if self.more and function is gather_facts:
+                value |= self.more
             nodes.append(NodeAnswer("10.0.0.2 (bbb)", resources, value, self.broken))
         return nodes
 
@@ -72,6 +80,18 @@ def test_a_machine_in_order_is_told_so_and_nothing_stays_behind(tmp_path: Path) 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_and_its_data_that_fit_a_disk_but_not_together_are_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = run_bytes(preview_plan(load_plan("digits"))) + 1000  # the decoded digits are 115,008 bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free, total=10 * free))
+    monkeypatch.setenv("EBDIFF_CACHE", str(tmp_path / "cache"))
+    code, output = doctor("digits", "--run-dir", tmp_path / "run", "--json")
+    findings = [found for found in json.loads(output)["findings"] if found["check"] == "free space"]
+    assert (code, [found["status"] for found in findings]) == (1, ["wrong", "fine"])
+    assert "the decoded data on the same disk 0.00 GB, and" in findings[0]["what"]
+
+
 def test_without_a_plan_the_machine_alone_is_checked() -> None:
     code, output = doctor("--json")
     report = json.loads(output)
@@ -112,10 +132,13 @@ def test_nodes_that_come_late_are_waited_for_and_those_that_do_not_come_are_miss
     assert "2 of 3 nodes have joined" in output
 
 
+@pytest.mark.parametrize(
+    "two", [TwoNodes(broken="ModuleNotFoundError: No module named 'schemas'"), TwoNodes(more={"of another version": 1})]
+)
 def test_a_node_that_cannot_run_the_check_does_not_stop_the_others(
-    cluster: Callable[[TwoNodes], None], tmp_path: Path
+    two: TwoNodes, cluster: Callable[[TwoNodes], None], tmp_path: Path
 ) -> None:
-    cluster(TwoNodes(broken="ModuleNotFoundError: No module named 'ebdiff_orchestrator'"))
+    cluster(two)
     code, output = doctor("digits", "--run-dir", tmp_path / "run", "--address", "10.0.0.1:6379", "--json")
     assert code == 1
     findings = json.loads(output)["findings"]

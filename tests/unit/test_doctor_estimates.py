@@ -9,7 +9,7 @@ from conftest import ONE_REGION, MakePlan
 from serial_cluster import SerialCluster
 
 from ebdiff_orchestrator.doctor.facts import bytes_below
-from ebdiff_orchestrator.doctor.needs import FIXED_BYTES, footprint, kept_for_backward_bytes, run_size, store_bytes
+from ebdiff_orchestrator.doctor.needs import FIXED_BYTES, footprint, kept_for_backward_bytes, run_bytes, store_bytes
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run import launch as driver
 from region_workers.networks.dense import build_dense
@@ -100,9 +100,9 @@ def test_a_run_stays_within_its_estimate_and_not_far_below(
     finally:
         ended.set()
         watcher.join()
-    expected = run_size(preview_plan(plan), 1797)
-    assert 0.5 * (expected.run_bytes - FIXED_BYTES) < fullest < expected.run_bytes
-    assert expected.store_bytes == 1797 * 8 * 8
+    expected = run_bytes(preview_plan(plan))
+    assert 0.5 * (expected - FIXED_BYTES) < fullest < expected
+    assert store_bytes(plan, 1797) == 1797 * 8 * 8
 
 
 def test_a_store_of_latents_holds_the_pixels_and_both_mirrored_halves(tiny_plan: MakePlan) -> None:

@@ -11,13 +11,14 @@ import pytest
 from forked import run_forked
 from s3_server import BUCKET, s3_server
 
+from ebdiff_orchestrator.cluster.executor import ThisProcess
 from ebdiff_orchestrator.doctor import storage
 from ebdiff_orchestrator.doctor.examine import examine
-from ebdiff_orchestrator.doctor.report import Finding
+from ebdiff_orchestrator.doctor.facts import Finding
 from ebdiff_orchestrator.doctor.storage import (
     StorageAnswer,
     StorageTest,
-    cannot_write,
+    check_storage,
     judge_folder,
     judge_store,
     look_at_storage,
@@ -58,6 +59,12 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert [path.name for path in there.iterdir()] == ["manifest.json"]
 
 
+def test_a_run_that_begins_meanwhile_in_the_folder_stays(tmp_path: Path) -> None:
+    with storage_test(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a" / "manifest.json").write_text("{}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "a", "manifest.json"]
+
+
 def test_a_node_with_a_folder_of_its_own_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage, "_VISIBLE_WITHIN_S", 0.3)
     with storage_test(tmp_path / "shared") as test:
@@ -74,10 +81,18 @@ def test_a_node_with_a_folder_of_its_own_is_wrong(tmp_path: Path, monkeypatch: p
     assert "a" not in findings[0].what.split(":")[0]
 
 
-def test_a_node_whose_files_the_driver_does_not_see_is_wrong() -> None:
-    unseen = GOOD.model_copy(update={"seen": False})
-    findings = judge_folder(Path("/runs"), {"a": GOOD, "b": unseen})
-    assert _statuses(findings) == {"shared storage": "wrong", "files": "fine", "locks": "fine"}
+@pytest.mark.parametrize(
+    ("answer", "wrong", "says"),
+    [
+        ({"seen": False}, "shared storage", "b: "),  # the driver does not see its files
+        ({"lock": "free"}, "locks", "b (free)"),
+        ({"lock": "unsupported"}, "locks", "b (unsupported)"),
+    ],
+)
+def test_a_node_that_does_not_share_files_and_locks_is_wrong(answer: dict[str, Any], wrong: str, says: str) -> None:
+    findings = judge_folder(Path("/runs"), {"a": GOOD, "b": GOOD.model_copy(update=answer)})
+    assert _statuses(findings) == {"shared storage": "fine", "files": "fine", "locks": "fine", wrong: "wrong"}
+    assert says in next(finding.what for finding in findings if finding.status == "wrong")
 
 
 def test_a_node_that_cannot_write_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,22 +107,12 @@ def test_a_node_that_cannot_write_is_wrong(tmp_path: Path, monkeypatch: pytest.M
     assert "Read-only file system" in findings[1].what
 
 
-@pytest.mark.parametrize("lock", ["free", "unsupported"])
-def test_a_lock_that_does_not_hold_on_another_node_is_wrong(lock: str) -> None:
-    loose = GOOD.model_copy(update={"lock": lock})
-    findings = judge_folder(Path("/runs"), {"a": GOOD, "b": loose})
-    assert _statuses(findings) == {"shared storage": "fine", "files": "fine", "locks": "wrong"}
-    assert f"b ({lock})" in findings[2].what
-
-
 def test_a_filesystem_without_locks_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with pytest.raises(OSError, match="flock is not supported") as raised, storage_test(tmp_path):
-        pass
-    finding = cannot_write(str(tmp_path), raised.value)
+    [finding] = check_storage(ThisProcess(), str(tmp_path))
     assert finding.status == "wrong"
     assert "flock is not supported" in finding.what
     assert list(tmp_path.iterdir()) == []

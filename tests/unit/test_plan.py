@@ -19,7 +19,7 @@ from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES, check_data_fits, data_notes
 from ebdiff_orchestrator.plans.load import load_plan, plan_as_yaml, plan_from_values, preset_plan, step_notes
 from ebdiff_orchestrator.plans.preset_plans import methods, presets
-from ebdiff_orchestrator.plans.sizes import width_notes
+from ebdiff_orchestrator.plans.preview import width_notes
 from region_workers.data.sources import DigitsSource
 from schemas.errors import PlanError, UserError
 from schemas.plan import DIGITS, Plan
@@ -154,23 +154,15 @@ def test_a_batch_larger_than_the_data_set_or_not_shared_evenly_is_refused(tiny_p
     check_data_fits(tiny_plan(), images=8, world_size=2)
 
 
-def _folder(path: Path) -> Path:
-    path.mkdir()
-    for number in range(5):
-        (path / f"{number}.png").write_bytes(b"never opened")
-    return path
-
-
-def _table(path: Path) -> Path:
-    pq.write_table(pa.table({"image": [b"never decoded"] * 5}), path)
-    return path
-
-
 def test_a_plan_notes_what_its_data_lack_on_this_machine_and_opens_no_image(
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     assert DigitsSource().count() == DIGITS_IMAGES
-    folder, table = _folder(tmp_path / "images"), _table(tmp_path / "images.parquet")
+    folder, table = tmp_path / "images", tmp_path / "images.parquet"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.png").write_bytes(b"never opened")
+    pq.write_table(pa.table({"image": [b"never decoded"] * 5}), table)
     cases = [
         (DIGITS, 1797, None),
         (DIGITS, 1798, "training.batch_size = 1798: expected at most the data set's 1797 images"),

@@ -43,6 +43,7 @@ def good_regions(draw: st.DrawFn) -> tuple[list[Span], int]:
         most = here[index + 2] if index + 1 < len(starts) else total
         stop = total if index + 1 == len(starts) else draw(st.integers(min(least, most), most))
         regions.append((start, stop))
+    assume(total >= 2 and _follow_the_rules(regions, total))
     return regions, total
 
 
@@ -75,24 +76,14 @@ def test_exactly_the_regions_that_follow_the_rules_are_accepted(regions: list[Sp
 
 @fixed
 @given(good_regions())
-def test_good_regions_are_accepted_and_their_routes_partition_the_timesteps(good: tuple[list[Span], int]) -> None:
-    regions, total = good
-    assume(total >= 2)
-    assume(_follow_the_rules(regions, total))
-    routes = _plan(regions, total).routes()
-    assert [t for start, stop in routes for t in range(start, stop)] == list(range(total))
-    for (start, stop), (train_start, train_stop) in zip(routes, regions, strict=True):
-        assert train_start == start < stop <= train_stop or stop <= total
-
-
-@fixed
-@given(good_regions())
 def test_each_timestep_belongs_to_the_region_with_the_largest_start_at_or_below_it(
     good: tuple[list[Span], int],
 ) -> None:
     regions, total = good
-    assume(total >= 2 and _follow_the_rules(regions, total))
     plan = _plan(regions, total)
+    assert [t for start, stop in plan.routes() for t in range(start, stop)] == list(range(total))
+    for (start, stop), (train_start, train_stop) in zip(plan.routes(), regions, strict=True):
+        assert train_start == start < stop <= train_stop
     routes = Routes(plan.routes(), [region.name for region in plan.regions])
     for timestep in range(total):
         owner = routes.owner(timestep)
@@ -180,7 +171,6 @@ def test_a_plan_survives_yaml_and_json_to_the_same_experiment(
     good: tuple[list[Span], int], seed: int, rate: float, weights: str
 ) -> None:
     regions, total = good
-    assume(total >= 2 and _follow_the_rules(regions, total))
     values = _plan(regions, total).model_dump(mode="json")
     values |= {"seed": seed, "training": {"learning_rate": rate}, "draw": {"weights": weights}}
     plan = plan_from_values(values)

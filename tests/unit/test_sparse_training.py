@@ -161,7 +161,7 @@ def test_the_exchanged_share_falls_by_a_cosine_and_by_default_is_small_where_lit
     assert exchanged_share(plan, 10, 400) == pytest.approx(0.5, abs=0.01)
     constant = plan.model_copy(update={"decay": "constant"})
     assert exchanged_share(constant, 290, 400) == 0.5
-    assert exchanged_share(constant.of_region(0.51), 290, 400) == 0.05
+    assert exchanged_share(constant.model_copy(update={"sparsity": 0.51}), 290, 400) == 0.05
     assert exchanged_share(plan.model_copy(update={"method": "static"}), 10, 400) == 0.0
 
 
