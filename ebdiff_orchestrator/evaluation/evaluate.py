@@ -102,7 +102,7 @@ def evaluate(
     plan = _finished(directory).plan
     executor = executor or _executor(directory, plan, in_process, address)
     images = sampled_images(directory, plan, options)
-    with directory.held(say=view.line), view, ExitStack() as stack:
+    with directory.held(view.line), view, ExitStack() as stack:
         return _evaluate(directory, options, images, Workers(plan.workers, address, executor, view, stack))
 
 

@@ -144,7 +144,7 @@ class RunDirectory:
         self.write_note(STOP_FILE, *attempts)
 
     @contextmanager
-    def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:
+    def held(self, say: Say, take_over: bool = False) -> Iterator[None]:
         """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`.
 
         UserError also for symbolic links in it, since what is written, deleted and verified must lie inside, and for a

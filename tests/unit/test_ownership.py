@@ -25,7 +25,7 @@ from ebdiff_orchestrator.run.ownership import (
 )
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import UserError
+from schemas.errors import RunFailed, UserError
 from schemas.job import Claim
 from schemas.manifest import Manifest
 
@@ -136,11 +136,11 @@ def test_of_two_that_claim_the_same_number_one_goes_on(files: RunFiles) -> None:
 
 def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: MakePlan, tmp_path: Path) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    with first.held():
+    with first.held(print):
         manifest = Ledger.begin(first, tiny_plan()).manifest
         assert not RunFiles(tmp_path).has_newer_owner(first.owner)
         before = first.owner
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             written = second.write(manifest.model_copy(update={"attempts": 7}))
             with pytest.raises(RunTakenOverError):
                 first.write(manifest)
@@ -159,6 +159,21 @@ def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(files: Ru
     owner.release()
 
 
+def test_a_place_that_fails_at_the_end_hides_no_error_and_leaves_the_claim_to_its_lease(
+    files: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    directory = RunDirectory(tmp_path)
+    with pytest.raises(RunFailed, match="the first error"), directory.held(print):
+        (tmp_path / "manifest.json").touch()
+        name = directory.owner
+        monkeypatch.setattr(RunFiles, "write", refuse)
+        raise RunFailed("the first error")
+    assert read_claim(files, name) is not None
+
+
 @pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])
 def test_a_file_that_is_no_claim_is_no_owner(files: RunFiles, tmp_path: Path, name: str) -> None:
     (tmp_path / ".owners").mkdir()
@@ -174,7 +189,7 @@ def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(files: RunFil
     left = tmp_path / ".owners" / ".partial-0123456789ab-00000001-aaaaaaaa.json"
     left.parent.mkdir()
     left.write_text('{"numb')
-    with RunDirectory(tmp_path).held():
+    with RunDirectory(tmp_path).held(print):
         assert not left.exists()
 
 
@@ -200,11 +215,11 @@ def test_nothing_changes_by_a_driver_that_lost_the_run(
     change: Callable[[RunDirectory, Manifest], object], tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    with first.held():
+    with first.held(print):
         manifest = Ledger.begin(first, tiny_plan()).manifest
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "file").write_text("second's")
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             before = _tree(tmp_path)
             with pytest.raises(RunTakenOverError):
                 change(first, manifest)
@@ -219,7 +234,7 @@ def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
     write_model = run_directory.write_model
 
     def take() -> None:
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             took.append(second.write(second.read().model_copy(update={"attempts": 99})).attempts)
 
     taking = Thread(target=take)
@@ -231,7 +246,7 @@ def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
             assert not took
         write_model(path, model)
 
-    with first.held():
+    with first.held(print):
         manifest = Ledger.begin(first, tiny_plan()).manifest
         monkeypatch.setattr(run_directory, "write_model", slowly)
         first.write(manifest.model_copy(update={"attempts": 1}))
@@ -247,7 +262,7 @@ from pathlib import Path
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import RunFailed
 run = RunDirectory(sys.argv[1])
-with run.held():
+with run.held(print):
     manifest = run.read()
     for turn in range(10**6):
         for change in (lambda: run.write(manifest), run.ask_to_stop, lambda: run.discard("kept")):
@@ -274,7 +289,7 @@ def test_a_halted_driver_that_wakes_after_another_took_the_run_changes_no_file(
         if _holds_the_lock(tmp_path):  # then none can take the run before it goes on
             first.kill()
             pytest.skip("halted in the midst of a write")
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             (tmp_path / "kept").mkdir()
             before = _tree(tmp_path)
             first.send_signal(signal.SIGCONT)
