@@ -12,6 +12,7 @@ from schemas.section import Sealed, Section, is_none
 MANIFEST_FILE = "manifest.json"
 STUDY_FILE = "study.yaml"  # in its place: the folder is a study's, with a run in each folder below it
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
+RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 MANIFEST_VERSION = 3
 EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost
 POINTS_COUNTED = 100  # of a drawing, where costs are counted: they are in proportion to it

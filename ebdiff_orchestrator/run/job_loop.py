@@ -7,7 +7,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from ebdiff_orchestrator.cluster.executor import Executor, too_late, waiting_for
-from ebdiff_orchestrator.cluster.workers import RAY_FOLDER
 from ebdiff_orchestrator.run.attempts import (
     Attempt,
     Budget,
@@ -25,6 +24,7 @@ from ebdiff_orchestrator.run.stages import JobOutline, worker_job
 from ebdiff_orchestrator.run.view import View
 from schemas.errors import RunFailed, RunStopped, command
 from schemas.job import GROW_FILE, Progress
+from schemas.manifest import RAY_FOLDER
 from schemas.process import unix_time
 
 _END_S = 5.0
