@@ -143,7 +143,7 @@ def extend(
     directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
     view = view or View()
-    with directory.held(say=view.line):
+    with directory.held(view.line):
         Ledger(directory).extend(plan)
     for note in step_notes(plan, changes):
         view.line(f"Note: {note}")
@@ -160,7 +160,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
     if not directory.exists():
         _ = resolved.preview  # PlanError for networks that cannot be built
         check_trackers(plan.logging.trackers)
-    with directory.held(take_over, view.line):
+    with directory.held(view.line, take_over):
         ledger = Ledger.begin(directory, resolved.plan, view)
         ledger.record_dense(resolved.dense)
         ledger.reopen_damaged_and_failed()
@@ -193,7 +193,7 @@ def decode_data(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore
     """The plan's images or drawings. PlanError or UserError if it cannot train on them, RunFailed if decoding broke."""
     plan = resolved.plan
     try:
-        store = ensure_data(plan.data, resolved.cache_dir, partial(view.images, what=plan.data.kind))
+        store = ensure_data(plan.data, resolved.cache_dir, partial(view.images, what=f"decoding {plan.data.kind}"))
     except ChildProcessError as error:
         raise RunFailed(f"data.path = {plan.data.path}: {error}.") from error
     _say_left_out(store.info.unreadable_names, f"unreadable {plan.data.kind}", view)
@@ -254,7 +254,7 @@ def encode_images(resolved: ResolvedPlan, images: Store, ledger: Ledger, executo
             images,
             resolved.cache_dir,
             executor.run_many,
-            view.images,
+            partial(view.images, what="encoding images"),
             cpu_threads=plan.training.cpu_threads,
             device=torch.device("cuda" if executor.request.gpus else "cpu"),
         )
