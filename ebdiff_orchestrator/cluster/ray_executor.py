@@ -75,7 +75,8 @@ class RayExecutor(Executor):
         """See Executor. A call whose worker dies is made again, `workers.retries` times.
 
         UserError if the cluster cannot hold one worker; RunFailed if none comes free within `workers.wait_limit_s`, if
-        all nodes are lost and none comes for as long, or if Ray ends. Few calls are handed out ahead, so that results do not pile up where nobody has asked for them yet.
+        all nodes are lost and none comes for as long, or if Ray ends. Few calls are handed out ahead, so that results
+        do not pile up where nobody has asked for them yet.
         """
         if not self.workers_at_once():
             have = self.describe_free()

@@ -81,7 +81,7 @@ def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_calls_whose_nodes_are_all_lost_wait_for_others_no_longer_than_the_limit(cancelled: list[Any]) -> None:
     cluster = RayExecutor(False, Request(1, 1.0, 0.0), wait_limit_s=0.5)
-    with pytest.raises(RunFailed, match="workers.wait_limit_s = 0 s"):
+    with pytest.raises(RunFailed, match=r"workers\.wait_limit_s = 0 s"):
         list(cluster.run_many(int, [(1,), (2,)]))
     assert len(cancelled) == 2
 

@@ -165,13 +165,15 @@ def test_a_place_that_fails_at_the_end_hides_no_error_and_leaves_the_claim_to_it
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    directory = RunDirectory(tmp_path)
-    with pytest.raises(RunFailed, match="the first error"), directory.held(print):
-        (tmp_path / "manifest.json").touch()
-        name = directory.owner
-        monkeypatch.setattr(RunFiles, "write", refuse)
-        raise RunFailed("the first error")
-    assert read_claim(files, name) is not None
+    def fail() -> None:
+        with RunDirectory(tmp_path).held(print):
+            (tmp_path / "manifest.json").touch()
+            monkeypatch.setattr(RunFiles, "write", refuse)
+            raise RunFailed("the first error")
+
+    with pytest.raises(RunFailed, match="the first error"):
+        fail()
+    assert len(files.claims()) == 1
 
 
 @pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])
