@@ -14,7 +14,6 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
-from ebdiff_orchestrator.run.time_left import is_draw
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.pruning.mask import queue_distances, unpack_mask
@@ -24,6 +23,7 @@ from region_workers.storage.tables import read_masks, read_metrics
 from schemas.digest import digest
 from schemas.execution import PreviewRecord, picture_key, record_key
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, METRICS_FILE, RECENT_METRICS_FILE, MetricsRow, RecentMetrics
+from schemas.stage_names import is_draw
 
 _LOOK_EVERY_S, _END_LIMIT_S = 2.0, 30.0
 _PARQUET_EVERY_S = 30.0  # at most, of one stage: where rows came faster than they are told

@@ -7,10 +7,11 @@ from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.stages import JobOutline, train_stage_name
+from ebdiff_orchestrator.run.stages import JobOutline
 from ebdiff_orchestrator.run.view import View
 from region_workers.training.timing import step_seconds
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 
 def place_jobs(

@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from ebdiff_orchestrator.plans.load import with_absolute_paths
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import train_stage_name
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
@@ -18,6 +17,7 @@ from schemas.errors import as_in_yaml, plan_error
 from schemas.manifest import DenseCost, DenseSource
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 _NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
 
