@@ -162,7 +162,7 @@ def _finished(directory: RunDirectory) -> Manifest:
             f"DIR = {directory.location}: expected a finished run, but open are {', '.join(open_stages)}. "
             f"Finish it first: {command('resume', directory.location)}"
         )
-    damaged = directory.damaged(manifest.stage(ASSEMBLE).artifacts)
+    damaged = directory.files.damaged(manifest.stage(ASSEMBLE).artifacts)
     if damaged:
         raise UserError(
             f"DIR = {directory.location}: {damaged[0]} is missing or damaged; expected the file as it was written. "

@@ -46,7 +46,7 @@ def finish(ledger: Ledger, view: View, executor: Executor | None = None) -> bool
     plan, location, owner = ledger.plan, ledger.directory.location, ledger.directory.owner
     files = {region.name: ledger.artifacts(train_stage_name(region), EXPERT_FOLDER) for region in plan.regions}
     experts = {name: digest([file.sha256 for file in found]) for name, found in files.items()}
-    vae = ledger.inputs.vae
+    vae = ledger.manifest.vae_digest
     ensemble_key = assemble_key(plan, experts, vae)
     gpus = executor.request.gpus
     ledger.finish_here(

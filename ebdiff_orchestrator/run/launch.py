@@ -25,7 +25,7 @@ from ebdiff_orchestrator.run.previews import Previews
 from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
 from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, inputs_of, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.trackers.group import check_trackers
 from region_workers.data.drawing_store import DrawingStore, ensure_data
@@ -234,7 +234,7 @@ def _finish_alone(ledger: Ledger, executor: Executor | None, view: View) -> bool
 def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], view: View) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
     ledger.record_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
-    jobs = outline_jobs(ledger.plan, ledger.inputs)
+    jobs = outline_jobs(ledger.plan, inputs_of(ledger.manifest))
     ledger.record_borrowed_starts(reuse_stages(ledger.directory, jobs, reuse, view.line))
     ledger.collect_results(jobs)
     return jobs

@@ -34,9 +34,9 @@ def place_jobs(
     works, first = works_of(left, seconds, draws)
     still = {job.name for job in jobs if not ledger.all_done((job,))}
     works = [work for work in works if work.name in still]
-    first = first if first and first.name in still else None
     if not works:
-        return dict.fromkeys(still, 1), None
+        return {}, None
+    first = first if first and first.name in still else None
     efficiency = plan.workers.parallel_efficiency
     schedule = place(works, max(1, executor.workers_at_once()), plan.placement, efficiency, first)
     workers = schedule.widths

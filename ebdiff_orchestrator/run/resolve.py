@@ -102,7 +102,9 @@ def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
             raise _disagreement(plan, f"model.{name}", own, theirs)
         update[name] = theirs
     if plan.data.drawings is not None:
-        _check_drawings(plan, plan.data.drawings.coordinates, dense)
+        own, theirs = plan.data.drawings.coordinates, dense.arguments["coordinates"]
+        if own != theirs:
+            raise _disagreement(plan, "data.drawings.coordinates", own, theirs)
     else:
         _check_images(plan, dense)
         _check_classes(plan, dense)
@@ -116,12 +118,6 @@ def _check_kind(plan: Plan, dense: DenseFolder) -> None:
         expected = f"a {DrawingGRU.__name__ if is_vector else 'UNet'}, since model.family = {plan.model.family}"
         remedy = f"It is a {dense.class_name}: choose another network or family."
         raise plan_error("model.pretrained", plan.model.pretrained, expected, remedy)
-
-
-def _check_drawings(plan: Plan, coordinates: str, dense: DenseFolder) -> None:
-    theirs = dense.arguments["coordinates"]
-    if theirs != coordinates:
-        raise _disagreement(plan, "data.drawings.coordinates", coordinates, theirs)
 
 
 def _check_classes(plan: Plan, dense: DenseFolder) -> None:

@@ -63,7 +63,7 @@ def _copy_stage(run_dir: Path, other: Path, stage: Stage, location: str) -> bool
             shutil.copyfile(other / item.path, target)
         last = _last_checkpoint(other, stage)
         if last is not None:  # so that the stage can be extended here too
-            shutil.copytree(last, folder / CHECKPOINTS_FOLDER / last.name)
+            _copy_files(last, folder / CHECKPOINTS_FOLDER / last.name)
 
     write_folder(run_dir / stage.name, copy)
     copied = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or location})
@@ -100,5 +100,7 @@ def _borrow_checkpoint(
 
 
 def _copy_files(source: Path, target: Path) -> None:
+    """Without their modes: what is copied here is deleted here, though the other run may be kept from changes."""
+    target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         shutil.copyfile(path, target / path.name)

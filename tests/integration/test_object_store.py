@@ -32,7 +32,7 @@ from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.run_table import read_status
-from ebdiff_orchestrator.run.stages import ASSEMBLE, outline_jobs
+from ebdiff_orchestrator.run.stages import ASSEMBLE, inputs_of, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.export import export_run
 from region_workers.storage.integrity import artifact, file_digests
@@ -310,7 +310,7 @@ def test_the_driver_knows_how_far_a_training_is_wherever_its_checkpoints_are(
     ledger = Ledger.begin(run, plan)
     ledger.record_samples("digest", None)
     ledger.record_step_seconds({0.0: 1.0, 0.5: 1.0})
-    jobs, preview = outline_jobs(plan, ledger.inputs), preview_plan(plan)
+    jobs, preview = outline_jobs(plan, inputs_of(ledger.manifest)), preview_plan(plan)
     for step, first in ((10, "region a"), (60, "region b")):
         RunFiles(run.location).write(f"train/a/checkpoints/step-{step:09d}/checkpoint.json", b"{}")
         RunFiles(run.location).write(f"train/b/checkpoints/step-{40:09d}/checkpoint.json", b"{}")

@@ -202,7 +202,6 @@ def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 CHANGES: dict[str, Callable[[RunDirectory, Manifest], object]] = {
     "manifest": lambda run, manifest: run.write(manifest),
-    "stop": lambda run, _: run.ask_to_stop(),
     "note": lambda run, _: run.write_note("train/all/grow-requested", 1),
     "discard a folder": lambda run, _: run.discard("kept"),
     "discard a file": lambda run, _: run.discard("kept/file"),
@@ -266,8 +265,9 @@ from schemas.errors import RunFailed
 run = RunDirectory(sys.argv[1])
 with run.held(print):
     manifest = run.read()
+    changes = lambda: run.write(manifest), lambda: run.write_note("stop-requested"), lambda: run.discard("kept")
     for turn in range(10**6):
-        for change in (lambda: run.write(manifest), run.ask_to_stop, lambda: run.discard("kept")):
+        for change in changes:
             try:
                 change()
             except RunFailed:

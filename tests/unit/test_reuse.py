@@ -148,8 +148,11 @@ def test_a_run_that_took_everything_over_is_a_run_like_any_other(
     first: Path, launch: Launch, serial_cluster: SerialCluster, tmp_path: Path
 ) -> None:
     second = tmp_path / "second"
+    for folder in (first / "train").glob("*/checkpoints/*"):
+        folder.chmod(0o555)
     before = launch("second", "sampling.num_images=3", reuse=(first,)).manifest
     assert serial_cluster.jobs == []
+    assert all(folder.stat().st_mode & 0o200 for folder in (second / "train").glob("*/checkpoints/*"))
     assert driver.resume(second, executor=serial_cluster).manifest.usage == before.usage
     with pytest.raises(UserError, match="different experiment"):
         launch("second", "seed=5")
