@@ -34,14 +34,14 @@ _RECORD_USAGE_EVERY_S = 30.0  # so that a killed driver loses little of it
 class JobLoop:
     """The jobs of one launch.
 
-    `placement` says in which order jobs start and how many workers each gets, and the most that all hold together,
-    None for all there are. `interrupts`: where to look for them; None: this loop notes them itself.
+    `placement` says in which order jobs start and how many workers each gets, and the most that all hold together.
+    `interrupts`: where to look for them; None: this loop notes them itself.
     """
 
     def __init__(
         self,
         jobs: tuple[JobOutline, ...],
-        placement: tuple[Mapping[str, int], int | None],
+        placement: tuple[Mapping[str, int], int],
         ledger: Ledger,
         executor: Executor,
         view: View,
@@ -111,16 +111,12 @@ class JobLoop:
         )
 
     def _free_workers(self) -> int:
-        free = self._executor.free_workers()
-        if self._limit is None:
-            return free
-        return min(free, self._limit - self._held())
+        return min(self._executor.free_workers(), self._limit - self._held())
 
     def _waits_for_others(self, decision: Decision) -> bool:
         """Whether a job lacks workers, and not because the run has all that it may hold."""
-        if not decision.waiting or self._limit is None:
-            return bool(decision.waiting)
-        return self._held() + self._growth.workers_of[decision.waiting[0]] <= self._limit
+        waiting = decision.waiting
+        return bool(waiting) and self._held() + self._growth.workers_of[waiting[0]] <= self._limit
 
     def _held(self) -> int:
         return sum(attempt.workers for attempt in self._running.values())

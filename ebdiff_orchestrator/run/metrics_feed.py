@@ -96,7 +96,7 @@ class MetricsFeed:
         self._published_at = time.monotonic()
 
     def _publish(self) -> None:
-        if "tensorboard" not in self._plan.logging.trackers:
+        if not self._run.files.is_copy or "tensorboard" not in self._plan.logging.trackers:
             return
         files = files_in(self._run.path / TENSORBOARD_FOLDER)
         sizes = {file.relative_to(self._run.path).as_posix(): file.stat().st_size for file in files}

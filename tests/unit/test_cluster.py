@@ -1,6 +1,7 @@
 """What jobs ask of a cluster, how many of them its nodes hold, and nodes that are lost or do not answer."""
 
 import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import ray
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node
+from ebdiff_orchestrator.cluster.executor import Request, ThisProcess, request_of, run_one, workers_on_node
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from schemas.errors import RunFailed, UserError
 from schemas.plan import WorkersPlan
@@ -84,6 +85,25 @@ def test_calls_whose_nodes_are_all_lost_wait_for_others_no_longer_than_the_limit
     with pytest.raises(RunFailed, match=r"workers\.wait_limit_s = 0 s"):
         list(cluster.run_many(int, [(1,), (2,)]))
     assert len(cancelled) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("a traceback\nCUDA out of memory. "), "A worker failed (CUDA out of memory.)."),
+        (RunFailed("for people"), "for people"),
+    ],
+)
+def test_what_breaks_a_worker_of_one_call_is_one_line_for_people(error: Exception, told: str) -> None:
+    class Breaking(RayExecutor):
+        def run_many(self, *_: Any) -> Iterator[tuple[int, Any]]:
+            raise error
+
+    with pytest.raises(RunFailed) as raised:
+        run_one(Breaking(False, Request(1, 1.0, 0.0)), int)
+    assert str(raised.value) == told
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_one(ThisProcess(), int, "none")
 
 
 def test_what_a_node_has_not_answered_in_time_is_cancelled(cancelled: list[Any]) -> None:

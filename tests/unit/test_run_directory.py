@@ -1,4 +1,4 @@
-"""The run directory: the same experiment goes on, another one is refused, two drivers are kept apart."""
+"""The run directory: the same experiment goes on, another one is refused, and what is not of a run is left alone."""
 
 import re
 import shlex
@@ -50,19 +50,6 @@ def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePl
     manifest = directory.read()
     assert manifest.created_at == created
     assert manifest.plan.workers.gpus == 0.5
-
-
-def test_a_second_driver_is_kept_out(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).held(print), pytest.raises(UserError, match="process"), RunDirectory(tmp_path).held():
-        pytest.fail("two drivers held one run")
-    with RunDirectory(tmp_path).held(print):
-        pass
-
-
-def test_a_run_that_is_refused_leaves_nothing_in_its_folder(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run").held(print):
-        pass
-    assert not (tmp_path / "run").exists()
 
 
 def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_way(
