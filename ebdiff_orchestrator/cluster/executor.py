@@ -114,6 +114,12 @@ class ThisProcess(Executor):
             future.set_result(None)
         return future
 
+    def cancel(self, job_name: str) -> None:
+        """Nothing is left to be ended."""
+
+    def has_started(self, job_name: str) -> None:
+        """Nothing is counted."""
+
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         for index, call in enumerate(calls):
             yield index, function(*call)

@@ -156,11 +156,12 @@ def timeline_of(manifest: Manifest) -> Timeline | None:
     if not held:
         return None
     plan = manifest.plan
-    jobs = {train_stage_name(region): f"region {region.name}" for region in plan.regions}
-    jobs |= {draw_stage_name(plan, region): f"region {region.name}" for region in plan.regions}
+    job_of = {train_stage_name(region): f"region {region.name}" for region in plan.regions}
+    job_of |= {draw_stage_name(plan, region): f"region {region.name}" for region in plan.regions}
+    job_of |= {SHARED_DRAW: "shared draw"}
     did = []
     for name, record in manifest.stages.items():
-        job = "shared draw" if name == SHARED_DRAW else jobs.get(name, name)
+        job = job_of.get(name, name)
         kind: Kind = "draw" if is_draw(name) else "train" if is_training(name) else "other"
         if record.started_at is not None and not record.reused_from:
             did += [Bar(job, kind, *span) for span in _within(record.started_at, record.finished_at, job, held)]
