@@ -144,8 +144,7 @@ class MetricsFeed:
     def _feed_files(self, stage: str, folder: str) -> None:
         rows = [MetricsRow.model_validate(row) for row in read_metrics(self._run.fetch(f"{folder}/{METRICS_FILE}"))]
         self._feed(stage, rows)
-        masks = self._run.fetch(f"{folder}/{MASKS_FILE}") if is_draw(stage) else None
-        if masks is not None and masks.is_file():  # a dense region has none
+        if is_draw(stage) and (masks := self._run.fetch(f"{folder}/{MASKS_FILE}")).is_file():  # a dense region has none
             self._feed_masks(masks, rows)
 
     def _recent(self, stage: str) -> RecentMetrics | None:
