@@ -94,7 +94,10 @@ def _borrow_checkpoint(
     target = folders[0] / best.name
     if best == target:
         return None
-    write_folder(target, lambda folder: _copy_files(best, folder))
+    try:
+        write_folder(target, lambda folder: _copy_files(best, folder))
+    except FileNotFoundError:
+        return None  # the other run is at work, and has newer ones
     say(f"{stage.name}: goes on from {best}.")
     return best.parents[len(Path(stage.name).parts) + 1]
 
