@@ -8,10 +8,12 @@ from schemas.data import RasterPlan
 from schemas.job import Artifact, Hardware
 from schemas.plan import Plan
 from schemas.section import Sealed, Section, is_none
+from schemas.stage_names import is_draw, is_training
 
 MANIFEST_FILE = "manifest.json"
 STUDY_FILE = "study.yaml"  # in its place: the folder is a study's, with a run in each folder below it
 RAY_LOG = "ray.log"  # not there unless Ray had something to say
+RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 MANIFEST_VERSION = 3
 EVALUATE_JOB = "evaluate"  # its usage is no part of what training cost
 POINTS_COUNTED = 100  # of a drawing, where costs are counted: they are in proportion to it
@@ -243,10 +245,10 @@ class Manifest(Sealed):
         return nothing if self.dense is None else self.dense.cost
 
     def draws(self) -> list[StageRecord]:
-        return [record for name, record in self.stages.items() if name.startswith("draw/")]
+        return [record for name, record in self.stages.items() if is_draw(name)]
 
     def trainings(self) -> list[StageRecord]:
-        return [record for name, record in self.stages.items() if name.startswith("train/")]
+        return [record for name, record in self.stages.items() if is_training(name)]
 
     def with_stage(self, record: StageRecord) -> Self:
         return self.model_copy(update={"stages": {**self.stages, record.name: record}})

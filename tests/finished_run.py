@@ -8,12 +8,13 @@ import torch
 from ebdiff_orchestrator.ensemble import ensemble_of
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE, train_stage_name
+from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.networks.dense import build_dense
 from region_workers.storage.integrity import artifact, files_in
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 
 def expert_files(run_dir: Path, plan: Plan) -> dict[str, tuple[Artifact, ...]]:

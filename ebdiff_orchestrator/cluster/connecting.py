@@ -19,7 +19,6 @@ from ebdiff_orchestrator.cluster.embedded import (
     silence_ray,
 )
 from ebdiff_orchestrator.cluster.executor import Executor, request_of
-from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from region_workers.storage.places import check_writable_folder
 from schemas.errors import RunFailed, UserError, plan_error, user_error
 from schemas.plan import WorkersPlan
@@ -143,8 +142,10 @@ def _take_back_sigterm() -> None:
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
-def _cluster(workers: WorkersPlan, embedded: bool) -> RayExecutor:
+def _cluster(workers: WorkersPlan, embedded: bool) -> Executor:
     import ray
+
+    from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 
     request = request_of(workers, ray.cluster_resources().get("GPU", 0.0))
     cluster = RayExecutor(embedded, request, workers.retries, workers.wait_limit_s)

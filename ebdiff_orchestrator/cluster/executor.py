@@ -155,7 +155,11 @@ def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
 
 
 def run_one(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
-    [(_, result)] = executor.run_many(function, [arguments])
+    """What the function returns on one worker; what breaks a worker in another process is a RunFailed of one line."""
+    is_here = isinstance(executor, ThisProcess)
+    calls = [arguments]
+    results = executor.run_many(function, calls) if is_here else results_of_workers(executor, function, calls)
+    [(_, result)] = results
     return result
 
 

@@ -10,6 +10,10 @@ from dataclasses import dataclass, replace
 from threading import Thread
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from ebdiff_orchestrator.cluster.executor import Executor, Loss, NodeAnswer, Request, too_late, workers_on_node
 from ebdiff_orchestrator.cluster.workers import start_actor, trainer_of
 from schemas.errors import RunFailed, UserError
@@ -31,20 +35,14 @@ class RayExecutor(Executor):
 
     def has_ended(self) -> bool:
         """Whether this program's own Ray has lost its only node, which never comes back; another cluster's may."""
-        import ray
-
         return self.on_this_machine and not any(node["Alive"] for node in ray.nodes())
 
     def workers_at_once(self) -> int:
-        import ray
-
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(workers_on_node(self.request, node) for node in nodes)
 
     def free_workers(self) -> int:
         """See Executor: without those that were started and have not yet taken their place."""
-        import ray
-
         free = ray.available_resources()
         workers = free.get("CPU", 0.0) / self.request.cpus
         if self.request.gpus:
@@ -54,8 +52,6 @@ class RayExecutor(Executor):
         return max(0, min(int(workers + 1e-6) - promised, self.workers_at_once() - held))
 
     def describe_free(self) -> str:
-        import ray
-
         free, total = ray.available_resources(), ray.cluster_resources()
         kinds = ["CPU", "GPU"] if self.request.gpus else ["CPU"]
         return ", ".join(f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}" for kind in kinds)
@@ -78,17 +74,16 @@ class RayExecutor(Executor):
     def run_many(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See Executor. A call whose worker dies is made again, `workers.retries` times.
 
-        UserError if the cluster cannot hold one worker; RunFailed if none comes free within `workers.wait_limit_s`, or
-        Ray ends. Few calls are handed out ahead, so that results do not pile up where nobody has asked for them yet.
+        UserError if the cluster cannot hold one worker; RunFailed if none comes free within `workers.wait_limit_s`, if
+        all nodes are lost and none comes for as long, or if Ray ends. Few calls are handed out ahead, so that results
+        do not pile up where nobody has asked for them yet.
         """
-        import ray
-
         if not self.workers_at_once():
             have = self.describe_free()
             raise UserError(
                 f"The cluster cannot hold one worker of {self.request} ({have}). Lower workers.gpus or cpus."
             )
-        self._wait_for_a_worker()
+        self._wait_for(self.free_workers)
         options = {"num_cpus": self.request.cpus, "num_gpus": min(self.request.gpus, 1.0)}
         task = ray.remote(max_retries=self._retries, **options)(function)
         waiting = deque(enumerate(calls))
@@ -100,28 +95,24 @@ class RayExecutor(Executor):
                     pending[task.remote(*call)] = index
                 ended, _ = ray.wait(list(pending), num_returns=1, timeout=_LOOK_S)
                 if not ended:
-                    self._raise_if_ended()
+                    self._wait_for(self.workers_at_once)
                 for each in ended:
                     yield pending.pop(each), _result_of(each)
         finally:
             for reference in pending:
                 ray.cancel(reference, force=True)
 
-    def _raise_if_ended(self) -> None:
-        if self.has_ended():
-            raise RunFailed("The Ray of this command has ended. The same command goes on from what is saved.")
-
-    def _wait_for_a_worker(self) -> None:
+    def _wait_for(self, count_workers: Callable[[], int]) -> None:
+        """Wait until there is one, with a limit."""
         deadline = time.monotonic() + self._wait_limit_s
-        while not self.free_workers():
+        while not count_workers():
+            if self.has_ended():
+                raise RunFailed("The Ray of this command has ended. The same command goes on from what is saved.")
             if time.monotonic() > deadline:
                 raise RunFailed(too_late(self, self.request, self._wait_limit_s))
-            self._raise_if_ended()
             time.sleep(_LOOK_S)
 
     def loss(self, error: BaseException | None) -> Loss | None:
-        from ray.exceptions import RayActorError, RayTaskError
-
         if isinstance(error, RayActorError):
             return "preempted" if error.preempted else "died"
         if error is None or isinstance(error, RayTaskError):
@@ -140,19 +131,16 @@ class RayExecutor(Executor):
 
     def on_each_node(self, function: Callable[..., Any], *arguments: Any) -> list[NodeAnswer]:
         """See Executor: on all at the same time, for at most `_ASK_LIMIT_S`."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         nodes = [node for node in ray.nodes() if node["Alive"]]
         task = ray.remote(num_cpus=0, max_retries=0)(function)
         places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         asked = [task.options(scheduling_strategy=place).remote(*arguments) for place in places]
-        ended = set(ray.wait(asked, num_returns=len(asked), timeout=_ASK_LIMIT_S)[0])
+        ended, late = ray.wait(asked, num_returns=len(asked), timeout=_ASK_LIMIT_S)
+        for each in late:
+            ray.cancel(each, force=True)
         return [_answer(node, task, task in ended) for node, task in zip(nodes, asked, strict=True)]
 
     def _run(self, job: WorkerJob, known: _Job, future: Future[None]) -> None:
-        import ray
-
         error: BaseException | None = None
         try:
             if known.workers == 1:
@@ -195,8 +183,6 @@ class _Job:
         self._end_if_cancelled()
 
     def _end_if_cancelled(self) -> None:
-        import ray
-
         actor = self.actor  # the job may end just now
         if self.is_cancelled and actor is not None:
             ray.kill(actor, no_restart=True)
@@ -204,25 +190,21 @@ class _Job:
 
 def _result_of(call: Any) -> Any:
     """What an ended call returned. Of an error for people its own words are raised: Ray's are a traceback."""
-    import ray
-
     try:
         return ray.get(call)
-    except ray.exceptions.RayTaskError as error:
+    except RayTaskError as error:
         if isinstance(error.cause, RunFailed | UserError):
             raise error.cause from error
         raise
 
 
 def _answer(node: Mapping[str, Any], task: Any, ended: bool) -> NodeAnswer:
-    import ray
-
     name, value, problem = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})", None, None
     try:
         if ended:
             value = ray.get(task)
         else:
             problem = f"no answer within {_ASK_LIMIT_S:.0f} s"
-    except ray.exceptions.RayError as error:
+    except RayError as error:
         problem = str(error).strip().splitlines()[-1]
     return NodeAnswer(name, node["Resources"], value, problem)

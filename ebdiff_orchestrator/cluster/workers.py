@@ -12,13 +12,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import ActorDiedError, RayError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
 from ebdiff_orchestrator.cluster.executor import Request
 from region_workers.storage.run_files import local_folder
 from schemas.digest import digest
 from schemas.job import WorkerJob
+from schemas.manifest import RAY_FOLDER
 from schemas.process import quick_imports
 
-RAY_FOLDER = ".ray"  # Ray Train wants a place of its own; nothing in it is read
 _NOTICE_S = 5.0
 
 
@@ -31,8 +36,6 @@ class RegionWorker:
 
 def start_actor(request: Request) -> Any:
     """A worker with the request's share of a node; it never comes back by itself: the driver decides on retries."""
-    import ray
-
     actor = ray.remote(num_cpus=request.cpus, num_gpus=request.gpus, max_restarts=0, max_task_retries=0)(RegionWorker)
     return actor.remote()
 
@@ -66,9 +69,7 @@ def _trainer_class(tell_controller: Callable[[Any], None]) -> Any:
 
     A Ray that starts its controller in another way has none to tell, and cancels nothing here.
     """
-    import ray
     from ray.train.torch import TorchTrainer
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
         def _initialize_and_run_controller(self, **arguments: Any) -> Any:
@@ -84,7 +85,7 @@ def _trainer_class(tell_controller: Callable[[Any], None]) -> Any:
             tell_controller(controller)
             try:
                 ray.get(controller.run.remote())
-            except ray.exceptions.ActorDiedError:
+            except ActorDiedError:
                 _remove_placement_groups_of(controller)
                 raise
             return ray.get(controller.get_result.remote())
@@ -97,7 +98,6 @@ def _remove_placement_groups_of(controller: Any) -> None:
     from ray import PlacementGroupID
     from ray._private.state import state  # Ray's public table of groups does not say whose each is
     from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
 
     for entry in state._connect_and_get_accessor().get_placement_group_table():
         group = PlacementGroupTableData.FromString(entry)
@@ -134,14 +134,11 @@ class _DrainNotice:
     """Whether Ray drains this worker's node, which is about to be taken away; asked for every few seconds at most."""
 
     def __init__(self) -> None:
-        import ray
-
         self._node = ray.get_runtime_context().get_node_id()
         self._asked_at = -math.inf
 
     def __call__(self) -> bool:
         from ray._private.state import state  # where Ray Train's own watcher asks
-        from ray.exceptions import RayError
 
         if time.monotonic() - self._asked_at < _NOTICE_S:
             return False

@@ -102,7 +102,7 @@ def evaluate(
     plan = _finished(directory).plan
     executor = executor or _executor(directory, plan, in_process, address)
     images = sampled_images(directory, plan, options)
-    with directory.held(say=view.line), view, ExitStack() as stack:
+    with directory.held(view.line), view, ExitStack() as stack:
         return _evaluate(directory, options, images, Workers(plan.workers, address, executor, view, stack))
 
 
@@ -162,7 +162,7 @@ def _finished(directory: RunDirectory) -> Manifest:
             f"DIR = {directory.location}: expected a finished run, but open are {', '.join(open_stages)}. "
             f"Finish it first: {command('resume', directory.location)}"
         )
-    damaged = directory.damaged(manifest.stage(ASSEMBLE).artifacts)
+    damaged = directory.files.damaged(manifest.stage(ASSEMBLE).artifacts)
     if damaged:
         raise UserError(
             f"DIR = {directory.location}: {damaged[0]} is missing or damaged; expected the file as it was written. "

@@ -6,6 +6,7 @@ from ebdiff_orchestrator.placement.schedule import Work, allowed_widths
 from ebdiff_orchestrator.plans.data_checks import DIGITS_IMAGES
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from schemas.plan import DIGITS, Plan
+from schemas.stage_names import SHARED_DRAW, draw_stage_name
 
 DRAW_INTERVALS = 7  # assumed: the paper's CIFAR-10 tickets were drawn at epochs 4 to 12
 _IMAGES = {DIGITS: DIGITS_IMAGES, "uoft-cs/cifar10": 50_000}
@@ -25,12 +26,12 @@ def works_of(
     """
     widths = allowed_widths(plan.training, plan.training.batch_size)
     draw_s = {name: steps * step_seconds[0.0] for name, steps in (draw_steps or {}).items()}
+    shared_s = draw_s.pop(SHARED_DRAW, None)
     works = []
     for region in plan.regions:
         train_s = plan.steps_of(region) * step_seconds[region.pruning_ratio]
-        seconds = draw_s.get(f"draw/{region.name}", 0.0) + train_s
+        seconds = draw_s.get(draw_stage_name(plan, region), 0.0) + train_s
         works.append(Work(f"region {region.name}", seconds, widths, memory_bytes))
-    shared_s = draw_s.get("draw/shared")
     return works, None if shared_s is None else Work("shared draw", shared_s, widths, memory_bytes)
 
 
@@ -65,12 +66,10 @@ def draw_steps_of(plan: Plan, interval: int, intervals: int) -> dict[str, int]:
     `interval`: steps between two masks; `intervals`: the masks after which a draw converges.
     """
     masks = {"early-bird": drawn_after(plan, intervals), "one-shot": 1, "slim": 0}[plan.draw.method]
-    span = (0, plan.diffusion.num_train_timesteps)
-    pruned = any(region.pruning_ratio for region in plan.regions)
+    spans = {draw_stage_name(plan, region): (region.train, region.pruning_ratio > 0) for region in plan.regions}
     if plan.draw.scope == "shared":
-        spans = {"draw/shared": (span, pruned)}
-    else:
-        spans = {f"draw/{region.name}": (region.train, region.pruning_ratio > 0) for region in plan.regions}
+        pruned = any(region.pruning_ratio for region in plan.regions)
+        spans = {SHARED_DRAW: ((0, plan.diffusion.num_train_timesteps), pruned)}
     return {
         name: masks * (interval + _passes_of_a_mask(plan, timesteps)) if is_drawn else 0
         for name, (timesteps, is_drawn) in spans.items()

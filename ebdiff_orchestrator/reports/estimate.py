@@ -13,13 +13,13 @@ from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.reports.formats import TextTable, gib, print_table, say
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.resolve import adopt_dense
-from ebdiff_orchestrator.run.stages import train_stage_name
 from ebdiff_orchestrator.run.time_left import duration
 from region_workers.training.device import current_world, prepare_process
 from region_workers.training.timing import StepTime, StepTimer, ratios_of
 from schemas.errors import user_error
 from schemas.manifest import POINTS_COUNTED
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 _BUSY = 1.2
 Say = Callable[[str], None]

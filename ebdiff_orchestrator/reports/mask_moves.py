@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 from ebdiff_orchestrator.reports.masks import newest_of_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import train_stage_name
 from region_workers.storage.tables import read_mask_moves
 from schemas.experiment import SparsityPlan
 from schemas.job import MASK_MOVES_FILE
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 Counts = npt.NDArray[np.int64]
 Shares = npt.NDArray[np.float64]

@@ -18,12 +18,12 @@ from ebdiff_orchestrator.reports.masks import (
     recorded_masks,
 )
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import train_stage_name
 from schemas.errors import UserError, user_error
 from schemas.job import REPLACED_SHARE
 from schemas.manifest import Manifest
 from schemas.plan import DrawPlan, Plan
 from schemas.regions import RegionPlan
+from schemas.stage_names import train_stage_name
 
 
 @dataclass(frozen=True)

@@ -39,21 +39,17 @@ class Attempt:
 
     def begun_at(self) -> Position:
         assert self.progress is not None
-        return self._stage_index(), self.progress.first_step
+        return self.outline.stages.index(self.progress.stage), self.progress.first_step
 
     def saved_at(self) -> Position:
         """Up to where the work of an attempt that has ended is known to be saved."""
         if self.progress is None or self.progress.state == "starting":
             return 0, 0
-        stopped = self.progress.state == "stopped"
-        return self._stage_index(), self.progress.step if stopped else self.progress.first_step
+        stage, first_step = self.begun_at()
+        return stage, self.progress.step if self.has_stopped() else first_step
 
     def has_stopped(self) -> bool:
         return self.progress is not None and self.progress.state == "stopped"
-
-    def _stage_index(self) -> int:
-        assert self.progress is not None
-        return self.outline.stages.index(self.progress.stage)
 
 
 @dataclass

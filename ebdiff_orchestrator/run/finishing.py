@@ -12,7 +12,7 @@ from ebdiff_orchestrator.ensemble.loading import ensemble_of, load_ensemble
 from ebdiff_orchestrator.ensemble.samples import samples_of, write_samples
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key, train_stage_name
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, assemble_key, sample_key
 from ebdiff_orchestrator.run.view import View, sampling_report
 from region_workers.data.encode import on_threads
 from region_workers.data.vae import load_known_vae
@@ -23,6 +23,7 @@ from schemas.errors import RunFailed
 from schemas.job import EXPERT_FOLDER, Artifact
 from schemas.model import LatentModelPlan
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 
 def finish_or_reopen(ledger: Ledger, view: View, executor: Executor | None = None) -> bool:
@@ -45,7 +46,7 @@ def finish(ledger: Ledger, view: View, executor: Executor | None = None) -> bool
     plan, location, owner = ledger.plan, ledger.directory.location, ledger.directory.owner
     files = {region.name: ledger.artifacts(train_stage_name(region), EXPERT_FOLDER) for region in plan.regions}
     experts = {name: digest([file.sha256 for file in found]) for name, found in files.items()}
-    vae = ledger.inputs.vae
+    vae = ledger.manifest.vae_digest
     ensemble_key = assemble_key(plan, experts, vae)
     gpus = executor.request.gpus
     ledger.finish_here(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ebdiff_orchestrator.placement.schedule import allowed_widths, speed_up
 from ebdiff_orchestrator.run.attempts import Attempt
+from ebdiff_orchestrator.run.time_left import stage_left
 from schemas.plan import Plan
 from schemas.process import unix_time
 
@@ -100,4 +101,5 @@ def _remaining_s(attempt: Attempt) -> float | None:
     progress, train = attempt.progress, attempt.outline.train
     if train is None or progress is None or progress.stage != train.name or progress.state != "running":
         return None
-    return (train.steps - progress.step) / progress.steps_per_s if progress.steps_per_s else None
+    left = stage_left(progress)
+    return None if left is None else left.seconds

@@ -7,7 +7,6 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 from ebdiff_orchestrator.cluster.executor import Executor, too_late, waiting_for
-from ebdiff_orchestrator.cluster.workers import RAY_FOLDER
 from ebdiff_orchestrator.run.attempts import (
     Attempt,
     Budget,
@@ -17,14 +16,15 @@ from ebdiff_orchestrator.run.attempts import (
     raise_if_failed,
     what_follows,
 )
-from ebdiff_orchestrator.run.decide import Decision, Situation, next_jobs
+from ebdiff_orchestrator.run.decide import Decision, next_jobs
 from ebdiff_orchestrator.run.growth import Growth
 from ebdiff_orchestrator.run.interrupts import Interrupts
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.stages import JobOutline, worker_job
+from ebdiff_orchestrator.run.stages import JobOutline, inputs_of, worker_job
 from ebdiff_orchestrator.run.view import View
 from schemas.errors import RunFailed, RunStopped, command
-from schemas.job import GROW_FILE, Progress
+from schemas.job import GROW_FILE, STOP_FILE, Progress
+from schemas.manifest import RAY_FOLDER
 from schemas.process import unix_time
 
 _END_S = 5.0
@@ -34,14 +34,14 @@ _RECORD_USAGE_EVERY_S = 30.0  # so that a killed driver loses little of it
 class JobLoop:
     """The jobs of one launch.
 
-    `placement` says in which order jobs start and how many workers each gets, and the most that all hold together,
-    None for all there are. `interrupts`: where to look for them; None: this loop notes them itself.
+    `placement` says in which order jobs start and how many workers each gets, and the most that all hold together.
+    `interrupts`: where to look for them; None: this loop notes them itself.
     """
 
     def __init__(
         self,
         jobs: tuple[JobOutline, ...],
-        placement: tuple[Mapping[str, int], int | None],
+        placement: tuple[Mapping[str, int], int],
         ledger: Ledger,
         executor: Executor,
         view: View,
@@ -99,22 +99,24 @@ class JobLoop:
         self._growth.shrink_what_cannot_grow()
         failed = frozenset(name for name, budget in self._budgets.items() if budget.failed)
         waited_s = unix_time() - self._waiting_since if self._waiting_since else 0.0
-        done = self._ledger.done_stages()
-        situation = Situation(done, frozenset(self._running), failed, self._free_workers(), waited_s)
-        limit_s = self._plan.workers.wait_limit_s
-        return next_jobs(tuple(self._jobs.values()), self._growth.workers_of, situation, limit_s)
+        return next_jobs(
+            tuple(self._jobs.values()),
+            self._growth.workers_of,
+            done_stages=self._ledger.done_stages(),
+            running=frozenset(self._running),
+            failed=failed,
+            free_workers=self._free_workers(),
+            waited_s=waited_s,
+            wait_limit_s=self._plan.workers.wait_limit_s,
+        )
 
     def _free_workers(self) -> int:
-        free = self._executor.free_workers()
-        if self._limit is None:
-            return free
-        return min(free, self._limit - self._held())
+        return min(self._executor.free_workers(), self._limit - self._held())
 
     def _waits_for_others(self, decision: Decision) -> bool:
         """Whether a job lacks workers, and not because the run has all that it may hold."""
-        if not decision.waiting or self._limit is None:
-            return bool(decision.waiting)
-        return self._held() + self._growth.workers_of[decision.waiting[0]] <= self._limit
+        waiting = decision.waiting
+        return bool(waiting) and self._held() + self._growth.workers_of[waiting[0]] <= self._limit
 
     def _held(self) -> int:
         return sum(attempt.workers for attempt in self._running.values())
@@ -132,7 +134,7 @@ class JobLoop:
         budget.attempts += not joins
         number = self._ledger.begin_attempt(outline)
         directory, use_gpu = self._ledger.directory, self._executor.request.gpus > 0
-        inputs, owner = self._ledger.inputs, directory.owner
+        inputs, owner = inputs_of(self._ledger.manifest), directory.owner
         job = worker_job(self._plan, outline, directory.location, inputs, number, use_gpu, owner)
         self._running[name] = Attempt(outline, number, workers, self._executor.run_job(job, workers), unix_time())
         how = f"goes on with {workers} workers" if joins else f"started (attempt {budget.attempts})"
@@ -178,7 +180,7 @@ class JobLoop:
         if unix_time() - max(attempt.started_at, self._alone_since) > limit and not attempt.future.done():
             del self._running[name]
             self._given_up.append(attempt.number)
-            self._ledger.directory.ask_to_stop(*self._given_up)  # should one of its workers begin after all
+            self._ledger.directory.write_note(STOP_FILE, *self._given_up)  # should one of its workers begin after all
             self._executor.cancel(name)
             late = f"Given to Ray, but no worker began within workers.wait_limit_s = {limit:.0f} s; see `ray status`."
             self._give_up(name, late)
@@ -231,7 +233,7 @@ class JobLoop:
     def _stop(self, interrupts: Interrupts) -> None:
         """Ask the workers to save and stop, and wait for those at work; a second interrupt does not wait."""
         self._view.line("Stopping: the workers save their state (Ctrl-C again: at once) ...")
-        self._ledger.directory.ask_to_stop()
+        self._ledger.directory.write_note(STOP_FILE)
         at_work = [attempt.future for attempt in self._running.values() if attempt.progress is not None]
         if not interrupts.wait_for(at_work, self._plan.checkpointing.stop_limit_s, self._executor.poll_s):
             self._view.line("Not waiting any longer; the last checkpoints stay.")

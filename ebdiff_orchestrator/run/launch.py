@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.cluster.connecting import check_surroundings, cluster_address, connect
-from ebdiff_orchestrator.cluster.executor import Executor, request_of
+from ebdiff_orchestrator.cluster.executor import Executor, request_of, results_of_workers
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
@@ -25,7 +25,7 @@ from ebdiff_orchestrator.run.previews import Previews
 from ebdiff_orchestrator.run.resolve import ResolvedPlan, resolve
 from ebdiff_orchestrator.run.reuse import reuse_stages
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, outline_jobs
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, JobOutline, draw_folder, inputs_of, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.trackers.group import check_trackers
 from region_workers.data.drawing_store import DrawingStore, ensure_data
@@ -143,7 +143,7 @@ def extend(
     directory = RunDirectory(run_dir)
     plan = plan_from_values(directory.read().plan.model_dump(mode="json"), changes, title=str(run_dir))
     view = view or View()
-    with directory.held(say=view.line):
+    with directory.held(view.line):
         Ledger(directory).extend(plan)
     for note in step_notes(plan, changes):
         view.line(f"Note: {note}")
@@ -160,7 +160,7 @@ def _opened(plan: Plan, directory: RunDirectory, take_over: bool, view: View) ->
     if not directory.exists():
         _ = resolved.preview  # PlanError for networks that cannot be built
         check_trackers(plan.logging.trackers)
-    with directory.held(take_over, view.line):
+    with directory.held(view.line, take_over):
         ledger = Ledger.begin(directory, resolved.plan, view)
         ledger.record_dense(resolved.dense)
         ledger.reopen_damaged_and_failed()
@@ -193,7 +193,7 @@ def decode_data(resolved: ResolvedPlan, view: View) -> ImageStore | DrawingStore
     """The plan's images or drawings. PlanError or UserError if it cannot train on them, RunFailed if decoding broke."""
     plan = resolved.plan
     try:
-        store = ensure_data(plan.data, resolved.cache_dir, partial(view.images, what=plan.data.kind))
+        store = ensure_data(plan.data, resolved.cache_dir, partial(view.images, what=f"decoding {plan.data.kind}"))
     except ChildProcessError as error:
         raise RunFailed(f"data.path = {plan.data.path}: {error}.") from error
     _say_left_out(store.info.unreadable_names, f"unreadable {plan.data.kind}", view)
@@ -234,7 +234,7 @@ def _finish_alone(ledger: Ledger, executor: Executor | None, view: View) -> bool
 def _known_jobs(ledger: Ledger, samples: Store, reuse: Sequence[str | Path], view: View) -> tuple[JobOutline, ...]:
     """The run's jobs, with what is finished here or in other runs entered."""
     ledger.record_samples(samples.digest, samples.info.vae.digest if isinstance(samples, LatentStore) else None)
-    jobs = outline_jobs(ledger.plan, ledger.inputs)
+    jobs = outline_jobs(ledger.plan, inputs_of(ledger.manifest))
     ledger.record_borrowed_starts(reuse_stages(ledger.directory, jobs, reuse, view.line))
     ledger.collect_results(jobs)
     return jobs
@@ -253,8 +253,8 @@ def encode_images(resolved: ResolvedPlan, images: Store, ledger: Ledger, executo
             plan.data,
             images,
             resolved.cache_dir,
-            executor.run_many,
-            view.images,
+            partial(results_of_workers, executor),
+            partial(view.images, what="encoding images"),
             cpu_threads=plan.training.cpu_threads,
             device=torch.device("cuda" if executor.request.gpus else "cpu"),
         )

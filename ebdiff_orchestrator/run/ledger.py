@@ -5,7 +5,7 @@ from typing import Self
 
 from ebdiff_orchestrator.run.manifests import begun_anew, continued, extended, new_manifest
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import Inputs, JobOutline, inputs_of, made_from, with_what_follows
+from ebdiff_orchestrator.run.stages import JobOutline, made_from, with_what_follows
 from ebdiff_orchestrator.run.view import View
 from region_workers.storage.integrity import finished_result
 from schemas.errors import UserError
@@ -81,18 +81,13 @@ class Ledger:
         Of the latter what workers left is entered again by `collect_results`, if it still fits what it was made from.
         """
         done = [self.manifest.stage(name) for name in self.done_stages()]
-        found = {record.name: self.directory.damaged(record.artifacts) for record in done}
+        found = {record.name: self.directory.files.damaged(record.artifacts) for record in done}
         damaged = {name: paths[0] for name, paths in found.items() if paths}
         for name, path in damaged.items():
             self._forget(name, path)
         for name in with_what_follows(self.plan, damaged) & self.done_stages():
             self._put(self.manifest.stage(name), status="pending")
         return bool(damaged)
-
-    @property
-    def inputs(self) -> Inputs:
-        """What the run's stages start from; recorded before any job."""
-        return inputs_of(self.manifest)
 
     def record_dense(self, dense: DenseSource | None) -> None:
         """Record the dense start of the run; UserError if it began with another."""
@@ -178,7 +173,7 @@ class Ledger:
             result = finished_result(self.directory.path, stage)
             if result is None:
                 continue
-            damaged = self.directory.damaged(result.artifacts)
+            damaged = self.directory.files.damaged(result.artifacts)
             if damaged:
                 self._forget(stage.name, damaged[0])
             else:

@@ -8,12 +8,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ebdiff_orchestrator.run.stages import stage_names, train_stage_name, with_what_follows
+from ebdiff_orchestrator.run.stages import stage_names, with_what_follows
 from schemas.errors import PlanError, UserError, as_in_yaml, command, plan_error
 from schemas.manifest import Manifest, StageRecord
 from schemas.plan import Plan
 from schemas.process import unix_time
 from schemas.regions import RegionPlan
+from schemas.stage_names import train_stage_name
 
 _SOFTWARE = ("ebdiff-orchestrator", "torch", "diffusers", "torch-pruning", "ray", "numpy", "safetensors")
 _STEPS = re.compile(r"(training|regions\.\d+)\.steps: ")

@@ -14,7 +14,6 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import SAMPLE
-from ebdiff_orchestrator.run.time_left import is_draw
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.trackers.group import TENSORBOARD_FOLDER, Series, Trackers
 from region_workers.pruning.mask import queue_distances, unpack_mask
@@ -24,6 +23,7 @@ from region_workers.storage.tables import read_masks, read_metrics
 from schemas.digest import digest
 from schemas.execution import PreviewRecord, picture_key, record_key
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, METRICS_FILE, RECENT_METRICS_FILE, MetricsRow, RecentMetrics
+from schemas.stage_names import is_draw
 
 _LOOK_EVERY_S, _END_LIMIT_S = 2.0, 30.0
 _PARQUET_EVERY_S = 30.0  # at most, of one stage: where rows came faster than they are told
@@ -96,7 +96,7 @@ class MetricsFeed:
         self._published_at = time.monotonic()
 
     def _publish(self) -> None:
-        if "tensorboard" not in self._plan.logging.trackers:
+        if not self._run.files.is_copy or "tensorboard" not in self._plan.logging.trackers:
             return
         files = files_in(self._run.path / TENSORBOARD_FOLDER)
         sizes = {file.relative_to(self._run.path).as_posix(): file.stat().st_size for file in files}
@@ -144,8 +144,7 @@ class MetricsFeed:
     def _feed_files(self, stage: str, folder: str) -> None:
         rows = [MetricsRow.model_validate(row) for row in read_metrics(self._run.fetch(f"{folder}/{METRICS_FILE}"))]
         self._feed(stage, rows)
-        masks = self._run.fetch(f"{folder}/{MASKS_FILE}") if is_draw(stage) else None
-        if masks is not None and masks.is_file():  # a dense region has none
+        if is_draw(stage) and (masks := self._run.fetch(f"{folder}/{MASKS_FILE}")).is_file():  # a dense region has none
             self._feed_masks(masks, rows)
 
     def _recent(self, stage: str) -> RecentMetrics | None:

@@ -60,15 +60,17 @@ class Ownership:
         return self._claim.name
 
     def release(self, leaves_nothing: bool = False) -> None:
-        """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims."""
+        """Say that the run is free; the number stays taken. `leaves_nothing`: there is no run, nor are there claims.
+
+        Where that cannot be said, as to a silent store, the lease runs out: no error hides why the run has ended.
+        """
         self._released.set()
         self._beating.join()
-        with self._files.locked(LOCK):
+        with suppress(OSError), self._files.locked(LOCK):
             if newest_claim(self._files) != self.name:
                 return
             if leaves_nothing:
-                with suppress(FileNotFoundError):
-                    self._files.discard(OWNERS_FOLDER)
+                self._files.discard(OWNERS_FOLDER)
             else:
                 write_claim(self._files, self._claim.model_copy(update={"released": True}))
 
@@ -150,10 +152,10 @@ def _next_claim(files: RunFiles, newest: str | None, lease_s: float) -> Claim:
     return claim
 
 
-def process_identity(pid: int) -> str:
+def process_identity(pid: int, but_in: str = "ZX") -> str:
     """What tells a process of this machine from any other, before and after it: boot, PID namespace, PID, start.
 
-    Empty where the system does not say.
+    Empty where the system does not say, and for a process in one of these states: one that has ended, if not told.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -161,7 +163,7 @@ def process_identity(pid: int) -> str:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except OSError:
         return ""
-    return "" if state in "ZX" else f"{boot}/{namespace}/{pid}/{fields[18]}"
+    return "" if state in but_in else f"{boot}/{namespace}/{pid}/{fields[18]}"
 
 
 def _lives(files: RunFiles, name: str, holder: Claim | None, say: Say) -> bool:
@@ -193,9 +195,7 @@ def _is_gone(holder: Claim) -> bool:
 
 def _is_running(holder: Claim) -> bool:
     """Whether the holder is a process of this machine, and not halted."""
-    if not holder.process or holder.process != process_identity(holder.pid):
-        return False
-    return Path(f"/proc/{holder.pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "Tt"
+    return bool(holder.process) and holder.process == process_identity(holder.pid, but_in="ZXTt")
 
 
 def _holder(holder: Claim | None) -> str:

@@ -1,5 +1,6 @@
 """The placement of a launch: in which order its jobs start and how many workers each gets, by measured step times."""
 
+import sys
 from collections.abc import Mapping
 
 from ebdiff_orchestrator.cluster.executor import Executor, run_one
@@ -7,23 +8,24 @@ from ebdiff_orchestrator.placement.schedule import place
 from ebdiff_orchestrator.placement.works import DRAW_INTERVALS, draw_steps_of, interval_steps, works_of
 from ebdiff_orchestrator.plans.preview import PlanPreview
 from ebdiff_orchestrator.run.ledger import Ledger
-from ebdiff_orchestrator.run.stages import JobOutline, train_stage_name
+from ebdiff_orchestrator.run.stages import JobOutline
 from ebdiff_orchestrator.run.view import View
 from region_workers.training.timing import step_seconds
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 
 def place_jobs(
     jobs: tuple[JobOutline, ...], preview: PlanPreview, images: int, ledger: Ledger, executor: Executor, view: View
-) -> tuple[dict[str, int], int | None]:
-    """The workers of each job, in the order of their starts, and how many all may hold together; None: all there are.
+) -> tuple[dict[str, int], int]:
+    """The workers of each job, in the order of their starts, and how many all may hold together.
 
     A plan that is not one-per-region has its networks timed first, on one worker, once a run.
     """
     plan = ledger.plan
     if plan.placement == "one-per-region":
         longest_first = sorted(jobs, key=lambda job: (-_macs(job, preview), job.name))
-        return {job.name: executor.request.processes for job in longest_first}, None
+        return {job.name: executor.request.processes for job in longest_first}, sys.maxsize
     seconds = _step_seconds(ledger, executor, view)
     left = _what_is_left(plan, ledger)
     draws = {
@@ -33,9 +35,9 @@ def place_jobs(
     works, first = works_of(left, seconds, draws)
     still = {job.name for job in jobs if not ledger.all_done((job,))}
     works = [work for work in works if work.name in still]
-    first = first if first and first.name in still else None
     if not works:
-        return dict.fromkeys(still, 1), None
+        return {}, sys.maxsize
+    first = first if first and first.name in still else None
     efficiency = plan.workers.parallel_efficiency
     schedule = place(works, max(1, executor.workers_at_once()), plan.placement, efficiency, first)
     workers = schedule.widths

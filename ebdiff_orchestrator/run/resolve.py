@@ -10,7 +10,6 @@ from pydantic import TypeAdapter, ValidationError
 from ebdiff_orchestrator.plans.load import with_absolute_paths
 from ebdiff_orchestrator.plans.preview import PlanPreview, preview_plan
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import train_stage_name
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pretrained import DenseFolder, find_dense
 from region_workers.storage.places import cache_dir_of
@@ -18,6 +17,7 @@ from schemas.errors import as_in_yaml, plan_error
 from schemas.manifest import DenseCost, DenseSource
 from schemas.model import LatentModelPlan, VectorModelPlan
 from schemas.plan import Plan
+from schemas.stage_names import train_stage_name
 
 _NOT_OF_THE_NETWORK = {"family", "pretrained", "dropout", "num_classes", "label_dropout"}
 
@@ -102,7 +102,9 @@ def _with_arguments(plan: Plan, dense: DenseFolder) -> Plan:
             raise _disagreement(plan, f"model.{name}", own, theirs)
         update[name] = theirs
     if plan.data.drawings is not None:
-        _check_drawings(plan, plan.data.drawings.coordinates, dense)
+        own, theirs = plan.data.drawings.coordinates, dense.arguments["coordinates"]
+        if own != theirs:
+            raise _disagreement(plan, "data.drawings.coordinates", own, theirs)
     else:
         _check_images(plan, dense)
         _check_classes(plan, dense)
@@ -116,12 +118,6 @@ def _check_kind(plan: Plan, dense: DenseFolder) -> None:
         expected = f"a {DrawingGRU.__name__ if is_vector else 'UNet'}, since model.family = {plan.model.family}"
         remedy = f"It is a {dense.class_name}: choose another network or family."
         raise plan_error("model.pretrained", plan.model.pretrained, expected, remedy)
-
-
-def _check_drawings(plan: Plan, coordinates: str, dense: DenseFolder) -> None:
-    theirs = dense.arguments["coordinates"]
-    if theirs != coordinates:
-        raise _disagreement(plan, "data.drawings.coordinates", coordinates, theirs)
 
 
 def _check_classes(plan: Plan, dense: DenseFolder) -> None:

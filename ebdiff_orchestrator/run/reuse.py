@@ -63,7 +63,7 @@ def _copy_stage(run_dir: Path, other: Path, stage: Stage, location: str) -> bool
             shutil.copyfile(other / item.path, target)
         last = _last_checkpoint(other, stage)
         if last is not None:  # so that the stage can be extended here too
-            shutil.copytree(last, folder / CHECKPOINTS_FOLDER / last.name)
+            _copy_files(last, folder / CHECKPOINTS_FOLDER / last.name)
 
     write_folder(run_dir / stage.name, copy)
     copied = StageResult.model_validate({**result.model_dump(), "reused_from": result.reused_from or location})
@@ -94,11 +94,16 @@ def _borrow_checkpoint(
     target = folders[0] / best.name
     if best == target:
         return None
-    write_folder(target, lambda folder: _copy_files(best, folder))
+    try:
+        write_folder(target, lambda folder: _copy_files(best, folder))
+    except FileNotFoundError:
+        return None  # the other run is at work, and has newer ones
     say(f"{stage.name}: goes on from {best}.")
     return best.parents[len(Path(stage.name).parts) + 1]
 
 
 def _copy_files(source: Path, target: Path) -> None:
+    """Without their modes: what is copied here is deleted here, though the other run may be kept from changes."""
+    target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
         shutil.copyfile(path, target / path.name)

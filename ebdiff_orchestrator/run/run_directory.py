@@ -15,7 +15,7 @@ from region_workers.storage.places import check_no_links
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import UserError, command, user_error
 from schemas.execution import PREVIEWS_FOLDER
-from schemas.job import CHECKPOINTS_FOLDER, OWNERS_FOLDER, STOP_FILE, Artifact, Note, is_claim
+from schemas.job import CHECKPOINTS_FOLDER, OWNERS_FOLDER, Note, is_claim
 from schemas.manifest import MANIFEST_FILE, RAY_LOG, STUDY_FILE, Manifest
 from schemas.process import unix_time
 
@@ -139,12 +139,8 @@ class RunDirectory:
         with self.fenced():
             self.files.discard(key)
 
-    def ask_to_stop(self, *attempts: int) -> None:
-        """Ask the workers of these attempts to save and stop, or not to begin; no number: of all."""
-        self.write_note(STOP_FILE, *attempts)
-
     @contextmanager
-    def held(self, take_over: bool = False, say: Say = print) -> Iterator[None]:
+    def held(self, say: Say, take_over: bool = False) -> Iterator[None]:
         """Hold the run, so that no second driver works on it. UserError if another one does, unless `take_over`.
 
         UserError also for symbolic links in it, since what is written, deleted and verified must lie inside, and for a
@@ -182,10 +178,6 @@ class RunDirectory:
                 self.discard(RAY_LOG)
                 self.discard(MANIFEST_FILE)  # last: without it nobody would know what the rest is
             raise
-
-    def damaged(self, artifacts: tuple[Artifact, ...]) -> list[str]:
-        """The artifacts that are missing or whose bytes are not those recorded."""
-        return self.files.damaged(artifacts)
 
 
 def _check_nothing_foreign(where: str, names: Iterable[str]) -> None:

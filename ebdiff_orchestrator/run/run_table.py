@@ -12,8 +12,9 @@ from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from ebdiff_orchestrator.run.time_left import Reports, duration, is_draw, stage_left, trainings_left
+from ebdiff_orchestrator.run.time_left import Reports, duration, stage_left, trainings_left
 from schemas.process import unix_time
+from schemas.stage_names import is_draw
 
 if TYPE_CHECKING:  # the schemas take a third of a second, and a command's help has a view, too
     from schemas.job import Progress

@@ -10,9 +10,9 @@ from schemas.job import TICKETS_FOLDER, DrawStage, DrawTarget, TrainStage, Worke
 from schemas.manifest import Manifest
 from schemas.plan import Plan
 from schemas.regions import RegionPlan
+from schemas.stage_names import SHARED_DRAW, draw_stage_name, train_stage_name
 
 ASSEMBLE, SAMPLE = "ensemble", "samples"
-_SHARED = "draw/shared"
 _RANDOMNESS = 2  # raise it whenever equal seeds give other numbers: what was begun with the old ones is begun anew
 
 
@@ -50,7 +50,7 @@ def outline_jobs(plan: Plan, inputs: Inputs) -> tuple[JobOutline, ...]:
     """The jobs of a plan: one a region; with a shared draw, that draw first and then one training a region."""
     if plan.draw.scope == "per-region":
         return tuple(_region_job(plan, region, inputs) for region in plan.regions)
-    draw = _draw_stage(plan, _SHARED, (0, plan.diffusion.num_train_timesteps), plan.regions, inputs)
+    draw = _draw_stage(plan, SHARED_DRAW, (0, plan.diffusion.num_train_timesteps), plan.regions, inputs)
     trainings = tuple(
         JobOutline(f"region {region.name}", None, _train_stage(plan, region, draw, inputs), after=(draw.name,))
         for region in plan.regions
@@ -60,13 +60,13 @@ def outline_jobs(plan: Plan, inputs: Inputs) -> tuple[JobOutline, ...]:
 
 def stage_names(plan: Plan) -> tuple[str, ...]:
     """Every stage of the run, in the order of the data."""
-    draws = [_SHARED] if plan.draw.scope == "shared" else [f"draw/{region.name}" for region in plan.regions]
-    return (*draws, *(f"train/{region.name}" for region in plan.regions), ASSEMBLE, SAMPLE)
+    draws = dict.fromkeys(draw_stage_name(plan, region) for region in plan.regions)
+    return (*draws, *(train_stage_name(region) for region in plan.regions), ASSEMBLE, SAMPLE)
 
 
 def made_from(plan: Plan) -> dict[str, tuple[str, ...]]:
     """The stages that a stage is made from, by its name; draws are made from none."""
-    trainings = {train_stage_name(region): (_draw_stage_name(plan, region),) for region in plan.regions}
+    trainings = {train_stage_name(region): (draw_stage_name(plan, region),) for region in plan.regions}
     return {**trainings, ASSEMBLE: tuple(trainings), SAMPLE: (ASSEMBLE,)}
 
 
@@ -79,13 +79,9 @@ def with_what_follows(plan: Plan, stages: Collection[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def train_stage_name(region: RegionPlan) -> str:
-    return f"train/{region.name}"
-
-
 def draw_folder(plan: Plan, region: RegionPlan) -> str:
     """Where a region's ticket lies in the run directory."""
-    return f"{_draw_stage_name(plan, region)}/{TICKETS_FOLDER}/{region.name}"
+    return f"{draw_stage_name(plan, region)}/{TICKETS_FOLDER}/{region.name}"
 
 
 def worker_job(
@@ -132,12 +128,8 @@ def sample_key(plan: Plan, ensemble_key: str) -> str:
     return digest({"stage": "sample", "ensemble": ensemble_key, **drawn})
 
 
-def _draw_stage_name(plan: Plan, region: RegionPlan) -> str:
-    return _SHARED if plan.draw.scope == "shared" else f"draw/{region.name}"
-
-
 def _region_job(plan: Plan, region: RegionPlan, inputs: Inputs) -> JobOutline:
-    draw = _draw_stage(plan, f"draw/{region.name}", region.train, (region,), inputs)
+    draw = _draw_stage(plan, draw_stage_name(plan, region), region.train, (region,), inputs)
     return JobOutline(f"region {region.name}", draw, _train_stage(plan, region, draw, inputs), after=())
 
 

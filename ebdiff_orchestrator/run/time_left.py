@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from ebdiff_orchestrator.placement.search import Piece, finish_times, longest_first
+from schemas.stage_names import SHARED_DRAW, draw_stage_name, is_draw, is_training, train_stage_name
 
 if TYPE_CHECKING:
     from schemas.job import Progress
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from schemas.plan import Plan
 
 Reports = Mapping[str, "Progress"]  # by stage, what a worker said last
-Sources = Mapping[str, tuple[str, ...]]  # by stage, what it is made from
 
 
 class TimeLeft(NamedTuple):
@@ -39,19 +39,15 @@ def stage_left(progress: Progress) -> TimeLeft | None:
     return TimeLeft((progress.total_steps - progress.step) / progress.steps_per_s, is_draw(progress.stage))
 
 
-def is_draw(stage: str) -> bool:
-    return stage.startswith("draw/")
-
-
 def draw_trains(plan: Plan, draw: str) -> bool:
     """Whether a draw stage trains at all."""
-    drawn = [region.pruning_ratio for region in plan.regions if draw in (f"draw/{region.name}", "draw/shared")]
+    drawn = [region.pruning_ratio for region in plan.regions if draw == draw_stage_name(plan, region)]
     return plan.draw.trains_dense and any(drawn)
 
 
 def ratio_of(plan: Plan, stage: str) -> float:
     """How much the network that a stage trains is pruned; a draw trains the dense one."""
-    return next((region.pruning_ratio for region in plan.regions if stage == f"train/{region.name}"), 0.0)
+    return next((region.pruning_ratio for region in plan.regions if stage == train_stage_name(region)), 0.0)
 
 
 def step_times(manifest: Manifest, reports: Reports) -> Iterator[tuple[str, float]]:
@@ -60,7 +56,7 @@ def step_times(manifest: Manifest, reports: Reports) -> Iterator[tuple[str, floa
         if record.steps and record.active_s and record.reused_from is None:
             yield record.name, record.active_s / record.steps
     for name, report in reports.items():
-        if report.steps_per_s and name.startswith(("draw/", "train/")) and manifest.stage(name).status != "done":
+        if report.steps_per_s and (is_draw(name) or is_training(name)) and manifest.stage(name).status != "done":
             yield name, 1 / report.steps_per_s
 
 
@@ -72,10 +68,7 @@ def trainings_left(manifest: Manifest, reports: Reports, draw_steps: int | None 
     larger one do; a draw takes at most all its masks. Jobs that wait follow those at work, the longest first, on as
     many workers as are at work now. Failed attempts, the ensemble and its samples are not foreseen.
     """
-    from ebdiff_orchestrator.run.stages import made_from  # and with it the schemas
-
-    sources = made_from(manifest.plan)
-    jobs = _jobs(manifest.plan, sources)
+    jobs = _jobs(manifest.plan)
     if not any(name in reports for job in jobs for name in job):
         return None
     pace = _Pace(manifest, reports, draw_steps)
@@ -104,12 +97,11 @@ def _is_begun(record: StageRecord, reports: Reports) -> bool:
     return record.name in reports or record.status == "running" or (record.status == "pending" and on_its_way)
 
 
-def _jobs(plan: Plan, sources: Sources) -> list[Sequence[str]]:
+def _jobs(plan: Plan) -> list[tuple[str, ...]]:
     """The stages that follow one another on a worker; a shared draw is a job that all others wait for."""
-    trainings = {name: draws for name, draws in sources.items() if name.startswith("train/")}
     if plan.draw.scope == "shared":
-        return [*set(trainings.values()), *((name,) for name in trainings)]
-    return [(*draws, name) for name, draws in trainings.items()]
+        return [(SHARED_DRAW,), *((train_stage_name(region),) for region in plan.regions)]
+    return [(draw_stage_name(plan, region), train_stage_name(region)) for region in plan.regions]
 
 
 class _Pace:
@@ -119,7 +111,7 @@ class _Pace:
         self._manifest, self._reports, self._plan = manifest, reports, manifest.plan
         interval, most = manifest.plan.draw.interval_steps, manifest.plan.draw.max_intervals
         self._draw_steps = draw_steps if interval is None else interval * most
-        self._steps = {f"train/{region.name}": self._plan.steps_of(region) for region in self._plan.regions}
+        self._steps = {train_stage_name(region): self._plan.steps_of(region) for region in self._plan.regions}
         self._seconds = dict(manifest.step_seconds or {})
         for name, seconds in step_times(manifest, reports):
             self._seconds.setdefault(ratio_of(self._plan, name), seconds)

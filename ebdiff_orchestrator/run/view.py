@@ -33,8 +33,8 @@ class View:
     def waiting(self, text: str) -> None:
         """Something is being waited for; may be called often."""
 
-    def images(self, done: int, total: int, what: str = "images") -> None:
-        """Images are being decoded."""
+    def images(self, done: int, total: int, what: str = "decoding images") -> None:
+        """Images or drawings are being made ready."""
 
     def job(self, name: str, progress: Progress) -> None:
         """Where a job stands; may be said often."""
@@ -63,8 +63,8 @@ class Lines(View):
     def waiting(self, text: str) -> None:
         self._sometimes("waiting", text)
 
-    def images(self, done: int, total: int, what: str = "images") -> None:
-        self._sometimes("images", f"decoding {what}: {done} of {total or '?'}")
+    def images(self, done: int, total: int, what: str = "decoding images") -> None:
+        self._sometimes("images", f"{what}: {done} of {total or '?'}")
 
     def job(self, name: str, progress: Progress) -> None:
         if progress.state != "starting":
@@ -104,8 +104,8 @@ class LiveTable(View):
     def waiting(self, text: str) -> None:
         self._status = text
 
-    def images(self, done: int, total: int, what: str = "images") -> None:
-        self._status = f"decoding {what}: {done} of {total or '?'}"
+    def images(self, done: int, total: int, what: str = "decoding images") -> None:
+        self._status = f"{what}: {done} of {total or '?'}"
 
     def job(self, name: str, progress: Progress) -> None:
         self._status = ""

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
-from ebdiff_orchestrator.run.time_left import is_draw
 from ebdiff_orchestrator.study.load import plan_of
 from schemas.digest import digest
 from schemas.plan import Plan
+from schemas.stage_names import is_draw
 from schemas.study import StudyPlan, StudyRow
 
 StageId = tuple[str, str]

@@ -6,11 +6,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ebdiff_orchestrator.run.time_left import draw_trains, duration, is_draw, ratio_of, step_times
+from ebdiff_orchestrator.run.time_left import draw_trains, duration, ratio_of, step_times
 from ebdiff_orchestrator.study.decide import StageId, Standing, StudyRun
 from schemas.digest import digest
 from schemas.job import Progress
 from schemas.manifest import Manifest
+from schemas.stage_names import is_draw
 
 DONE, FAILED, WAITS = "done", "failed", "waits"
 

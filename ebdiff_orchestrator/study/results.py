@@ -9,10 +9,10 @@ from typing import Any, Self
 from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import train_stage_name
 from ebdiff_orchestrator.study.decide import StudyRun, runs_of
 from ebdiff_orchestrator.study.load import load_study
 from schemas.manifest import Manifest
+from schemas.stage_names import train_stage_name
 from schemas.study import FAILURES_FILE, StudyFailures
 
 EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other

@@ -103,7 +103,7 @@ class RunView(View):
     def line(self, text: str) -> None:
         self._shared.line(f"{self._run}: {text}")
 
-    def images(self, done: int, total: int, what: str = "images") -> None:
+    def images(self, done: int, total: int, what: str = "decoding images") -> None:
         self._shared.images(done, total, what)
 
     def job(self, name: str, progress: Progress) -> None:

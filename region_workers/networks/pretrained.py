@@ -22,6 +22,7 @@ from schemas.job import CONFIG_FILE, EXPERT_FOLDER, WEIGHTS_FILE
 from schemas.manifest import MANIFEST_FILE, DenseSource
 from schemas.model import ModelPlan
 from schemas.plan import DataPlan
+from schemas.stage_names import train_stage_name
 
 _FILES = (CONFIG_FILE, "*.safetensors", f"unet/{CONFIG_FILE}", "unet/*.safetensors")
 _EXPECTED = "a diffusers model folder or pipeline, a hub name, or the directory of a finished dense run"
@@ -179,7 +180,7 @@ def _expert_of(run: Path) -> Path:
     if len(regions) != 1 or regions[0].pruning_ratio != 0:
         found = ", ".join(f"{region.name} pruned by {region.pruning_ratio:g}" for region in regions)
         raise plan_error(_FIELD, run, "a run of one region with pruning_ratio 0", f"It trains {found}: choose another.")
-    stage = f"train/{regions[0].name}"
+    stage = train_stage_name(regions[0])
     if manifest.stage(stage).status != "done":
         remedy = f"Its training is not done. Finish it: {command('resume', run)}"
         raise plan_error(_FIELD, run, "a finished run", remedy)

@@ -64,13 +64,13 @@ def of_regions(count: int, folder: Path) -> Point:
     driver.launch(plan, run_dir, executor=ProcessCluster(count))
     directory = RunDirectory(run_dir)
     manifest = directory.read()
-    trained = [stage for name, stage in manifest.stages.items() if name.startswith("train/")]
+    records, trained = manifest.stages.values(), manifest.trainings()
     return {
         "steps_per_s": sum(stage.steps / stage.active_s for stage in trained),
         "worker_peak_mb": max(stage.peak_memory_bytes or 0 for stage in trained) / 1e6,
         "manifest_kb": directory.manifest_file.stat().st_size / 1e3,
         "manifest_write_ms": 1e3 * fastest(lambda: directory.write(manifest)),
-        "resume_check_ms": 1e3 * fastest(lambda: [directory.damaged(s.artifacts) for s in manifest.stages.values()]),
+        "resume_check_ms": 1e3 * fastest(lambda: [directory.files.damaged(each.artifacts) for each in records]),
         "load_ms": 1e3 * fastest(lambda: load_ensemble(run_dir)),
     }
 

@@ -11,10 +11,10 @@ schedule can be shorter than.
 import statistics
 
 from bench import Report, arguments, in_turn, parsed, settings_of
-from placement_cases import Case, large_case, optimal_makespan, small_case
+from placement_cases import Case, large_case, optimal_makespan, options_of, small_case
 
-from ebdiff_orchestrator.placement.schedule import place, speed_up
-from ebdiff_orchestrator.placement.search import Options, Piece, finish_times, first_order, lower_bound
+from ebdiff_orchestrator.placement.schedule import place
+from ebdiff_orchestrator.placement.search import finish_times, first_order, lower_bound
 
 SIZES = ((1000, 100), (100, 16), (100, 100), (30, 10), (16, 32), (10, 16), (6, 8), (3, 3))
 
@@ -52,13 +52,6 @@ def add_size(report: Report, jobs: int, devices: int, rounds: int) -> None:
 
 def planned_makespan(case: Case) -> float:
     return place(case.works, case.devices, "balanced", case.efficiency).makespan_s
-
-
-def options_of(case: Case) -> list[Options]:
-    return [
-        tuple(Piece(w.name, k, w.seconds / speed_up(k, case.efficiency)) for k in w.widths if k <= case.devices)
-        for w in case.works
-    ]
 
 
 if __name__ == "__main__":

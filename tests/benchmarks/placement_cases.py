@@ -5,7 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ebdiff_orchestrator.placement.schedule import Work
+from ebdiff_orchestrator.placement.schedule import Work, speed_up
+from ebdiff_orchestrator.placement.search import Options, Piece
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,13 @@ def large_case(jobs: int, devices: int) -> Case:
     widths = tuple(2**exponent for exponent in range(8))
     works = tuple(Work(f"job {index:04}", 10 ** rng.uniform(0, 1.5), widths) for index in range(jobs))
     return Case(works, devices, 0.9)
+
+
+def options_of(case: Case) -> list[Options]:
+    return [
+        tuple(Piece(w.name, k, w.seconds / speed_up(k, case.efficiency)) for k in w.widths if k <= case.devices)
+        for w in case.works
+    ]
 
 
 def optimal_makespan(case: Case) -> float:

@@ -5,6 +5,7 @@ only Ray, which the region workers never see, is replaced by a cluster that star
 """
 
 import signal
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from unittest.mock import patch
@@ -20,6 +21,7 @@ from serial_cluster import SerialCluster
 from small_runs import counted_steps, small_plan
 
 from ebdiff_orchestrator.run import launch as driver
+from ebdiff_orchestrator.run.launch import RunHandle
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.data.batches import BatchSource
@@ -28,20 +30,28 @@ from region_workers.storage.tables import read_masks
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError, RunFailed
 from schemas.job import WorkerJob
-from schemas.manifest import Manifest
+
+Launch = Callable[..., RunHandle]
 
 
-def _manifest(run_dir: Path) -> Manifest:
-    return Manifest.model_validate_json((run_dir / "manifest.json").read_text())
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return tmp_path / "run"
 
 
-def test_a_lost_worker_is_started_again_and_the_run_finishes(tiny_plan: MakePlan, tmp_path: Path) -> None:
+@pytest.fixture
+def launch(tiny_plan: MakePlan, run_dir: Path) -> Launch:
+    """Launches the tiny plan, with changes, on a cluster."""
+    return lambda cluster, *changes: driver.launch(tiny_plan(*changes), run_dir, executor=cluster)
+
+
+def test_a_lost_worker_is_started_again_and_the_run_finishes(launch: Launch) -> None:
     def kill_once(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         if job.name == "region 240-460" and attempt == 1:
             process.send_signal(signal.SIGKILL)
 
     cluster = ProcessCluster(3, kill_once)
-    handle = driver.launch(tiny_plan(), tmp_path / "run", executor=cluster)
+    handle = launch(cluster)
     assert handle.manifest.finished()
     assert cluster.attempts == {"region 0-260": 1, "region 240-460": 2, "region 440-1000": 1}
     assert handle.manifest.stage("draw/240-460").attempts == 2
@@ -49,34 +59,32 @@ def test_a_lost_worker_is_started_again_and_the_run_finishes(tiny_plan: MakePlan
     assert handle.ensemble(batch_size=1, output_type="pt").images.shape == (1, 1, 8, 8)
 
 
-def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(
-    tiny_plan: MakePlan, tmp_path: Path
-) -> None:
+def test_a_region_that_keeps_failing_leaves_the_others_done_and_can_be_resumed(launch: Launch, run_dir: Path) -> None:
     def always_kill(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
         if job.name == "region 0-260":
             process.send_signal(signal.SIGKILL)
 
     cluster = ProcessCluster(3, always_kill)
     with pytest.raises(RunFailed, match=r"region 0-260: .*\n.*ebdiff resume"):
-        driver.launch(tiny_plan("workers.retries=1"), tmp_path / "run", executor=cluster)
+        launch(cluster, "workers.retries=1")
     assert cluster.attempts["region 0-260"] == 2
-    manifest = _manifest(tmp_path / "run")
+    manifest = RunHandle(run_dir).manifest
     assert manifest.stage("draw/0-260").status == "failed"
     assert manifest.stage("train/440-1000").status == "done"
     assert manifest.stage("ensemble").status == "pending"
 
     again = ProcessCluster(3)
-    assert driver.resume(tmp_path / "run", executor=again).manifest.finished()
+    assert driver.resume(run_dir, executor=again).manifest.finished()
     assert again.attempts == {"region 0-260": 1}
 
 
-def test_regions_wait_for_room_and_never_exceed_it(tiny_plan: MakePlan, tmp_path: Path) -> None:
+def test_regions_wait_for_room_and_never_exceed_it(launch: Launch) -> None:
     cluster = ProcessCluster(1)
-    assert driver.launch(tiny_plan("training.steps=4"), tmp_path / "run", executor=cluster).manifest.finished()
+    assert launch(cluster, "training.steps=4").manifest.finished()
     assert cluster.most_running == 1
 
 
-def test_a_run_whose_ray_has_ended_does_not_wait_for_it(tiny_plan: MakePlan, tmp_path: Path) -> None:
+def test_a_run_whose_ray_has_ended_does_not_wait_for_it(launch: Launch, run_dir: Path) -> None:
     class Ended(ProcessCluster):
         """Loses its node, and with it its worker."""
 
@@ -91,44 +99,38 @@ def test_a_run_whose_ray_has_ended_does_not_wait_for_it(tiny_plan: MakePlan, tmp
 
     cluster = Ended(1, kill)
     with pytest.raises(RunFailed, match=r"Ray of this run has ended; .*ebdiff resume"):
-        driver.launch(tiny_plan(ONE_REGION), tmp_path / "run", executor=cluster)
+        launch(cluster, ONE_REGION)
     assert cluster.attempts == {"region all": 1}
-    assert driver.resume(tmp_path / "run", executor=ProcessCluster(1)).manifest.finished()
+    assert driver.resume(run_dir, executor=ProcessCluster(1)).manifest.finished()
 
 
 def test_a_draw_that_has_not_converged_fails_without_retries_and_goes_on_with_a_higher_limit(
-    tiny_plan: MakePlan, tmp_path: Path
+    launch: Launch, run_dir: Path
 ) -> None:
     cluster = ProcessCluster(3)
     with pytest.raises(RunFailed, match=r"largest mask distance 0\.\d+, threshold 0.0001\. Raise draw.max_intervals"):
-        driver.launch(
-            tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=6"), tmp_path / "run", executor=cluster
-        )
+        launch(cluster, ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=6")
     assert set(cluster.attempts.values()) == {1}
-    saved = {path.name for path in (tmp_path / "run/draw/all/checkpoints").iterdir()}
-    assert "step-000000012" in saved
+    checkpoints = run_dir / "draw/all/checkpoints"
+    assert (checkpoints / "step-000000012").is_dir()
 
     with pytest.raises(RunFailed, match=r"draw\.max_intervals = 8"):
-        driver.launch(
-            tiny_plan(ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=8"), tmp_path / "run", executor=cluster
-        )
-    masks = read_masks(next((tmp_path / "run/draw/all/checkpoints").glob("step-000000016")) / "masks.arrow")
+        launch(cluster, ONE_REGION, "draw.threshold=0.0001", "draw.max_intervals=8")
+    masks = read_masks(checkpoints / "step-000000016" / "masks.arrow")
     assert [row["interval"] for row in masks] == list(range(1, 9))
-    first_step = min(int(p.name[5:]) for p in (tmp_path / "run/draw/all/checkpoints").iterdir())
-    assert first_step > 3, "the draw began anew"
+    assert min(int(path.name[5:]) for path in checkpoints.iterdir()) > 3, "the draw began anew"
 
 
 def test_a_loss_that_is_not_finite_fails_its_region_at_once_and_keeps_the_last_checkpoint(
-    tiny_plan: MakePlan, tmp_path: Path
+    launch: Launch, run_dir: Path
 ) -> None:
     cluster = ProcessCluster(3)
     growing = ("training.learning_rate=1", "training.weight_decay=100", "training.gradient_clip=null")
-    plan = tiny_plan(ONE_REGION, *growing, "draw.interval_steps=5", "checkpointing.interval_steps=1")
     with pytest.raises(RunFailed, match=r"of step \d+ .* is not finite"):
-        driver.launch(plan, tmp_path / "run", executor=cluster)
+        launch(cluster, ONE_REGION, *growing, "draw.interval_steps=5", "checkpointing.interval_steps=1")
     assert set(cluster.attempts.values()) == {1}
-    assert _manifest(tmp_path / "run").stage("draw/all").status == "failed"
-    assert any((tmp_path / "run/draw/all/checkpoints").glob("step-*"))
+    assert RunHandle(run_dir).manifest.stage("draw/all").status == "failed"
+    assert any((run_dir / "draw/all/checkpoints").glob("step-*"))
 
 
 class SpoiltImages(SerialCluster):
@@ -163,7 +165,7 @@ def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the
     ):
         driver.launch(small_plan("training.steps=9"), spoilt, executor=cluster)
     assert sorted(cluster.jobs) == ["region high", "region low"], "it was tried again"
-    manifest = _manifest(spoilt)
+    manifest = RunHandle(spoilt).manifest
     assert manifest.stage("train/low").status == "failed"
     assert manifest.stage("train/high").status == "done"
     saved = sorted((spoilt / "train/low/checkpoints").glob("step-*"))
@@ -176,8 +178,7 @@ def test_a_region_whose_loss_is_no_number_keeps_its_last_good_checkpoint_and_the
     assert products(spoilt) == products(whole)
 
 
-def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path, run_dir: Path) -> None:
     Ledger.begin(RunDirectory(run_dir), small_plan())
     left = run_dir / "draw/low/tickets/.partial-aaaaaaaaaaaa-low"
     left.mkdir(parents=True)
@@ -188,14 +189,10 @@ def test_what_killed_writers_left_is_gone_when_the_run_has_ended(cache_dir: Path
     assert not list(run_dir.rglob(".partial-*"))
 
 
-def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(
-    tiny_plan: MakePlan, tmp_path: Path
-) -> None:
+def test_a_launch_refused_for_its_data_leaves_the_directory_free_for_a_right_one(launch: Launch) -> None:
     with pytest.raises(PlanError, match=r"training\.batch_size"):
-        driver.launch(tiny_plan(ONE_REGION, "training.batch_size=99999"), tmp_path / "run", executor=SerialCluster())
-    assert driver.launch(
-        tiny_plan(ONE_REGION, "training.steps=2"), tmp_path / "run", executor=SerialCluster()
-    ).manifest.finished()
+        launch(SerialCluster(), ONE_REGION, "training.batch_size=99999")
+    assert launch(SerialCluster(), ONE_REGION, "training.steps=2").manifest.finished()
 
 
 def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
@@ -210,9 +207,9 @@ def test_a_training_made_from_another_ticket_is_not_taken_for_finished(
     assert finished_result(tmp_path, job.train) is None
 
 
-def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(tiny_plan: MakePlan, tmp_path: Path) -> None:
+def test_a_shared_draw_gives_every_region_its_ticket_from_one_training(launch: Launch) -> None:
     cluster = ProcessCluster(3)
-    handle = driver.launch(tiny_plan("draw.scope=shared", "training.steps=4"), tmp_path / "run", executor=cluster)
+    handle = launch(cluster, "draw.scope=shared", "training.steps=4")
     assert set(cluster.attempts) == {"shared draw", "region 0-260", "region 240-460", "region 440-1000"}
     assert handle.manifest.finished()
     kept = {name: len(t.kept_channels["conv_in"].outputs or ()) for name, t in handle.tickets.items()}

@@ -32,7 +32,7 @@ from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.placing import place_jobs
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.run_table import read_status
-from ebdiff_orchestrator.run.stages import ASSEMBLE, outline_jobs
+from ebdiff_orchestrator.run.stages import ASSEMBLE, inputs_of, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.export import export_run
 from region_workers.storage.integrity import artifact, file_digests
@@ -207,11 +207,11 @@ def test_two_workers_of_a_region_share_a_run_in_a_bucket(
 
 def test_one_driver_at_a_time_and_the_one_that_lost_the_run_writes_nothing(tiny_plan: MakePlan) -> None:
     first, second = RunDirectory(f"s3://{BUCKET}/runs/held"), RunDirectory(f"s3://{BUCKET}/runs/held")
-    with first.held():
+    with first.held(print):
         manifest = Ledger.begin(first, tiny_plan()).manifest
-        with pytest.raises(UserError, match="--take-over"), second.held():
+        with pytest.raises(UserError, match="--take-over"), second.held(print):
             pytest.fail("two drivers held one run")
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             second.write(manifest.model_copy(update={"attempts": 7}))
             with pytest.raises(RunTakenOverError):
                 first.write(manifest)
@@ -220,7 +220,7 @@ def test_one_driver_at_a_time_and_the_one_that_lost_the_run_writes_nothing(tiny_
 
 def test_what_an_older_run_left_on_this_machine_is_not_taken_for_the_ensemble(tiny_plan: MakePlan) -> None:
     run = RunDirectory(f"s3://{BUCKET}/runs/begun")
-    with run.held():
+    with run.held(print):
         Ledger.begin(run, tiny_plan(ONE_REGION))
     left = run.path / ASSEMBLE
     left.mkdir()
@@ -310,7 +310,7 @@ def test_the_driver_knows_how_far_a_training_is_wherever_its_checkpoints_are(
     ledger = Ledger.begin(run, plan)
     ledger.record_samples("digest", None)
     ledger.record_step_seconds({0.0: 1.0, 0.5: 1.0})
-    jobs, preview = outline_jobs(plan, ledger.inputs), preview_plan(plan)
+    jobs, preview = outline_jobs(plan, inputs_of(ledger.manifest)), preview_plan(plan)
     for step, first in ((10, "region a"), (60, "region b")):
         RunFiles(run.location).write(f"train/a/checkpoints/step-{step:09d}/checkpoint.json", b"{}")
         RunFiles(run.location).write(f"train/b/checkpoints/step-{40:09d}/checkpoint.json", b"{}")
@@ -356,12 +356,12 @@ def test_a_prefix_with_somebody_s_objects_is_refused_and_left_alone(
         store.write(key, b"mine")
     run = RunDirectory(store.url)
     if foreign is None:
-        with run.held(take_over=True):
+        with run.held(print, take_over=True):
             Ledger.begin(run, tiny_plan())
         assert run.exists()
         return
     refusal = re.escape(f"DIR = {store.url}: expected a run, or an empty folder for a new one, but it holds {foreign},")
-    with pytest.raises(UserError, match=refusal), run.held():
+    with pytest.raises(UserError, match=refusal), run.held(print):
         pytest.fail("it took the prefix for its own")
     assert store.list_keys() == sorted(keys)
     assert {store.read(key) for key in keys} == {b"mine"}

@@ -31,9 +31,7 @@ def _progress(stage: str, state: ProgressState, attempt: int = 3, owner: str = O
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
     """The run of the driver whose attempt it is."""
-    directory = RunDirectory(tmp_path)
-    directory.owner = OWNER
-    return directory
+    return RunDirectory(tmp_path, given_by=OWNER)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
-"""What jobs ask of a cluster, and how many of them its nodes hold."""
+"""What jobs ask of a cluster, how many of them its nodes hold, and nodes that are lost or do not answer."""
 
 import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Request, request_of, workers_on_node
-from schemas.errors import UserError
+from ebdiff_orchestrator.cluster.executor import Request, ThisProcess, request_of, run_one, workers_on_node
+from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
+from schemas.errors import RunFailed, UserError
 from schemas.plan import WorkersPlan
 
 
@@ -49,3 +54,59 @@ def test_an_address_at_which_nothing_listens_is_refused_at_once(form: str) -> No
         address = form.format(silent.getsockname()[1])
         with pytest.raises(UserError, match=f"Ray at {address}: cannot connect"), connect(WorkersPlan(), 1, address):
             pass
+
+
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The tasks that were cancelled in a Ray whose only node is lost as soon as tasks are waited for."""
+    node = {"Alive": True, "NodeID": 56 * "a", "NodeManagerAddress": "10.0.0.7", "Resources": {"CPU": 1.0}}
+    cancelled: list[Any] = []
+
+    def wait(tasks: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        node["Alive"] = False
+        return [], tasks
+
+    task = SimpleNamespace(remote=lambda *_: object(), options=lambda **_: task)
+    instead = {
+        "nodes": lambda: [node],
+        "available_resources": lambda: {"CPU": 1.0},
+        "cluster_resources": lambda: {"CPU": 1.0},
+        "remote": lambda **_: lambda function: task,
+        "wait": wait,
+        "cancel": lambda task, force: cancelled.append(task),
+    }
+    for name, function in instead.items():
+        monkeypatch.setattr(ray, name, function)
+    return cancelled
+
+
+def test_calls_whose_nodes_are_all_lost_wait_for_others_no_longer_than_the_limit(cancelled: list[Any]) -> None:
+    cluster = RayExecutor(False, Request(1, 1.0, 0.0), wait_limit_s=0.5)
+    with pytest.raises(RunFailed, match=r"workers\.wait_limit_s = 0 s"):
+        list(cluster.run_many(int, [(1,), (2,)]))
+    assert len(cancelled) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("a traceback\nCUDA out of memory. "), "A worker failed (CUDA out of memory.)."),
+        (RunFailed("for people"), "for people"),
+    ],
+)
+def test_what_breaks_a_worker_of_one_call_is_one_line_for_people(error: Exception, told: str) -> None:
+    class Breaking(RayExecutor):
+        def run_many(self, *_: Any) -> Iterator[tuple[int, Any]]:
+            raise error
+
+    with pytest.raises(RunFailed) as raised:
+        run_one(Breaking(False, Request(1, 1.0, 0.0)), int)
+    assert str(raised.value) == told
+    with pytest.raises(ValueError, match="invalid literal"):
+        run_one(ThisProcess(), int, "none")
+
+
+def test_what_a_node_has_not_answered_in_time_is_cancelled(cancelled: list[Any]) -> None:
+    (answer,) = RayExecutor(False, Request(1, 1.0, 0.0)).on_each_node(int)
+    assert (answer.node, answer.problem) == ("10.0.0.7 (aaaaaa)", "no answer within 180 s")
+    assert len(cancelled) == 1

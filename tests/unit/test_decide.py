@@ -1,10 +1,11 @@
 """Decisions of the driver: what starts, what waits, what is given up, and which training gets free workers."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from ebdiff_orchestrator.run.decide import Decision, Situation, next_jobs
+from ebdiff_orchestrator.run.decide import Decision, next_jobs
 from ebdiff_orchestrator.run.growth import Growable, next_growth
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs
 from schemas.plan import Plan
@@ -16,7 +17,9 @@ ONE_EACH, WIDE, SHARED_FIRST = {A: 1, B: 1, C: 1}, {B: 1, A: 2, C: 1}, {"shared 
 TWO_DONE = frozenset(stage for job in JOBS[:2] for stage in job.stages)
 NO_DRAW = dict.fromkeys((A, B, C), "needs draw/shared, which failed")
 
-CASES: dict[str, tuple[Mapping[str, int], dict[str, object], Decision]] = {
+NOTHING: dict[str, Any] = {"done_stages": frozenset(), "running": frozenset(), "failed": frozenset()}
+FREE: dict[str, Any] = NOTHING | {"free_workers": 9, "waited_s": 0.0, "wait_limit_s": 60}
+CASES: dict[str, tuple[Mapping[str, int], dict[str, Any], Decision]] = {
     "all start at once where there is room, in the order given": (ONE_EACH, {}, Decision(start=(A, B, C))),
     "with room for one the others wait": (ONE_EACH, {"free_workers": 1}, Decision(start=(A,), waiting=(B, C))),
     "a job takes its workers": (WIDE, {"free_workers": 4}, Decision(start=(B, A, C))),
@@ -41,13 +44,9 @@ CASES: dict[str, tuple[Mapping[str, int], dict[str, object], Decision]] = {
 
 
 @pytest.mark.parametrize(("workers", "situation", "expected"), CASES.values(), ids=CASES)
-def test_what_is_to_be_done_next(
-    workers: Mapping[str, int], situation: dict[str, frozenset[str]], expected: Decision
-) -> None:
+def test_what_is_to_be_done_next(workers: Mapping[str, int], situation: dict[str, Any], expected: Decision) -> None:
     jobs = SHARED if "shared draw" in workers else JOBS
-    empty: frozenset[str] = frozenset()
-    nothing = {"done_stages": empty, "running": empty, "failed": empty, "free_workers": 9}
-    assert next_jobs(jobs, workers, Situation(**{**nothing, **situation}), wait_limit_s=60) == expected  # type: ignore[arg-type]
+    assert next_jobs(jobs, workers, **FREE | situation) == expected
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_the_driver_makes_the_store_and_tells_what_was_left_out(tmp_path: Path) 
         "1 unreadable drawings were left out: line 7.",
         "1 drawings of 300 points or more were left out: line 6.",
     ]
-    assert said.progress[-1] == (7, 7, "drawings")
+    assert said.progress[-1] == (7, 7, "decoding drawings")
     with pytest.raises(PlanError, match="at most the data set's 5 drawings"):
         decode_data(ResolvedPlan(plan_from_values({**values, "training": {"batch_size": 8}}), None), said)
 
@@ -207,5 +207,5 @@ class Counting(Listener):
         super().__init__()
         self.progress: list[tuple[int, int, str]] = []
 
-    def images(self, done: int, total: int, what: str = "images") -> None:
+    def images(self, done: int, total: int, what: str = "decoding images") -> None:
         self.progress.append((done, total, what))

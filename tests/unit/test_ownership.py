@@ -25,7 +25,7 @@ from ebdiff_orchestrator.run.ownership import (
 )
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.run_files import RunFiles
-from schemas.errors import UserError
+from schemas.errors import RunFailed, UserError
 from schemas.job import Claim
 from schemas.manifest import Manifest
 
@@ -41,10 +41,6 @@ def _elsewhere(number: int, token: str = "aaaaaaaa", **more: object) -> Claim:
     """A claim of a process of another machine."""
     values = {"number": number, "token": token, "host": "elsewhere", "pid": 1, "lease_s": LEASE_S, **more}
     return Claim.model_validate(values)
-
-
-def _say(_: str) -> None:
-    return
 
 
 def _keep_alive(files: RunFiles, claim: Claim, seconds: float) -> Thread:
@@ -66,7 +62,7 @@ def _process() -> subprocess.Popen[bytes]:
 
 def test_the_numbers_of_a_run_s_owners_rise(files: RunFiles) -> None:
     for number in (1, 2, 3):
-        owner = claim_run(files, say=_say)
+        owner = claim_run(files, say=print)
         assert owner.name.startswith(f"{number:08d}-")
         check_newest(files, owner.name)
         owner.release()
@@ -76,7 +72,7 @@ def test_a_holder_of_another_machine_that_is_seen_to_live_is_left_alone(files: R
     write_claim(files, holder := _elsewhere(4))
     living = _keep_alive(files, holder, 2 * LEASE_S)
     with pytest.raises(UserError, match=r"process 1 on elsewhere .*--take-over"):
-        claim_run(files, say=_say)
+        claim_run(files, say=print)
     living.join()
     assert files.claims() == [holder.name]
 
@@ -99,9 +95,9 @@ def test_a_holder_of_this_machine_that_was_killed_costs_no_waiting(files: RunFil
         holder = _elsewhere(1, pid=process.pid, process=process_identity(process.pid), lease_s=60)
         write_claim(files, holder)
         with pytest.raises(UserError, match=f"process {process.pid}"):
-            claim_run(files, say=_say)
+            claim_run(files, say=print)
         process.kill()
-    claim_run(files, say=_say).release()
+    claim_run(files, say=print).release()
 
 
 def test_a_halted_holder_gives_way_after_its_lease(files: RunFiles) -> None:
@@ -109,12 +105,12 @@ def test_a_halted_holder_gives_way_after_its_lease(files: RunFiles) -> None:
         write_claim(files, _elsewhere(1, pid=process.pid, process=process_identity(process.pid)))
         process.send_signal(signal.SIGSTOP)
         time.sleep(0.2)
-        claim_run(files, say=_say).release()
+        claim_run(files, say=print).release()
         process.kill()
 
 
 def test_a_driver_that_lost_the_run_says_neither_that_it_lives_nor_that_it_ended(files: RunFiles) -> None:
-    first = claim_run(files, lease_s=0.2, say=_say)
+    first = claim_run(files, lease_s=0.2, say=print)
     write_claim(files, newer := _elsewhere(2))
     time.sleep(0.2)  # whatever it was about to write is written
     delete_claim(files, first.name)  # as a newer owner does, in time
@@ -126,7 +122,7 @@ def test_a_driver_that_lost_the_run_says_neither_that_it_lives_nor_that_it_ended
 
 
 def test_of_two_that_claim_the_same_number_one_goes_on(files: RunFiles) -> None:
-    first = claim_run(files, say=_say)
+    first = claim_run(files, say=print)
     write_claim(files, _elsewhere(1, token="ffffffff"))  # it had looked before the first one wrote
     with pytest.raises(RunTakenOverError, match="process 1 on elsewhere"):
         check_newest(files, first.name)
@@ -134,23 +130,8 @@ def test_of_two_that_claim_the_same_number_one_goes_on(files: RunFiles) -> None:
     assert read_claim(files, "00000001-ffffffff.json") == _elsewhere(1, token="ffffffff")
 
 
-def test_a_driver_whose_run_was_taken_over_writes_nothing_more(tiny_plan: MakePlan, tmp_path: Path) -> None:
-    first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    with first.held():
-        manifest = Ledger.begin(first, tiny_plan()).manifest
-        assert not RunFiles(tmp_path).has_newer_owner(first.owner)
-        before = first.owner
-        with second.held(take_over=True):
-            written = second.write(manifest.model_copy(update={"attempts": 7}))
-            with pytest.raises(RunTakenOverError):
-                first.write(manifest)
-            assert RunFiles(tmp_path).has_newer_owner(before), "its workers would go on"
-            assert second.read() == written
-    assert second.read() == written
-
-
 def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(files: RunFiles) -> None:
-    owner = claim_run(files, lease_s=0.2, say=_say)
+    owner = claim_run(files, lease_s=0.2, say=print)
     delete_claim(files, owner.name)
     time.sleep(0.3)
     assert files.claims() == []
@@ -159,11 +140,28 @@ def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(files: Ru
     owner.release()
 
 
+def test_a_place_that_fails_at_the_end_hides_no_error_and_leaves_the_claim_to_its_lease(
+    files: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fail() -> None:
+        with RunDirectory(tmp_path).held(print):
+            (tmp_path / "manifest.json").touch()
+            monkeypatch.setattr(RunFiles, "write", refuse)
+            raise RunFailed("the first error")
+
+    with pytest.raises(RunFailed, match="the first error"):
+        fail()
+    assert len(files.claims()) == 1
+
+
 @pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])
 def test_a_file_that_is_no_claim_is_no_owner(files: RunFiles, tmp_path: Path, name: str) -> None:
     (tmp_path / ".owners").mkdir()
     (tmp_path / ".owners" / name).write_text("{}")
-    owner = claim_run(files, say=_say)
+    owner = claim_run(files, say=print)
     check_newest(files, owner.name)
     assert not RunFiles(tmp_path).has_newer_owner(owner.name)
     owner.release()
@@ -174,7 +172,7 @@ def test_what_a_launch_killed_at_its_first_claim_leaves_is_cleared(files: RunFil
     left = tmp_path / ".owners" / ".partial-0123456789ab-00000001-aaaaaaaa.json"
     left.parent.mkdir()
     left.write_text('{"numb')
-    with RunDirectory(tmp_path).held():
+    with RunDirectory(tmp_path).held(print):
         assert not left.exists()
 
 
@@ -185,7 +183,6 @@ def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 CHANGES: dict[str, Callable[[RunDirectory, Manifest], object]] = {
     "manifest": lambda run, manifest: run.write(manifest),
-    "stop": lambda run, _: run.ask_to_stop(),
     "note": lambda run, _: run.write_note("train/all/grow-requested", 1),
     "discard a folder": lambda run, _: run.discard("kept"),
     "discard a file": lambda run, _: run.discard("kept/file"),
@@ -200,15 +197,20 @@ def test_nothing_changes_by_a_driver_that_lost_the_run(
     change: Callable[[RunDirectory, Manifest], object], tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     first, second = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    with first.held():
+    with first.held(print):
         manifest = Ledger.begin(first, tiny_plan()).manifest
         (tmp_path / "kept").mkdir()
         (tmp_path / "kept" / "file").write_text("second's")
-        with second.held(take_over=True):
+        assert not RunFiles(tmp_path).has_newer_owner(first.owner)
+        with second.held(print, take_over=True):
+            written = second.write(manifest.model_copy(update={"attempts": 7}))
             before = _tree(tmp_path)
             with pytest.raises(RunTakenOverError):
                 change(first, manifest)
             assert _tree(tmp_path) == before
+            assert RunFiles(tmp_path).has_newer_owner(first.owner), "its workers would go on"
+            assert second.read() == written
+    assert second.read() == written
 
 
 def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
@@ -219,7 +221,7 @@ def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
     write_model = run_directory.write_model
 
     def take() -> None:
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             took.append(second.write(second.read().model_copy(update={"attempts": 99})).attempts)
 
     taking = Thread(target=take)
@@ -231,7 +233,7 @@ def test_nobody_claims_a_run_between_an_owner_s_look_and_its_write(
             assert not took
         write_model(path, model)
 
-    with first.held():
+    with first.held(print):
         manifest = Ledger.begin(first, tiny_plan()).manifest
         monkeypatch.setattr(run_directory, "write_model", slowly)
         first.write(manifest.model_copy(update={"attempts": 1}))
@@ -247,10 +249,11 @@ from pathlib import Path
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import RunFailed
 run = RunDirectory(sys.argv[1])
-with run.held():
+with run.held(print):
     manifest = run.read()
+    changes = lambda: run.write(manifest), lambda: run.write_note("stop-requested"), lambda: run.discard("kept")
     for turn in range(10**6):
-        for change in (lambda: run.write(manifest), run.ask_to_stop, lambda: run.discard("kept")):
+        for change in changes:
             try:
                 change()
             except RunFailed:
@@ -274,7 +277,7 @@ def test_a_halted_driver_that_wakes_after_another_took_the_run_changes_no_file(
         if _holds_the_lock(tmp_path):  # then none can take the run before it goes on
             first.kill()
             pytest.skip("halted in the midst of a write")
-        with second.held(take_over=True):
+        with second.held(print, take_over=True):
             (tmp_path / "kept").mkdir()
             before = _tree(tmp_path)
             first.send_signal(signal.SIGCONT)

@@ -5,7 +5,7 @@ import time
 from itertools import pairwise
 
 import pytest
-from benchmarks.placement_cases import Case, large_case, optimal_makespan, small_case
+from benchmarks.placement_cases import Case, large_case, optimal_makespan, options_of, small_case
 from conftest import MakePlan
 
 from ebdiff_orchestrator.placement.schedule import (
@@ -17,7 +17,7 @@ from ebdiff_orchestrator.placement.schedule import (
     place,
     speed_up,
 )
-from ebdiff_orchestrator.placement.search import Piece, lower_bound
+from ebdiff_orchestrator.placement.search import lower_bound
 from ebdiff_orchestrator.placement.works import works_of
 from schemas.errors import UserError
 
@@ -112,11 +112,7 @@ def test_too_many_jobs_for_an_exact_search_are_planned_near_the_bound(jobs: int,
 
 
 def _bound(case: Case) -> float:
-    options = [
-        tuple(Piece(w.name, k, w.seconds / speed_up(k, case.efficiency)) for k in w.widths if k <= case.devices)
-        for w in case.works
-    ]
-    return lower_bound(options, case.devices)
+    return lower_bound(options_of(case), case.devices)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

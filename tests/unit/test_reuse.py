@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakePlan
@@ -15,6 +16,7 @@ from ebdiff_orchestrator.run import reuse
 from ebdiff_orchestrator.run.launch import RunHandle
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import inputs_of, outline_jobs
+from region_workers.storage.checkpoint_files import find_checkpoint
 from region_workers.storage.integrity import file_digest
 from schemas.errors import PlanError, UserError
 from schemas.job import WEIGHTS_FILE
@@ -98,6 +100,21 @@ def test_an_extended_run_and_one_that_begins_with_a_shorter_training_end_in_the_
     assert _weights(first) != short
 
 
+def test_a_checkpoint_that_a_run_at_work_deletes_while_it_is_copied_is_no_start(
+    first: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(*arguments: Any) -> Path | None:
+        found = find_checkpoint(*arguments)
+        if found is not None:
+            shutil.rmtree(found)
+        return found
+
+    monkeypatch.setattr(reuse, "find_checkpoint", find)
+    manifest = launch("longer", "training.steps=7", reuse=(first,)).manifest
+    assert manifest.finished()
+    assert manifest.stage("train/0-520").reused_from is None
+
+
 def test_one_region_can_be_extended_alone_and_the_other_is_left_alone_and_what_happens_is_said(
     first: Path, serial_cluster: SerialCluster
 ) -> None:
@@ -148,8 +165,11 @@ def test_a_run_that_took_everything_over_is_a_run_like_any_other(
     first: Path, launch: Launch, serial_cluster: SerialCluster, tmp_path: Path
 ) -> None:
     second = tmp_path / "second"
+    for folder in (first / "train").glob("*/checkpoints/*"):
+        folder.chmod(0o555)
     before = launch("second", "sampling.num_images=3", reuse=(first,)).manifest
     assert serial_cluster.jobs == []
+    assert all(folder.stat().st_mode & 0o200 for folder in (second / "train").glob("*/checkpoints/*"))
     assert driver.resume(second, executor=serial_cluster).manifest.usage == before.usage
     with pytest.raises(UserError, match="different experiment"):
         launch("second", "seed=5")

@@ -1,4 +1,4 @@
-"""The run directory: the same experiment goes on, another one is refused, two drivers are kept apart."""
+"""The run directory: the same experiment goes on, another one is refused, and what is not of a run is left alone."""
 
 import re
 import shlex
@@ -52,26 +52,13 @@ def test_other_workers_and_logging_take_effect_in_the_same_run(tiny_plan: MakePl
     assert manifest.plan.workers.gpus == 0.5
 
 
-def test_a_second_driver_is_kept_out(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path).held(), pytest.raises(UserError, match="process"), RunDirectory(tmp_path).held():
-        pytest.fail("two drivers held one run")
-    with RunDirectory(tmp_path).held():
-        pass
-
-
-def test_a_run_that_is_refused_leaves_nothing_in_its_folder(tmp_path: Path) -> None:
-    with RunDirectory(tmp_path / "run").held():
-        pass
-    assert not (tmp_path / "run").exists()
-
-
 def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_way(
     tiny_plan: MakePlan, tmp_path: Path
 ) -> None:
     directory = RunDirectory(tmp_path / "run")
 
     def refuse() -> None:
-        with directory.held():
+        with directory.held(print):
             Ledger.begin(directory, tiny_plan())
             with directory.discarded_if_refused():
                 (directory.path / RAY_LOG).write_text("a line of Ray's\n")
@@ -82,7 +69,7 @@ def test_what_ray_said_before_a_refusal_goes_with_the_run_and_is_never_in_the_wa
     assert not directory.path.exists()
     directory.path.mkdir()
     (directory.path / RAY_LOG).write_text("a line of Ray's\n")
-    with directory.held():
+    with directory.held(print):
         Ledger.begin(directory, tiny_plan())
 
 
@@ -100,7 +87,7 @@ def test_a_folder_with_somebody_s_files_is_refused_and_left_alone(tmp_path: Path
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("mine")
     refusal = re.escape(f"but it holds {named}, and no run.")
-    with pytest.raises(UserError, match=refusal), RunDirectory(tmp_path).held():
+    with pytest.raises(UserError, match=refusal), RunDirectory(tmp_path).held(print):
         pytest.fail("it took the folder for its own")
     assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(files)
 
@@ -121,7 +108,7 @@ def test_what_a_launch_of_ours_left_is_no_obstacle(tiny_plan: MakePlan, tmp_path
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).touch()
     directory = RunDirectory(tmp_path)
-    with directory.held(take_over=True):
+    with directory.held(print, take_over=True):
         Ledger.begin(directory, tiny_plan())
     assert directory.exists()
 

@@ -364,7 +364,7 @@ def test_what_feeds_the_trackers_can_stumble_and_the_run_goes_on(tiny_plan: Make
 
 def test_the_trackers_of_a_driver_whose_run_was_taken_over_say_nothing(tiny_plan: MakePlan, tmp_path: Path) -> None:
     first, view = RunDirectory(tmp_path), Listener()
-    with first.held():
+    with first.held(print):
         feed = MetricsFeed(Ledger.begin(first, tiny_plan()), cast(Trackers, None), view)
         write_text(tmp_path / TENSORBOARD_FOLDER / "curves", "")
         other = claim_run(RunFiles(tmp_path), take_over=True, say=view.line)

@@ -33,46 +33,53 @@ WHY = "No ticket for region [440, 1000) after draw.max_intervals = 100 masks. Ra
 EPOCHS = "draw.interval_steps=null"
 
 
-def _text(console: Console) -> str:
-    file = console.file
-    assert isinstance(file, io.StringIO)
-    return file.getvalue()
+@pytest.fixture
+def screen() -> io.StringIO:
+    """What a person sees."""
+    return io.StringIO()
 
 
 def _progress(stage: str, **fields: Any) -> Progress:
     return TRAINING.model_copy(update={"stage": stage, "note": "", **fields})
 
 
-def _run(plan: Plan, **stages: dict[str, Any]) -> Manifest:
-    """A manifest whose stages, `draw_0_260` for draw/0-260, have these fields."""
+def _run(plan: Plan, stages: dict[str, dict[str, Any]]) -> Manifest:
+    """A manifest whose stages have these fields."""
     manifest = new_manifest(plan)
     for name, fields in stages.items():
-        record = manifest.stage(name.replace("_", "/", 1).replace("_", "-"))
-        manifest = manifest.with_stage(record.model_copy(update=fields))
+        manifest = manifest.with_stage(manifest.stage(name).model_copy(update=fields))
     return manifest
+
+
+def _live(screen: io.StringIO) -> LiveTable:
+    return LiveTable(Console(file=screen, force_terminal=True, width=80))
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
 @pytest.mark.parametrize("system", [None, "truecolor"])
-def test_a_run_is_one_table_that_fits_with_all_that_is_told(tiny_plan: MakePlan, width: int, system: Any) -> None:
+def test_a_run_is_one_table_that_fits_with_all_that_is_told(
+    tiny_plan: MakePlan, screen: io.StringIO, width: int, system: Any
+) -> None:
     manifest = _run(
         tiny_plan(),
-        draw_0_260={"status": "done", "active_s": 4134.0, "steps": 4680},
-        draw_240_460={"status": "running", "attempts": 2},
-        draw_440_1000={"status": "failed", "attempts": 3, "error": WHY},
-        train_0_260={"status": "running", "attempts": 1},
-        train_240_460={"attempts": 1},
-        train_440_1000={"status": "running"},
+        {
+            "draw/0-260": {"status": "done", "active_s": 4134.0, "steps": 4680},
+            "draw/240-460": {"status": "running", "attempts": 2},
+            "draw/440-1000": {"status": "failed", "attempts": 3, "error": WHY},
+            "train/0-260": {"status": "running", "attempts": 1},
+            "train/240-460": {"attempts": 1},
+            "train/440-1000": {"status": "running"},
+        },
     )
     reports = {
         "draw/240-460": _progress("draw/240-460", step=3900, total_steps=39_000, steps_per_s=7.31, **MASKS),
         "train/0-260": _progress("train/0-260", step=212_340, total_steps=800_000, note="checkpoint 3 passed over"),
         "train/440-1000": _progress("train/440-1000", updated_at=NOW - 125),
     }
-    console = Console(file=io.StringIO(), width=width, force_terminal=system is not None, color_system=system)
+    console = Console(file=screen, width=width, force_terminal=system is not None, color_system=system)
     console.print(run_table(manifest, reports, NOW, previews=7))
-    text = re.sub(r"\x1b\[[0-9;]*m", "", _text(console))
-    assert ("\x1b" in _text(console)) == (system is not None)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert ("\x1b" in screen.getvalue()) == (system is not None)
     assert max(map(len, text.splitlines())) <= width
     said = " ".join(text.split())
     assert said.startswith("run tiny: 1 of 8 stages done, training ≤ 65:17:44 left, 7 previews")
@@ -100,12 +107,13 @@ def test_a_run_is_one_table_that_fits_with_all_that_is_told(tiny_plan: MakePlan,
         assert rows["train/0-260"].split()[-2:] == ["12.35", "2.50"]
 
 
-def test_words_that_several_stages_share_are_told_once(tiny_plan: MakePlan) -> None:
+def test_words_that_several_stages_share_are_told_once(tiny_plan: MakePlan, screen: io.StringIO) -> None:
     names, filling = ("draw/0-260", "draw/240-460"), "2 masks, queue of 5 filling"
-    manifest = _run(tiny_plan(), **{name.replace("/", "_").replace("-", "_"): {"status": "running"} for name in names})
-    console = Console(file=io.StringIO(), width=80)
-    console.print(run_table(manifest, {name: _progress(name, note=filling) for name in names}, NOW, 0))
-    assert f"{', '.join(names)}: {filling}" in _text(console)
+    manifest = _run(tiny_plan(), {name: {"status": "running"} for name in names})
+    Console(file=screen, width=80).print(
+        run_table(manifest, {name: _progress(name, note=filling) for name in names}, NOW, 0)
+    )
+    assert f"{', '.join(names)}: {filling}" in screen.getvalue()
 
 
 def test_a_draw_has_at_most_so_much_time_left() -> None:
@@ -116,6 +124,7 @@ def test_a_draw_has_at_most_so_much_time_left() -> None:
 
 DRAWN = {"status": "done", "steps": 100, "active_s": 50.0}  # the dense network: 0.5 s a step
 TRAINED = {"status": "done", "steps": 12, "active_s": 6.0}
+ONE_TRAINED = {"draw/0-260": DRAWN, "draw/240-460": DRAWN, "draw/440-1000": DRAWN, "train/0-260": TRAINED}
 
 
 @pytest.mark.parametrize(
@@ -125,28 +134,28 @@ TRAINED = {"status": "done", "steps": 12, "active_s": 6.0}
         pytest.param([], {}, {"samples": (10, 2.0)}, None, id="only samples are drawn"),
         pytest.param(
             [],
-            {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
+            ONE_TRAINED,
             {"train/240-460": (2, 0.1), "train/440-1000": (7, 0.1)},
             TimeLeft(100.0),
             id="the longest of those at work",
         ),
         pytest.param(
             [],
-            {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
+            ONE_TRAINED,
             {"train/240-460": (2, 0.1)},
             TimeLeft(106.0, at_most=True),
             id="one waits for a worker, its steps as long as a larger network's at most",
         ),
         pytest.param(
             ["regions.2.pruning_ratio=0.3"],
-            {f"draw_{name}": DRAWN for name in ("0_260", "240_460", "440_1000")} | {"train_0_260": TRAINED},
+            ONE_TRAINED,
             {"train/240-460": (2, 0.1)},
             TimeLeft(106.0),
             id="one waits for a worker, a network of its size was timed",
         ),
         pytest.param(
             [],
-            {"draw_240_460": DRAWN, "draw_440_1000": DRAWN, "train_240_460": TRAINED, "train_440_1000": TRAINED},
+            {"draw/240-460": DRAWN, "draw/440-1000": DRAWN, "train/240-460": TRAINED, "train/440-1000": TRAINED},
             {"draw/0-260": (10, 2.0)},
             TimeLeft(25.0 + 6.0, at_most=True),
             id="a draw takes all its masks at most, its training as long as dense steps",
@@ -156,13 +165,13 @@ TRAINED = {"status": "done", "steps": 12, "active_s": 6.0}
             id="draws by epochs are as long as the one at work",
         ),
         pytest.param(
-            [], {"draw_0_260": DRAWN}, {"train/0-260": (0, None)}, TimeLeft(6.0 + 2 * (30.0 + 6.0), at_most=True),
+            [], {"draw/0-260": DRAWN}, {"train/0-260": (0, None)}, TimeLeft(6.0 + 2 * (30.0 + 6.0), at_most=True),
             id="a training that has just begun is timed as its draw",
         ),
-        pytest.param([], {"draw_0_260": {**DRAWN, "reused_from": "x"}}, {"train/0-260": (0, None)}, None, id="reused"),
+        pytest.param([], {"draw/0-260": {**DRAWN, "reused_from": "x"}}, {"train/0-260": (0, None)}, None, id="reused"),
         pytest.param(
             [],
-            {"draw_240_460": {"status": "failed"}, "draw_440_1000": {"status": "failed"}, "draw_0_260": DRAWN},
+            {"draw/240-460": {"status": "failed"}, "draw/440-1000": {"status": "failed"}, "draw/0-260": DRAWN},
             {"train/0-260": (2, 1.0)},
             TimeLeft(10.0),
             id="what has failed is not waited for",
@@ -185,43 +194,46 @@ def test_the_time_left_of_all_trainings(
         name: _progress(name, step=step, steps_per_s=rate, total_steps=totals[name.startswith("draw/")])
         for name, (step, rate) in at_work.items()
     }
-    begun = {name.replace("/", "_").replace("-", "_"): {"status": "running", "attempts": 1} for name in at_work}
-    assert trainings_left(_run(tiny_plan(*changes), **stages, **begun), reports, draw_steps=60) == expected
+    begun = {name: {"status": "running", "attempts": 1} for name in at_work}
+    assert trainings_left(_run(tiny_plan(*changes), stages | begun), reports, draw_steps=60) == expected
 
 
 def test_nothing_is_left_of_trainings_that_have_all_failed_though_a_worker_spoke_just_before(
     tiny_plan: MakePlan,
 ) -> None:
     plan = tiny_plan()
-    failed = {name.replace("/", "_").replace("-", "_"): {"status": "failed"} for name in new_manifest(plan).stages}
-    assert trainings_left(_run(plan, **failed), {"train/0-260": TRAINING}) is None
+    failed = {name: {"status": "failed"} for name in new_manifest(plan).stages}
+    assert trainings_left(_run(plan, failed), {"train/0-260": TRAINING}) is None
 
 
-def test_a_job_may_begin_while_the_table_is_drawn(tiny_plan: MakePlan) -> None:
+def test_a_job_may_begin_while_the_table_is_drawn(tiny_plan: MakePlan, screen: io.StringIO) -> None:
     class BeginsAnother(Progress):
         def __getattribute__(self, name: str) -> Any:
             if name == "updated_at":  # which only whoever draws asks for
                 table.job("region 240-460", _progress("train/240-460", step=7, updated_at=unix_time()))
             return super().__getattribute__(name)
 
-    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
-        table.run(_run(tiny_plan(), train_0_260={"status": "running"}, train_240_460={"status": "running"}))
+    with _live(screen) as table:
+        table.run(_run(tiny_plan(), {"train/0-260": {"status": "running"}, "train/240-460": {"status": "running"}}))
         table.job("region 0-260", BeginsAnother(**{**TRAINING.model_dump(), "updated_at": unix_time()}))
-    assert "250/1000" in _text(console)
+    assert "250/1000" in screen.getvalue()
 
 
-def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(
+    screen: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [1000.0]
     monkeypatch.setattr(view.time, "monotonic", lambda: now[0])
-    lines = Lines(console := Console(file=io.StringIO(), width=200))
+    lines = Lines(Console(file=screen, width=200))
     for _ in range(100):
         lines.job("region 0-260", TRAINING)
         lines.job("region 240-460", TRAINING)
+        lines.images(7, 0, "encoding images")
         now[0] += 0.5
-    assert _text(console).count("region 0-260") == 4
-    assert _text(console).count("region 240-460") == 4
+    for told in ("region 0-260", "region 240-460", "] encoding images: 7 of ?"):
+        assert screen.getvalue().count(told) == 4
     lines.line("region 0-260: failed.")
-    assert _text(console).count("region 0-260") == 5
+    assert screen.getvalue().count("region 0-260") == 5
 
 
 def test_who_stops_watching_is_told_nothing_of_a_command_that_goes_on(
@@ -240,32 +252,31 @@ def test_who_stops_watching_is_told_nothing_of_a_command_that_goes_on(
     assert capsys.readouterr().err == ""
 
 
-def test_a_job_that_is_starting_has_a_row_but_no_line() -> None:
+def test_a_job_that_is_starting_has_a_row_but_no_line(screen: io.StringIO) -> None:
     starting = Progress(stage="draw/0-260", state="starting")
-    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
+    Lines(Console(file=screen, width=120)).job("region 0-260", starting)
+    assert not screen.getvalue()
+    with _live(screen) as table:
         table.job("region 0-260", starting)
-    assert "starting" in _text(console)
-    lines = Lines(console := Console(file=io.StringIO(), width=120))
-    lines.job("region 0-260", starting)
-    assert not _text(console)
+    assert "starting" in screen.getvalue()
 
 
-def test_lines_are_not_cut_or_marked_up() -> None:
-    lines = Lines(console := Console(file=io.StringIO(), width=40))
-    lines.line("[0, 260) " + "x" * 100)
-    assert "[0, 260) " + "x" * 100 in _text(console)
+def test_lines_are_not_cut_or_marked_up(screen: io.StringIO) -> None:
+    Lines(Console(file=screen, width=40)).line("[0, 260) " + "x" * 100)
+    assert "[0, 260) " + "x" * 100 in screen.getvalue()
 
 
-def test_the_live_table_follows_jobs_and_the_run_in_a_terminal(tiny_plan: MakePlan) -> None:
-    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_the_live_table_follows_jobs_and_the_run_in_a_terminal(
+    tiny_plan: MakePlan, screen: io.StringIO, of_a_run: bool
+) -> None:
+    with _live(screen) as table:
         table.line("region 0-260: started (attempt 1).")
-        table.job("region 0-260", TRAINING)
-    assert "started (attempt 1)" in _text(console)
-    assert "250/1000" in _text(console)
-    with LiveTable(console := Console(file=io.StringIO(), force_terminal=True, width=80)) as table:
-        table.run(_run(tiny_plan(), train_0_260={"status": "running"}))
-        table.previews(3)
+        if of_a_run:
+            table.run(_run(tiny_plan(), {"train/0-260": {"status": "running"}}))
+            table.previews(3)
         table.job("region 0-260", TRAINING.model_copy(update={"updated_at": unix_time()}))
         table.waiting("waiting for a worker")
-    assert re.search("run tiny: 0 of 8 stages done.* 3 previews", _text(console))
-    assert "250/1000" in _text(console)
+    assert "started (attempt 1)" in screen.getvalue()
+    assert "250/1000" in screen.getvalue()
+    assert bool(re.search("run tiny: 0 of 8 stages done.* 3 previews", screen.getvalue())) is of_a_run

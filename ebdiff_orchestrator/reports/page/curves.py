@@ -16,6 +16,7 @@ from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.page.svg import COLOURS, INK, figure, label_of
 from ebdiff_orchestrator.reports.tickets import TicketReport
 from schemas.manifest import Manifest
+from schemas.stage_names import SHARED_DRAW, draw_stage_name, is_draw, is_training, train_stage_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,11 +155,14 @@ def timeline_of(manifest: Manifest) -> Timeline | None:
     held = [Bar(usage.job, "held", usage.started_at, usage.ended_at) for usage in manifest.usage]
     if not held:
         return None
-    regions = {name: f"region {name.removeprefix('train/')}" for name in manifest.stages if name.startswith("train/")}
+    plan = manifest.plan
+    job_of = {train_stage_name(region): f"region {region.name}" for region in plan.regions}
+    job_of |= {draw_stage_name(plan, region): f"region {region.name}" for region in plan.regions}
+    job_of |= {SHARED_DRAW: "shared draw"}
     did = []
     for name, record in manifest.stages.items():
-        job = regions.get(name.replace("draw/", "train/"), "shared draw" if name == "draw/shared" else name)
-        kind: Kind = "draw" if name.startswith("draw/") else "train" if name.startswith("train/") else "other"
+        job = job_of.get(name, name)
+        kind: Kind = "draw" if is_draw(name) else "train" if is_training(name) else "other"
         if record.started_at is not None and not record.reused_from:
             did += [Bar(job, kind, *span) for span in _within(record.started_at, record.finished_at, job, held)]
     did += [Bar(bar.job, "other", bar.start, bar.stop) for bar in held if bar.job == "evaluate"]
