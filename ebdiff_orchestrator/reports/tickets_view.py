@@ -15,13 +15,13 @@ from ebdiff_orchestrator.reports.formats import as_csv, evenly_chosen, plain_tab
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.masks import Distances
 from ebdiff_orchestrator.reports.page.curves import draw_distances, draw_layers, draw_moves
-from ebdiff_orchestrator.reports.page.svg import write_png
+from ebdiff_orchestrator.reports.page.svg import write_picture
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
 from region_workers.storage.durable import write_text
 from region_workers.storage.places import check_no_url
 from schemas.errors import user_error
 
-_NEAR, _MIDDLE, _FAR = np.array([255, 250, 220]), np.array([240, 120, 60]), np.array([90, 10, 60])
+_COLOURS = np.array([[255, 250, 220], [240, 120, 60], [90, 10, 60]])  # of shares of 0, 0.5 and 1
 _COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
 _DIFFERENCES_EXPLAINED = (
     "distance: share of bits that differ. shared: of the channels that the smaller ticket keeps, those that the larger "
@@ -65,14 +65,14 @@ def write_report(report: TicketsReport, folder: Path, last: int | None) -> list[
     for (name, text), figures in zip(texts.items(), _figures(report, last), strict=True):
         path = folder / name
         write_text(path, text)
-        write_png(path.with_suffix(".png"), [figures])
+        write_picture(path.with_suffix(".png"), [figures])
         written += [path, path.with_suffix(".png")]
     return written
 
 
 def draw_pictures(report: TicketsReport, file: Path, last: int | None) -> Path:
     """Write the tickets' heat maps and the figures of masks that move, side by side, as one PNG."""
-    write_png(file, _figures(report, last))
+    write_picture(file, _figures(report, last))
     return file
 
 
@@ -129,10 +129,8 @@ def _heat_cell(value: float, colour: list[int]) -> Text:
 
 def _colours(shares: Distances) -> npt.NDArray[np.uint8]:
     """0: pale, 1: dark; [rows, columns, 3]."""
-    shares = shares[..., None]
-    low = _NEAR + (_MIDDLE - _NEAR) * np.minimum(shares * 2, 1)
-    colours: npt.NDArray[np.float64] = low + (_FAR - _MIDDLE) * np.maximum(shares * 2 - 1, 0)
-    return colours.round().astype(np.uint8)
+    channels = [np.interp(shares, (0, 0.5, 1), channel) for channel in _COLOURS.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def _show_would_be_drawn(ticket: TicketReport, console: Console) -> None:
