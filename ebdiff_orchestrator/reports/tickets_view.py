@@ -22,7 +22,7 @@ from region_workers.storage.places import check_no_url
 from schemas.errors import user_error
 
 _COLOURS = np.array([[255, 250, 220], [240, 120, 60], [90, 10, 60]])  # of shares of 0, 0.5 and 1
-_COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
+_LEAST_COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
 _DIFFERENCES_EXPLAINED = (
     "distance: share of bits that differ. shared: of the channels that the smaller ticket keeps, those that the larger "
     "one keeps too; by chance: what that would be for unrelated tickets."
@@ -38,10 +38,9 @@ _MOVES_EXPLAINED = (
 
 def show(report: TicketsReport, console: Console, last: int | None) -> None:
     """Print the report: of each ticket its distances and when it would have been drawn, the differences, the moves."""
-    columns = max(4, min((console.width - _LABEL_WIDTH) // _COLUMN_WIDTH, _MOST_COLUMNS))
     for ticket in report.tickets:
         say(console, _headline(ticket), style="bold")
-        _show_distances(ticket, console, columns, last)
+        _show_distances(ticket, console, last)
         _show_would_be_drawn(ticket, console)
         console.print()
     if report.differences:
@@ -103,28 +102,31 @@ def _headline(ticket: TicketReport) -> str:
     return f"{text}, {how} at interval {masks.ticket.interval} (step {masks.ticket.step}), distances {distances}"
 
 
-def _show_distances(ticket: TicketReport, console: Console, columns: int, last: int | None) -> None:
+def _show_distances(ticket: TicketReport, console: Console, last: int | None) -> None:
     intervals, distances = ticket.newest(last)
+    width = max(_LEAST_COLUMN_WIDTH, len(f" {intervals[-1]}"))
+    columns = max(4, min((console.width - _LABEL_WIDTH) // width, _MOST_COLUMNS))
     chosen, how = _chosen(len(intervals), columns, " intervals")
     say(console, f"Distance between the masks of two intervals{how}:")
-    console.print(_heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen]))
+    console.print(_heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen], width))
 
 
-def _heat_table(distances: Distances, intervals: Sequence[int]) -> Table:
+def _heat_table(distances: Distances, intervals: Sequence[int], width: int) -> Table:
     """Distances [n, n] in hundredths, coloured by their share of the largest; rows and columns are intervals."""
     table = Table(show_edge=False, pad_edge=False, box=None, padding=0)
     table.add_column("", justify="right")
     for interval in intervals:
-        table.add_column(f"{interval:>4}", justify="right", no_wrap=True)
+        table.add_column(str(interval), justify="right", no_wrap=True, width=width)
     colours = _colours(distances / (float(distances.max(initial=0.0)) or 1.0))
     for interval, row, row_colours in zip(intervals, distances, colours.tolist(), strict=True):
-        table.add_row(f"{interval} ", *map(_heat_cell, row, row_colours))
+        cells = (f"{value:.2f}".replace("0.", ".", 1).rjust(width) for value in row)
+        table.add_row(f"{interval} ", *map(_heat_cell, cells, row_colours))
     return table
 
 
-def _heat_cell(value: float, colour: list[int]) -> Text:
+def _heat_cell(text: str, colour: list[int]) -> Text:
     ink = "black" if sum(colour) > 300 else "white"
-    return Text(f" {value:.2f}".replace("0.", ".", 1), style=f"{ink} on rgb({','.join(map(str, colour))})")
+    return Text(text, style=f"{ink} on rgb({','.join(map(str, colour))})")
 
 
 def _colours(shares: Distances) -> npt.NDArray[np.uint8]:

@@ -107,6 +107,16 @@ def test_it_says_where_the_recorded_masks_do_not_agree(
     assert "440-1000: no mask has been saved yet." in text
 
 
+def test_intervals_of_many_masks_are_told_apart(
+    tmp_path: Path, tiny_plan: MakePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_tickets(_run(tmp_path, tiny_plan(), {"0-260": _drifting(1144, 8)}), Settings())
+    show(report, Console(width=100), last=200)
+    _, heading, first, *_ = capsys.readouterr().out.partition("Distance between")[2].splitlines()
+    assert [int(interval) for interval in heading.split()][::17] == [945, 1144]
+    assert first.split()[:2] == ["945", ".00"]
+
+
 def test_slim_networks_are_said_to_take_no_masks(tmp_path: Path, tiny_plan: MakePlan) -> None:
     notes = report_tickets(_run(tmp_path, tiny_plan("draw.method=slim"), {}), Settings()).notes
     assert "440-1000: no mask is taken: slim keeps the first channels." in notes
