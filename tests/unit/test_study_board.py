@@ -81,6 +81,7 @@ def test_a_live_view_of_many_runs_fits_the_terminal(
     view = StudyTable(console)
     rows = {f"row {letter}": ("done", "37%", *["waits"] * (seeds - 2)) for letter in "abcdefghijk"}
     view.board(Board("trial", tuple(range(seeds)), rows | {"broken": ("failed",) * seeds}, 7200.0))
+    view.images(3, 10)
     view.job("row-a-s1 region all", AT_WORK.model_copy(update={"total_steps": 200, "updated_at": unix_time()}))
     console.print(view._render())
     text = capsys.readouterr().out
@@ -90,3 +91,4 @@ def test_a_live_view_of_many_runs_fits_the_terminal(
     assert ("more rows" in text) == (height == 12)
     assert ("waiting  failed" in text) == (width == 80 and seeds == 12)
     assert "row-a-s1 region all" in text
+    assert "decoding" not in text
