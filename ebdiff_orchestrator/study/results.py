@@ -232,7 +232,9 @@ def _device_hours(manifest: Manifest) -> float | None:
 def _spread(spread: Spread | None, finished: int) -> str:
     if spread is None:
         return MISSING
-    text = _number(spread.mean) if spread.deviation is None else f"{_number(spread.mean)} ± {spread.deviation:.2g}"
+    text = _number(spread.mean)
+    if spread.deviation is not None:
+        text += f" ± {spread.deviation:.2g}" if spread.deviation < 99.5 else f" ± {spread.deviation:,.0f}"
     return text if spread.n == finished else f"{text} (n={spread.n})"
 
 

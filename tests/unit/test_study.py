@@ -26,7 +26,14 @@ from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
 from ebdiff_orchestrator.study.load import load_study, plan_of, write_study
-from ebdiff_orchestrator.study.results import RowResult, Spread, _with_equal_costs, study_results
+from ebdiff_orchestrator.study.results import (
+    RowResult,
+    Spread,
+    StudyResults,
+    _with_equal_costs,
+    results_table,
+    study_results,
+)
 from ebdiff_orchestrator.study.run_study import run_study
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from region_workers.storage.run_files import RunFiles
@@ -281,6 +288,13 @@ def test_costs_are_in_steps_of_the_first_rows_dense_network(tmp_path: Path) -> N
     assert big.dense_steps == Spread(12, None, 1)
     assert small_row.dense_steps is not None
     assert small_row.dense_steps.mean < 6
+
+
+@pytest.mark.parametrize(("deviation", "said"), [(None, ""), (0.0123, " ± 0.012"), (99, " ± 99"), (1234.5, " ± 1,234")])
+def test_a_deviation_is_told_without_an_exponent(deviation: float | None, said: str) -> None:
+    row = RowResult("a", (), {}, Spread(12_345, deviation, 0), None)
+    ((_, _, cell, *_),) = results_table(StudyResults("mine", (row,), (), (), ())).rows
+    assert cell == f"12,345{said}"
 
 
 def test_equal_cost_is_marked_and_a_deviation_is_of_a_sample() -> None:
