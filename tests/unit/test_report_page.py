@@ -205,7 +205,7 @@ def test_what_people_named_stays_text(manifest: Manifest, page_with: PageWith) -
 
 
 def _figure(*labels: str, points: int = 3) -> str:
-    curves = [Curve(label, np.arange(points) + 25.0, np.arange(points) + 1.0) for label in labels]
+    curves = [Curve(label, np.arange(points) + 25.0, np.ones(points)) for label in labels]
     return curves_figure(curves, "loss", itertools.count(1))
 
 
