@@ -10,8 +10,10 @@ from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE
 from region_workers.networks.dense import build_dense
-from region_workers.storage.integrity import artifact, files_in
-from schemas.job import EXPERT_FOLDER, Artifact
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo
+from region_workers.storage.durable import write_model
+from region_workers.storage.integrity import artifact, file_digest, files_in
+from schemas.job import EXPERT_FOLDER, RESULT_FILE, Artifact, Hardware, StageResult
 from schemas.manifest import Evaluation, Manifest
 from schemas.plan import Plan
 from schemas.stage_names import train_stage_name
@@ -44,6 +46,21 @@ def recorded_as_finished(path: Path, plan: Plan) -> Manifest:
         done = {"status": "done", "artifacts": files if record.name == ASSEMBLE else ()}
         manifest = manifest.with_stage(record.model_copy(update=done))
     return directory.write(manifest)
+
+
+def end_stage(run_dir: Path, stage: str) -> None:
+    """Write what a worker leaves beside the files of a stage that has ended."""
+    files = tuple(artifact(run_dir, file) for file in files_in(run_dir / stage))
+    hardware = Hardware(device="cpu", world_size=1, cpu_threads=1)
+    times = {"started_at": 0, "finished_at": 0, "active_s": 0, "steps": 0}
+    result = StageResult(stage=stage, key="", artifacts=files, hardware=hardware, metrics={}, **times)
+    write_model(run_dir / stage / RESULT_FILE, result)
+
+
+def save_checkpoint(file: Path, step: int) -> None:
+    """Have a file, which lies in the folder of a checkpoint of so many steps, be all that is in it."""
+    digests = {file.name: file_digest(file)}
+    write_model(file.parent / CHECKPOINT_FILE, CheckpointInfo(key="", step=step, active_s=0, sha256=digests))
 
 
 def an_evaluation(**fields: Any) -> Evaluation:

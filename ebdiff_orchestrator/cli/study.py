@@ -61,7 +61,7 @@ def study(
     loaded = load_study(study, changes or (), seeds)
     folder = study_dir or (Path(study) if is_begun(Path(study)) else Path("studies", loaded.name))
     if plot is not None:
-        from ebdiff_orchestrator.study.table import check_plot
+        from ebdiff_orchestrator.study.report import check_plot
 
         check_plot(plot)
     if table:
@@ -101,8 +101,7 @@ def _reported(folder: Path, view: View) -> Iterator[None]:
 def _show(folder: Path, form: Form, plot: Path | None, asked_for: bool = False) -> None:
     """The table in its form, and the plot, if there is anything to be drawn or nothing else was `asked_for`."""
     from ebdiff_orchestrator.reports.formats import as_markdown, print_table
-    from ebdiff_orchestrator.study.results import study_results
-    from ebdiff_orchestrator.study.table import plot_results, results_table
+    from ebdiff_orchestrator.study.results import results_table, study_results
 
     results = study_results(folder)
     if form == "json":
@@ -112,4 +111,6 @@ def _show(folder: Path, form: Form, plot: Path | None, asked_for: bool = False) 
     else:
         print_table(results_table(results), Console())
     if plot is not None and (results.measures or asked_for):
+        from ebdiff_orchestrator.study.report import plot_results
+
         plot_results(results, plot)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets, studies
 from schemas.errors import PlanError, command, from_validation_error, shown, similar_word
+from schemas.manifest import STUDY_FILE
 from schemas.plan import Plan
 from schemas.section import Section
 
@@ -101,6 +102,8 @@ def _unshared(value: Any) -> Any:
 def _read(plan: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = Path(plan)
     if path.is_dir() and preset_values(plan) is None:  # data often lie in a folder of the preset's name
+        if (path / STUDY_FILE).is_file():
+            raise _is_a_study(plan)
         raise PlanError(
             f"PLAN = {plan}: a folder; expected a YAML file or a preset ({', '.join(presets())}). "
             "Name the file in it, or a preset."

@@ -100,7 +100,11 @@ def estimate(plan: Plan, steps: int, assume: Assumptions, tell: Say) -> Estimate
     """
     if plan.model.pretrained is not None:
         plan, _ = adopt_dense(plan)
-    interval = _interval_steps(plan, assume)
+    interval = interval_steps(plan, assume.images)
+    if interval is None:
+        expected = f"the number of images in {plan.data.path}, since the draw takes a mask each epoch"
+        remedy = "Give it, for example --images 50000, or set draw.interval_steps."
+        raise user_error("--images", None, expected, remedy)
     preview = preview_plan(plan)
     times, device = measure_steps(plan, steps, tell)
     return predict(plan, preview, times, interval, assume, device)
@@ -109,16 +113,16 @@ def estimate(plan: Plan, steps: int, assume: Assumptions, tell: Say) -> Estimate
 def measure_steps(plan: Plan, steps: int, tell: Say) -> tuple[dict[float, StepTime], str]:
     """The time of an update of every network of the plan, by pruning ratio, and the device that it was taken on."""
     prepare_process(plan.training)
-    world = current_world(use_gpu=True)
+    world = current_world(use_gpu=plan.workers.gpus != 0)
     if world.device.type == "cpu":
-        tell("No GPU here: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
+        why = "workers.gpus = 0" if plan.workers.gpus == 0 else "No GPU here"
+        tell(f"{why}: these are times of a CPU, from fewer steps and smaller batches where it is slow.")
     timer = StepTimer(plan, world)
     ratios = ratios_of(plan)
     times = {}
     for index, ratio in enumerate(ratios):
-        tell(
-            f"timing {'the dense network' if ratio == 0 else f'the {ratio:.0%} expert'} ({index + 1} of {len(ratios)})"
-        )
+        network = "the dense network" if ratio == 0 else f"the {ratio:.0%} expert"
+        tell(f"timing {network} ({index + 1} of {len(ratios)})")
         times[ratio] = timer.measure(ratio, steps)
     return times, world.describe(plan.training).device
 
@@ -168,18 +172,6 @@ def _starts_dense(plan: Plan) -> bool:
     return plan.model.pretrained is not None or plan.draw.method == "one-shot"
 
 
-def _interval_steps(plan: Plan, assume: Assumptions) -> int:
-    interval = interval_steps(plan, assume.images)
-    if interval is None:
-        raise user_error(
-            "--images",
-            None,
-            f"the number of images in {plan.data.path}, since the draw takes a mask each epoch",
-            "Give it, for example --images 50000, or set draw.interval_steps.",
-        )
-    return interval
-
-
 def _assumptions(plan: Plan, times: Mapping[float, StepTime], interval: int, assume: Assumptions) -> tuple[str, ...]:
     lines = []
     if interval:
@@ -227,10 +219,8 @@ def _networks(found: Estimate) -> TextTable:
     rows = []
     for ratio, step in found.times.items():
         name = "dense" if ratio == 0 else f"{ratio:.0%} expert"
-        faster, by_macs = dense_s / step.seconds, macs[0.0] / macs[ratio]
-        rows.append(
-            (name, f"{step.seconds * 1000:.1f}", f"{faster:.2f}x", f"{by_macs:.2f}x", gib(step.peak_memory_bytes))
-        )
+        faster, by_macs = f"{dense_s / step.seconds:.2f}x", f"{macs[0.0] / macs[ratio]:.2f}x"
+        rows.append((name, f"{step.seconds * 1000:.1f}", faster, by_macs, gib(step.peak_memory_bytes)))
     return TextTable(("network", "step ms", "faster", "by MACs alone", "memory GiB"), tuple(rows))
 
 
@@ -247,12 +237,11 @@ def _summary(found: Estimate) -> list[str]:
         _versus("At equal steps", found.equal_steps, kind),
     ]
     if found.given_steps is not None:
-        lines.append(_versus("Against the dense steps given", found.given_steps, kind))
-    else:
-        lines.append(
-            "Give --dense-steps for the dense training that you would do instead (the paper's CIFAR-10: 800000)."
-        )
-    return lines
+        return [*lines, _versus("Against the dense steps given", found.given_steps, kind)]
+    return [
+        *lines,
+        "Give --dense-steps for the dense training that you would do instead (the paper's CIFAR-10: 800000).",
+    ]
 
 
 def _versus(title: str, versus: Versus, kind: str) -> str:

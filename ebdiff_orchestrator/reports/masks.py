@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,9 @@ import pyarrow as pa
 
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import draw_folder
-from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_folders, checkpoint_name
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_name
 from region_workers.storage.integrity import SEAL_FILE, read_verified, sealed_files
-from region_workers.storage.tables import Row, read_masks
+from region_workers.storage.tables import read_masks
 from schemas.errors import UserError
 from schemas.job import CHECKPOINTS_FOLDER, MASKS_FILE, RESULT_FILE, TICKET_FILE, StageResult, Ticket
 from schemas.plan import DrawPlan, Plan
@@ -60,19 +60,9 @@ class RecordedMasks:
         return NamedMask(f"{prefix}{self.region} (step {self.steps[-1]}, not drawn)", self.bits, self.packed[-1])
 
 
-def fetch_masks(run: RunDirectory, plan: Plan) -> None:
-    """Have the run's folder hold what `recorded_masks` reads there, as it is now: no weights, of an object store."""
-    folders = [draw_folder(plan, region) for region in plan.regions]
-    for stage in dict.fromkeys(str(Path(folder).parents[1]) for folder in folders):
-        _fetch_newest(run, stage, MASKS_FILE)
-    for folder in folders:
-        for name in (SEAL_FILE, TICKET_FILE):
-            run.fetch(f"{folder}/{name}")
-
-
-def recorded_masks(run_dir: Path, plan: Plan) -> tuple[RecordedMasks, ...]:
+def recorded_masks(run: RunDirectory, plan: Plan) -> tuple[RecordedMasks, ...]:
     """The masks of every region that is pruned, as the run's draws, finished or not, have left them."""
-    return tuple(_recorded(run_dir, plan, region) for region in plan.regions if region.pruning_ratio > 0)
+    return tuple(_recorded(run, plan, region) for region in plan.regions if region.pruning_ratio > 0)
 
 
 def distance_matrix(packed: Words, bits: int) -> Distances:
@@ -97,17 +87,16 @@ def pack(masks: Sequence[bytes]) -> Words:
 
 def drawn_at(distances: Distances, plan: DrawPlan) -> int | None:
     """The position of the first mask at which a queue over these distances would have agreed; None: at none of them."""
-    older = plan.queue_stride * np.arange(1, plan.queue_length)
-    for newest in range(int(older[-1]), len(distances)):
-        if plan.masks_agree(tuple(distances[newest, newest - older].tolist())):
+    oldest = plan.queue_stride * (plan.queue_length - 1)
+    for newest in range(oldest, len(distances)):
+        if plan.masks_agree(tuple(distances[newest, newest - oldest : newest : plan.queue_stride].tolist())):
             return newest
     return None
 
 
-def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
-    ticket_folder = run_dir / draw_folder(plan, region)
-    stage_folder = ticket_folder.parents[1]
-    stage_rows, finished = newest_of_stage(stage_folder, MASKS_FILE, read_masks)
+def _recorded(run: RunDirectory, plan: Plan, region: RegionPlan) -> RecordedMasks:
+    ticket_folder = draw_folder(plan, region)
+    stage_rows, finished = newest_of_run(run, str(Path(ticket_folder).parents[1]), MASKS_FILE, read_masks)
     rows = [row for row in stage_rows or [] if row["region"] == region.name]
     return RecordedMasks(
         region=region.name,
@@ -115,8 +104,8 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
         bits=int(str(rows[0]["bits"])) if rows else 0,
         intervals=np.array([row["interval"] for row in rows], dtype=np.int64),
         steps=np.array([row["step"] for row in rows], dtype=np.int64),
-        packed=pack([_bytes_of(row) for row in rows]),
-        ticket=_read_ticket(ticket_folder),
+        packed=pack([cast(bytes, row["mask"]) for row in rows]),
+        ticket=_read_ticket(run, ticket_folder),
         finished=finished,
     )
 
@@ -124,31 +113,21 @@ def _recorded(run_dir: Path, plan: Plan, region: RegionPlan) -> RecordedMasks:
 def newest_of_run(
     run: RunDirectory, stage: str, name: str, read: Callable[[bytes], _Read]
 ) -> tuple[_Read | None, bool]:
-    """`newest_of_stage` of a run that may be in an object store: no more of it is fetched than that."""
-    _fetch_newest(run, stage, name)
-    return newest_of_stage(run.path / stage, name, read)
-
-
-def _fetch_newest(run: RunDirectory, stage: str, name: str) -> None:
-    checkpoint = f"{stage}/{CHECKPOINTS_FOLDER}/{checkpoint_name(run.saved_steps(stage))}"
-    for folder, says_whole in ((stage, RESULT_FILE), (checkpoint, CHECKPOINT_FILE)):
-        for each in (says_whole, name):
-            run.fetch(f"{folder}/{each}")
-
-
-def newest_of_stage(stage_folder: Path, name: str, read: Callable[[bytes], _Read]) -> tuple[_Read | None, bool]:
     """A file of a stage as `read` takes its bytes, and whether the stage has ended; until then its newest checkpoint's.
 
-    None: there is none yet, or the stage leaves none. UserError for one that is not what was written.
+    None: there is none yet, or the stage leaves none. UserError for one that is not what was written. Of a run in an
+    object store no more is fetched than that.
     """
     for last_try in (False, False, True):  # a worker may finish, or drop a checkpoint, between looking and reading
-        finished = (stage_folder / RESULT_FILE).is_file()
-        checkpoints = checkpoint_folders(stage_folder / CHECKPOINTS_FOLDER)
-        if not finished and not checkpoints:
+        finished = run.fetch(f"{stage}/{RESULT_FILE}").is_file()
+        steps = run.saved_steps(stage)
+        if not finished and not steps:
             break
-        file = (stage_folder if finished else checkpoints[-1]) / name
+        folder = stage if finished else f"{stage}/{CHECKPOINTS_FOLDER}/{checkpoint_name(steps)}"
+        says_whole = run.fetch(f"{folder}/{RESULT_FILE if finished else CHECKPOINT_FILE}")
+        file = run.fetch(f"{folder}/{name}")
         try:
-            digests = _of_result(stage_folder) if finished else _of_checkpoint(file.parent)
+            digests = _digests_in(says_whole)
             return read(read_verified(file, digests[name])) if name in digests else None, finished
         except (pa.ArrowException, ValueError, OSError) as error:
             if last_try:
@@ -156,32 +135,25 @@ def newest_of_stage(stage_folder: Path, name: str, read: Callable[[bytes], _Read
     return None, False
 
 
-def _of_result(stage_folder: Path) -> dict[str, str]:
-    """The digests of a finished stage's files, by name."""
-    result = StageResult.model_validate_json((stage_folder / RESULT_FILE).read_bytes())
+def _digests_in(file: Path) -> dict[str, str]:
+    """The digests of the files beside it, by name, that a stage's result or a checkpoint's own file tells."""
+    if file.name == CHECKPOINT_FILE:
+        return CheckpointInfo.model_validate_json(file.read_bytes()).sha256
+    result = StageResult.model_validate_json(file.read_bytes())
     return {item.path.removeprefix(f"{result.stage}/"): item.sha256 for item in result.artifacts}
 
 
-def _of_checkpoint(folder: Path) -> dict[str, str]:
-    return CheckpointInfo.model_validate_json((folder / CHECKPOINT_FILE).read_bytes()).sha256
-
-
-def _read_ticket(folder: Path) -> Ticket | None:
-    if not any((folder / name).is_file() for name in (SEAL_FILE, TICKET_FILE)):
+def _read_ticket(run: RunDirectory, folder: str) -> Ticket | None:
+    seal, file = (run.fetch(f"{folder}/{name}") for name in (SEAL_FILE, TICKET_FILE))
+    if not seal.is_file() and not file.is_file():
         return None
     try:
-        return Ticket.model_validate_json(read_verified(folder / TICKET_FILE, sealed_files(folder).get(TICKET_FILE)))
+        return Ticket.model_validate_json(read_verified(file, sealed_files(file.parent).get(TICKET_FILE)))
     except ValueError as error:
-        raise _bad_file(folder / TICKET_FILE, str(error).splitlines()[0]) from None
+        raise _bad_file(file, str(error).splitlines()[0]) from None
 
 
-def _bytes_of(row: Row) -> bytes:
-    mask = row["mask"]
-    assert isinstance(mask, bytes)
-    return mask
-
-
-def _bad_file(file: Path | None, reason: str) -> UserError:
+def _bad_file(file: Path, reason: str) -> UserError:
     return UserError(
         f"{file}: expected as its stage has written it, but it does not read ({reason}). Restore the file."
     )

@@ -13,7 +13,6 @@ from ebdiff_orchestrator.reports.masks import (
     RecordedMasks,
     distance_matrix,
     drawn_at,
-    fetch_masks,
     kept_bits,
     recorded_masks,
 )
@@ -21,7 +20,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from schemas.errors import UserError, user_error
 from schemas.job import REPLACED_SHARE
 from schemas.manifest import Manifest
-from schemas.plan import DrawPlan, Plan
+from schemas.plan import DrawPlan
 from schemas.regions import RegionPlan
 from schemas.stage_names import train_stage_name
 
@@ -117,12 +116,12 @@ def report_tickets(
     run_dir: Path, settings: Settings, against: Sequence[Path] = (), dense: Path | None = None
 ) -> TicketsReport:
     """The report of a run, drawing or finished; UserError for a folder without a run or masks of another network."""
-    plan, recorded = _recorded(run_dir)
     run = RunDirectory(run_dir)
-    manifest, moves = run.read(), recorded_moves(run, plan)
-    recorded_regions = {found.region for found in moves}
-    others = [region for region in plan.regions if region.name not in recorded_regions]
-    notes = [note for region in others if (note := _note(manifest, region))]
+    manifest = run.read()
+    plan = manifest.plan
+    recorded, moves = recorded_masks(run, plan), recorded_moves(run, plan)
+    moved = {found.region for found in moves}
+    notes = [note for region in plan.regions if region.name not in moved and (note := _note(manifest, region))]
     why = (
         "no mask is taken: slim keeps the first channels"
         if plan.draw.method == "slim"
@@ -132,7 +131,13 @@ def report_tickets(
     own = [masks for masks in recorded if len(masks)]
     tickets = tuple(_ticket_report(masks, settings, plan.draw) for masks in own)
     chosen = [masks.chosen() for masks in own]
-    against_masks = [masks.chosen(f"{path}: ") for path in against for masks in _recorded(path)[1] if len(masks)]
+    others = ((path, RunDirectory(path)) for path in against)
+    against_masks = [
+        masks.chosen(f"{path}: ")
+        for path, other in others
+        for masks in recorded_masks(other, other.read().plan)
+        if len(masks)
+    ]
     differences = [_difference(a, b) for index, a in enumerate(chosen) for b in [*chosen[index + 1 :], *against_masks]]
     if dense is not None:
         from ebdiff_orchestrator.reports.dense_masks import dense_masks  # imports torch, which takes seconds
@@ -151,13 +156,6 @@ def _note(manifest: Manifest, region: RegionPlan) -> str | None:
     replaced = manifest.stage(train_stage_name(region)).metrics.get(REPLACED_SHARE)
     moved = "not trained yet" if replaced is None else f"{replaced:.1%} of the first mask's weights were replaced"
     return f"{region.name}: {sparsity.sparsity:.0%} of the weights are masked ({sparsity.method}); {moved}."
-
-
-def _recorded(run_dir: Path) -> tuple[Plan, tuple[RecordedMasks, ...]]:
-    run = RunDirectory(run_dir)
-    plan = run.read().plan
-    fetch_masks(run, plan)
-    return plan, recorded_masks(run.path, plan)
 
 
 def _ticket_report(masks: RecordedMasks, settings: Settings, own: DrawPlan) -> TicketReport:

@@ -15,14 +15,14 @@ from ebdiff_orchestrator.reports.formats import as_csv, evenly_chosen, plain_tab
 from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.masks import Distances
 from ebdiff_orchestrator.reports.page.curves import draw_distances, draw_layers, draw_moves
-from ebdiff_orchestrator.reports.page.svg import write_png
+from ebdiff_orchestrator.reports.page.svg import write_picture
 from ebdiff_orchestrator.reports.tickets import Difference, TicketReport, TicketsReport
 from region_workers.storage.durable import write_text
 from region_workers.storage.places import check_no_url
 from schemas.errors import user_error
 
-_NEAR, _MIDDLE, _FAR = np.array([255, 250, 220]), np.array([240, 120, 60]), np.array([90, 10, 60])
-_COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
+_COLOURS = np.array([[255, 250, 220], [240, 120, 60], [90, 10, 60]])  # of shares of 0, 0.5 and 1
+_LEAST_COLUMN_WIDTH, _LABEL_WIDTH, _MOST_COLUMNS = 4, 8, 32
 _DIFFERENCES_EXPLAINED = (
     "distance: share of bits that differ. shared: of the channels that the smaller ticket keeps, those that the larger "
     "one keeps too; by chance: what that would be for unrelated tickets."
@@ -38,10 +38,9 @@ _MOVES_EXPLAINED = (
 
 def show(report: TicketsReport, console: Console, last: int | None) -> None:
     """Print the report: of each ticket its distances and when it would have been drawn, the differences, the moves."""
-    columns = max(4, min((console.width - _LABEL_WIDTH) // _COLUMN_WIDTH, _MOST_COLUMNS))
     for ticket in report.tickets:
         say(console, _headline(ticket), style="bold")
-        _show_distances(ticket, console, columns, last)
+        _show_distances(ticket, console, last)
         _show_would_be_drawn(ticket, console)
         console.print()
     if report.differences:
@@ -65,14 +64,14 @@ def write_report(report: TicketsReport, folder: Path, last: int | None) -> list[
     for (name, text), figures in zip(texts.items(), _figures(report, last), strict=True):
         path = folder / name
         write_text(path, text)
-        write_png(path.with_suffix(".png"), [figures])
+        write_picture(path.with_suffix(".png"), [figures])
         written += [path, path.with_suffix(".png")]
     return written
 
 
 def draw_pictures(report: TicketsReport, file: Path, last: int | None) -> Path:
     """Write the tickets' heat maps and the figures of masks that move, side by side, as one PNG."""
-    write_png(file, _figures(report, last))
+    write_picture(file, _figures(report, last))
     return file
 
 
@@ -103,36 +102,37 @@ def _headline(ticket: TicketReport) -> str:
     return f"{text}, {how} at interval {masks.ticket.interval} (step {masks.ticket.step}), distances {distances}"
 
 
-def _show_distances(ticket: TicketReport, console: Console, columns: int, last: int | None) -> None:
+def _show_distances(ticket: TicketReport, console: Console, last: int | None) -> None:
     intervals, distances = ticket.newest(last)
+    width = max(_LEAST_COLUMN_WIDTH, len(f" {intervals[-1]}"))
+    columns = max(4, min((console.width - _LABEL_WIDTH) // width, _MOST_COLUMNS))
     chosen, how = _chosen(len(intervals), columns, " intervals")
     say(console, f"Distance between the masks of two intervals{how}:")
-    console.print(_heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen]))
+    console.print(_heat_table(distances[chosen][:, chosen], [intervals[position] for position in chosen], width))
 
 
-def _heat_table(distances: Distances, intervals: Sequence[int]) -> Table:
+def _heat_table(distances: Distances, intervals: Sequence[int], width: int) -> Table:
     """Distances [n, n] in hundredths, coloured by their share of the largest; rows and columns are intervals."""
     table = Table(show_edge=False, pad_edge=False, box=None, padding=0)
     table.add_column("", justify="right")
     for interval in intervals:
-        table.add_column(f"{interval:>4}", justify="right", no_wrap=True)
+        table.add_column(str(interval), justify="right", no_wrap=True, width=width)
     colours = _colours(distances / (float(distances.max(initial=0.0)) or 1.0))
     for interval, row, row_colours in zip(intervals, distances, colours.tolist(), strict=True):
-        table.add_row(f"{interval} ", *map(_heat_cell, row, row_colours))
+        cells = (f"{value:.2f}".replace("0.", ".", 1).rjust(width) for value in row)
+        table.add_row(f"{interval} ", *map(_heat_cell, cells, row_colours))
     return table
 
 
-def _heat_cell(value: float, colour: list[int]) -> Text:
+def _heat_cell(text: str, colour: list[int]) -> Text:
     ink = "black" if sum(colour) > 300 else "white"
-    return Text(f" {value:.2f}".replace("0.", ".", 1), style=f"{ink} on rgb({','.join(map(str, colour))})")
+    return Text(text, style=f"{ink} on rgb({','.join(map(str, colour))})")
 
 
 def _colours(shares: Distances) -> npt.NDArray[np.uint8]:
     """0: pale, 1: dark; [rows, columns, 3]."""
-    shares = shares[..., None]
-    low = _NEAR + (_MIDDLE - _NEAR) * np.minimum(shares * 2, 1)
-    colours: npt.NDArray[np.float64] = low + (_FAR - _MIDDLE) * np.maximum(shares * 2 - 1, 0)
-    return colours.round().astype(np.uint8)
+    channels = [np.interp(shares, (0, 0.5, 1), channel) for channel in _COLOURS.T]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def _show_would_be_drawn(ticket: TicketReport, console: Console) -> None:

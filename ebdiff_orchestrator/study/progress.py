@@ -101,15 +101,14 @@ def _left_s(
     if not pace.seconds:
         return None
     opened = [run for run in runs if run.name not in standing.failed]
-    wanted: dict[StageId, int] = {}
     owners: dict[StageId, list[StudyRun]] = {}  # also of a run that has failed stages are taken over
-    for run in opened:
-        for stage, steps in run.stages.items():
-            wanted[stage] = max(wanted.get(stage, 0), steps)
     for run in runs:
         for stage in run.stages:
             owners.setdefault(stage, []).append(run)
-    work = sum(_stage_left_s(stage, steps, owners[stage], seen, pace) for stage, steps in wanted.items())
+    work = 0.0
+    for stage, sharing in owners.items():
+        if wanted := [run.stages[stage] for run in sharing if run.name not in standing.failed]:
+            work += _stage_left_s(stage, max(wanted), sharing, seen, pace)
     took = [_measuring_s(each.manifest) for each in seen.values() if each.manifest and each.manifest.evaluations]
     if measures and took:
         finished = standing.finished - standing.at_work

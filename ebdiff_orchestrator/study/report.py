@@ -1,23 +1,25 @@
-"""A study's page: its table, quality against cost, samples of each row, what is missing, and its runs side by side."""
+"""A study's plot, and its page: table, quality against cost, samples, what is missing, its runs side by side."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ebdiff_orchestrator.reports.compare import Comparison, compare_manifests, comparison_table
 from ebdiff_orchestrator.reports.measures import is_dense
 from ebdiff_orchestrator.reports.page import BYTES_OF_PICTURES, REPORT_FILE, check_out, write_page
-from ebdiff_orchestrator.reports.page.curves import Point, quality_figure
+from ebdiff_orchestrator.reports.page.curves import Point, Quality, draw_quality, quality_figure
 from ebdiff_orchestrator.reports.page.pictures import Picture, samples_grid
+from ebdiff_orchestrator.reports.page.svg import write_picture
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.study.results import RowResult, StudyResults, study_results
-from ebdiff_orchestrator.study.table import results_table, unfinished
-from schemas.errors import command
+from ebdiff_orchestrator.study.results import StudyResults, results_table, study_results, unfinished
+from schemas.errors import UserError, command, user_error
 
 _MOST_LETTERS = 3000  # of why a run failed
+_DEVICE_HOURS = "device-hours"
 _GRID_PX = 400  # twice as wide as it is shown, for screens that have as many pixels
 
 
@@ -39,7 +41,37 @@ def leave_study_report(folder: Path, say: Callable[[str], None]) -> None:
     try:
         say(f"Report: {write_study_report(folder, folder / REPORT_FILE)}")
     except Exception as error:  # noqa: BLE001 - a report's failure is none of the study's
-        say(f"No report: {error}. `{command('report', folder)}` tries again.")
+        say(f"No report: {str(error).rstrip('.')}. `{command('report', folder)}` tries again.")
+
+
+def check_plot(file: Path) -> None:
+    """UserError unless the file can be a picture's."""
+    if file.suffix not in (".svg", ".png"):
+        raise user_error("--plot", file, "a name that ends in .svg or .png", "Change it.")
+    if not file.absolute().parent.is_dir():
+        raise user_error("--plot", file, "a file in a folder that is there", "Make the folder, or change it.")
+
+
+def plot_results(results: StudyResults, file: Path) -> None:
+    """The paper's figure 1 with error bars: a panel a measure, a point a row. UserError if nothing is measured yet."""
+    if not results.measures:
+        raise UserError("--plot: expected at least one measured run in the study. Let it run for longer.")
+    panels = [_quality_of(results, measure) for measure in results.measures]
+    title = f"{results.name}: mean and standard deviation over seeds"
+    columns = [[partial(draw_quality, quality=panel)] for panel in panels]
+    write_picture(file, columns, title, max(panel.inches for panel in panels))
+
+
+def _quality_of(results: StudyResults, measure: str, cost: str = _DEVICE_HOURS) -> Quality:
+    """A measure of the rows against their device-hours or `dense steps`."""
+    points: list[Point | None] = []
+    for row in results.rows:
+        took, value = row.device_hours if cost == _DEVICE_HOURS else row.dense_steps, row.values.get(measure)
+        if took is None or value is None:
+            points.append(None)
+        else:
+            points.append(Point(row.label, took.mean, value.mean, took.deviation, value.deviation))
+    return Quality(measure, measure in results.higher_is_better, f"{cost}, draws included", points)
 
 
 def _contents(results: StudyResults, folder: Path) -> dict[str, Any]:
@@ -66,21 +98,8 @@ def _state(results: StudyResults) -> str:
 
 def _figures(results: StudyResults, measure: str, numbers: itertools.count[int]) -> list[str]:
     """A measure against device-hours, and against dense steps; a point a row."""
-    figures = []
-    for cost in ("device-hours", "dense steps"):
-        points = [_point(row, measure, cost) for row in results.rows]  # a row looks the same in all figures
-        if any(points):
-            higher = measure in results.higher_is_better
-            figures.append(quality_figure(measure, higher, points, f"{cost}, draws included", numbers))
-    return figures
-
-
-def _point(row: RowResult, measure: str, cost: str) -> Point | None:
-    took = row.device_hours if cost == "device-hours" else row.dense_steps
-    quality = row.values.get(measure)
-    if took is None or quality is None:
-        return None
-    return Point(row.label, took.mean, quality.mean, took.deviation, quality.deviation)
+    found = [_quality_of(results, measure, cost) for cost in (_DEVICE_HOURS, "dense steps")]
+    return [quality_figure(quality, numbers) for quality in found if any(quality.points)]
 
 
 def _grids(results: StudyResults, folder: Path) -> list[Picture]:

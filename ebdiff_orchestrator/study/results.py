@@ -1,13 +1,14 @@
-"""What a study has shown so far: of each row the mean and deviation over seeds of its measures, and what it cost."""
+"""What a study has shown so far: of each row its measures, mean and deviation over seeds, and its cost; as a table."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from ebdiff_orchestrator.plans.preview import preview_of
 from ebdiff_orchestrator.reports.distances import best_values, distance_notes, measured_values
+from ebdiff_orchestrator.reports.formats import MISSING, TextTable
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import StudyRun, runs_of
 from ebdiff_orchestrator.study.load import load_study
@@ -15,7 +16,8 @@ from schemas.manifest import Manifest
 from schemas.stage_names import train_stage_name
 from schemas.study import FAILURES_FILE, StudyFailures
 
-EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other
+_MOST_LETTERS = 300  # letters of why a run failed
+_EQUAL_COST = 0.05  # rows whose costs differ by less are held against each other
 
 
 @dataclass(frozen=True)
@@ -88,19 +90,17 @@ class StudyResults:
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"equal_cost_tolerance": EQUAL_COST, **asdict(self)}
+        return {"equal_cost_tolerance": _EQUAL_COST, **asdict(self)}
 
 
 def study_results(folder: Path) -> StudyResults:
     """What is there by now of the study in a folder. UserError if there is none."""
     study = load_study(folder)
     failures = _failures(folder)
-    runs, manifests = runs_of(study, folder), {}
-    for run in runs:
-        directory = RunDirectory(folder / run.name)
-        if directory.exists():
-            manifests[run.name] = directory.read()
-    unit = _macs_of_dense_step(runs[0], manifests.get(runs[0].name))
+    runs = runs_of(study, folder)
+    directories = {run.name: RunDirectory(folder / run.name) for run in runs}
+    manifests = {name: directory.read() for name, directory in directories.items() if directory.exists()}
+    unit = _macs_of_dense_step(next(run for run in runs if run.label == study.rows[0].label), runs, manifests)
     found = [_result(run, manifests.get(run.name), failures.get(run.name), unit) for run in runs]
     by_label = {
         row.label: [r for run, r in zip(runs, found, strict=True) if run.label == row.label] for row in study.rows
@@ -113,6 +113,43 @@ def study_results(folder: Path) -> StudyResults:
     return StudyResults(
         study.name, _with_equal_costs(rows), tuple(measures), tuple(sorted(higher)), tuple(distance_notes(known))
     )
+
+
+def results_table(results: StudyResults, with_unfinished: bool = True) -> TextTable:
+    """A row a label: mean ± standard deviation over seeds; a dash for what is not known yet.
+
+    `with_unfinished`: the footnotes say which runs are not finished, and why.
+    """
+    rows = []
+    for row in results.rows:
+        values = [_spread(row.values.get(name), row.finished) for name in results.measures]
+        costs = [_spread(row.dense_steps, row.finished), row.equal_cost, _spread(row.device_hours, row.finished)]
+        rows.append((row.label, f"{row.finished}/{len(row.runs)}", *values, *costs))
+    missing = unfinished(results) if with_unfinished else ()
+    notes = (*_footnotes(results), *(f"{runs}: {reason}" for runs, reason, _ in missing))
+    measures = results.measures
+    headings = ("row", "n", *measures, "dense steps", "equal cost", "device-hours")
+    return TextTable(
+        headings,
+        tuple(rows),
+        notes,
+        most_wanted=("n", *measures[:1], "dense steps", "equal cost", *measures[1:], "device-hours"),
+        whole_with="--format markdown or json",
+    )
+
+
+def unfinished(results: StudyResults, most_letters: int = _MOST_LETTERS) -> Iterator[tuple[str, str, bool]]:
+    """Runs that are not finished, why, and whether they failed: those of one reason together."""
+    reasons: dict[tuple[str, bool], dict[str, list[str]]] = {}
+    for row in results.rows:
+        for run in row.runs:
+            if not run.is_finished:
+                words = " ".join(run.state.split())
+                words = words[:most_letters] + "..." * (len(words) > most_letters)
+                rows = reasons.setdefault((words, run.has_failed), {})
+                rows.setdefault(row.label, []).append(str(run.seed))
+    for (words, has_failed), rows in reasons.items():
+        yield "; ".join(f"{label}, seed {', '.join(seeds)}" for label, seeds in rows.items()), words, has_failed
 
 
 def _failures(folder: Path) -> Mapping[str, str]:
@@ -136,11 +173,10 @@ def _result(run: StudyRun, manifest: Manifest | None, failure: str | None, unit:
 
 def _row(label: str, runs: Sequence[RunResult]) -> RowResult:
     names = dict.fromkeys(name for run in runs for name in run.values)
-    values = {name: Spread.of([run.values.get(name) for run in runs]) for name in names}
     return RowResult(
         label,
         tuple(runs),
-        {name: spread for name, spread in values.items() if spread is not None},
+        {name: spread for name in names if (spread := Spread.of([run.values.get(name) for run in runs]))},
         Spread.of([run.dense_steps for run in runs]),
         Spread.of([run.device_hours for run in runs]),
     )
@@ -151,7 +187,7 @@ def _with_equal_costs(rows: Sequence[RowResult]) -> tuple[RowResult, ...]:
     known = sorted((row.dense_steps.mean, row.label) for row in rows if row.dense_steps is not None)
     groups: list[list[tuple[float, str]]] = []
     for cost, label in known:
-        if groups and cost <= groups[-1][0][0] * (1 + EQUAL_COST):
+        if groups and cost <= groups[-1][0][0] * (1 + _EQUAL_COST):
             groups[-1].append((cost, label))
         else:
             groups.append([(cost, label)])
@@ -160,14 +196,17 @@ def _with_equal_costs(rows: Sequence[RowResult]) -> tuple[RowResult, ...]:
     return tuple(replace(row, equal_cost=letters.get(row.label, "")) for row in rows)
 
 
-def _macs_of_dense_step(first: StudyRun, manifest: Manifest | None) -> int:
-    """Multiply-accumulates of a step of the first run's dense network, in which the steps of all runs are counted."""
-    if manifest is not None:
-        dense = preview_of(manifest).dense
+def _macs_of_dense_step(first: StudyRun, runs: Sequence[StudyRun], manifests: Mapping[str, Manifest]) -> int:
+    """Multiply-accumulates of a step of the run's dense network, in which the steps of all runs are counted."""
+    root = first  # what a run starts from has the same dense network, and is there before it
+    while root.name not in manifests and root.start is not None:
+        root = next(run for run in runs if run.name == root.start)
+    if root.name in manifests:
+        dense = preview_of(manifests[root.name]).dense
     else:
         from region_workers.networks.pretrained import dense_counter  # imports torch, which takes seconds
 
-        dense = dense_counter(first.plan.model, first.plan.data).dense()
+        dense = dense_counter(root.plan.model, root.plan.data).dense()
     return dense.macs * first.plan.training.batch_size
 
 
@@ -188,3 +227,26 @@ def _device_hours(manifest: Manifest) -> float | None:
     records = [*manifest.draws(), *manifest.trainings()]
     own = sum(each.active_s * (each.hardware.world_size if each.hardware else 1) for each in records)
     return (start.active_s + own) / 3600
+
+
+def _spread(spread: Spread | None, finished: int) -> str:
+    if spread is None:
+        return MISSING
+    text = _number(spread.mean)
+    if spread.deviation is not None:
+        text += f" ± {spread.deviation:.2g}" if spread.deviation < 99.5 else f" ± {spread.deviation:,.0f}"
+    return text if spread.n == finished else f"{text} (n={spread.n})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _footnotes(results: StudyResults) -> Iterator[str]:
+    yield (
+        "n: finished seeds of those asked for. ±: standard deviation over them, with n - 1. dense steps: what drawing "
+        f"and training took, in steps of row {results.rows[0].label}'s dense network by multiply-accumulates. "
+        "device-hours: seconds of drawing and training times workers. Both count a dense start and stages taken over."
+    )
+    yield f"equal cost: rows of one letter are within {_EQUAL_COST:.0%} of the cheapest of them in dense steps."
+    yield from results.notes

@@ -48,7 +48,10 @@ def run_study(
     """
     if executor is None:
         check_surroundings(address)
-    folder, view = study_folder_of(study, study_dir), view or View()
+    view, folder = view or View(), local_folder(Path("studies", study.name) if study_dir is None else study_dir)
+    if folder is None:
+        expected = "a folder that all workers share, since rows start from each other's runs"
+        raise user_error("--study-dir", study_dir, expected, "Give one.")
     runs = runs_of(study, folder)
     with _held(study, folder, view), view:
         plans = [run.plan for run in runs]
@@ -56,15 +59,6 @@ def run_study(
         connected = connect(plans[0].workers, most_jobs, address, folder / RAY_LOG, view.waiting, executor)
         with connected as workers, Interrupts() as interrupts:
             _Study(study, runs, folder, SharedWorkers(workers), view, interrupts).run()
-    return folder
-
-
-def study_folder_of(study: StudyPlan, study_dir: str | Path | None) -> Path:
-    """The folder of a study's runs. UserError for a URL: rows start from each other's folders."""
-    folder = local_folder(study_dir if study_dir is not None else Path("studies", study.name))
-    if folder is None:
-        expected = "a folder that all workers share, since rows start from each other's runs"
-        raise user_error("--study-dir", study_dir, expected, "Give one.")
     return folder
 
 

@@ -47,8 +47,8 @@ class StudyTable(LiveTable, StudyView):
         self._board = board
 
     def job(self, name: str, progress: Progress) -> None:
-        with self._changing:  # runs tell from threads of their own, and another draws
-            self._jobs = {**self._jobs, name: progress}
+        with self._changing:  # runs tell from threads of their own
+            super().job(name, progress)
 
     def _render(self) -> RenderableType:
         now = unix_time()

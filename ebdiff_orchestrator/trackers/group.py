@@ -18,7 +18,6 @@ WANDB_FOLDER = "wandb"  # of a run's; W&B has links in it, some to its cache
 _MOST_WAITING = 200_000  # calls; a tracker that is so far behind is given up
 _CLOSE_LIMIT_S = 30.0
 _FLUSH_EVERY_S = 5.0
-_MODULES: dict[TrackerName, str] = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 
 
 class Series(NamedTuple):
@@ -60,9 +59,9 @@ Call = Callable[[Tracker], None]
 
 
 def check_trackers(names: tuple[TrackerName, ...]) -> None:
-    """Raise PlanError for a tracker whose library is not installed."""
+    """Raise PlanError for a tracker whose library, which has its name, is not installed."""
     for name in names:
-        if importlib.util.find_spec(_MODULES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             expected = f"trackers that are installed; {name} is not"
             remedy = f"pip install 'ebdiff-orchestrator[{name}]', or leave it out."
             raise plan_error("logging.trackers", list(names), expected, remedy)
@@ -128,27 +127,27 @@ class _Thread:
         self._thread.start()
 
     def tell(self, series: Series, step: int, call: Call) -> None:
-        if self._given_up:
-            return
-        try:
-            self._calls.put_nowait((series, step, call))
-        except Full:
-            self._give_up("it does not answer")
+        self._put((series, step, call))
 
     def take_warning(self) -> str:
         warning, self._warning = self._warning, ""
         return warning
 
     def end(self) -> None:
-        self._given_up = self._given_up or self._calls.full()
-        if not self._given_up:
-            self._calls.put_nowait(None)
+        self._put(None)
 
     def wait(self, limit_s: float) -> None:
         if not self._given_up:
             self._thread.join(max(0.0, limit_s))
             if self._thread.is_alive():
                 self._give_up(f"it was not done {_CLOSE_LIMIT_S:.0f} s after the run")
+
+    def _put(self, told: tuple[Series, int, Call] | None) -> None:
+        try:
+            if not self._given_up:
+                self._calls.put_nowait(told)
+        except Full:
+            self._give_up("it does not answer")
 
     def _give_up(self, reason: str) -> None:
         self._given_up = True

@@ -269,12 +269,12 @@ def test_damaged_masks_and_tickets_are_refused_by_reports(run_dir: Path) -> None
     plan = small_plan()
     masks = run_dir / "draw/all/masks.arrow"
     whole = masks.read_bytes()
-    assert len(recorded_masks(run_dir, plan)[0]) == 2
+    assert len(recorded_masks(RunDirectory(run_dir), plan)[0]) == 2
     for data in (b"", whole[: len(whole) // 2], b"ARROW1\0\0" + b"\xff" * 200, whole[:-20] + b"\xff" * 20):
         masks.write_bytes(data)
         with pytest.raises(UserError, match=r"masks\.arrow.*Restore"):
-            recorded_masks(run_dir, plan)
+            recorded_masks(RunDirectory(run_dir), plan)
     masks.write_bytes(whole)
     (run_dir / "draw/all/tickets/all/ticket.json").write_text("{")
     with pytest.raises(UserError, match=r"ticket\.json.*Restore"):
-        recorded_masks(run_dir, plan)
+        recorded_masks(RunDirectory(run_dir), plan)

@@ -104,7 +104,7 @@ def test_a_run_is_planned_trained_resumed_assembled_and_sampled_without_unpickli
     assemble(further, str(run_dir), expert_files(run_dir, further), None)
     sample(further, str(run_dir))
     assert (run_dir / "samples" / "grid.png").is_file()
-    assert len(recorded_masks(run_dir, further)[0]) == 2
+    assert len(recorded_masks(RunDirectory(run_dir), further)[0]) == 2
 
 
 def test_a_run_starts_from_a_network_and_is_evaluated_without_unpickling(

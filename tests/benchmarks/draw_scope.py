@@ -18,6 +18,7 @@ from bench import SMALL, Report, arguments, benchmark, parsed
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.reports.masks import NamedMask, kept_bits, recorded_masks
+from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
 from region_workers.data.store import ensure_store
 from region_workers.storage.integrity import finished_result
@@ -79,7 +80,7 @@ def report_cost(report: Report, scope: str, results: list[StageResult]) -> None:
 def report_tickets(report: Report, scope: str, plan: Plan, run_dir: Path) -> list[NamedMask]:
     """When each region's ticket appeared, and what it keeps; its mask."""
     chosen = []
-    for masks in recorded_masks(run_dir, plan):
+    for masks in recorded_masks(RunDirectory(run_dir), plan):
         assert masks.ticket is not None
         mask = masks.chosen(f"{scope} ")
         report.add(f"{mask.name}: ticket", masks.ticket.step, "updates")

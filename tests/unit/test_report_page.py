@@ -4,6 +4,7 @@ import itertools
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -25,9 +26,9 @@ from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.ownership import RunTakenOverError
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
+from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE, ensemble_digest
 from schemas.errors import UserError
-from schemas.manifest import DeviceUsage, Launch
+from schemas.manifest import DeviceUsage, Launch, Manifest
 
 HOSTILE = "</svg><script>alert(1)</script>\"'&<b>\u202e" + "w" * 150
 
@@ -53,16 +54,22 @@ class Page(HTMLParser):
         self.text += "" if self._hidden else data
 
 
+PageWith = Callable[..., Page]  # see `page_with`
+
+
 @pytest.fixture(scope="module")
 def run(tiny_plan: MakePlan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two regions."""
-    low, high = (
-        "{train: [0, 500], pruning_ratio: 0.5, name: low}",
-        "{train: [400, 1000], pruning_ratio: 0.25, name: high}",
-    )
+    low = "{train: [0, 500], pruning_ratio: 0.5, name: low}"
+    high = "{train: [400, 1000], pruning_ratio: 0.25, name: high}"
     folder = tmp_path_factory.mktemp("report") / "run"
     launch(tiny_plan(f"regions=[{low}, {high}]", "draw.interval_steps=1"), folder, executor=SerialCluster())
     return folder
+
+
+@pytest.fixture(scope="module")
+def manifest(run: Path) -> Manifest:
+    return RunDirectory(run).read()
 
 
 def _written(runs: list[Path], out: Path) -> Page:
@@ -73,10 +80,21 @@ def _written(runs: list[Path], out: Path) -> Page:
     assert all(address.startswith(("data:image/", "#")) for address in page.addresses)
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
-    assert set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text)) <= {(each, "") for each in ids} | {
-        ("", each) for each in ids
-    }
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', text)) <= set(ids)
     return page
+
+
+@pytest.fixture
+def page_with(run: Path, manifest: Manifest, tmp_path: Path) -> PageWith:
+    """The page of the run, several times over, as another manifest tells of it."""
+
+    def write(told: Manifest, times: int = 1) -> Page:
+        RunDirectory(run).write(told)
+        page = _written([run] * times, tmp_path / "page.html")
+        RunDirectory(run).write(manifest)
+        return page
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +104,8 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 
 def test_a_finished_run_is_told_of_from_its_samples_to_its_plan(page: Page) -> None:
-    for said in (
-        "TA-EB 50/25% (magnitude)",
-        "finished",
-        "low",
-        "high",
-        "Losses",
-        "Tickets",
-        "Time",
-        "draw/low",
-        "block_out_channels",
-    ):
+    of_the_run = ("TA-EB 50/25% (magnitude)", "finished", "low", "high", "draw/low", "block_out_channels")
+    for said in (*of_the_run, "Losses", "Tickets", "Time"):
         assert said in page.text, said
     assert page.tags.count("svg") == 2 + 2 + 1  # losses, a heat map a region, the timeline
     assert page.tags.count("img") == 1
@@ -104,16 +113,11 @@ def test_a_finished_run_is_told_of_from_its_samples_to_its_plan(page: Page) -> N
 
 
 def test_an_equal_run_gives_an_equal_page_and_one_without_sizes_on_record_has_them_counted(
-    page: Page, run: Path, tmp_path: Path
+    page: Page, manifest: Manifest, page_with: PageWith
 ) -> None:
-    directory = RunDirectory(run)
-    manifest = directory.read()
     assert manifest.sizes == preview_plan(manifest.plan).sizes
-    directory.write(manifest.model_copy(update={"sizes": None}))
-    counted = _written([run], tmp_path / "counted.html").source
-    directory.write(manifest)
-    again = _written([run], tmp_path / "again.html").source
-    assert len({re.sub(r"written [0-9: -]+", "", each) for each in (page.source, again, counted)}) == 1
+    pages = (page, page_with(manifest), page_with(manifest.model_copy(update={"sizes": None})))
+    assert len({re.sub(r"written [0-9: -]+", "", each.source) for each in pages}) == 1
 
 
 @pytest.mark.parametrize("command", ["report RUN RUN", "compare RUN", "tickets RUN"])
@@ -128,9 +132,7 @@ def test_telling_of_a_finished_run_builds_no_network(command: str, run: Path, tm
     assert (told.returncode, told.stderr.splitlines()[-1]) == (0, "[]"), told.stderr
 
 
-def test_a_run_that_was_launched_again_says_so(page: Page, run: Path, tmp_path: Path) -> None:
-    directory = RunDirectory(run)
-    manifest = directory.read()
+def test_a_run_that_was_launched_again_says_so(page: Page, manifest: Manifest, page_with: PageWith) -> None:
     assert "Launched" not in page.text
     began = manifest.launches[0].started_at
     again = manifest.with_stage(manifest.stage("train/low").model_copy(update={"attempts": 3}))
@@ -140,14 +142,15 @@ def test_a_run_that_was_launched_again_says_so(page: Page, run: Path, tmp_path: 
         job=SAMPLE, attempt=1, started_at=whole.ended_at - 5, ended_at=whole.ended_at, workers=1, gpus=0
     )
     launches = (killed, whole, *manifest.launches)
-    directory.write(again.model_copy(update={"launches": launches, "usage": (samples, *manifest.usage)}))
-    page = _written([run], tmp_path / "page.html")
-    directory.write(manifest)
+    page = page_with(again.model_copy(update={"launches": launches, "usage": (samples, *manifest.usage)}))
     said = (
         "Launched 3 times: begun, ended early (stopped, killed or failed) after 0:01:30; gone on with, finished after "
         "0:01:30; trained further, finished after "
     )
     assert said in page.text
+    open_stage = again.stage(SAMPLE).model_copy(update={"status": "pending"})
+    at_work = page_with(again.with_stage(open_stage).model_copy(update={"launches": launches}))
+    assert "; gone on with, not finished after 0:" in at_work.text
     assert "Started more than once: train/low (3 attempts)." in page.text
     assert "Taken over from other runs: draw/high." in page.text
     assert "where the run was launched again" in page.text
@@ -175,68 +178,52 @@ def test_pictures_keep_to_their_share_of_the_page(tmp_path: Path) -> None:
         assert picture.scaled
 
 
-def test_runs_side_by_side_have_a_table_and_quality_against_hours(run: Path, tmp_path: Path) -> None:
-    directory = RunDirectory(run)
-    manifest = directory.read()
-    from ebdiff_orchestrator.run.stages import ensemble_digest
-
+def test_runs_side_by_side_have_a_table_and_quality_against_hours(manifest: Manifest, page_with: PageWith) -> None:
     evaluation = an_evaluation(fid=12.5, ensemble_digest=ensemble_digest(manifest), num_images=1000)
-    directory.write(manifest.model_copy(update={"evaluations": {"k": evaluation}}))
-    page = _written([run, run], tmp_path / "page.html")
-    directory.write(manifest)
-    assert "Side by side" in page.text
-    assert "Quality and what it took" in page.text
-    assert "FID-1k (lower is better)" in page.text
+    page = page_with(manifest.model_copy(update={"evaluations": {"k": evaluation}}), times=2)
+    for said in ("Side by side", "Quality and what it took", "FID-1k (lower is better)"):
+        assert said in page.text
     assert page.text.count("12.5") >= 3
 
 
-def test_a_run_that_failed_says_why_and_shows_what_there_is(run: Path, tmp_path: Path) -> None:
-    directory = RunDirectory(run)
-    manifest = directory.read()
+def test_a_run_that_failed_says_why_and_shows_what_there_is(manifest: Manifest, page_with: PageWith) -> None:
     failed = manifest.stage("train/low").model_copy(update={"status": "failed", "error": "the loss is not finite"})
-    directory.write(manifest.with_stage(failed))
-    page = _written([run], tmp_path / "page.html")
-    directory.write(manifest)
+    page = page_with(manifest.with_stage(failed))
     assert f"failed: {len(manifest.stages) - 1} of {len(manifest.stages)} stages are done" in page.text
     assert "train/low: the loss is not finite" in page.text
 
 
-def test_what_people_named_stays_text(run: Path, tmp_path: Path) -> None:
-    directory = RunDirectory(run)
-    manifest = directory.read()
+def test_what_people_named_stays_text(manifest: Manifest, page_with: PageWith) -> None:
     hostile = manifest.stage("train/low").model_copy(update={"error": HOSTILE, "reused_from": HOSTILE})
     plan = manifest.plan.model_copy(update={"data": manifest.plan.data.model_copy(update={"path": HOSTILE})})
     software = {**manifest.software, HOSTILE: HOSTILE}
     usage = (*manifest.usage, DeviceUsage(job=HOSTILE, attempt=1, started_at=0, ended_at=9, workers=1, gpus=0))
     changed = {"plan": plan, "software": software, "usage": usage}
-    directory.write(manifest.with_stage(hostile).model_copy(update=changed))
-    page = _written([run], tmp_path / "page.html")
-    directory.write(manifest)
+    page = page_with(manifest.with_stage(hostile).model_copy(update=changed))
     assert page.text.count("<script>alert(1)</script>") >= 3
     assert page.tags.count("svg") == 5
 
 
+def _figure(*labels: str, points: int = 3) -> str:
+    curves = [Curve(label, np.arange(points) + 25.0, np.ones(points)) for label in labels]
+    return curves_figure(curves, "loss", itertools.count(1))
+
+
 def test_a_label_in_a_figure_is_no_markup_and_no_mathematics() -> None:
-    figure = curves_figure([Curve("<b>$x$", np.arange(3.0), np.arange(3.0) + 1)], "loss", itertools.count(1))
-    assert "&lt;b&gt;$x$" in figure
+    assert "&lt;b&gt;$x$" in _figure("<b>$x$")
 
 
 def test_a_long_name_in_a_figure_leaves_room_for_the_figure() -> None:
-    curves = [Curve(f"{'w' * 150}{end}", np.arange(3.0), np.arange(3.0) + 1) for end in "ab"]
-    figure = curves_figure(curves, "loss", itertools.count(1))
+    figure = _figure(*(f"{'w' * 150}{end}" for end in "ab"))
     assert "w" * 32 not in figure
     assert [f"www{end}<" in figure for end in "abc"] == [True, True, False]
 
 
 def test_a_curve_of_one_point_is_seen() -> None:
-    alone, more = (Curve(label, np.arange(n) + 25.0, np.ones(n)) for label, n in (("alone", 1), ("more", 2)))
-    assert curves_figure([alone], "loss", itertools.count(1)).count("<use") > curves_figure(
-        [more], "loss", itertools.count(1)
-    ).count("<use")
+    assert _figure("alone", points=1).count("<use") > _figure("more", points=2).count("<use")
 
 
-def test_the_time_between_launches_is_left_out(run: Path) -> None:
-    manifest = RunDirectory(run).read()
+def test_the_time_between_launches_is_left_out(manifest: Manifest) -> None:
     day = 24 * 3600.0
     launches = tuple(Launch(started_at=start, ended_at=start + 100) for start in (day, 3 * day))
     usage = tuple(

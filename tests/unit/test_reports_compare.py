@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.plans.preview import preview_plan
-from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
+from ebdiff_orchestrator.reports.compare import Comparison, compare_runs, comparison_table
 from ebdiff_orchestrator.reports.formats import TextTable, print_table
 from ebdiff_orchestrator.reports.measures import method_of
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -25,7 +25,7 @@ from schemas.data import RasterPlan
 from schemas.digest import digest
 from schemas.errors import UserError
 from schemas.job import Artifact, Hardware
-from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch, Manifest
+from schemas.manifest import DenseCost, DenseSource, DeviceUsage, Evaluation, Launch
 from schemas.plan import Plan
 
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0}]"
@@ -66,10 +66,16 @@ def _write(
     draw_s: float = 10.0,
     wall_s: float = 100.0,
     gpus: float = 1.0,
-    used: bool = True,
+    held: int = 2,
+    weights_bytes: int = 0,
+    records: Mapping[str, dict[str, Any]] | None = None,
     **fields: Any,
 ) -> Path:
-    """A finished run: each region's training took `train_s`, each draw `draw_s`, all of it `wall_s` by the clock."""
+    """A finished run: each region's training took `train_s`, each draw `draw_s`, all of it `wall_s` by the clock.
+
+    `held`: how often devices were, first by the training, then by an evaluation. `weights_bytes`: of an expert's file.
+    `records`, `fields`: what is otherwise in the records of some stages and in the manifest.
+    """
     manifest = Ledger.begin(RunDirectory(folder), plan).manifest
     device = Hardware(device="A GPU" if gpus else "cpu", world_size=1, cpu_threads=1)
     seconds = iter(train_s)
@@ -84,29 +90,26 @@ def _write(
             "hardware": device,
             "peak_memory_bytes": 3 << 30,
         }
+        if weights_bytes and record.name.startswith("train/"):
+            sizes = {"config.json": 300, "diffusion_pytorch_model.safetensors": weights_bytes}
+            files = (Artifact(path=f"{record.name}/expert/{n}", size_bytes=s, sha256="0") for n, s in sizes.items())
+            update["artifacts"] = tuple(files)
+        update |= (records or {}).get(record.name, {})
         manifest = manifest.with_stage(record.model_copy(update=update))
-    held = DeviceUsage(job="region", attempt=1, started_at=1000.0, ended_at=1000.0 + wall_s, workers=1, gpus=gpus)
-    after = DeviceUsage(job="evaluate", attempt=2, started_at=2e6, ended_at=3e6, workers=8, gpus=8)
-    usage = (held, after) if used else ()
-    launches = (Launch(started_at=1000.0, ended_at=1000.0 + wall_s),)
-    RunDirectory(folder).write(
-        manifest.model_copy(update={"attempts": 1, "usage": usage, "launches": launches, **fields})
+    span = {"started_at": 1000.0, "ended_at": 1000.0 + wall_s}
+    usage = (
+        DeviceUsage(job="region", attempt=1, workers=1, gpus=gpus, **span),
+        DeviceUsage(job="evaluate", attempt=2, workers=8, gpus=8, started_at=2e6, ended_at=3e6),
     )
+    told = {"attempts": 1, "usage": usage[:held], "launches": (Launch(**span),), **fields}
+    RunDirectory(folder).write(manifest.model_copy(update=told))
     return folder
 
 
-def _reread(folder: Path, change: Callable[[Manifest], Manifest]) -> None:
-    RunDirectory(folder).write(change(RunDirectory(folder).read()))
-
-
-def _with_weights(manifest: Manifest, size_bytes: int) -> Manifest:
-    """Each training has left an expert whose weights' file is that large."""
-    for record in list(manifest.stages.values()):
-        if record.name.startswith("train/"):
-            names = {"config.json": 300, "diffusion_pytorch_model.safetensors": size_bytes}
-            files = (Artifact(path=f"{record.name}/expert/{n}", size_bytes=s, sha256="0") for n, s in names.items())
-            manifest = manifest.with_stage(record.model_copy(update={"artifacts": tuple(files)}))
-    return manifest
+def _cells(comparison: Comparison) -> list[dict[str, str]]:
+    """Of each row by heading."""
+    table = comparison_table(comparison)
+    return [dict(zip(table.headings, row, strict=True)) for row in table.rows]
 
 
 def _evaluation(fid: float, images: int, at: float, ensemble: str = digest([])) -> Evaluation:
@@ -140,10 +143,11 @@ def test_runs_of_different_data_are_told_apart(tmp_path: Path, tiny_plan: MakePl
     ours = _write(tmp_path / "ours", tiny_plan(), [1.0] * 3)
     half = _write(tmp_path / "half", tiny_plan(HALF), [1.0])
     photos = _write(tmp_path / "photos", tiny_plan(DENSE, f"data.path={tmp_path}"), [1.0])
-    named = [row[0] for row in comparison_table(compare_runs([ours, half])).rows]
-    assert named == ["TA-EB 30/60/80% (magnitude)", "EB magnitude 50%"]
-    named = [row[0] for row in comparison_table(compare_runs([ours, photos])).rows]
-    assert named == ["TA-EB 30/60/80% (magnitude) [ours]", "Dense [photos]"]
+    for runs, named in (
+        ([ours, half], ["TA-EB 30/60/80% (magnitude)", "EB magnitude 50%"]),
+        ([ours, photos], ["TA-EB 30/60/80% (magnitude) [ours]", "Dense [photos]"]),
+    ):
+        assert [row["method"] for row in _cells(compare_runs(runs))] == named
 
 
 def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: Path, tiny_plan: MakePlan) -> None:
@@ -160,30 +164,23 @@ def test_a_finetune_is_charged_the_dense_training_that_it_starts_from(tmp_path: 
     there = known.model_copy(update={"path": str(tmp_path / "moved")})
     moved = _write(tmp_path / "moved", plan, [100 / 1.44], dense=there)  # to where its start was
     assert compare_runs([moved], against=dense).rows[0].wall_speed_up is None
-    rows = compare_runs([tuned, unknown], against=dense).rows
+    comparison = compare_runs([tuned, unknown], against=dense)
+    rows = comparison.rows
     assert rows[0].speed_up == pytest.approx(0.92, abs=0.001)
     assert rows[0].hours_saved == pytest.approx(-0.2)
     assert rows[0].wall_speed_up == pytest.approx(100 / (100 + 20))
     assert (rows[1].speed_up, rows[1].wall_speed_up, rows[1].hours_saved) == (None, None, None)
-    table = comparison_table(compare_runs([tuned, unknown], against=dense))
-    steps = table.headings.index("steps")
-    assert [cells[steps] for cells in table.rows] == ["12 (+12)", "12 (+?)"]
+    assert [cells["steps"] for cells in _cells(comparison)] == ["12 (+12)", "12 (+?)"]
 
 
 def test_what_was_not_measured_is_a_dash(tmp_path: Path, tiny_plan: MakePlan) -> None:
-    run = _write(tmp_path, tiny_plan(), [3.0, 2.0, 1.0], used=False)
-
-    def undo(manifest: Manifest) -> Manifest:
-        record = manifest.stage("train/0-260").model_copy(update={"status": "pending", "peak_memory_bytes": None})
-        return manifest.with_stage(record)
-
-    _reread(run, undo)
-    table = comparison_table(compare_runs([run]))
-    cells = dict(zip(table.headings, table.rows[0], strict=True))
+    open_stage = {"train/0-260": {"status": "pending", "peak_memory_bytes": None}}
+    comparison = compare_runs([_write(tmp_path, tiny_plan(), [3.0, 2.0, 1.0], held=0, records=open_stage)])
+    (cells,) = _cells(comparison)
     for heading in ("FID", "steps", "speed-up", "wall-clock", "wall speed-up", "hours", "saved", "draw"):
         assert cells[heading] == "-", heading
     assert cells["memory GiB"] == "3.00"
-    assert any("--against" in footnote for footnote in table.footnotes)
+    assert any("--against" in footnote for footnote in comparison_table(comparison).footnotes)
 
 
 def test_fid_is_of_most_images_then_newest_and_says_if_they_are_few(tmp_path: Path, tiny_plan: MakePlan) -> None:
@@ -192,11 +189,10 @@ def test_fid_is_of_most_images_then_newest_and_says_if_they_are_few(tmp_path: Pa
     run = _write(tmp_path / "few", tiny_plan(), [1.0] * 3, evaluations={e.key: e for e in found})
     full = _evaluation(7.69, 50_000, 1.0)
     other = _write(tmp_path / "full", tiny_plan(), [1.0] * 3, evaluations={full.key: full})
-    table = comparison_table(compare_runs([run, other]))
-    fid = table.headings.index("FID")
-    assert [cells[fid] for cells in table.rows] == ["7.50 (2.5k)", "7.69"]
-    assert any("FID-50K" in footnote for footnote in table.footnotes)
-    assert not any("FID-50K" in footnote for footnote in comparison_table(compare_runs([other])).footnotes)
+    assert [cells["FID"] for cells in _cells(compare_runs([run, other]))] == ["7.50 (2.5k)", "7.69"]
+    for runs, is_said in (([run, other], True), ([other], False)):
+        footnotes = comparison_table(compare_runs(runs)).footnotes
+        assert any("FID-50K" in footnote for footnote in footnotes) == is_said
 
 
 def test_each_measure_has_a_column_of_its_own(tmp_path: Path, tiny_plan: MakePlan) -> None:
@@ -237,34 +233,28 @@ def test_each_measure_has_a_column_of_its_own(tmp_path: Path, tiny_plan: MakePla
 
 def test_a_reused_stage_counts_in_the_speed_up_but_not_by_the_clock(tmp_path: Path, tiny_plan: MakePlan) -> None:
     dense = _write(tmp_path / "dense", tiny_plan(DENSE), [800.0])
-    run = _write(tmp_path / "run", tiny_plan(), [100.0, 50.0, 20.0], wall_s=40.0)
-
-    def reuse(manifest: Manifest) -> Manifest:
-        update = {"reused_from": "elsewhere", "started_at": 1.0, "finished_at": 2.0}
-        return manifest.with_stage(manifest.stage("train/0-260").model_copy(update=update))
-
-    _reread(run, reuse)
-    row = compare_runs([run], against=dense).rows[0]
+    reused = {"train/0-260": {"reused_from": "elsewhere", "started_at": 1.0, "finished_at": 2.0}}
+    run = _write(tmp_path / "run", tiny_plan(), [100.0, 50.0, 20.0], wall_s=40.0, records=reused)
+    comparison = compare_runs([run], against=dense)
+    row = comparison.rows[0]
     assert (row.speed_up, row.measures.wall_s) == (8.0, 40.0)
-    footnotes = comparison_table(compare_runs([run], against=dense)).footnotes
+    footnotes = comparison_table(comparison).footnotes
     assert any("train/0-260 taken over" in footnote for footnote in footnotes)
 
 
 def test_on_cpus_hours_are_worker_hours_and_shared_cores_are_mentioned(tmp_path: Path, tiny_plan: MakePlan) -> None:
-    run = _write(tmp_path, tiny_plan(), [1.0] * 3, gpus=0.0, wall_s=1800.0)
-    _reread(run, lambda manifest: manifest.model_copy(update={"usage": manifest.usage[:1]}))
-    comparison = compare_runs([run])
-    table = comparison_table(comparison)
-    assert dict(zip(table.headings, table.rows[0], strict=True))["worker-hours"] == "0.5"
-    assert any("shared cores" in footnote for footnote in table.footnotes)
+    comparison = compare_runs([_write(tmp_path, tiny_plan(), [1.0] * 3, gpus=0.0, wall_s=1800.0, held=1)])
+    assert _cells(comparison)[0]["worker-hours"] == "0.5"
+    assert any("shared cores" in footnote for footnote in comparison_table(comparison).footnotes)
     assert comparison.rows[0].as_json()["gpu_hours"] is None
 
 
 def test_a_sparse_run_brings_columns_of_what_it_keeps_that_say_theoretical(tmp_path: Path, tiny_plan: MakePlan) -> None:
     plan = tiny_plan(TWO_SPARSE, "sparsity.method=static", "sparsity.distribution=uniform")  # 30%, then 50%
-    runs = _write(tmp_path / "dense", tiny_plan(DENSE), [300.0]), _write(tmp_path / "sparse", plan, [150.0, 150.0])
-    for run, size_bytes in zip(runs, (4_000_000, 1_234_567), strict=True):
-        _reread(run, lambda manifest, size_bytes=size_bytes: _with_weights(manifest, size_bytes))
+    runs = (
+        _write(tmp_path / "dense", tiny_plan(DENSE), [300.0], weights_bytes=4_000_000),
+        _write(tmp_path / "sparse", plan, [150.0, 150.0], weights_bytes=1_234_567),
+    )
     comparison = compare_runs(runs)
     dense, sparse = comparison.rows
     assert dense.sparse is None
@@ -274,14 +264,13 @@ def test_a_sparse_run_brings_columns_of_what_it_keeps_that_say_theoretical(tmp_p
     assert sparse.sparse.step_macs == pytest.approx(3 * sparse.sparse.forward_macs, abs=3)
     assert 0.6 * sparse.costs.macs < sparse.sparse.forward_macs < 0.65 * sparse.costs.macs_with_attention
     assert sparse.as_json()["theoretical_forward_macs"] == sparse.sparse.forward_macs
-    table = comparison_table(comparison)
-    cells = [dict(zip(table.headings, row, strict=True)) for row in table.rows]
+    cells = _cells(comparison)
     assert cells[0]["kept M"] == "-"
     assert cells[1]["theoretical G"] == f"{sparse.sparse.forward_macs / 1e9:.3f}"
     assert [row["stored MB"] for row in cells] == ["4.00", "2.47"]  # of all experts
     assert sparse.as_json()["stored_bytes"] == 2 * 1_234_567
-    assert any("no device at hand skips them" in note for note in table.footnotes)
-    assert "kept M" not in comparison_table(compare_runs(runs[:1])).headings
+    assert any("no device at hand skips them" in note for note in comparison_table(comparison).footnotes)
+    assert "kept M" not in _cells(compare_runs(runs[:1]))[0]
 
 
 def test_every_format_has_a_row_a_run_in_the_order_given(tmp_path: Path, tiny_plan: MakePlan) -> None:
@@ -309,14 +298,15 @@ RUNS = ("Dense", "TA-EB 30/60/80% (magnitude)", "Scratch 50%", "TA-EB 30/60/80% 
     ("runs", "width", "columns"),
     [(1, 40, 13), (3, 80, 13), (3, 100, 13), (3, 200, 13), (12, 20, 1), (12, 80, 5), (12, 100, 7), (12, 220, 13)],
 )
-def test_a_comparison_is_one_table_that_fits_and_names_what_it_leaves_out(runs: int, width: int, columns: int) -> None:
+def test_a_comparison_is_one_table_that_fits_and_names_what_it_leaves_out(
+    runs: int, width: int, columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     headings = tuple(f"measure_{index}" for index in range(13))
     rows = tuple((RUNS[run % 4], *(f"{run:02d}.{index:04d}" for index in range(13))) for run in range(runs))
     wanted = (headings[9], headings[1], headings[5])
     table = TextTable(("method", *headings), rows, ("A footnote.",), wanted, "--format csv")
-    console = Console(file=io.StringIO(), width=width)
-    print_table(table, console)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    print_table(table, Console(width=width))
+    text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= width
     shown = [index for index in range(13) if f"00.{index:04d}" in text]
     assert len(shown) == columns

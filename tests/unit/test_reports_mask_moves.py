@@ -8,26 +8,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakePlan
+from finished_run import end_stage, save_checkpoint
 from PIL import Image
 from rich.console import Console
 
-from ebdiff_orchestrator.reports.mask_moves import RecordedMoves
 from ebdiff_orchestrator.reports.tickets import Settings, TicketsReport, report_tickets
 from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
 from ebdiff_orchestrator.run.ledger import Ledger
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.pruning.weight_masks import random_mask
-from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo
-from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import artifact, file_digest
 from region_workers.storage.tables import write_mask_moves
 from region_workers.training.sparse import MaskMoves, RecordedMask
 from schemas.errors import UserError
-from schemas.job import MASK_MOVES_FILE, Hardware, StageResult
+from schemas.job import MASK_MOVES_FILE
 from schemas.plan import Plan
 
 Masks = dict[str, torch.Tensor]
 ALONE = ("regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]", "sparsity.method=rigl")
+MOVES = f"train/all/{MASK_MOVES_FILE}"
 SHAPES = {"first.weight": (6, 4), "second.weight": (8, 3, 3, 3)}
 
 
@@ -49,19 +47,9 @@ def _record(series: list[Masks]) -> MaskMoves:
 def _finished(run_dir: Path, plan: Plan, moves: MaskMoves) -> Path:
     """A run whose training has left these moves."""
     Ledger.begin(RunDirectory(run_dir), plan)
-    file = run_dir / "train/all" / MASK_MOVES_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_mask_moves(file, moves.table())
-    _end(run_dir)
+    write_mask_moves(run_dir / MOVES, moves.table())
+    end_stage(run_dir, "train/all")
     return run_dir
-
-
-def _end(run_dir: Path) -> None:
-    files = (artifact(run_dir, path) for path in sorted((run_dir / "train/all").glob("*.parquet")))
-    hardware = Hardware(device="cpu", world_size=1, cpu_threads=1)
-    times = {"started_at": 0, "finished_at": 0, "active_s": 0, "steps": 0}
-    result = StageResult(stage="train/all", key="", artifacts=tuple(files), hardware=hardware, metrics={}, **times)
-    write_model(run_dir / "train/all/result.json", result)
 
 
 def _shown(report: TicketsReport, last: int | None = None) -> str:
@@ -70,14 +58,9 @@ def _shown(report: TicketsReport, last: int | None = None) -> str:
     return file.getvalue()
 
 
-def _moves(report: TicketsReport) -> RecordedMoves:
-    (moves,) = report.moves
-    return moves
-
-
 def test_shares_are_those_of_the_masks_themselves(tmp_path: Path, tiny_plan: MakePlan) -> None:
     series = _series(5)
-    found = _moves(report_tickets(_finished(tmp_path, tiny_plan(*ALONE), _record(series)), Settings()))
+    (found,) = report_tickets(_finished(tmp_path, tiny_plan(*ALONE), _record(series)), Settings()).moves
     bits = [torch.cat([mask.flatten() for mask in masks.values()]) for masks in series]
     kept, shares = int(bits[0].sum()), found.over_time()
     pairs = list(zip(bits[:1] + bits, bits, strict=False))
@@ -118,12 +101,10 @@ def test_a_training_that_goes_on_shows_its_newest_checkpoint_and_a_still_mask_it
     Ledger.begin(RunDirectory(tmp_path), tiny_plan(*ALONE))
     assert [note for note in report_tickets(tmp_path, Settings()).notes if "not trained yet" in note]
     series = _series(3)
-    for updates in (0, 3):
-        file = tmp_path / f"train/all/checkpoints/step-{updates * 10:09d}" / MASK_MOVES_FILE
-        file.parent.mkdir(parents=True)
+    for updates, step in ((0, 5), (3, 30)):
+        file = tmp_path / f"train/all/checkpoints/step-{step:09d}" / MASK_MOVES_FILE
         write_mask_moves(file, _record(series[: updates + 1]).table())
-        info = CheckpointInfo(key="", step=updates * 10, active_s=0, sha256={file.name: file_digest(file)})
-        write_model(file.parent / CHECKPOINT_FILE, info)
+        save_checkpoint(file, step)
         text = _shown(report_tickets(tmp_path, Settings()))
         assert ("no update; it trains on" if not updates else "3 updates up to step 30; it trains on") in text
         assert ("Masks after each update" in text) == (updates > 0)
@@ -133,10 +114,8 @@ def test_files_hold_every_row_and_a_figure(tmp_path: Path, tiny_plan: MakePlan) 
     moves = _record(_series(2))
     report = report_tickets(_finished(tmp_path / "run", tiny_plan(*ALONE), moves), Settings())
     table, picture = write_report(report, tmp_path / "out", last=None)
-    rows = list(csv.DictReader(table.open()))
-    assert [{name: row[name] for name in row} for row in rows] == [
-        {name: str(value) for name, value in row.items()} for row in moves.table().to_pylist()
-    ]
+    recorded = [{name: str(value) for name, value in row.items()} for row in moves.table().to_pylist()]
+    assert list(csv.DictReader(table.open())) == recorded
     alone, joined = Image.open(picture), Image.open(draw_pictures(report, tmp_path / "all.png", last=None))
     assert alone.size == joined.size
     assert len(alone.getcolors(1 << 20) or []) > 50
@@ -146,8 +125,7 @@ def test_a_training_that_has_left_no_moves_is_told_by_what_its_manifest_has(
     tmp_path: Path, tiny_plan: MakePlan
 ) -> None:
     Ledger.begin(RunDirectory(tmp_path), tiny_plan(*ALONE))
-    (tmp_path / "train/all").mkdir(parents=True)
-    _end(tmp_path)
+    end_stage(tmp_path, "train/all")
     report = report_tickets(tmp_path, Settings())
     assert report.moves == ()
     assert "50% of the weights are masked (rigl)" in report.notes[0]
@@ -165,10 +143,10 @@ def test_a_table_that_is_not_of_moves_is_refused(tmp_path: Path, tiny_plan: Make
         "no table": table,
     }
     run_dir = _finished(tmp_path, tiny_plan(*ALONE), moves)
-    file = run_dir / "train/all" / MASK_MOVES_FILE
+    file = run_dir / MOVES
     write_mask_moves(file, spoilt[fault])
     if fault == "no table":
         file.write_bytes(b"PAR1" + file.read_bytes()[100:])
-    _end(run_dir)
+    end_stage(run_dir, "train/all")
     with pytest.raises(UserError, match=r"mask_moves\.parquet: expected as its stage has written it.*Restore"):
         report_tickets(run_dir, Settings())

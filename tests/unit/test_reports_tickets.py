@@ -1,7 +1,6 @@
 """`ebdiff tickets`: distances, when a ticket would have been drawn, and how tickets differ."""
 
 import csv
-import io
 import time
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakePlan
+from finished_run import end_stage, save_checkpoint
 from PIL import Image
 from rich.console import Console
 
@@ -22,12 +22,11 @@ from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
 from region_workers.pruning.mask import compute_mask, mask_distance, queue_distances
-from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo
 from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import artifact, file_digest, seal_folder
+from region_workers.storage.integrity import seal_folder
 from region_workers.storage.tables import write_masks
 from schemas.errors import UserError
-from schemas.job import Hardware, StageResult, Ticket
+from schemas.job import Ticket
 from schemas.manifest import MANIFEST_FILE
 from schemas.plan import DrawPlan, Plan
 
@@ -62,14 +61,6 @@ def _ticket(region: str, interval: int) -> Ticket:
     return Ticket.model_validate({"region": region, **how, **drawn, "kept_channels": {}})
 
 
-def _result(run_dir: Path, stage: str) -> StageResult:
-    """What a worker leaves beside the masks of a finished draw."""
-    times = {"started_at": 0, "finished_at": 0, "active_s": 0, "steps": 0}
-    hardware = Hardware(device="cpu", world_size=1, cpu_threads=1)
-    artifacts = (artifact(run_dir, run_dir / stage / "masks.arrow"),)
-    return StageResult(stage=stage, key="", artifacts=artifacts, hardware=hardware, metrics={}, **times)
-
-
 def _run(folder: Path, plan: Plan, masks: dict[str, list[torch.Tensor]]) -> Path:
     """A run whose draws have ended with these masks; the ticket is the last one."""
     Ledger.begin(RunDirectory(folder), plan)
@@ -77,7 +68,7 @@ def _run(folder: Path, plan: Plan, masks: dict[str, list[torch.Tensor]]) -> Path
         _write(folder / f"draw/{region}/masks.arrow", {region: series})
         write_model(folder / f"draw/{region}/tickets/{region}/ticket.json", _ticket(region, len(series)))
         seal_folder(folder / f"draw/{region}/tickets/{region}")
-        write_model(folder / f"draw/{region}/result.json", _result(folder, f"draw/{region}"))
+        end_stage(folder, f"draw/{region}")
     return folder
 
 
@@ -100,19 +91,30 @@ def test_a_ticket_would_be_drawn_where_the_draw_itself_would_draw_it(
     assert drawn_at(distance_matrix(pack(_packed(masks)), 500), plan) == expected
 
 
-def test_it_says_where_the_recorded_masks_do_not_agree(tmp_path: Path, tiny_plan: MakePlan) -> None:
+def test_it_says_where_the_recorded_masks_do_not_agree(
+    tmp_path: Path, tiny_plan: MakePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = _run(tmp_path, tiny_plan(), {"0-260": _drifting(12, 200)})
-    report = report_tickets(run, Settings(thresholds=(0.001,), queue_lengths=(5,), strides=(1, 10)))
+    report = report_tickets(run, Settings(thresholds=(0.001,), queue_lengths=(5,), strides=(1, 10, 10**20)))
     (ticket,) = report.tickets
     found = {(i.threshold, i.queue_stride): i.interval for i in ticket.would_be_drawn}
     assert found[0.001, 1] is None
     assert found[0.5, 1] is not None  # the plan's own threshold is tried too
-    console = Console(file=io.StringIO(), width=100)
-    show(report, console, None)
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    show(report, Console(width=100), None)
+    text = capsys.readouterr().out
     for part in ("12 masks of 200 bits", "drawn at interval 12", "not within the 12", "5 at stride 10 (41)"):
         assert part in text
     assert "440-1000: no mask has been saved yet." in text
+
+
+def test_intervals_of_many_masks_are_told_apart(
+    tmp_path: Path, tiny_plan: MakePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = report_tickets(_run(tmp_path, tiny_plan(), {"0-260": _drifting(1144, 8)}), Settings())
+    show(report, Console(width=100), last=200)
+    _, heading, first, *_ = capsys.readouterr().out.partition("Distance between")[2].splitlines()
+    assert [int(interval) for interval in heading.split()][::17] == [945, 1144]
+    assert first.split()[:2] == ["945", ".00"]
 
 
 def test_slim_networks_are_said_to_take_no_masks(tmp_path: Path, tiny_plan: MakePlan) -> None:
@@ -136,28 +138,27 @@ def test_masks_of_a_draw_that_goes_on_come_from_its_newest_checkpoint(tmp_path: 
     for count in (4, 9):
         file = tmp_path / f"draw/shared/checkpoints/step-{count * 10:09d}/masks.arrow"
         _write(file, {"0-260": masks[:count], "240-460": masks[:count]})
-        digests = {file.name: file_digest(file)}
-        write_model(file.parent / CHECKPOINT_FILE, CheckpointInfo(key="", step=count * 10, active_s=0, sha256=digests))
+        save_checkpoint(file, count * 10)
     report = report_tickets(tmp_path, Settings())
-    assert [(t.masks.region, len(t.masks), t.masks.finished) for t in report.tickets] == [
-        ("0-260", 9, False),
-        ("240-460", 9, False),
-    ]
+    shown = [(t.masks.region, len(t.masks), t.masks.finished) for t in report.tickets]
+    assert shown == [("0-260", 9, False), ("240-460", 9, False)]
     assert report.differences[0].distance == 0
     assert "not drawn" in report.differences[0].a
 
 
-def test_tickets_of_different_ratios_share_the_smaller_ones_channels(tmp_path: Path, tiny_plan: MakePlan) -> None:
+def test_tickets_of_different_ratios_share_the_smaller_ones_channels(
+    tmp_path: Path, tiny_plan: MakePlan, capsys: pytest.CaptureFixture[str]
+) -> None:
     large, small = torch.zeros(100, dtype=torch.bool), torch.zeros(100, dtype=torch.bool)
     large[:70], small[60:80] = True, True
     run = _run(tmp_path / "a", tiny_plan(), {"0-260": [large], "440-1000": [small]})
     (difference,) = report_tickets(run, Settings()).differences
     assert (difference.distance, difference.overlap, difference.larger_keeps) == (0.70, 0.5, 0.7)
     other = _run(tmp_path / "[b]", tiny_plan(), {"0-260": [large]})
-    report, shown = report_tickets(run, Settings(), against=[other]), io.StringIO()
+    report = report_tickets(run, Settings(), against=[other])
     assert [d.distance for d in report.differences] == [0.70, 0.0, 0.70]
-    show(report, Console(file=shown, width=400), None)
-    assert "[b]: 0-260" in shown.getvalue()
+    show(report, Console(width=400), None)
+    assert "[b]: 0-260" in capsys.readouterr().out
     smaller_network = _run(tmp_path / "c", tiny_plan(), {"0-260": [large[:50]]})
     with pytest.raises(UserError, match="same dense network"):
         report_tickets(run, Settings(), against=[smaller_network])
@@ -173,11 +174,7 @@ def test_the_mask_of_a_trained_dense_model_is_at_the_tickets_ratio(tmp_path: Pat
     run = _run(tmp_path / "run", plan, masks)
     report = report_tickets(run, Settings(), dense=tmp_path / "dense")
     beside_dense = [d for d in report.differences if "dense" in d.b]
-    assert [(d.b, d.distance) for d in beside_dense] == [
-        ("the dense model at 30%", 0.0),
-        ("the dense model at 60%", 0.0),
-        ("the dense model at 80%", 0.0),
-    ]
+    assert [(d.b, d.distance) for d in beside_dense] == [(f"the dense model at {n}%", 0.0) for n in (30, 60, 80)]
     with pytest.raises(UserError, match="--dense"):
         report_tickets(run, Settings(), dense=tmp_path / "nothing")
 

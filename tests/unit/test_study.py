@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import MakeJobs, MakePlan
+from conftest import TINY, MakeJobs, MakePlan
+from finished_run import recorded_as_finished
 from processes import wait_until
 from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import Request, ThisProcess
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
+from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.plans.preset_plans import studies
 from ebdiff_orchestrator.run.launch import launch
 from ebdiff_orchestrator.run.ledger import Ledger
@@ -24,6 +26,14 @@ from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.decide import Standing, StudyRun, next_run, runs_of
 from ebdiff_orchestrator.study.load import load_study, plan_of, write_study
+from ebdiff_orchestrator.study.results import (
+    RowResult,
+    Spread,
+    StudyResults,
+    _with_equal_costs,
+    results_table,
+    study_results,
+)
 from ebdiff_orchestrator.study.run_study import run_study
 from ebdiff_orchestrator.study.workers import LentWorkers, SharedWorkers
 from region_workers.storage.run_files import RunFiles
@@ -166,6 +176,8 @@ def test_a_study_and_a_run_have_folders_of_their_own(tiny_plan: MakePlan, tmp_pa
         launch(tiny_plan(), tmp_path / "study", executor=ThisProcess())
     with pytest.raises(UserError, match=f"it is a study, which `ebdiff study {tmp_path}/study --table` shows"):
         RunDirectory(tmp_path / "study").read()
+    with pytest.raises(PlanError, match=f"it is a study; .* Start it as one: ebdiff study {tmp_path}/study"):
+        load_plan(str(tmp_path / "study"))
 
 
 def test_the_command_lists_studies_and_refuses_an_unknown_one() -> None:
@@ -255,9 +267,37 @@ def test_a_run_takes_no_worker_that_one_before_it_waits_for() -> None:
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def test_equal_cost_is_marked_and_a_deviation_is_of_a_sample() -> None:
-    from ebdiff_orchestrator.study.results import RowResult, Spread, _with_equal_costs
+def test_costs_are_in_steps_of_the_first_rows_dense_network(tmp_path: Path) -> None:
+    """Also where the row starts from another, which then is run first, as is one of another size."""
+    dense = {**TINY, "regions": [{"train": [0, 1000], "pruning_ratio": 0.0, "name": "all"}]}
+    small = {**dense, "model": {**TINY["model"], "block_out_channels": [8, 16]}}
+    rows = [
+        {"label": "tuned", "plan": dense, "start": "big"},
+        {"label": "small", "plan": small},
+        {"label": "big", "plan": dense},
+    ]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"rows": rows}))
+    study = load_study(tmp_path / "mine.yaml")
+    write_study(study, tmp_path / "mine")
+    for run in runs_of(study, tmp_path / "mine"):
+        if run.start is None:
+            directory = RunDirectory(tmp_path / "mine" / run.name)
+            manifest = recorded_as_finished(directory.path, run.plan)
+            directory.write(manifest.with_stage(manifest.stage("train/all").model_copy(update={"steps": 12})))
+    _, small_row, big = study_results(tmp_path / "mine").rows
+    assert big.dense_steps == Spread(12, None, 1)
+    assert small_row.dense_steps is not None
+    assert small_row.dense_steps.mean < 6
 
+
+@pytest.mark.parametrize(("deviation", "said"), [(None, ""), (0.0123, " ± 0.012"), (99, " ± 99"), (1234.5, " ± 1,234")])
+def test_a_deviation_is_told_without_an_exponent(deviation: float | None, said: str) -> None:
+    row = RowResult("a", (), {}, Spread(12_345, deviation, 0), None)
+    ((_, _, cell, *_),) = results_table(StudyResults("mine", (row,), (), (), ())).rows
+    assert cell == f"12,345{said}"
+
+
+def test_equal_cost_is_marked_and_a_deviation_is_of_a_sample() -> None:
     rows = [RowResult(str(cost), (), {}, Spread.of([cost]), None) for cost in (100.0, 104.0, 106.0, 300.0, 310.0)]
     assert [row.equal_cost for row in _with_equal_costs(rows)] == ["a", "a", "", "b", "b"]
     assert Spread.of([1.0, None, 3.0]) == Spread(2.0, 2**0.5, 2)

@@ -1,6 +1,5 @@
 """How far a study is: the state of each run, the time left for all, and the live view of them."""
 
-import os
 from typing import Any
 
 import pytest
@@ -35,78 +34,61 @@ EBS = tuple(
 )
 
 
-def _seen(draw: int = 0, train: int = 0, seconds: float = 0.0, **reports: Progress) -> Seen:
-    """A run whose stages of so many steps are done, each in so many seconds."""
-    manifest = new_manifest(EB)
-    for name, steps in (("draw/a", draw), ("train/a", train)):
-        done = {"status": "done", "steps": steps, "active_s": seconds} if steps else {}
-        manifest = manifest.with_stage(manifest.stage(name).model_copy(update=done))
-    return Seen(manifest, {report.stage: report for report in reports.values()})
+def _seen(draw: int = 0, train: int = 0, report: Progress | None = None, finished: bool = False, **fields: Any) -> Seen:
+    """A run whose stages of so many steps are done, each in 20 s; `finished`: and all others too."""
+    manifest, steps = new_manifest(EB), {"draw/a": draw, "train/a": train}
+    for name, record in list(manifest.stages.items()):
+        if finished or steps.get(name):
+            done = {"status": "done", "steps": steps.get(name, 0), "active_s": 20.0}
+            manifest = manifest.with_stage(record.model_copy(update=done))
+    return Seen(manifest.model_copy(update=fields), {} if report is None else {report.stage: report})
 
 
-def _measured() -> Seen:
-    """Done and measured, which took 50 s of work, and by the clock longer."""
-    seen = _seen(20, 200, 20)
-    evaluation = an_evaluation(num_images=100, seconds_per_image=0.5, wall_s=1000.0, workers=3)
-    assert seen.manifest is not None
-    return Seen(seen.manifest.model_copy(update={"evaluations": {"k": evaluation}}))
-
-
-def _finished() -> Seen:
-    """Done with every stage."""
-    seen = _seen(20, 200, 20)
-    assert seen.manifest is not None
-    stages = {name: stage.model_copy(update={"status": "done"}) for name, stage in seen.manifest.stages.items()}
-    return Seen(seen.manifest.model_copy(update={"stages": stages}))
-
-
+MEASURED = {"k": an_evaluation(num_images=100, seconds_per_image=0.5, wall_s=1000.0, workers=3)}  # 50 s of work
 AT_WORK = Progress(stage="train/a", step=50, steps_per_s=2.0)
 DRAWS = Progress(stage="draw/a", step=10, steps_per_s=1.0)
-BOARDS: list[tuple[str, dict[str, Any], dict[str, Seen], list[str], float | None]] = [
-    ("nothing is known", {}, {}, ["waits"] * 4, None),
-    ("one begins", {"at_work": {"eb-s0"}}, {"eb-s0": _seen()}, ["starts", *["waits"] * 3], None),
+BOARDS: list[tuple[str, tuple[str, ...], Seen, str, float | None]] = [
+    ("nothing is known", (), Seen(), "waits", None),
+    ("one begins", ("at_work",), _seen(), "starts", None),
     # two draws of 50 steps at most, for two rows each, and four trainings of 200; one worker, 1 s a step
-    ("it draws", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(r=DRAWS)}, ["draws", *["waits"] * 3], 90 + 4 * 200),
-    ("it trains", {"at_work": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20, r=AT_WORK)}, ["25%", *["waits"] * 3], 20 + 375),
-    ("it is done", {"finished": {"eb-s0"}}, {"eb-s0": _seen(20, 200, 20)}, ["done", *["waits"] * 3], 20 + 60),
-    ("and measured", {"finished": {"eb-s0"}}, {"eb-s0": _measured()}, ["done", *["waits"] * 3], 20 + 60 + 3 * 50),
-    ("it was done before", {"at_work": {"eb-s0"}}, {"eb-s0": _finished()}, ["done", *["waits"] * 3], 20 + 60),
-    ("it failed", {"failed": {"eb-s0"}}, {"eb-s0": _seen(20, 0, 20)}, ["failed", *["waits"] * 3], 20 + 3 * 200),
-    (
-        "it is measured",
-        {"finished": {"eb-s0"}, "at_work": {"eb-s0"}},
-        {"eb-s0": _seen(20, 200, 20)},
-        ["measures", *["waits"] * 3],
-        20 + 60,
-    ),
+    ("it draws", ("at_work",), _seen(report=DRAWS), "draws", 90 + 4 * 200),
+    ("it trains", ("at_work",), _seen(20, 0, AT_WORK), "25%", 20 + 375),
+    ("it is done", ("finished",), _seen(20, 200), "done", 20 + 60),
+    ("and measured", ("finished",), _seen(20, 200, evaluations=MEASURED), "done", 20 + 60 + 3 * 50),
+    ("it was done before", ("at_work",), _seen(20, 200, finished=True), "done", 20 + 60),
+    ("it failed", ("failed",), _seen(20), "failed", 20 + 3 * 200),
+    ("it is measured", ("finished", "at_work"), _seen(20, 200), "measures", 20 + 60),
 ]
 
 
-@pytest.mark.parametrize(("told", "known", "states", "left_s"), [b[1:] for b in BOARDS], ids=[b[0] for b in BOARDS])
+@pytest.mark.parametrize(("stands", "first", "state", "left_s"), [b[1:] for b in BOARDS], ids=[b[0] for b in BOARDS])
 def test_a_board_shows_each_run_and_what_is_left_of_all(
-    told: dict[str, Any], known: dict[str, Seen], states: list[str], left_s: float | None
+    stands: tuple[str, ...], first: Seen, state: str, left_s: float | None
 ) -> None:
-    standing = Standing(**{key: frozenset(names) for key, names in told.items()})
-    seen = {run.name: known.get(run.name, Seen()) for run in EBS}
+    standing = Standing(**{kind: frozenset({"eb-s0"}) for kind in stands})
+    seen = {run.name: Seen() for run in EBS} | {"eb-s0": first}
     board = board_of("trial", EBS, standing, seen, 1, True)
-    first, second, third, fourth = states
-    assert board.rows == {"eb": (first, third), "more": (second, fourth)}
+    assert board.rows == {"eb": (state, "waits"), "more": ("waits", "waits")}
     assert board.left_s == (None if left_s is None else pytest.approx(left_s))
     assert board_of("trial", EBS, standing, seen, 2, True).left_s == (left_s and pytest.approx(left_s / 2))
 
 
 @pytest.mark.parametrize(("width", "height", "seeds"), [(80, 24, 3), (80, 12, 3), (80, 24, 12), (200, 50, 12)])
-def test_a_live_view_of_many_runs_fits_the_terminal(width: int, height: int, seeds: int) -> None:
-    console = Console(width=width, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+def test_a_live_view_of_many_runs_fits_the_terminal(
+    width: int, height: int, seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(width=width, height=height)
     view = StudyTable(console)
     rows = {f"row {letter}": ("done", "37%", *["waits"] * (seeds - 2)) for letter in "abcdefghijk"}
     view.board(Board("trial", tuple(range(seeds)), rows | {"broken": ("failed",) * seeds}, 7200.0))
+    view.images(3, 10)
     view.job("row-a-s1 region all", AT_WORK.model_copy(update={"total_steps": 200, "updated_at": unix_time()}))
     console.print(view._render())
-    text = console.export_text()
+    text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= width
     assert len(text.splitlines()) <= height
     assert "about 2:00:00 left" in " ".join(text.split())
     assert ("more rows" in text) == (height == 12)
     assert ("waiting  failed" in text) == (width == 80 and seeds == 12)
     assert "row-a-s1 region all" in text
+    assert "decoding" not in text

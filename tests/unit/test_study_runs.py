@@ -24,10 +24,9 @@ from ebdiff_orchestrator.run.ownership import claim_run
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.study.load import load_study
 from ebdiff_orchestrator.study.progress import Board
-from ebdiff_orchestrator.study.report import leave_study_report
-from ebdiff_orchestrator.study.results import study_results
+from ebdiff_orchestrator.study.report import leave_study_report, plot_results
+from ebdiff_orchestrator.study.results import results_table, study_results
 from ebdiff_orchestrator.study.run_study import run_study
-from ebdiff_orchestrator.study.table import plot_results, results_table
 from ebdiff_orchestrator.study.view import StudyView
 from region_workers.storage.run_files import RunFiles
 from schemas.errors import RunFailed, RunStopped, UserError
@@ -45,17 +44,14 @@ def _tiny(**sections: Any) -> dict[str, Any]:
     return {**plan, **sections}
 
 
-def _study(rows: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
-    return {"name": "trial", "seeds": 2, "set": QUICK, "rows": rows, "evaluate": None, **values}
-
-
 @pytest.fixture
 def write_study(tmp_path: Path) -> WriteStudy:
     """Writes a study's file."""
 
     def write(rows: list[dict[str, Any]], **values: Any) -> Path:
         file = tmp_path / "trial.yaml"
-        file.write_text(yaml.safe_dump(_study(rows, **values)))
+        study = {"name": "trial", "seeds": 2, "set": QUICK, "rows": rows, "evaluate": None, **values}
+        file.write_text(yaml.safe_dump(study))
         return file
 
     return write
@@ -92,7 +88,9 @@ ROWS = [
 ]
 
 
-def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(write_study: WriteStudy, tmp_path: Path) -> None:
+def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(
+    write_study: WriteStudy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     measured = {"num_images": 4, "extractors": ["random-conv", "wavelet"]}
     study, folder = load_study(write_study(ROWS, evaluate=measured)), tmp_path / "runs"
     first, view = _Interrupting(at=3), _Boards()
@@ -122,9 +120,9 @@ def test_a_study_is_interrupted_goes_on_and_ends_in_a_table(write_study: WriteSt
         assert dense.values[measure].n == 2
         assert dense.values[measure].deviation is not None
 
-    console = Console(width=80, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    print_table(results_table(results), console)
-    text = console.export_text()
+    capsys.readouterr()
+    print_table(results_table(results), Console(width=80))
+    text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
     assert "broken, seed 0, 1: data.path" in " ".join(text.split())
     assert "| Dense | 2/2 |" in as_markdown(results_table(results))

@@ -13,7 +13,7 @@ from ebdiff_orchestrator.reports.distances import measured_values
 from ebdiff_orchestrator.reports.formats import TextTable, check_replaceable
 from ebdiff_orchestrator.reports.measures import measures_of, method_of
 from ebdiff_orchestrator.reports.page.contents import contents_of
-from ebdiff_orchestrator.reports.page.curves import Point, legend_of_work, quality_figure
+from ebdiff_orchestrator.reports.page.curves import Point, Quality, legend_of_work, quality_figure
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from region_workers.storage.durable import write_text
 from schemas.errors import UserError, command
@@ -69,7 +69,7 @@ def write_run_report(location: str | Path, say: Callable[[str], None]) -> None:
         run.publish(REPORT_FILE)
         say(f"Report: {run.location}/{REPORT_FILE}")
     except Exception as error:  # noqa: BLE001 - a report's failure is none of the run's
-        say(f"No report: {error}. `{command('report', location)}` tries again.")
+        say(f"No report: {str(error).rstrip('.')}. `{command('report', location)}` tries again.")
 
 
 def _render(values: dict[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _quality_figures(runs: Sequence[tuple[Path, Manifest]], numbers: itertools.c
             point = Point(f"{method_of(manifest.plan)} [{location.name}]", found.all_hours.hours, value.value)
             points.setdefault((value.label, value.higher_is_better, found.all_hours.unit), []).append(point)
     return [
-        quality_figure(label, higher, of_runs, hours, numbers)
+        quality_figure(Quality(label, higher, hours, of_runs), numbers)
         for (label, higher, hours), of_runs in points.items()
         if len(of_runs) > 1
     ]

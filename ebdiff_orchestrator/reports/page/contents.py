@@ -103,10 +103,11 @@ def _launches(manifest: Manifest) -> str:
     for launch in manifest.launches:
         jobs = {held.job for held in manifest.usage if launch.started_at <= held.started_at <= launch.ended_at}
         began = "begun" if not told else "trained further" if finished else "gone on with"
-        ends = SAMPLE in jobs if launch is not manifest.launches[-1] else manifest.finished()
+        is_last = launch is manifest.launches[-1]
+        finished = manifest.finished() if is_last else SAMPLE in jobs
+        early = "not finished" if is_last else "ended early (stopped, killed or failed)"  # the last may be at work
         took = duration(int(launch.ended_at - launch.started_at))
-        told.append(f"{began}, {'finished' if ends else 'ended early (stopped, killed or failed)'} after {took}")
-        finished = ends
+        told.append(f"{began}, {'finished' if finished else early} after {took}")
     return "; ".join(told)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -29,7 +28,11 @@ _MOST_TICKS = 8
 _LABEL_LETTERS = 44  # of a line of a legend
 _MARKERS = "os^Dv"  # with the colours, so that many runs can be told apart
 _GAP = 0.01  # of a whole timeline, between two launches
-_UNITS = (("hours since the start", 3600.0, 2 * 3600.0), ("minutes since the start", 60.0, 120.0))
+_UNITS = (  # with their seconds, and from how many on they are taken
+    ("hours since the start", 3600.0, 2 * 3600.0),
+    ("minutes since the start", 60.0, 120.0),
+    ("seconds since the start", 1.0, 0.0),
+)
 _WORK_COLOURS = {"draw": COLOURS[4], "train": COLOURS[0], "other": COLOURS[2], "held": "#9e9e9e"}
 
 
@@ -51,8 +54,22 @@ class Point(NamedTuple):
     value_deviation: float | None = None
 
 
-@dataclass(frozen=True)
-class Bar:
+class Quality(NamedTuple):
+    """A measure of runs against a cost, such as device-hours; a place that is None keeps its looks free."""
+
+    measure: str
+    higher_is_better: bool
+    cost: str
+    points: Sequence[Point | None]
+
+    @property
+    def inches(self) -> tuple[float, float]:
+        """The width and height of its figure: as high as its legend."""
+        lines = sum(_in_legend(point.label).count("\n") + 1 for point in self.points if point is not None)
+        return 7.0, max(3.0, 0.4 + 0.21 * lines)
+
+
+class Bar(NamedTuple):
     """What a job did from `start` to `stop`, in the timeline's unit."""
 
     job: str
@@ -61,13 +78,12 @@ class Bar:
     stop: float
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """Bars of jobs, in the order in which they began. `gaps`: where launches meet."""
 
-    jobs: tuple[str, ...]
-    bars: tuple[Bar, ...]
-    gaps: tuple[float, ...]
+    jobs: Sequence[str]
+    bars: Sequence[Bar]
+    gaps: Sequence[float]
     unit: str
 
 
@@ -77,9 +93,8 @@ def curves_figure(curves: Sequence[Curve], ylabel: str, numbers: itertools.count
     def draw(axes: Axes) -> None:
         for colour, curve in zip(itertools.cycle(COLOURS), curves, strict=False):
             steps, values = _thinned(curve)
-            axes.plot(
-                steps, values, color=colour, label=label_of(curve.label), marker="o" if len(steps) == 1 else None, ms=5
-            )
+            marker = "o" if len(steps) == 1 else None
+            axes.plot(steps, values, color=colour, label=label_of(curve.label), marker=marker, ms=5)
         shown = np.concatenate([curve.values for curve in curves])
         shown = shown[np.isfinite(shown)]
         if len(shown) and shown.min() > 0 and shown.max() / shown.min() > 10:
@@ -104,9 +119,8 @@ def draw_distances(axes: Axes, report: TicketReport, last: int | None = None) ->
     """
     intervals, distances = report.newest(last)
     chosen = evenly_chosen(len(intervals), _MOST_MASKS)
-    shown = axes.imshow(
-        distances[np.ix_(chosen, chosen)], cmap="magma_r", vmin=0, origin="lower", interpolation="nearest"
-    )
+    shares = distances[np.ix_(chosen, chosen)]
+    shown = axes.imshow(shares, cmap="magma_r", vmin=0, origin="lower", interpolation="nearest")
     places = range(0, len(chosen), -(-len(chosen) // _MOST_TICKS))
     names = [str(intervals[chosen[place]]) for place in places]
     axes.set_xticks(places, names)
@@ -170,16 +184,14 @@ def timeline_of(manifest: Manifest) -> Timeline | None:
         [(bar.start, bar.stop) for bar in held] + [(one.started_at, one.ended_at) for one in manifest.launches]
     )
     total = sum(stop - start for start, stop in spans)
-    unit, seconds = next(
-        ((unit, each) for unit, each, least in _UNITS if total >= least), ("seconds since the start", 1.0)
-    )
+    unit, seconds = next((unit, each) for unit, each, least in _UNITS if total >= least)
+
+    def place(moment: float) -> float:
+        return _place(moment, spans, total) / seconds
+
     jobs = tuple(dict.fromkeys(bar.job for bar in sorted(held, key=lambda bar: bar.start)))
-    bars = tuple(
-        Bar(bar.job, bar.kind, _place(bar.start, spans, total) / seconds, _place(bar.stop, spans, total) / seconds)
-        for bar in (*held, *did)
-        if bar.job in jobs
-    )
-    gaps = tuple((_place(start, spans, total) - _GAP * total / 2) / seconds for start, _ in spans[1:])
+    bars = [Bar(bar.job, bar.kind, place(bar.start), place(bar.stop)) for bar in (*held, *did) if bar.job in jobs]
+    gaps = [place(start) - _GAP * total / 2 / seconds for start, _ in spans[1:]]
     return Timeline(jobs, bars, gaps, unit)
 
 
@@ -189,11 +201,9 @@ def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
     def draw(axes: Axes) -> None:
         rows = {name: place for place, name in enumerate(timeline.jobs)}
         for bar in timeline.bars:
-            height = 0.8 if bar.kind == "held" else 0.45
-            alpha = 0.35 if bar.kind == "held" else 1.0
-            axes.barh(
-                rows[bar.job], bar.stop - bar.start, height, bar.start, color=_WORK_COLOURS[bar.kind], alpha=alpha
-            )
+            height, alpha = (0.8, 0.35) if bar.kind == "held" else (0.45, 1.0)
+            colour, took = _WORK_COLOURS[bar.kind], bar.stop - bar.start
+            axes.barh(rows[bar.job], took, height, bar.start, color=colour, alpha=alpha)
         for gap in timeline.gaps:
             axes.axvline(gap, color=INK, ls=":", lw=1)
         axes.set_yticks(list(rows.values()), list(map(label_of, rows)))
@@ -205,27 +215,24 @@ def timeline_figure(timeline: Timeline, numbers: itertools.count[int]) -> str:
     return figure(draw, numbers, height=0.8 + 0.32 * len(timeline.jobs))
 
 
-def quality_figure(
-    label: str, higher_is_better: bool, points: Sequence[Point | None], cost: str, numbers: itertools.count[int]
-) -> str:
-    """Quality against what it took, such as device-hours (the paper's figure 1); None keeps a place's looks free."""
-    looks = itertools.cycle(itertools.product(_MARKERS, COLOURS))
-    shown = [(look, point) for look, point in zip(looks, points, strict=False) if point is not None]
-    names = [textwrap.fill(point.label, _LABEL_LETTERS) for _, point in shown]
+def quality_figure(quality: Quality, numbers: itertools.count[int]) -> str:
+    return figure(lambda axes: draw_quality(axes, quality), numbers, *quality.inches)
 
-    def draw(axes: Axes) -> None:
-        for ((marker, colour), point), name in zip(shown, names, strict=True):
+
+def draw_quality(axes: Axes, quality: Quality) -> None:
+    """Quality against what it took (the paper's figure 1), with error bars."""
+    looks = itertools.cycle(itertools.product(_MARKERS, COLOURS))
+    for (marker, colour), point in zip(looks, quality.points, strict=False):
+        if point is not None:
             place, bars = ([point.cost], [point.value]), (point.value_deviation, point.cost_deviation)
             axes.errorbar(*place, *bars, "none", ecolor=colour, capsize=3)
-            axes.plot(*place, marker, color=colour, ms=7, label=name)
-        axes.set_xlabel(cost)
-        axes.set_ylabel(textwrap.fill(f"{label} ({'higher' if higher_is_better else 'lower'} is better)", 34))
-        axes.margins(0.15)
-        axes.set_xlim(left=0)
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-
-    lines = sum(name.count("\n") + 1 for name in names)
-    return figure(draw, numbers, height=max(3.0, 0.4 + 0.21 * lines))  # as high as its legend
+            axes.plot(*place, marker, color=colour, ms=7, label=_in_legend(point.label))
+    axes.set_xlabel(quality.cost)
+    better = "higher" if quality.higher_is_better else "lower"
+    axes.set_ylabel(textwrap.fill(f"{quality.measure} ({better} is better)", 34))
+    axes.margins(0.15)
+    axes.set_xlim(left=0)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def legend_of_work() -> Mapping[str, str]:
@@ -234,6 +241,10 @@ def legend_of_work() -> Mapping[str, str]:
     return {_WORK_COLOURS[kind]: text for kind, text in words.items()} | {
         _WORK_COLOURS["held"]: "devices held (starting, waiting, saving)"
     }
+
+
+def _in_legend(label: str) -> str:
+    return textwrap.fill(label, _LABEL_LETTERS)
 
 
 def _percents_with_legend(axes: Axes) -> None:

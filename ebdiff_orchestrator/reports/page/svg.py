@@ -58,20 +58,31 @@ def figure(draw: Callable[[Axes], None], numbers: itertools.count[int], width: f
     return _for_the_page(output.getvalue(), f"f{next(numbers)}-")
 
 
-def write_png(file: Path, columns: Sequence[Sequence[Callable[[Axes], None]]]) -> None:
-    """Draw squares, and pairs of axes one above the other, in columns side by side, and write them as one picture."""
+def write_picture(
+    file: Path,
+    columns: Sequence[Sequence[Callable[[Axes], None]]],
+    title: str | None = None,
+    inches: tuple[float, float] = (_SQUARE_INCHES, _ROW_INCHES),
+) -> None:
+    """Draw axes, and pairs of them one above the other, in columns side by side, and write all as one PNG or .svg.
+
+    `inches`: the width and height of axes that are alone in a column.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    widths = [_COLUMN_INCHES if len(draws) > 1 else _SQUARE_INCHES for draws in columns]
-    size = (sum(widths), _ROW_INCHES * max(map(len, columns)))
+    widths = [_COLUMN_INCHES if len(draws) > 1 else inches[0] for draws in columns]
+    size = (sum(widths), inches[1] * max(map(len, columns)))
     with mpl.rc_context(cast(Any, {**_STYLE, "grid.color": "#dddddd"})):
         picture = Figure(figsize=size, layout="constrained")
+        if title is not None:
+            picture.suptitle(title)
         places = picture.subfigures(1, len(columns), squeeze=False, width_ratios=widths)[0]
         for place, draws in zip(places, columns, strict=True):
             for axes, draw in zip(place.subplots(len(draws), squeeze=False)[:, 0], draws, strict=True):
                 draw(axes)
-        write_file(file, lambda temporary: picture.savefig(temporary, format="png", dpi=_DPI))
+        form = "svg" if file.suffix == ".svg" else "png"
+        write_file(file, lambda temporary: picture.savefig(temporary, format=form, dpi=_DPI))
 
 
 def label_of(name: str) -> str:
