@@ -5,6 +5,7 @@ And JSON files that anybody may have changed, a run's manifest among them: read,
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ class DamagedFileError(ValueError):
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    """All files below the folder, in order; what is deleted meanwhile may be left out."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)  # rglob fails at it
+    return sorted(path for path in paths if path.is_file())
 
 
 def file_digest(path: Path) -> str:

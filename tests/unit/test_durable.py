@@ -1,16 +1,18 @@
 """Durable writing: a reader sees the old bytes or the new ones, never half of them."""
 
 import errno
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from region_workers.storage.durable import is_temporary, remove_leftovers, write_folder, write_text
+from region_workers.storage.durable import is_temporary, remove_leftovers, write_file, write_folder, write_text
+from region_workers.storage.run_files import RunFiles
 
 
 def test_a_writer_that_breaks_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
-    from region_workers.storage.durable import write_file
-
     path = tmp_path / "file"
     write_text(path, "old")
 
@@ -87,3 +89,20 @@ def test_a_folder_that_a_killed_writer_was_about_to_replace_is_put_back(tmp_path
     remove_leftovers(tmp_path, below=True)
     assert [p.name for p in place.iterdir()] == ["old"]
     assert [p.name for p in place.parent.iterdir()] == ["folder"]
+
+
+def test_what_is_deleted_while_a_run_s_files_are_listed_is_left_out(tmp_path: Path) -> None:
+    kept, dropped = (tmp_path / "checkpoints" / name / "checkpoint.json" for name in ("step-9", "step-1"))
+    write_text(kept, "{}")
+    ends_at = time.monotonic() + 1
+
+    def drop_again_and_again() -> None:
+        while time.monotonic() < ends_at:
+            write_text(dropped, "{}")
+            shutil.rmtree(dropped.parent)
+
+    with ThreadPoolExecutor(1) as pool:
+        worker = pool.submit(drop_again_and_again)
+        while not worker.done():
+            assert kept.relative_to(tmp_path).as_posix() in RunFiles(tmp_path).list_keys("checkpoints")
+        worker.result()
