@@ -1,5 +1,6 @@
 """The masks that a run has recorded, and how far they lie from each other."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,9 @@ def newest_of_run(
 
 def _fetch_newest(run: RunDirectory, stage: str, name: str) -> None:
     checkpoint = f"{stage}/{CHECKPOINTS_FOLDER}/{checkpoint_name(run.saved_steps(stage))}"
+    for here in checkpoint_folders(run.path / stage / CHECKPOINTS_FOLDER) if run.files.is_copy else ():
+        if here.name > Path(checkpoint).name:  # of an older run at this URL
+            shutil.rmtree(here)
     for folder, says_whole in ((stage, RESULT_FILE), (checkpoint, CHECKPOINT_FILE)):
         for each in (says_whole, name):
             run.fetch(f"{folder}/{each}")
