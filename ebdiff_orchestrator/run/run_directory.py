@@ -107,7 +107,8 @@ class RunDirectory:
 
     def fetch_folder(self, folder: str) -> Path:
         """The path of a folder, which holds what the run has there now; what only this machine has stays."""
-        self.files.fetch(self.files.list_keys(folder))
+        if self.files.is_copy:
+            self.files.fetch(self.files.list_keys(folder))
         return self.path / folder
 
     def saved_steps(self, stage: str) -> int:
