@@ -135,7 +135,7 @@ class Content:
         self._file.seek(self._position(self.images))
         data = np.fromfile(self._file, np.uint8, (part.images - self.images) * self._transform.image_bytes)
         sha = self.sha.copy()
-        sha.update(data)
+        sha.update(data.data)
         if sha.hexdigest() != part.digest:
             return False
         self.sha, self.images = sha, part.images

@@ -15,7 +15,6 @@ from PIL import Image
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.launch import decode_data
 from ebdiff_orchestrator.run.resolve import ResolvedPlan
-from region_workers.data.labels import check_labels
 from region_workers.data.store import ImageStore, ensure_store, store_key
 from schemas.errors import PlanError
 from schemas.plan import CropPlan, DataPlan
@@ -141,19 +140,6 @@ def test_a_hub_data_set_gives_its_labels(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_no_label_is_refused(labels: pa.Array, message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"data\.label_column = label: .*" + message):
         ensure_store(table(tmp_path / "a.parquet", labels), tmp_path)
-
-
-def test_labels_must_be_below_the_models_classes(tmp_path: Path) -> None:
-    store = ensure_store(table(tmp_path / "a.parquet", pa.array([0, 4])), tmp_path)
-    check_labels(store.labels, None)
-    check_labels(store.labels, 5)
-    check_labels(store.labels, 1000)
-    with pytest.raises(PlanError, match=r"model\.num_classes = 4: expected at least 5"):
-        check_labels(store.labels, 4)
-    bare = ensure_store(DataPlan(path=str(tmp_path / "a.parquet")), tmp_path)
-    check_labels(bare.labels, None)
-    with pytest.raises(PlanError, match=r"data\.label_column = null: expected labels"):
-        check_labels(bare.labels, 5)
 
 
 def test_the_digest_is_of_the_labels_too(tmp_path: Path) -> None:
