@@ -2,8 +2,11 @@
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 
@@ -25,3 +28,10 @@ def png(grey: int) -> bytes:
     file = io.BytesIO()
     Image.new("L", (8, 8), grey).save(file, "PNG")
     return file.getvalue()
+
+
+def serve_from_hub(stream: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a data set on the hub, which has these rows: all but the download is real."""
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha="0123456789abcdef"))
+    monkeypatch.setattr("region_workers.data.hub._load", lambda *_: stream)
+    return "some/images"

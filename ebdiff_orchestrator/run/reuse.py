@@ -29,7 +29,8 @@ def reuse_stages(
         others[run.fetch_folder("")] = run.location
     if not others:
         return {}  # our own checkpoints are the workers' to read
-    directory.fetch_folder("")
+    for folder in ("draw", "train"):  # an older run at this place may have left some here
+        directory.files.fetch_folder(folder)
     borrowed = {}
     for job in jobs:
         for stage in (job.draw, job.train):

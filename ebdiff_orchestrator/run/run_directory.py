@@ -106,8 +106,9 @@ class RunDirectory:
         return self.path / key
 
     def fetch_folder(self, folder: str) -> Path:
-        """The path of a folder, which holds what the run has there now."""
-        self.files.fetch_folder(folder)
+        """The path of a folder, which holds what the run has there now; what only this machine has stays."""
+        if self.files.is_copy:
+            self.files.fetch(self.files.list_keys(folder))
         return self.path / folder
 
     def saved_steps(self, stage: str) -> int:

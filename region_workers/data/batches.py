@@ -100,7 +100,8 @@ class BatchSource(_Epochs):
         self._num_classes, self._label_dropout = num_classes, label_dropout
         self._labels = None if num_classes is None else samples.labels
         self._samples = samples
-        self._resident = self._on_device() if self._fits_on_device() else None
+        fits = device.type == "cuda" and samples.rows.nbytes <= RESIDENT_LIMIT_BYTES
+        self._resident = self._on_device() if fits else None
 
     def flips(self, step: int) -> npt.NDArray[np.bool_]:
         """Which samples of the global batch of `step` are mirrored: bool [batch_size]."""
@@ -133,9 +134,6 @@ class BatchSource(_Epochs):
         if self._resident is not None:
             return self._resident.index_select(0, self._to_device(torch.from_numpy(numbers)))
         return self._to_device(torch.from_numpy(self._samples.read(numbers)))
-
-    def _fits_on_device(self) -> bool:
-        return self._device.type == "cuda" and self._samples.rows.nbytes <= RESIDENT_LIMIT_BYTES
 
     def _on_device(self) -> torch.Tensor:
         rows = self._samples.rows

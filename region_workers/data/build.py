@@ -16,7 +16,7 @@ import numpy as np
 
 from region_workers.data.decode import Transform
 from region_workers.data.labels import LabelRecorder, Labels
-from region_workers.data.parallel import DecodedItems, Pixels, decode_all
+from region_workers.data.parallel import DecodedItems, decode_all
 from region_workers.data.samples import Checksums, checksums_of, npy_header
 from region_workers.data.sources import Source
 from region_workers.storage.durable import write_model
@@ -27,7 +27,6 @@ from schemas.plan import DataPlan
 from schemas.section import Sealed
 
 PARTS = "parts"
-_READ_BYTES = 16 << 20
 _PART_BYTES, _PART_S = 64 << 20, 10.0
 _MOST_BYTES = 512 << 20  # by so much decoding may be ahead of the disk
 _NAMES_SHOWN = 5
@@ -133,14 +132,14 @@ class Content:
 
     def restore(self, part: Part) -> bool:
         """Take a part of an earlier build for decoded, if the file holds its pixels; whether it does."""
-        sha, checksums = self.sha.copy(), []
-        for pixels in self._pixels_in_file(part.images):
-            sha.update(pixels.data)
-            checksums.append(checksums_of(pixels))
+        self._file.seek(self._position(self.images))
+        data = np.fromfile(self._file, np.uint8, (part.images - self.images) * self._transform.image_bytes)
+        sha = self.sha.copy()
+        sha.update(data.data)
         if sha.hexdigest() != part.digest:
             return False
         self.sha, self.images = sha, part.images
-        self._checksums += checksums
+        self._checksums.append(checksums_of(data.reshape(-1, *self._transform.shape)))
         self.unreadable += part.unreadable
         self._unreadable_in_parts = len(self.unreadable)
         if self._recorder is not None:
@@ -161,16 +160,6 @@ class Content:
         self._file.write(self._header(self.images))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def _pixels_in_file(self, stop: int) -> Iterator[Pixels]:
-        """The images in the file from the first that is not restored, as far as they are there, some at a time."""
-        at_once = max(1, _READ_BYTES // self._transform.image_bytes)
-        self._file.seek(self._position(self.images))
-        for first in range(self.images, stop, at_once):
-            data = self._file.read(min(at_once, stop - first) * self._transform.image_bytes)
-            whole = len(data) // self._transform.image_bytes
-            pixels = np.frombuffer(data, np.uint8, whole * self._transform.image_bytes)
-            yield pixels.reshape(whole, *self._transform.shape)
 
     def _position(self, image: int) -> int:
         return self._pixels_start + image * self._transform.image_bytes

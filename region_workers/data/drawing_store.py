@@ -30,7 +30,6 @@ from region_workers.data.store import (
     Store,
     check_unchanged,
     ensure_store,
-    make_place,
     read_array,
     write_array,
     write_info,
@@ -85,7 +84,6 @@ def ensure_drawings(plan: DataPlan, cache_dir: Path, report: Report | None = Non
     be read or gives no drawing, and for too many unreadable ones; RunFailed for a builder that shows no progress.
     """
     assert plan.drawings is not None
-    make_place(cache_dir / DrawingStore.place)
     source = open_drawings(plan)
     identity = source.identity()
     key = drawings_key(identity, plan.drawings)
@@ -119,8 +117,7 @@ def _build(
             content = _Content(file)
             content.fill(source, data, plan, report)
         check_unchanged(identity, source.identity(), data)
-        _check_any(content, data, plan)
-        offsets = content.offsets()
+        offsets = np.concatenate([[0], np.cumsum(content.lengths, dtype=np.int64)])  # where each begins and all end
         sha = content.sha.copy()
         sha.update(offsets.astype("<i8").data)
         more = {
@@ -154,12 +151,8 @@ class _Content:
         """Drawings of the source so far."""
         return len(self.lengths) + len(self.unreadable) + len(self.too_long)
 
-    def offsets(self) -> Numbers:
-        """Where each drawing begins, and where the last ends: int64 [N + 1]."""
-        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-
     def fill(self, source: DrawingSource, data: DataPlan, plan: DrawingsPlan, report: Report) -> None:
-        """Write the rows of every drawing of the source. Raises PlanError if too many are unreadable."""
+        """Write the rows of every drawing of the source. PlanError if too many are unreadable, or all too long."""
         total = source.count()
         self._file.write(npy_header("<f4", (0, 3)))
         for item in source.items():
@@ -174,6 +167,14 @@ class _Content:
                 report(self.done, total)
         report(self.done, total)
         check_unreadable(self.unreadable, self.done, self.done, data)
+        if not self.done:
+            raise plan_error("data.path", data.path, "at least one drawing", "The data set is empty: choose another.")
+        if not self.lengths:
+            expected = f"more points than at least one of the {self.done} drawings in {data.path} has"
+            remedy = "Raise it, or data.drawings.point_spacing."
+            raise plan_error("data.drawings.max_points", plan.max_points, expected, remedy)
+        message = "read %d drawings of %s (%d unreadable, %d too long)"
+        _log.info(message, len(self.lengths), data.path, len(self.unreadable), len(self.too_long))
         self._file.seek(0)
         self._file.write(npy_header("<f4", (sum(self.lengths), 3)))
         self._file.flush()
@@ -184,14 +185,3 @@ class _Content:
         self.sha.update(rows.data)
         self.checksums.append(zlib.crc32(rows.data))
         self.lengths.append(len(rows))
-
-
-def _check_any(content: _Content, data: DataPlan, plan: DrawingsPlan) -> None:
-    if not content.done:
-        raise plan_error("data.path", data.path, "at least one drawing", "The data set is empty: choose another.")
-    if not content.lengths:
-        expected = f"more points than at least one of the {content.done} drawings in {data.path} has"
-        remedy = "Raise it, or data.drawings.point_spacing."
-        raise plan_error("data.drawings.max_points", plan.max_points, expected, remedy)
-    message = "read %d drawings of %s (%d unreadable, %d too long)"
-    _log.info(message, len(content.lengths), data.path, len(content.unreadable), len(content.too_long))

@@ -33,7 +33,7 @@ _SPLIT_OF_WORD = {
 
 
 def visible_files(root: Path) -> list[str]:
-    """Every file below `root`, sorted by name; neither hidden ones nor those in hidden folders."""
+    """Every file below `root`, links followed, sorted by name; neither hidden ones nor those in hidden folders."""
     # None of the user's images: macOS leaves "._name.jpg" beside them, caches their own folders.
     return sorted(_visible(str(root), ""))
 
@@ -72,13 +72,16 @@ def files_identity(path: Path, folder: Path, names: Sequence[str]) -> dict[str, 
     return {"path": written_name(str(path.resolve())), "files": len(names), "files_digest": digest}
 
 
-def _visible(folder: str, prefix: str) -> Iterator[str]:
+def _visible(folder: str, prefix: str, around: tuple[str, ...] = ()) -> Iterator[str]:
+    real = os.path.realpath(folder)
+    if real in around:  # a link to a folder that it lies in, which would have no end
+        return
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _visible(entry.path, f"{prefix}{entry.name}/")
+            if entry.is_dir():
+                yield from _visible(entry.path, f"{prefix}{entry.name}/", (*around, real))
             elif entry.is_file():
                 yield prefix + entry.name
 

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from region_workers.data.decode import Item, Label, Payload
+from region_workers.data.decode import Item, Payload
 from region_workers.data.parquet import check_label_column, class_names, image_column
 from region_workers.storage.durable import write_text
 from schemas.digest import digest
@@ -26,23 +27,22 @@ class HubSource:
     def __init__(self, plan: DataPlan, cache_dir: Path) -> None:
         self._plan = plan
         self._revision = _newest_revision(plan, cache_dir)
-        self._rows: Any = None
 
     def identity(self) -> dict[str, Any]:
         return {"kind": "hub", **_asked_for(self._plan), "revision": self._revision}
 
     def count(self) -> int | None:
-        splits = self._dataset().info.splits or {}
+        splits = self._dataset.info.splits or {}
         # A slice such as train[:10%] is no split of its own, and its size only reading it tells.
         return splits[self._plan.split].num_examples or None if self._plan.split in splits else None
 
     def class_names(self) -> tuple[str, ...] | None:
         if self._plan.label_column is None:
             return None
-        return class_names(_features(self._dataset()).arrow_schema, self._plan.label_column)
+        return class_names(_features(self._dataset).arrow_schema, self._plan.label_column)
 
     def items(self, start: int = 0) -> Iterator[Item]:
-        rows, label_column = self._dataset(), self._plan.label_column
+        rows, label_column = self._dataset, self._plan.label_column
         schema = _features(rows).arrow_schema
         column = image_column(schema, self._plan.image_column, self._plan.path)
         if label_column is not None:
@@ -50,10 +50,9 @@ class HubSource:
         for number, row in enumerate(_undecoded(rows, column, label_column).skip(start), start):
             yield Item(f"row {number}", _payload(row[column]), _label(row, label_column))
 
+    @cached_property
     def _dataset(self) -> Any:
-        if self._rows is None:
-            self._rows = _load(self._plan, self._revision)
-        return self._rows
+        return _load(self._plan, self._revision)
 
 
 def _load(plan: DataPlan, revision: str) -> Any:
@@ -84,13 +83,13 @@ def _undecoded(rows: Any, column: str, label_column: str | None) -> Any:
     return rows.select_columns(list(features)).cast(Features(features))
 
 
-def _label(row: dict[str, Any], label_column: str | None) -> Label:
+def _label(row: dict[str, Any], label_column: str | None) -> Any:
     if label_column is None:
         return None
     value: Any = row
     for step in [label_column] if label_column in row else label_column.split("."):
         value = None if value is None else value[step]
-    return int(value) if isinstance(value, bool) else value
+    return value
 
 
 def _payload(value: dict[str, Any] | None) -> Payload:

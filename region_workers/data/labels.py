@@ -40,8 +40,8 @@ class LabelRecorder:
         if not 0 <= label < _MOST_CLASSES or (self._names is not None and label >= len(self._names)):
             classes = "" if self._names is None else f" below its {len(self._names)} classes"
             raise self._error(name, f"the label {label}", f"a number from 0{classes}")
-        self._numbers.append(label)
-        return label
+        self._numbers.append(number := int(label))  # of a column of booleans, too
+        return number
 
     def finish(self) -> tuple[Labels, int, tuple[str, ...] | None]:
         """The labels, int64 [N], the number of classes and their names; None for numbers that have no names."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from region_workers.data.decode import Item, Label
@@ -58,7 +59,7 @@ class ParquetSource:
             for batch in table.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
                 files = batch.column(self._column)
                 if pa.types.is_struct(files.type):
-                    files = _field(files, "bytes")
+                    files = pc.struct_field(files, "bytes")
                 labels = _labels_of(batch, self._label_column) if self._label_column else [None] * len(files)
                 yield from zip(files.to_pylist(), labels, strict=True)
         except (pa.ArrowException, OSError) as error:
@@ -104,19 +105,12 @@ def class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
 
 
 def _labels_of(batch: pa.RecordBatch, column: str) -> list[Label]:
-    """The values of the column of labels in some rows: int, str or None."""
     steps = _steps(batch.schema, column)
     values = batch.column(steps[0])
     for step in steps[1:]:
-        values = _field(values, step)
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    return [int(label) if isinstance(label, bool) else label for label in values.to_pylist()]
-
-
-def _field(structs: pa.Array, name: str) -> pa.Array:
-    """A field of structs, of which those that are null are null in it too."""
-    return structs.flatten()[structs.type.get_field_index(name)]
+        values = pc.struct_field(values, step)
+    labels: list[Label] = values.to_pylist()
+    return labels
 
 
 def _holds_files(kind: pa.DataType) -> bool:

@@ -22,8 +22,8 @@ from region_workers.data.decode import TRANSFORM_VERSION
 from region_workers.data.labels import Labels
 from region_workers.data.samples import Array, Checksums, PixelSamples, Samples
 from region_workers.data.sources import Source, open_source
-from region_workers.storage.durable import write_file, write_model
-from region_workers.storage.integrity import file_digest, read_verified
+from region_workers.storage.durable import naming, write_bytes, write_model
+from region_workers.storage.integrity import bytes_digest, read_verified
 from region_workers.storage.locks import Report, build_lock
 from schemas.data import ImageInfo, StoreInfo
 from schemas.digest import digest
@@ -115,7 +115,8 @@ class Store(ABC):
         if not os.access(folder.parent, os.W_OK):  # a cache that others filled is still of use
             raise _cache_error(folder.parent, "it is not writable")
         lock = folder.with_name(f"{folder.name}.lock")
-        with build_lock(lock, report or (lambda done, total: None), cls.stall_limit_s, cls.what) as noted_report:
+        told = report or (lambda done, total: None)
+        with naming(folder), build_lock(lock, told, cls.stall_limit_s, cls.what) as noted_report:
             store = cls.of_key(cache_dir, key)
             if store is None:
                 build(folder, noted_report)
@@ -142,11 +143,6 @@ class ImageStore(Store):
     dtype, info_type = np.uint8, ImageInfo
     info: ImageInfo
 
-    @property
-    def unreadable(self) -> int:
-        """How many images of the source were left out as unreadable."""
-        return len(self.info.unreadable_names)
-
     def samples(self) -> PixelSamples:
         return PixelSamples(self.array, self.labels, self._checksums)
 
@@ -169,7 +165,7 @@ def ensure_store(plan: DataPlan, cache_dir: Path, report: Report | None = None) 
     key = store_key(identity, plan)
     store = ImageStore.built_once(cache_dir, key, partial(_build, source, identity, key, plan), report)
     # It may have been built under a higher limit than this plan's.
-    total = len(store) + store.unreadable
+    total = len(store) + len(store.info.unreadable_names)
     check_unreadable(store.info.unreadable_names, total, total, plan)
     return store
 
@@ -258,13 +254,10 @@ def write_info(
 
 def write_array(path: Path, values: Array) -> str:
     """Write a small array durably; its file's SHA-256 (hex)."""
-
-    def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # given a path, numpy would append .npy
-            np.save(file, values, allow_pickle=False)
-
-    write_file(path, write)
-    return file_digest(path)
+    file = io.BytesIO()
+    np.save(file, values, allow_pickle=False)
+    write_bytes(path, file.getvalue())
+    return bytes_digest([file.getvalue()])
 
 
 def read_array(path: Path, dtype: type[np.generic], count: int, sha256: str) -> Array:

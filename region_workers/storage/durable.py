@@ -10,6 +10,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from schemas.errors import RunFailed, UserError
+
 _TEMPORARY = ".partial-"
 _RETIRED = f"{_TEMPORARY}retired-"  # then the name of the folder that something newer is to replace
 _OURS = re.compile(rf"{re.escape(_TEMPORARY)}([0-9a-f]{{12}}|retired)-.+", re.DOTALL)  # else it is a user's own
@@ -18,7 +20,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust puts it
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, then move it to `path`: a reader sees the old file or the new one, whole."""
-    with _naming(path):
+    with naming(path):
         make_folder(path.parent)
         temporary = _temporary_beside(path)
         try:
@@ -46,7 +48,7 @@ def write_model(path: Path, model: BaseModel) -> None:
 
 def replace_model(path: Path, model: BaseModel) -> None:
     """Put a model at `path` in one move, but without waiting for the disk: for what a crash may lose."""
-    with _naming(path):
+    with naming(path):
         temporary = _temporary_beside(path)
         make_folder(path.parent)
         temporary.write_text(model.model_dump_json())
@@ -67,7 +69,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     No file system replaces a folder in one move. The older one stands aside until the new one stands for good, and
     `remove_leftovers` puts it back if that was never reached.
     """
-    with _naming(path):
+    with naming(path):
         make_folder(path.parent)
         temporary, retired = _temporary_beside(path), path.parent / f"{_RETIRED}{path.name}"
         _recover(retired)
@@ -128,7 +130,7 @@ def remove_leftovers(folder: Path, below: bool = False) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def naming(path: Path) -> Iterator[None]:
     """What the disk refuses becomes an OSError that names `path`.
 
     safetensors says it in words, Python with no name, or with that of the file which was to become `path`.
@@ -140,6 +142,8 @@ def _naming(path: Path) -> Iterator[None]:
         if error.errno is None or (named and not any(_TEMPORARY in name for name in named)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except (UserError, RunFailed):
+        raise
     except Exception as error:
         told = _OS_ERROR.search(str(error))
         if told is None:

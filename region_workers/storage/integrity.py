@@ -5,6 +5,7 @@ And JSON files that anybody may have changed, a run's manifest among them: read,
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ class DamagedFileError(ValueError):
 
 
 def files_in(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    """All files below the folder, in order; what is deleted meanwhile may be left out."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)  # rglob fails at it
+    return sorted(path for path in paths if path.is_file())
 
 
 def file_digest(path: Path) -> str:
@@ -134,21 +137,16 @@ def read_manifest(run_dir: Path) -> Manifest:
             raise ValueError("it is not what was written")
         if values.get("version") == MANIFEST_VERSION:
             return Manifest.model_validate(values)
-    except ValidationError as error:
-        raise _damaged(run_dir, error.errors()[0]["msg"]) from None
     except ValueError as error:
-        raise _damaged(run_dir, str(error)) from None
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise UserError(
+            f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
+            "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
+            "not done again."
+        ) from None
     raise UserError(
         f"DIR = {run_dir}: {MANIFEST_FILE} is of version {values.get('version')}; expected {MANIFEST_VERSION}. "
         "Use the version of ebdiff-orchestrator that wrote it, or start a new run."
-    )
-
-
-def _damaged(run_dir: Path, reason: str) -> UserError:
-    return UserError(
-        f"DIR = {run_dir}: {MANIFEST_FILE} is damaged ({reason}); expected it as it was written. "
-        "Put a copy of it back, or delete it and launch the run's plan there again: what is finished is found, and "
-        "not done again."
     )
 
 
@@ -169,19 +167,20 @@ def sealed_files(folder: Path) -> dict[str, str]:
     DamagedFileError if a seal on the way is missing or not what was written.
     """
     place = folder.absolute()
+    without: list[Path] = []
     for around in (place, *place.parents[:_LEVELS]):
         seal = (folder if around == place else around) / SEAL_FILE
         if not seal.is_file():
+            without.append(around)
             continue
         folder_seal = read_if_whole(FolderSeal, seal)
         if folder_seal is None:
             raise DamagedFileError(seal)
         known = folder_seal.sha256
+        for inner in without:
+            if (inner / SEAL_FILE).relative_to(around).as_posix() in known:
+                raise DamagedFileError(inner / SEAL_FILE)
         start = "" if around == place else f"{place.relative_to(around).as_posix()}/"
-        between = [inner / SEAL_FILE for inner in (place, *place.parents[:_LEVELS]) if around in inner.parents]
-        lost = [seal for seal in between if seal.relative_to(around).as_posix() in known]  # else it had been met
-        if lost:
-            raise DamagedFileError(lost[0])
         return {name.removeprefix(start): sha256 for name, sha256 in known.items() if name.startswith(start)}
     return {}
 

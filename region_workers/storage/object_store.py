@@ -6,11 +6,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
-import pyarrow as pa
 from pyarrow import fs
 
 from region_workers.storage.durable import write_file
@@ -87,11 +87,17 @@ class ObjectStore:
         """
 
         def upload() -> None:
+            failure: OSError | None = None
             with path.open("rb") as source:
                 piece = source.read(_BUFFER_BYTES)
                 with self._files.open_output_stream(self._path(key)) as stream:
-                    stream.write(piece)
-                    failure = _copy_rest(source, stream)
+                    while piece:
+                        stream.write(piece)
+                        try:
+                            piece = source.read(_BUFFER_BYTES)
+                        except OSError as error:
+                            failure = error
+                            break
             if failure is not None:
                 self._files.delete_file(self._path(key))
                 raise failure
@@ -112,10 +118,8 @@ class ObjectStore:
         return True
 
     def delete(self, key: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self._patiently(lambda: self._files.delete_file(self._path(key)))
-        except FileNotFoundError:
-            return
 
     def _patiently(self, act: Callable[[], T]) -> T:
         """Do it, again and again where the store does not answer."""
@@ -155,18 +159,6 @@ class ObjectStore:
 
     def _path(self, key: str) -> str:
         return f"{self._base}/{key}" if key else self._base
-
-
-def _copy_rest(source: BinaryIO, stream: pa.NativeFile) -> OSError | None:
-    """Copy to the end; what reading failed with, if it did."""
-    while True:
-        try:
-            piece = source.read(_BUFFER_BYTES)
-        except OSError as error:
-            return error
-        if not piece:
-            return None
-        stream.write(piece)
 
 
 def _may_pass(error: OSError) -> bool:

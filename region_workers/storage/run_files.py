@@ -83,8 +83,7 @@ class RunFiles:
         """The keys of all files in a folder of the run, at any depth, as they are now."""
         if self._store is not None:
             return self._store.list_keys(folder)
-        paths = (self.folder / folder).rglob("*")
-        return sorted(path.relative_to(self.folder).as_posix() for path in paths if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in files_in(self.folder / folder))
 
     def claims(self) -> list[str]:
         """The names of the run's claims, in order; the last is its owner's."""
@@ -139,9 +138,10 @@ class RunFiles:
                 self._seen[key] = stamp
 
     def fetch_folder(self, folder: str) -> None:
-        """`fetch` for every file in a folder of the run, at any depth."""
+        """`fetch` for every file in a folder of the run, at any depth; what the run has lost goes here, too."""
         if self._store is not None:
-            self.fetch(self._store.list_keys(folder))
+            copies = {path.relative_to(self.folder).as_posix() for path in files_in(self.folder / folder)}
+            self.fetch(copies.union(self._store.list_keys(folder)))
 
     def fetch_recorded(self, artifacts: Iterable[Artifact]) -> None:
         """Fetch the recorded files that `folder` does not hold as recorded, or that the run itself does not."""

@@ -39,23 +39,16 @@ class Tmpfs:
         self.folder = folder
 
     def new(self, room_kib: int) -> None:
-        """An empty disk with so much room."""
-        self._mount(f"size={room_kib}k")
-
-    def remount(self, options: str) -> None:
-        """The same disk, with other options."""
-        self._mount(f"remount,{options}")
+        self.mount(f"size={room_kib}k")
 
     def give_room(self) -> None:
-        """The same disk, with room for everything."""
-        self.remount("size=16m")
+        self.mount("remount,size=16m")
+
+    def mount(self, options: str) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.folder], check=True)
 
     def remove(self) -> None:
-        """No disk any more."""
         subprocess.run(["umount", self.folder], check=True)
-
-    def _mount(self, options: str) -> None:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", self.folder], check=True)
 
 
 class LimitedFiles:
@@ -65,15 +58,12 @@ class LimitedFiles:
         self.folder = folder
 
     def new(self, room_kib: int) -> None:
-        """An empty folder, in which no file may be larger."""
         self._limit(room_kib << 10)
 
     def give_room(self) -> None:
-        """Files of any size from now on."""
         self._limit(resource.RLIM_INFINITY)
 
     def remove(self) -> None:
-        """Empty the folder."""
         shutil.rmtree(self.folder / "run")
 
     def _limit(self, most_bytes: int) -> None:
@@ -81,7 +71,6 @@ class LimitedFiles:
 
 
 def main(folder: Path, files_only: bool) -> None:
-    """Try everything."""
     plan, whole = folder.parent / "plan.yaml", folder.parent / "whole"
     plan.write_text(yaml.safe_dump({**SMALL, "workers": {"cache_dir": str(folder.parent / "cache")}}))
     assert ebdiff("launch", plan, "--run-dir", whole)[0] == 0
@@ -127,7 +116,7 @@ def _make_read_only(disk: Tmpfs, plan: Path, expected: dict[str, str]) -> None:
     assert ebdiff("launch", plan, "--run-dir", run_dir)[0] == 0
     (run_dir / "samples" / "grid.png").unlink()  # there is something to be done
     before = _bytes_of(run_dir)
-    disk.remount("ro")
+    disk.mount("remount,ro")
     for arguments in (
         ("launch", plan, "--run-dir", disk.folder / "new"),
         ("resume", run_dir),
@@ -136,7 +125,7 @@ def _make_read_only(disk: Tmpfs, plan: Path, expected: dict[str, str]) -> None:
     ):
         code, output = ebdiff(*arguments)
         _tell(str(arguments[0]), code, output, _bytes_of(run_dir) == before)
-    disk.remount("rw")
+    disk.mount("remount,rw")
     code, output = ebdiff("resume", run_dir)
     _tell("resume on a disk that can be written again", code, output, products(run_dir) == expected)
     disk.remove()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from damage import Damage, damages_of, flip_bit, flip_some_bit
-from latent_fixtures import tiny_vae
+from latent_fixtures import latent_model, tiny_vae
 from pictures import save_images
 from run_products import products
 from serial_cluster import SerialCluster
@@ -55,10 +55,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
     folder = tmp_path_factory.mktemp("source")
     save_images(folder / "images", [(8, 8)] * _IMAGES, classes=2)
     data = DataPlan(path=str(folder / "images"), channels=3, random_flip=True, label_column="label")
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (32,)}
-    latent = {"family": "latent", "vae": str(tiny_vae(folder / "vae")), "latent_channels": 3, "latent_downscale": 2}
-    model = LatentModelPlan.model_validate(latent | blocks)
-    source = Source(data, model, folder / "cache", {})
+    source = Source(data, latent_model(tiny_vae(folder / "vae")), folder / "cache", {})
     source.served.update({kind: source.serve(kind, source.cache) for kind in _KINDS})
     return source
 

@@ -11,13 +11,7 @@ from damage import Damage, damages_of, flip_some_bit
 from listener import Listener
 from run_products import products
 from serial_cluster import SerialCluster
-from small_runs import (
-    HarmingCluster,
-    UnwillingCluster,
-    WouldStartError,
-    other_region,
-    small_plan,
-)
+from small_runs import HarmingCluster, UnwillingCluster, WouldStartError, other_region, small_plan
 
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.run import finishing

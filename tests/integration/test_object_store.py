@@ -23,6 +23,7 @@ from ebdiff_orchestrator.evaluation.evaluate import evaluate
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.previews.preview import make_preview
+from ebdiff_orchestrator.reports.masks import newest_of_run
 from ebdiff_orchestrator.reports.page import write_report
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.run import launch as driver
@@ -35,12 +36,15 @@ from ebdiff_orchestrator.run.run_table import read_status
 from ebdiff_orchestrator.run.stages import ASSEMBLE, inputs_of, outline_jobs
 from ebdiff_orchestrator.run.view import View
 from ebdiff_orchestrator.sharing.export import export_run
+from region_workers.storage.checkpoint_files import CHECKPOINT_FILE, CheckpointInfo, checkpoint_name
+from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import artifact, file_digests
 from region_workers.storage.object_store import ObjectStore
 from region_workers.storage.run_files import RunFiles
+from region_workers.storage.tables import read_masks, write_masks
 from schemas.errors import PlanError, UserError
 from schemas.execution import PreviewRecord, picture_key
-from schemas.job import WorkerJob
+from schemas.job import MASKS_FILE, WorkerJob
 from schemas.manifest import Evaluation, Manifest
 
 SLOW = ("training.steps=300", "checkpointing.interval_steps=20")
@@ -182,6 +186,20 @@ def test_telling_of_a_run_in_a_bucket_fetches_no_weights(
     assert not list(RunDirectory(url).path.rglob("*.safetensors"))
 
 
+def test_masks_that_an_older_run_left_on_this_machine_are_not_told_of() -> None:
+    run = RunDirectory(f"s3://{BUCKET}/runs/anew")
+    for step, is_published in ((20, True), (300, False)):
+        folder = run.path / f"draw/all/checkpoints/{checkpoint_name(step)}"
+        write_masks(folder / MASKS_FILE, [{"region": "all", "interval": 1, "step": step, "bits": 8, "mask": b"1"}])
+        info = CheckpointInfo(key="", step=step, active_s=0, sha256=file_digests(folder))
+        write_model(folder / CHECKPOINT_FILE, info)
+        if is_published:
+            run.files.publish("draw")
+    rows, finished = newest_of_run(run, "draw/all", MASKS_FILE, read_masks)
+    assert rows is not None
+    assert ([row["step"] for row in rows], finished) == ([20], False)
+
+
 def test_trackers_call_a_run_in_a_bucket_by_its_own_name(tiny_plan: MakePlan) -> None:
     from mlflow import MlflowClient
 
@@ -293,6 +311,8 @@ def test_nobody_can_tell_the_files_of_a_run_in_a_folder_from_those_in_a_store(pl
     ours.delete("stop")
     other.fetch(["stop", "train/a/weights", "train/ab"])
     assert [(other.folder / key).exists() for key in ("stop", "train/a/weights", "train/ab")] == [False, False, True]
+    other.fetch_folder("train")
+    assert not (other.folder / "train/a/deep/part").exists(), "the run has lost it"
     for key in ("stop", "train/a/weights"):
         with pytest.raises(FileNotFoundError):
             other.read(key)

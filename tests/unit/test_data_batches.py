@@ -151,10 +151,12 @@ def test_serving_labels_does_not_change_those_of_the_store(digits: ImageStore) -
     assert np.array_equal(digits.labels, before)
 
 
-def test_labels_that_the_model_has_no_class_for_are_refused(digits: ImageStore, store: ImageStore) -> None:
+def test_labels_must_be_there_and_below_the_models_classes(digits: ImageStore, store: ImageStore) -> None:
+    for num_classes in (None, 10, 1000):
+        BatchSource(digits.samples(), CPU, 4, random_flip=False, seed=0, num_classes=num_classes)
     with pytest.raises(PlanError, match=r"model\.num_classes = 9: expected at least 10"):
         BatchSource(digits.samples(), CPU, 4, random_flip=False, seed=0, num_classes=9)
-    with pytest.raises(PlanError, match=r"data\.label_column = null"):
+    with pytest.raises(PlanError, match=r"data\.label_column = null: expected labels"):
         BatchSource(store.samples(), CPU, 4, random_flip=False, seed=0, num_classes=9)
 
 

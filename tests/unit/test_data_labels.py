@@ -9,14 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from listener import Listener
-from pictures import png, save_images
+from pictures import png, save_images, serve_from_hub
 from PIL import Image
 
-import region_workers.data.hub as hub
 from ebdiff_orchestrator.plans.load import plan_from_values
 from ebdiff_orchestrator.run.launch import decode_data
 from ebdiff_orchestrator.run.resolve import ResolvedPlan
-from region_workers.data.labels import check_labels
 from region_workers.data.store import ImageStore, ensure_store, store_key
 from schemas.errors import PlanError
 from schemas.plan import CropPlan, DataPlan
@@ -42,10 +40,13 @@ def labels_of(store: ImageStore) -> list[int]:
     return [int(label) for label in store.labels]
 
 
-def test_whole_numbers_stay_as_they_are(tmp_path: Path) -> None:
-    store = ensure_store(table(tmp_path / "a.parquet", pa.array([4, 0, 2, 2], pa.uint8())), tmp_path)
-    assert labels_of(store) == [4, 0, 2, 2]
-    assert (store.info.num_classes, store.info.class_names) == (5, None)
+@pytest.mark.parametrize(
+    "labels", [pa.array([4, 0, 2, 2], pa.uint8()), pa.array([True, False])], ids=["numbers", "booleans"]
+)
+def test_whole_numbers_stay_as_they_are(labels: pa.Array, tmp_path: Path) -> None:
+    store = ensure_store(table(tmp_path / "a.parquet", labels), tmp_path)
+    assert labels_of(store) == [int(label) for label in labels.to_pylist()]
+    assert (store.info.num_classes, store.info.class_names) == (max(labels_of(store)) + 1, None)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str)
@@ -119,13 +120,12 @@ def test_a_hub_data_set_gives_its_labels(tmp_path: Path, monkeypatch: pytest.Mon
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     rows = {"image": [{"bytes": png(grey), "path": None} for grey in (5, 6)], "label": [2, 1]}
     stream = datasets.Dataset.from_dict(rows, features=features).to_iterable_dataset()
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: _Info)
-    monkeypatch.setattr(hub, "_load", lambda *_: stream)
-    store = ensure_store(DataPlan(path="some/images", label_column="label"), tmp_path)
+    path = serve_from_hub(stream, monkeypatch)
+    store = ensure_store(DataPlan(path=path, label_column="label"), tmp_path)
     assert labels_of(store) == [2, 1]
     assert store.info.class_names == ("ant", "bee", "cow")
     with pytest.raises(PlanError, match=r"data\.label_column = kind: .*it is not there.*label"):
-        ensure_store(DataPlan(path="some/images", label_column="kind"), tmp_path)
+        ensure_store(DataPlan(path=path, label_column="kind"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -140,19 +140,6 @@ def test_a_hub_data_set_gives_its_labels(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_no_label_is_refused(labels: pa.Array, message: str, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"data\.label_column = label: .*" + message):
         ensure_store(table(tmp_path / "a.parquet", labels), tmp_path)
-
-
-def test_labels_must_be_below_the_models_classes(tmp_path: Path) -> None:
-    store = ensure_store(table(tmp_path / "a.parquet", pa.array([0, 4])), tmp_path)
-    check_labels(store.labels, None)
-    check_labels(store.labels, 5)
-    check_labels(store.labels, 1000)
-    with pytest.raises(PlanError, match=r"model\.num_classes = 4: expected at least 5"):
-        check_labels(store.labels, 4)
-    bare = ensure_store(DataPlan(path=str(tmp_path / "a.parquet")), tmp_path)
-    check_labels(bare.labels, None)
-    with pytest.raises(PlanError, match=r"data\.label_column = null: expected labels"):
-        check_labels(bare.labels, 5)
 
 
 def test_the_digest_is_of_the_labels_too(tmp_path: Path) -> None:
@@ -184,7 +171,3 @@ def test_a_crop_reaches_the_decoders_and_is_told_where_it_does_not_fit(tmp_path:
     wide = plan.model_copy(update={"crop": CropPlan(center_x=89, center_y=121, size=180)})
     with pytest.raises(PlanError, match=r"178 x 218 pixels do not hold the square of data\.crop, columns -1\.\.178"):
         ensure_store(wide, tmp_path)
-
-
-class _Info:
-    sha = "0123456789abcdef"

@@ -7,9 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from pictures import png
+from pictures import png, serve_from_hub
 
-import region_workers.data.hub as hub
 from region_workers.data.sources import open_source
 from region_workers.data.store import ensure_store
 from schemas.errors import PlanError
@@ -70,7 +69,7 @@ def test_a_folder_of_parquet_files_is_read_by_name(tmp_path: Path) -> None:
     assert greys_of(DataPlan(path=str(folder)), tmp_path) == [1, 2, 3, 4]
 
 
-def test_a_folder_of_images_is_read_recursively_without_hidden_files(
+def test_a_folder_of_images_is_read_recursively_with_what_it_links_to_and_without_hidden_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, grey in {"b/2.png": 2, "a/1.PNG": 1, "c.png": 3, "._c.png": 9, ".cache/x.png": 9}.items():
@@ -78,8 +77,12 @@ def test_a_folder_of_images_is_read_recursively_without_hidden_files(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(png(grey))
     (tmp_path / "data" / "notes.txt").write_text("no image")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "4.png").write_bytes(png(4))
+    (tmp_path / "data" / "d").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "b" / "endless").symlink_to(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
-    assert greys_of(DataPlan(path="data"), tmp_path / "cache") == [1, 2, 3]
+    assert greys_of(DataPlan(path="data"), tmp_path / "cache") == [1, 2, 3, 4]
 
 
 def test_names_that_are_no_utf8_are_written_with_their_bytes(tmp_path: Path) -> None:
@@ -131,16 +134,13 @@ def test_a_hub_data_set_is_streamed_and_found_again_without_a_network(
     import datasets
 
     path = write_parquet(tmp_path / "images.parquet", [7, 8, 9])
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: _Info)
-    # The rows come from a file here; everything after load_dataset is what a hub data set goes through.
     stream = datasets.load_dataset(
         "parquet", data_files=str(path), split="train", streaming=True, cache_dir=str(tmp_path / "datasets")
     )
-    monkeypatch.setattr(hub, "_load", lambda *_: stream)
-    plan = DataPlan(path="some/images")
+    plan = DataPlan(path=serve_from_hub(stream, monkeypatch))
     assert greys_of(plan, tmp_path) == [7, 8, 9]
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", _no_network)
-    monkeypatch.setattr(hub, "_load", _no_network)
+    monkeypatch.setattr("region_workers.data.hub._load", _no_network)
     assert greys_of(plan, tmp_path) == [7, 8, 9]
 
 
@@ -172,19 +172,13 @@ def test_a_source_gives_its_images_from_any_one_on(kind: str, tmp_path: Path, mo
         write_parquet(folder / "b.parquet", [7, 8])
         path = str(folder)
     if kind == "hub":
-        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: _Info)
         stream = datasets.Dataset.from_parquet(path, cache_dir=str(tmp_path / "datasets")).to_iterable_dataset()
-        monkeypatch.setattr(hub, "_load", lambda *_: stream)
-        path = "some/images"
+        path = serve_from_hub(stream, monkeypatch)
     source = open_source(DataPlan(path=path), tmp_path)
     whole = list(source.items())
     assert len(whole) >= 7
     for start in (1, 3, 4, 6, 7, 8, len(whole)):
         assert list(source.items(start)) == whole[start:]
-
-
-class _Info:
-    sha = "0123456789abcdef"
 
 
 def _no_network(*_: Any, **__: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from drawing_files import scribbles, write_lines
 from forked import ForkedProcess
 from PIL import Image
 from processes import wait_until
@@ -18,10 +20,12 @@ from processes import wait_until
 import region_workers.data.build as build
 import region_workers.data.parallel as parallel
 from region_workers.data.decode import Payload, Transform
+from region_workers.data.drawing_store import ensure_data
 from region_workers.data.parallel import Decoded, DecodeProcess
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.storage.locks import Report, build_lock
 from region_workers.storage.places import cache_dir_of
+from schemas.data import DrawingsPlan
 from schemas.errors import PlanError, RunFailed
 from schemas.plan import DataPlan
 
@@ -124,7 +128,6 @@ def test_a_changed_source_is_another_store(tmp_path: Path) -> None:
 def test_unreadable_images_within_the_limit_are_left_out_and_named(tmp_path: Path) -> None:
     plan = make_images(tmp_path / "data", 18, broken=2).model_copy(update={"max_unreadable": 0.1})
     store = ensure_store(plan, tmp_path)
-    assert store.unreadable == 2
     assert store.array[:, 0, 0, 0].tolist() == list(range(18))
     info = json.loads((store.folder / "store.json").read_text())
     assert info["unreadable_names"] == ["broken-0.png", "broken-1.png"]
@@ -299,6 +302,20 @@ def test_the_wait_for_a_builder_without_progress_ends_and_says_so(tmp_path: Path
             pass
     with build_lock(lock, lambda *_: None, 0.3, "image"):
         pass
+
+
+@pytest.mark.parametrize("kind", ["images", "drawings"])
+def test_a_disk_that_gets_full_is_named_by_the_store_that_was_to_be_on_it(kind: str, tmp_path: Path) -> None:
+    plan = make_images(tmp_path / "data", 100)
+    if kind == "drawings":
+        plan = DataPlan(path=str(write_lines(tmp_path / "a.ndjson", scribbles(100))), drawings=DrawingsPlan())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path}/{kind}/"):
+            ensure_data(plan, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_an_unusable_cache_is_a_problem_of_the_plan(tmp_path: Path) -> None:

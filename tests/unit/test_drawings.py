@@ -2,16 +2,12 @@
 
 import numpy as np
 import pytest
+from drawing_files import scribbles
 
 from region_workers.data.drawings import LongDrawingError, UnreadableDrawingError, raster, rows_of, strokes_of
 from schemas.data import DrawingsPlan, RasterPlan
 
 L_SHAPE = [np.array([[10.0, 20.0], [10.0, 40.0], [30.0, 40.0]]), np.array([[20.0, 20.0], [30.0, 20.0]])]
-
-
-def scribble(seed: int, strokes: int = 4) -> list[np.ndarray]:
-    generator = np.random.default_rng(seed)
-    return [generator.normal(size=(generator.integers(2, 9), 2)).cumsum(axis=0) for _ in range(strokes)]
 
 
 def by_the_recipe(strokes: list[np.ndarray], plan: DrawingsPlan) -> np.ndarray:
@@ -36,7 +32,7 @@ def by_the_recipe(strokes: list[np.ndarray], plan: DrawingsPlan) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(5))
 def test_rows_are_the_recipe_s_and_strokes_come_back(coordinates: str, seed: int) -> None:
     plan = DrawingsPlan(coordinates=coordinates, point_spacing=0.1, max_points=5000)
-    drawing = [*scribble(seed), np.zeros((1, 2))]
+    drawing = [*scribbles(1, seed)[0], np.zeros((1, 2))]
     rows = rows_of(drawing, plan)
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, by_the_recipe(drawing, plan), atol=1e-4)

@@ -4,6 +4,7 @@ import shutil
 import signal
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from processes import wait_until
 
 import region_workers.data.latents as latents
 from region_workers.data.batches import BatchSource
-from region_workers.data.latents import LatentStore, ensure_latents, find_latents, open_latents
+from region_workers.data.latents import LatentStore, RunMany, ensure_latents, find_latents, open_latents
 from region_workers.data.store import ImageStore, ensure_store
 from region_workers.data.vae import encode, load_vae
+from region_workers.storage.locks import Report
 from schemas.errors import PlanError, RunFailed
 from schemas.model import LatentModelPlan
 from schemas.plan import CropPlan, DataPlan
@@ -53,38 +55,61 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latents, "SHARD_IMAGES", 32)
 
 
+@dataclass(frozen=True)
+class Case:
+    """150 images of 12 x 12 in three classes, so five shards, the last of them short; a VAE; and a cache."""
+
+    model: LatentModelPlan
+    data: DataPlan
+    cache: Path
+
+    def images(self) -> ImageStore:
+        return ensure_store(self.data, self.cache)
+
+    def encode(self, workers: RunMany | None = None, report: Report | None = None) -> LatentStore:
+        return ensure_latents(self.model, self.data, self.images(), self.cache, workers, report)
+
+    def found(self) -> LatentStore | None:
+        return find_latents(self.model, self.data, self.images(), self.cache)
+
+    def elsewhere(self, name: str = "elsewhere") -> "Case":
+        """The same with another cache, as on another machine."""
+        return replace(self, cache=self.cache / name)
+
+    def with_model(self, **values: Any) -> "Case":
+        return replace(self, model=self.model.model_copy(update=values))
+
+    def with_data(self, **values: Any) -> "Case":
+        return replace(self, data=self.data.model_copy(update=values))
+
+
 @pytest.fixture
-def model(tmp_path: Path) -> LatentModelPlan:
+def case(tmp_path: Path) -> Case:
     save_kl(tmp_path / "vae")
-    return latent_model(tmp_path / "vae", posterior="mode")
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataPlan:
-    """150 images of 12 x 12 in three classes: five shards, the last of them short."""
     for label, count in enumerate((70, 40, 40)):
         save_images(tmp_path / "data" / f"class-{label}", [(12, 12)] * count, seed=label)
     path = str(tmp_path / "data")
-    return DataPlan(path=path, resolution=12, channels=3, random_flip=True, label_column="label")
+    data = DataPlan(path=path, resolution=12, channels=3, random_flip=True, label_column="label")
+    return Case(latent_model(tmp_path / "vae", posterior="mode"), data, tmp_path)
 
 
 class Workers:
-    """Stands for a cluster: carries out the calls in some order and notes which images were encoded."""
+    """Stands for a cluster: carries out the calls, the last first if wanted, and notes which images were encoded."""
 
-    def __init__(self, order: Callable[[list[int]], list[int]] = lambda numbers: numbers, limit: int = 99) -> None:
-        self.order, self.limit = order, limit
+    def __init__(self, reverse: bool = False, limit: int = 99) -> None:
+        self.order, self.limit = -1 if reverse else 1, limit
         self.starts: list[int] = []
 
     def __call__(self, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        for number in self.order(list(range(len(calls)))):
+        for number in range(len(calls))[:: self.order]:
             if len(self.starts) == self.limit:
                 raise KeyboardInterrupt
             self.starts.append(calls[number][1])
             yield number, function(*calls[number])
 
 
-def start_encoder(model: LatentModelPlan, data: DataPlan, cache: Path) -> ForkedProcess:
-    return ForkedProcess("-c", ENCODER, model.model_dump_json(), data.model_dump_json(), cache)
+def start_encoder(case: Case) -> ForkedProcess:
+    return ForkedProcess("-c", ENCODER, case.model.model_dump_json(), case.data.model_dump_json(), case.cache)
 
 
 def images_of(store: ImageStore, rows: list[int]) -> torch.Tensor:
@@ -100,14 +125,11 @@ def records_of(store: LatentStore) -> dict[str, int]:
 
 
 @torch.no_grad()
-def test_a_row_is_the_latent_of_its_image_and_of_the_mirrored_image(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path
-) -> None:
-    images = ensure_store(data, tmp_path)
-    store = ensure_latents(model, data, images, tmp_path)
+def test_a_row_is_the_latent_of_its_image_and_of_the_mirrored_image(case: Case) -> None:
+    images, store = case.images(), case.encode()
     assert store.array.shape == (2, 150, 3, 6, 6)
     assert store.array.dtype == np.float16
-    vae, info = load_vae(model)
+    vae, info = load_vae(case.model)
     rows = [0, 31, 32, 99, 149]
     plain, mirrored = encode(vae, images_of(images, rows)), encode(vae, images_of(images, rows).flip(3))
     np.testing.assert_allclose(store.array[0, rows], plain.numpy(), rtol=2e-3, atol=1e-4)
@@ -118,15 +140,12 @@ def test_a_row_is_the_latent_of_its_image_and_of_the_mirrored_image(
 
 
 @torch.no_grad()
-def test_samples_of_the_posterior_are_a_store_of_their_own_and_the_same_wherever_they_are_drawn(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path
-) -> None:
-    images = ensure_store(data, tmp_path)
-    modes = ensure_latents(model, data, images, tmp_path)
-    sampling = model.model_copy(update={"posterior": None})
-    samples = ensure_latents(sampling, data, images, tmp_path)
+def test_samples_of_the_posterior_are_a_store_of_their_own_and_the_same_wherever_they_are_drawn(case: Case) -> None:
+    images, modes = case.images(), case.encode()
+    sampling = case.with_model(posterior=None)
+    samples = sampling.encode()
     assert samples.info.key != modes.info.key
-    vae, _ = load_vae(model)
+    vae, _ = load_vae(case.model)
     rows = [0, 31, 32, 149]
     deviations = (samples.array[:, rows].astype(np.float32) - modes.array[:, rows]) / vae.config.scaling_factor
     flips = [images_of(images, rows), images_of(images, rows).flip(3)]
@@ -135,78 +154,60 @@ def test_samples_of_the_posterior_are_a_store_of_their_own_and_the_same_wherever
     assert noise.std() == pytest.approx(1, rel=0.2)
     drawn = noise.reshape(2 * len(rows), -1)
     assert np.abs(np.corrcoef(drawn) - np.eye(len(drawn))).max() < 0.5, "two latents share their noise"
-    elsewhere = ensure_store(data, tmp_path / "elsewhere")
-    backwards = ensure_latents(sampling, data, elsewhere, tmp_path / "elsewhere", Workers(lambda order: order[::-1]))
-    assert backwards.digest == samples.digest
+    assert sampling.elsewhere().encode(Workers(reverse=True)).digest == samples.digest
 
 
 @pytest.mark.parametrize("posterior", ["mode", "sample"])
-def test_without_flips_there_is_one_latent_an_image(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path, posterior: str
-) -> None:
-    model = model.model_copy(update={"posterior": posterior})
-    images = ensure_store(data, tmp_path)
-    both = ensure_latents(model, data, images, tmp_path)
-    once = ensure_latents(model, data.model_copy(update={"random_flip": False}), images, tmp_path)
+def test_without_flips_there_is_one_latent_an_image(case: Case, posterior: str) -> None:
+    both = case.with_model(posterior=posterior)
+    once = both.with_data(random_flip=False).encode()
     assert once.array.shape == (1, 150, 3, 6, 6)
-    assert np.array_equal(once.array[0], both.array[0])
+    assert np.array_equal(once.array[0], both.encode().array[0])
 
 
-def test_the_images_labels_come_along(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    images = ensure_store(data, tmp_path)
-    store = ensure_latents(model, data, images, tmp_path)
+def test_the_images_labels_come_along(case: Case) -> None:
+    store, unlabelled = case.encode(), case.with_data(label_column=None).encode()
     assert store.labels is not None
     assert store.labels.tolist() == [0] * 70 + [1] * 40 + [2] * 40
     assert (store.info.num_classes, store.info.class_names) == (3, ("class-0", "class-1", "class-2"))
-    plain = data.model_copy(update={"label_column": None})
-    unlabelled = ensure_latents(model, plain, ensure_store(plain, tmp_path), tmp_path)
     assert unlabelled.labels is None
     assert unlabelled.digest != store.digest
 
 
-def test_a_store_is_opened_and_not_encoded_again(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    images, workers = ensure_store(data, tmp_path), Workers()
-    assert find_latents(model, data, images, tmp_path) is None
+def test_a_store_is_opened_and_not_encoded_again(case: Case) -> None:
+    workers = Workers()
+    assert case.found() is None
     reports: list[tuple[int, int]] = []
-    built = ensure_latents(model, data, images, tmp_path, workers, lambda done, total: reports.append((done, total)))
+    built = case.encode(workers, lambda done, total: reports.append((done, total)))
     assert workers.starts == [0, 32, 64, 96, 128]
     assert reports == [(32, 150), (64, 150), (96, 150), (128, 150), (150, 150)]
-    assert ensure_latents(model, data, images, tmp_path, workers).digest == built.digest
+    assert case.encode(workers).digest == built.digest
     assert len(workers.starts) == 5
-    found = find_latents(model, data, images, tmp_path)
+    found = case.found()
     assert found is not None
     assert found.digest == built.digest
 
 
-def test_the_bits_do_not_depend_on_who_encodes_and_in_which_order(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path
-) -> None:
-    stores = []
-    for number, workers in enumerate((None, Workers(), Workers(lambda numbers: numbers[::-1]))):
-        cache = tmp_path / str(number)
-        stores.append(ensure_latents(model, data, ensure_store(data, cache), cache, workers))
+def test_the_bits_do_not_depend_on_who_encodes_and_in_which_order(case: Case) -> None:
+    everybody = (None, Workers(), Workers(reverse=True))
+    stores = [case.elsewhere(str(number)).encode(workers) for number, workers in enumerate(everybody)]
     assert len({store.digest for store in stores}) == 1
     assert len({(store.folder / "samples.npy").read_bytes() for store in stores}) == 1
 
 
-def test_what_an_interrupted_encoding_left_whole_is_kept(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path
-) -> None:
-    images = ensure_store(data, tmp_path)
-    undisturbed = ensure_latents(model, data, ensure_store(data, tmp_path / "other"), tmp_path / "other")
+def test_what_an_interrupted_encoding_left_whole_is_kept(case: Case) -> None:
     with pytest.raises(KeyboardInterrupt):
-        ensure_latents(model, data, images, tmp_path, Workers(lambda numbers: numbers[::-1], limit=3))
-    assert find_latents(model, data, images, tmp_path) is None
+        case.encode(Workers(reverse=True, limit=3))
+    assert case.found() is None
     workers = Workers()
-    store = ensure_latents(model, data, images, tmp_path, workers)
+    store = case.encode(workers)
     assert workers.starts == [0, 32]
-    assert store.digest == undisturbed.digest
+    assert store.digest == case.elsewhere().encode().digest
     read_all(store)
 
 
-def test_only_damaged_shards_are_encoded_again(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    images = ensure_store(data, tmp_path)
-    store = ensure_latents(model, data, images, tmp_path)
+def test_only_damaged_shards_are_encoded_again(case: Case) -> None:
+    store = case.encode()
     before, digest, folder = records_of(store), store.digest, store.folder
     with (folder / "samples.npy").open("r+b") as file:
         file.truncate((folder / "samples.npy").stat().st_size - 2)  # the last shard's mirrored half
@@ -216,118 +217,103 @@ def test_only_damaged_shards_are_encoded_again(model: LatentModelPlan, data: Dat
     with pytest.raises(RunFailed, match="no whole latent store"):
         LatentStore(folder)
     workers = Workers()
-    repaired = ensure_latents(model, data, images, tmp_path, workers)
+    repaired = case.encode(workers)
     assert workers.starts == [32, 64, 128]
     assert repaired.digest == digest
     after = records_of(repaired)
     assert [name for name in before if before[name] == after[name]] == ["00000.json", "00003.json"]
 
 
-def test_another_vae_or_scaling_is_another_store(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    images = ensure_store(data, tmp_path)
-    save_kl(tmp_path / "other", seed=1)
-    first = ensure_latents(model, data, images, tmp_path)
-    other = ensure_latents(latent_model(tmp_path / "other"), data, images, tmp_path)
-    scaled = ensure_latents(latent_model(tmp_path / "vae", scaling_factor=1.0), data, images, tmp_path)
-    assert len({store.folder for store in (first, other, scaled)}) == 3
-    assert len({store.digest for store in (first, other, scaled)}) == 3
-    save_kl(tmp_path / "vae", seed=2)  # the same path, other weights
-    assert find_latents(model, data, images, tmp_path) is None
+def test_another_vae_or_scaling_is_another_store(case: Case) -> None:
+    save_kl(case.cache / "other", seed=1)
+    cases = [case, case.with_model(vae=str(case.cache / "other"), posterior=None), case.with_model(scaling_factor=1.0)]
+    stores = [each.encode() for each in cases]
+    assert len({store.folder for store in stores}) == 3
+    assert len({store.digest for store in stores}) == 3
+    save_kl(case.cache / "vae", seed=2)  # the same path, other weights
+    assert case.found() is None
 
 
-def test_a_killed_encoder_is_taken_up_where_it_was(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    encoder = start_encoder(model, data, tmp_path)
+def test_a_killed_encoder_is_taken_up_where_it_was(case: Case) -> None:
+    encoder = start_encoder(case)
     wait_until(lambda: "encoding 64\n" in encoder.said(), "the third shard", encoder)
     encoder.send_signal(signal.SIGKILL)
     assert encoder.communicate(timeout=60)[0].split("\n")[:-1] == ["encoding 0", "encoding 32", "encoding 64"]
     workers = Workers()
-    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path, workers)
+    store = case.encode(workers)
     assert workers.starts == [64, 96, 128]
     read_all(store)
 
 
-def test_processes_that_ask_at_once_encode_once(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    encoders = [start_encoder(model, data, tmp_path) for _ in range(2)]
+def test_processes_that_ask_at_once_encode_once(case: Case) -> None:
+    encoders = [start_encoder(case) for _ in range(2)]
     outputs = [encoder.communicate(timeout=120)[0].splitlines() for encoder in encoders]
     assert [encoder.returncode for encoder in encoders] == [0, 0]
     assert sorted(sum(line.startswith("encoding") for line in lines) for lines in outputs) == [0, 5]
     assert len({lines[-1] for lines in outputs}) == 1
 
 
-def test_a_worker_opens_the_latents_by_their_digest_alone(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path
-) -> None:
-    made = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
-    shutil.rmtree(tmp_path / "images")
-    shutil.rmtree(tmp_path / "data")
-    shutil.rmtree(tmp_path / "vae")
-    assert open_latents(model, data, tmp_path, made.digest).folder == made.folder
+def test_a_worker_opens_the_latents_by_their_digest_alone(case: Case) -> None:
+    made = case.encode()
+    for name in ("images", "data", "vae"):
+        shutil.rmtree(case.cache / name)
+    assert open_latents(case.model, case.data, case.cache, made.digest).folder == made.folder
 
 
-def test_a_worker_on_another_machine_encodes_for_itself(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    made = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
-    there = open_latents(model, data, tmp_path / "elsewhere", made.digest)
+def test_a_worker_on_another_machine_encodes_for_itself(case: Case) -> None:
+    made = case.encode()
+    there = open_latents(case.model, case.data, case.cache / "elsewhere", made.digest)
     assert there.folder != made.folder
     assert there.digest == made.digest
     with pytest.raises(RunFailed, match=r"are not those the run began with .* expected 000000000000"):
-        open_latents(model, data, tmp_path / "elsewhere", "0" * 64)
+        open_latents(case.model, case.data, case.cache / "elsewhere", "0" * 64)
 
 
-def test_a_worker_with_other_images_or_another_vae_says_so(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path
-) -> None:
-    images = ensure_store(data, tmp_path)
-
+def test_a_worker_with_other_images_or_another_vae_says_so(case: Case) -> None:
     def with_another_vae(function: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        save_kl(tmp_path / "vae", seed=5)
+        save_kl(case.cache / "vae", seed=5)
         yield 0, function(*calls[0])
 
     def with_other_images(function: Any, calls: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        save_images(tmp_path / "data" / "class-1", [(12, 12)], seed=9)
+        save_images(case.cache / "data" / "class-1", [(12, 12)], seed=9)
         job, *span = calls[0]
-        yield 0, function(job.model_copy(update={"cache_dir": str(tmp_path / "elsewhere")}), *span)
+        yield 0, function(job.model_copy(update={"cache_dir": str(case.cache / "elsewhere")}), *span)
 
-    with pytest.raises(RunFailed, match=r"model\.vae = .*on this machine it is not what the driver has"):
-        ensure_latents(model, data, images, tmp_path, with_another_vae)
-    with pytest.raises(RunFailed, match=r"data\.path = .*on this machine it is not what the driver has"):
-        ensure_latents(model, data, images, tmp_path, with_other_images)
+    for workers, field in ((with_another_vae, r"model\.vae"), (with_other_images, r"data\.path")):
+        with pytest.raises(RunFailed, match=rf"{field} = .*on this machine it is not what the driver has"):
+            case.encode(workers)
 
 
-def test_sides_that_the_vae_cannot_divide_are_refused(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    images = ensure_store(data, tmp_path)
+def test_sides_that_the_vae_cannot_divide_are_refused(case: Case) -> None:
     with pytest.raises(PlanError, match=r"data\.resolution = 13: expected a multiple of model\.latent_downscale = 2"):
-        ensure_latents(model, data.model_copy(update={"resolution": 13}), images, tmp_path)
+        case.with_data(resolution=13).encode()
 
 
-def test_a_disk_without_room_is_told_before_anything_is_encoded(
-    model: LatentModelPlan, data: DataPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = ensure_store(data, tmp_path)
+def test_a_disk_without_room_is_told_before_anything_is_encoded(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.images()
     usage = namedtuple("usage", "total used free")(1, 1, 1000)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     workers = Workers()
-    with pytest.raises(RunFailed, match=r"need 0\.0 GB more .*Make room"):
-        ensure_latents(model, data, images, tmp_path, workers)
+    with pytest.raises(RunFailed, match=r"the latents of .* need 0\.0 GB more .*Make room"):
+        case.encode(workers)
     assert workers.starts == []
 
 
-def test_latents_beyond_float16_are_refused(data: DataPlan, tmp_path: Path) -> None:
-    save_kl(tmp_path / "vae")
-    model = latent_model(tmp_path / "vae", scaling_factor=1e9)
+def test_latents_beyond_float16_are_refused(case: Case) -> None:
     with pytest.raises(RunFailed, match=r"beyond float16 for images 0 to 15"):
-        ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+        case.with_model(scaling_factor=1e9).encode()
 
 
-def test_encoding_leaves_torchs_settings_as_they_were(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
+def test_encoding_leaves_torchs_settings_as_they_were(case: Case) -> None:
     torch.set_num_threads(2)
     before = (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32)
-    ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path, cpu_threads=1)
+    case.encode()
     assert torch.get_num_threads() == 2
     assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32) == before
 
 
-def test_batches_pick_the_variant_of_each_flip(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+def test_batches_pick_the_variant_of_each_flip(case: Case) -> None:
+    store = case.encode()
     source = BatchSource(store.samples(), CPU, 40, random_flip=True, seed=3, num_classes=3, label_dropout=0.2)
     assert source.steps_per_epoch == 3
     for step in (4, 0):
@@ -344,8 +330,8 @@ def test_batches_pick_the_variant_of_each_flip(model: LatentModelPlan, data: Dat
         assert labels.tolist() == expected.tolist()
 
 
-def test_batches_without_flips_are_the_plain_latents(model: LatentModelPlan, data: DataPlan, tmp_path: Path) -> None:
-    store = ensure_latents(model, data, ensure_store(data, tmp_path), tmp_path)
+def test_batches_without_flips_are_the_plain_latents(case: Case) -> None:
+    store = case.encode()
     source = BatchSource(store.samples(), CPU, 8, random_flip=False, seed=3)
     assert np.array_equal(source.batch(1).numpy(), store.array[0, source.indices(1)].astype(np.float32))
     assert np.shares_memory(source._samples.rows, store.array)  # the file's pages, no copy
