@@ -71,6 +71,11 @@ def groups_of(network: nn.Module) -> tuple[ChannelGroup, ...]:
     return find_groups(network, network_inputs(network))
 
 
+def positions(member: Member) -> torch.Tensor:
+    """Where the group's channels are in the layer."""
+    return torch.arange(member.layer_size)[member.indices]
+
+
 def magnitude_ticket(network: nn.Module, ratio: float = 0.6) -> dict[str, KeptChannels]:
     """The channels that magnitude keeps."""
     groups = groups_of(network)
@@ -118,7 +123,7 @@ def silence_half(network: nn.Module, groups: tuple[ChannelGroup, ...], seed: int
 
 
 def _silence(network: nn.Module, member: Member, kept: torch.Tensor, silent: torch.Tensor, normed: bool) -> None:
-    kept, silent = member.positions()[kept], member.positions()[silent]
+    kept, silent = positions(member)[kept], positions(member)[silent]
     for name, parameter in network.get_submodule(member.layer).named_parameters():
         if member.kind == "in":
             if name == "weight":

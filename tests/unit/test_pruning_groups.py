@@ -1,11 +1,10 @@
-"""Channel groups: what is coupled, what is protected, and that the order is the model's own."""
+"""Channel groups: what is coupled, and that the order is the model's own."""
 
 import random
 
-import pytest
 import torch
 from diffusers import UNet2DModel
-from pruning_networks import DATA, MODEL, groups_of, random_unet
+from pruning_networks import DATA, MODEL, groups_of, positions, random_unet
 
 from region_workers.networks.dense import build_dense, dense_config
 from region_workers.networks.supported import network_inputs
@@ -13,7 +12,7 @@ from region_workers.pruning.groups import Member, find_groups
 
 
 def sides(member: Member) -> list[tuple[str, bool, int]]:
-    return [(member.layer, member.kind != "in", index) for index in member.positions().tolist()]
+    return [(member.layer, member.kind != "in", index) for index in positions(member).tolist()]
 
 
 def test_every_channel_belongs_to_one_group_but_for_images_timesteps_and_the_networks_outputs() -> None:
@@ -88,16 +87,3 @@ def test_a_class_embedding_shares_the_time_embeddings_channels() -> None:
         group for group in find_groups(network, network_inputs(network)) if group.root == "time_embedding.linear_2"
     ]
     assert [(m.kind, m.layer_size) for m in group.members if m.layer == "class_embedding"] == [("embedding", 128)]
-
-
-def test_a_protected_layer_that_does_not_exist_is_refused_by_name() -> None:
-    network = random_unet()
-    with pytest.raises(ValueError, match="conv_exit"):
-        find_groups(network, network_inputs(network), protected=("conv_exit",))
-
-
-def test_a_protected_layer_keeps_its_outputs_and_those_coupled_to_them() -> None:
-    network = random_unet()
-    free = find_groups(network, network_inputs(network), protected=("conv_out", "down_blocks.0.resnets.0.conv2"))
-    assert "conv_in" not in {group.root for group in free}
-    assert len(free) == len(groups_of(random_unet())) - 1

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch_pruning
-from pruning_networks import groups_of, noisy_images, random_unet
+from pruning_networks import groups_of, noisy_images, positions, random_unet
 from torch import Tensor
 
 from region_workers.networks.supported import network_inputs
@@ -84,7 +84,7 @@ def test_in_sequence_each_group_is_scored_on_what_those_before_it_have_left(
         for member in group.members:  # what is dropped no longer counts anywhere
             weight = parameters[f"{member.layer}.weight"]
             side = weight if member.kind != "in" else weight.transpose(0, 1)
-            side[member.positions()[~bits]] = 0
+            side[positions(member)[~bits]] = 0
     mask = sequential_masks(groups, parameters_of(network), importance, gradients)(ratio)
     assert torch.equal(mask, torch.cat([expected[group.root] for group in groups]))
     at_once = compute_mask(groups, channel_scores(groups, parameters_of(network), importance, gradients), ratio)
