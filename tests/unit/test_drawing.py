@@ -5,17 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import MakeJobs, MakePlan
-from trainer_fixtures import MakeParts, make_parts
+from trainer_fixtures import MakeTrainer, make_trainer
 
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.pruning.mask import queue_distances
 from region_workers.storage.tables import read_masks, read_metrics
 from region_workers.training.masks import accumulate_importance_gradients, importance_timesteps
 from region_workers.worker.run import run_job
+from schemas.experiment import Importance
 from schemas.job import TICKET_FILE, Ticket
 from schemas.plan import DrawPlan, Plan
 
-__all__ = ["make_parts"]
+__all__ = ["make_trainer"]
 
 
 def _masks(*flipped: int) -> list[torch.Tensor]:
@@ -56,40 +57,34 @@ def test_importance_timesteps_are_spread_over_the_region() -> None:
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_importance_gradients_are_a_function_of_weights_and_seed_and_change_nothing(
-    make_parts: MakeParts, passes: int
+    make_trainer: MakeTrainer, passes: int
 ) -> None:
-    changes = ("model.dropout=0.5", "draw.importance=taylor", "draw.importance_timesteps=2")
-    parts = make_parts(*changes, f"training.gradient_accumulation={passes}")
-    network, plan = parts.network.train(), parts.plan
-
-    def gradients() -> dict[str, torch.Tensor]:
-        return accumulate_importance_gradients(
-            network, parts.family, parts.randomness, (0, 260), plan.draw, plan.training, lambda: None
-        )
-
-    first = gradients()
+    trainer = make_trainer("model.dropout=0.5", f"training.gradient_accumulation={passes}")
+    plan = DrawPlan(importance="taylor", importance_timesteps=2)
+    first = accumulate_importance_gradients(trainer, plan, lambda: None)
     state = torch.manual_seed(7).get_state()
-    again = gradients()
+    again = accumulate_importance_gradients(trainer, plan, lambda: None)
     assert torch.equal(torch.get_rng_state(), state)
-    assert network.training
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert trainer.network.training
+    assert all(parameter.grad is None for parameter in trainer.parameters.values())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(gradient.any() for gradient in first.values())
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_importance_gradients_are_those_of_the_summed_loss_diff_pruning_s_up_to_its_threshold(
-    make_parts: MakeParts, passes: int
+    make_trainer: MakeTrainer, passes: int
 ) -> None:
-    parts = make_parts("draw.importance_timesteps=5", f"training.gradient_accumulation={passes}")
-    network, family = parts.network.eval(), parts.family
-    share = parts.plan.training.batch_size // passes
+    trainer = make_trainer(f"training.gradient_accumulation={passes}")
+    trainer.sampler.span = (100, 250)
+    network, family = trainer.network.eval(), trainer.family
+    share = trainer.training.batch_size // passes
     losses, by_timestep = [], []
     for timestep in (100, 130, 160, 190, 220):
         network.zero_grad()
         for first_row in range(0, share * passes, share):
             batch = family.batch(0, slice(first_row, first_row + share))
-            generator = parts.randomness.generator(first_row, "importance-noise")
+            generator = trainer.randomness.generator(first_row, "importance-noise")
             noise = torch.randn(batch.clean.shape, generator=generator)
             alpha = family.alphas_cumprod[timestep]
             noisy = alpha.sqrt() * batch.clean + (1 - alpha).sqrt() * noise
@@ -103,12 +98,10 @@ def test_importance_gradients_are_those_of_the_summed_loss_diff_pruning_s_up_to_
     end = min(range(5), key=ratios.__getitem__)  # the first below a threshold between it and all before it
     threshold = (ratios[end] + min(ratios[:end])) / 2
 
-    for importance, summed in (("taylor", 5), ("diff-pruning", end)):
-        draw = parts.plan.draw.model_copy(update={"importance": importance, "diff_pruning_threshold": threshold})
-        found = accumulate_importance_gradients(
-            network, family, parts.randomness, (100, 250), draw, parts.plan.training, lambda: None
-        )
-        for name, gradient in found.items():
+    cases: list[tuple[Importance, int]] = [("taylor", 5), ("diff-pruning", end)]
+    for importance, summed in cases:
+        plan = DrawPlan(importance=importance, importance_timesteps=5, diff_pruning_threshold=threshold)
+        for name, gradient in accumulate_importance_gradients(trainer, plan, lambda: None).items():
             torch.testing.assert_close(gradient, sum(part[name] for part in by_timestep[:summed]))
 
 

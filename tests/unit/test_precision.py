@@ -11,7 +11,7 @@ import torch
 from ensemble_fixtures import draw, tiny_experts
 from test_sparse_training import check_every_step, sparse_plan
 from torch._dynamo.utils import counters
-from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
 
 from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from region_workers.training.checkpoints import Checkpoints
@@ -19,7 +19,7 @@ from region_workers.training.device import World
 from region_workers.training.trainer import Trainer
 from schemas.plan import DiffusionPlan, SamplingPlan
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer"]
 
 BF16, CHANNELS_LAST, COMPILE = "training.precision=bf16", "training.channels_last=true", "training.compile=true"
 ACCUMULATE = "training.gradient_accumulation=2"
@@ -51,6 +51,8 @@ def _resumed(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) 
     checkpoint = checkpoints.newest_good(World(torch.device("cpu"), 0, 1))
     assert checkpoint is not None
     second.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
+    del checkpoint
+    assert str(folder) not in Path("/proc/self/maps").read_text(), "the file is still mapped: its disk would stay full"
     return second
 
 

@@ -7,7 +7,7 @@ import torch
 from conftest import ONE_REGION, MakeJobs, MakePlan
 from drawing_files import VECTOR
 from safetensors.torch import load_file
-from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
 
 from ebdiff_orchestrator.plans.preview import preview_plan
 from region_workers.networks.packed_weights import masks_of
@@ -19,7 +19,7 @@ from region_workers.worker.run import run_job
 from schemas.experiment import SparsityPlan
 from schemas.job import WEIGHTS_FILE
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer"]
 
 METHODS = ["static", "rigl", "magran"]
 STEPS, UPDATES = 12, {3, 6}  # by an interval of 3, up to three quarters of the steps

@@ -8,7 +8,7 @@ from conftest import ONE_REGION, MakeJobs, MakePlan
 from diffusers import UNet2DModel
 from drawing_files import VECTOR
 from torch import nn
-from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
 
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.resolve import adopt_dense
@@ -16,13 +16,14 @@ from region_workers.networks.dense import load_verified
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from region_workers.storage.integrity import file_digests
+from region_workers.training.trainer import Trainer
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
 from schemas.job import Ticket
 from schemas.model import VectorModelPlan
 from schemas.plan import Plan
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer"]
 
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
 VECTOR_OF_ITS_SIZE = ("model={family: vector}", VECTOR[1])  # what the plan does not say, the network does
@@ -35,9 +36,9 @@ CHIRODIFF = (
 )
 
 
-def test_steps_are_those_of_the_written_out_recipe(make_parts: MakeParts, make_trainer: MakeTrainer) -> None:
+def test_steps_are_those_of_the_written_out_recipe(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(*VECTOR, *CHIRODIFF)
-    expected = _written_out(make_parts(*VECTOR, *CHIRODIFF), steps=4)
+    expected = _written_out(make_trainer(*VECTOR, *CHIRODIFF), steps=4)
     state_after(trainer, 4)
     assert trainer.ema is not None
     for name, (weights, ema) in expected.items():
@@ -45,9 +46,9 @@ def test_steps_are_those_of_the_written_out_recipe(make_parts: MakeParts, make_t
         assert torch.allclose(trainer.ema[name], ema, rtol=0, atol=1e-6), name
 
 
-def _written_out(parts: Parts, steps: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _written_out(parts: Trainer, steps: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Weights and EMA by name; an epoch has two steps."""
-    network = parts.network.train()
+    network = parts.network
     weights = dict(network.named_parameters())
     ema = {name: parameter.detach().clone() for name, parameter in weights.items()}
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.01)
