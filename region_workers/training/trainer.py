@@ -173,10 +173,10 @@ class Trainer:
             parameter.copy_(tensors[f"weights.{name}"])
             if self.ema is not None:
                 self.ema[name].copy_(tensors[f"ema.{name}"])
-            for moment, like in {"step": self._loss_sum, "exp_avg": parameter, "exp_avg_sq": parameter}.items():
-                if step:  # copied: `tensors` may lie in a mapped file, which would stay on the disk
-                    copied = torch.empty_like(like).copy_(tensors[f"{moment}.{name}"])
-                    self.optimizer.state[parameter][moment] = copied
+            for moment in ("step", "exp_avg", "exp_avg_sq") if step else ():
+                like = self._loss_sum if moment == "step" else parameter
+                # Copied, for `tensors` may lie in a mapped file, which would stay on the disk.
+                self.optimizer.state[parameter][moment] = torch.empty_like(like).copy_(tensors[f"{moment}.{name}"])
 
     def final_weights(self) -> dict[str, torch.Tensor]:
         """The weights a stage hands on: the EMA if there is one."""

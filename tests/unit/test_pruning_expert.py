@@ -182,12 +182,3 @@ def test_slimming_makes_every_remembered_size_true() -> None:
 def test_kept_channels_that_do_not_fit_are_refused_by_layer(layer: str, kept: KeptChannels, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         slim(random_unet(), {layer: kept})
-
-
-def test_slimming_works_on_the_meta_device() -> None:
-    kept = magnitude_ticket(random_unet())
-    with torch.device("meta"):
-        shadow = UNet2DModel(**dense_config(MODEL, DATA))
-    slim(shadow, kept)
-    assert shadow.conv_in.weight.shape == (16, 3, 3, 3)
-    assert all(parameter.is_meta for parameter in shadow.parameters())

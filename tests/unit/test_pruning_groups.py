@@ -6,7 +6,7 @@ import torch
 from diffusers import UNet2DModel
 from pruning_networks import DATA, MODEL, groups_of, positions, random_unet
 
-from region_workers.networks.dense import build_dense, dense_config
+from region_workers.networks.dense import dense_config
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import Member, find_groups
 
@@ -67,12 +67,6 @@ def test_tracing_leaves_the_network_alone() -> None:
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
-
-
-def test_a_network_on_the_meta_device_gives_the_groups_of_a_real_one() -> None:
-    with torch.device("meta"):
-        shadow = build_dense(MODEL, DATA)
-    assert [g.root for g in groups_of(shadow)] == [g.root for g in groups_of(random_unet())]
 
 
 def test_attention_of_several_heads_is_pruned_evenly_over_its_heads() -> None:
