@@ -1,22 +1,18 @@
 """Drawing: when the queue agrees, and what each importance and option gives."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import MakeJobs, MakePlan
-from trainer_fixtures import MakeTrainer, make_trainer
+from trainer_fixtures import MakeTrainer, RunFirstJob, make_trainer, run_first_job
 
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.pruning.mask import queue_distances
 from region_workers.storage.tables import read_masks, read_metrics
 from region_workers.training.masks import accumulate_importance_gradients, importance_timesteps
-from region_workers.worker.run import run_job
 from schemas.experiment import Importance
 from schemas.job import TICKET_FILE, Ticket
-from schemas.plan import DrawPlan, Plan
+from schemas.plan import DrawPlan
 
-__all__ = ["make_trainer"]
+__all__ = ["make_trainer", "run_first_job"]
 
 
 def _masks(*flipped: int) -> list[torch.Tensor]:
@@ -108,46 +104,34 @@ def test_importance_gradients_are_those_of_the_summed_loss_diff_pruning_s_up_to_
 @pytest.mark.parametrize("scoring", ["at-once", "sequential"])
 @pytest.mark.parametrize("importance", ["magnitude", "taylor", "diff-pruning", "random"])
 def test_each_importance_draws_a_ticket_and_an_expert_with_the_dense_weights(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, importance: str, scoring: str
+    run_first_job: RunFirstJob, importance: str, scoring: str
 ) -> None:
     changes = (f"draw.importance={importance}", f"draw.scoring={scoring}", "draw.importance_timesteps=3")
-    plan = tiny_plan(*changes, "draw.threshold=1.0", "training.steps=1")
-    run_job(make_jobs(plan, tmp_path)[0])
-    folder = tmp_path / "draw/0-260/tickets/0-260"
+    run_dir = run_first_job(*changes, "draw.threshold=1.0", "training.steps=1")
+    folder = run_dir / "draw/0-260/tickets/0-260"
     ticket = Ticket.model_validate_json((folder / TICKET_FILE).read_text())
     assert (ticket.interval, ticket.step, ticket.importance) == (5, 10, importance)
     assert len(ticket.distances) == 4
-    assert len(read_masks(tmp_path / "draw/0-260/masks.arrow")) == 5
+    assert len(read_masks(run_dir / "draw/0-260/masks.arrow")) == 5
     expert = PrunedUNet2DModel.from_pretrained(folder / "expert")
     kept = ticket.kept_channels["conv_in"].outputs
     assert kept is not None
     assert expert.conv_in.out_channels == len(kept) == 12
 
 
-def test_a_region_without_pruning_gets_the_dense_network_at_once(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
-) -> None:
-    plan = tiny_plan("training.steps=3").model_dump(mode="json")
-    plan["regions"] = [{"train": [0, 1000], "pruning_ratio": 0.0}]
-    job = make_jobs(Plan.model_validate(plan), tmp_path)[0]
-    run_job(job)
-    ticket = Ticket.model_validate_json((tmp_path / "draw/0-1000/tickets/0-1000" / TICKET_FILE).read_text())
+def test_a_region_without_pruning_gets_the_dense_network_at_once(run_first_job: RunFirstJob) -> None:
+    run_dir = run_first_job("training.steps=3", "regions=[{train: [0, 1000], pruning_ratio: 0.0}]")
+    ticket = Ticket.model_validate_json((run_dir / "draw/0-1000/tickets/0-1000" / TICKET_FILE).read_text())
     assert (ticket.step, ticket.kept_channels) == (0, {})
-    assert (tmp_path / "train/0-1000/expert/config.json").is_file()
-    metrics = read_metrics(tmp_path / "train/0-1000/metrics.parquet")
+    assert (run_dir / "train/0-1000/expert/config.json").is_file()
+    metrics = read_metrics(run_dir / "train/0-1000/metrics.parquet")
     assert [row["step"] for row in metrics] == [2, 3], "the last step is always logged"
 
 
-def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
-) -> None:
-    experts = {}
-    for weights in ("raw", "ema"):
-        plan = tiny_plan(
-            f"draw.weights={weights}", "draw.threshold=1.0", "training.steps=1", "training.ema_decay=0.999"
-        )
-        run_job(make_jobs(plan, tmp_path / weights)[0])
-        experts[weights] = PrunedUNet2DModel.from_pretrained(tmp_path / weights / "draw/0-260/tickets/0-260/expert")
-    raw, ema = (experts[name].conv_out.weight for name in ("raw", "ema"))
+def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(run_first_job: RunFirstJob) -> None:
+    changes = ("draw.threshold=1.0", "training.steps=1", "training.ema_decay=0.999")
+    run_dirs = [run_first_job(f"draw.weights={weights}", *changes, into=weights) for weights in ("raw", "ema")]
+    places = [run_dir / "draw/0-260/tickets/0-260/expert" for run_dir in run_dirs]
+    raw, ema = (PrunedUNet2DModel.from_pretrained(place).conv_out.weight for place in places)
     assert raw.shape == ema.shape
     assert not torch.equal(raw, ema)

@@ -1,4 +1,4 @@
-"""Trainers on the tiny plan's first draw, and their state after some steps."""
+"""Trainers on the tiny plan's first draw, their state after some steps, and its first job run whole."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,10 @@ from region_workers.training.diffusion import TimestepSampler
 from region_workers.training.family import family_of
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.trainer import Trainer
+from region_workers.worker.run import run_job
 
 MakeTrainer = Callable[..., Trainer]
+RunFirstJob = Callable[..., Path]
 
 
 @pytest.fixture
@@ -43,6 +45,17 @@ def make_trainer(tiny_plan: MakePlan, make_jobs: MakeJobs, cache_dir: Path, tmp_
         )
 
     return make
+
+
+@pytest.fixture
+def run_first_job(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> RunFirstJob:
+    """Runs the first job of the tiny plan with `key=value` changes; the run directory, below the test's own folder."""
+
+    def run(*changes: str, into: str = "run") -> Path:
+        run_job(make_jobs(tiny_plan(*changes), tmp_path / into)[0])
+        return tmp_path / into
+
+    return run
 
 
 def state_after(trainer: Trainer, steps: int) -> dict[str, torch.Tensor]:
