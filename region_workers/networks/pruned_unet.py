@@ -128,12 +128,14 @@ def _pruned_config(dense: Any, kept: Mapping[str, KeptChannels]) -> dict[str, An
 
 
 def _pruned_class(dense: nn.Module) -> type[Any]:
-    if isinstance(dense, DrawingGRU):
-        return DrawingGRU
-    if isinstance(dense, UNet2DConditionModel):
-        return PrunedUNet2DConditionModel
-    if isinstance(dense, UNet2DModel):
-        return PrunedUNet2DModel
+    kinds: dict[type[Any], type[Any]] = {
+        UNet2DConditionModel: PrunedUNet2DConditionModel,
+        UNet2DModel: PrunedUNet2DModel,
+        DrawingGRU: DrawingGRU,
+    }
+    for kind, pruned in kinds.items():
+        if isinstance(dense, kind):
+            return pruned
     raise ValueError(f"dense = {type(dense).__name__}: expected UNet2DModel, UNet2DConditionModel or DrawingGRU.")
 
 
