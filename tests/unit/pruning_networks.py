@@ -76,11 +76,14 @@ def positions(member: Member) -> torch.Tensor:
     return torch.arange(member.layer_size)[member.indices]
 
 
+def magnitude_mask(network: nn.Module, ratio: float = 0.6) -> torch.Tensor:
+    groups = groups_of(network)
+    return compute_mask(groups, channel_scores(groups, dict(network.named_parameters()), "magnitude"), ratio)
+
+
 def magnitude_ticket(network: nn.Module, ratio: float = 0.6) -> dict[str, KeptChannels]:
     """The channels that magnitude keeps."""
-    groups = groups_of(network)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    return kept_channels(groups, compute_mask(groups, scores, ratio))
+    return kept_channels(groups_of(network), magnitude_mask(network, ratio))
 
 
 def noise(*shape: int) -> torch.Tensor:
