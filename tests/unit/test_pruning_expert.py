@@ -32,6 +32,7 @@ from region_workers.networks.dense import dense_config
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.slim import slim
+from region_workers.storage.integrity import DamagedFileError, seal_folder
 from schemas.job import KeptChannels
 
 
@@ -121,6 +122,10 @@ def test_loading_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
     save_file({**weights, "conv_out.bias": bias, "conv_exit.bias": bias.clone()}, weights_path, {"format": "pt"})
     with pytest.raises(ValueError, match=r"conv_exit\.bias"):
         PrunedUNet2DModel.from_pretrained(tmp_path)
+    seal_folder(tmp_path)
+    save_file({**weights, "conv_out.bias": bias}, weights_path, {"format": "pt"})
+    with pytest.raises(DamagedFileError):
+        PrunedUNet2DModel.from_pretrained(pretrained_model_name_or_path=tmp_path)
 
 
 def test_the_config_is_json_and_builds_a_network_of_the_same_shape_with_fresh_finite_weights(tmp_path: Path) -> None:
