@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import nn
 
 from ebdiff_orchestrator.ensemble.folders import read_sealed
+from region_workers.networks import DrawingGRU, PrunedUNet2DConditionModel, PrunedUNet2DModel
 from region_workers.networks.packed_weights import masks_of, unpack, write_weights
 from region_workers.networks.pruned_network import NoFreshWeights
 from schemas.errors import UserError, user_error
@@ -22,11 +23,10 @@ CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 _TRUSTED = ("diffusers", "region_workers")  # packages whose modules a config file may name
-# Modules as saved files name them, whose names stay when our files move, and where their classes are found.
-_STABLE_NAMES = {
-    "region_workers.pruned_unet": "region_workers.networks.pruned_unet",
-    "region_workers.conditional_unet": "region_workers.networks.conditional_unet",
-    "region_workers.drawing_gru": "region_workers.networks.drawing_gru",
+OUR_EXPERTS: dict[str, type[Any]] = {  # by what saved files call them, which stays when our files move
+    "region_workers.pruned_unet.PrunedUNet2DModel": PrunedUNet2DModel,
+    "region_workers.conditional_unet.PrunedUNet2DConditionModel": PrunedUNet2DConditionModel,
+    "region_workers.drawing_gru.DrawingGRU": DrawingGRU,
 }
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -34,9 +34,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def class_path(network: nn.Module) -> str:
     """What `network`'s class is called in a router's config: `diffusers.UNet2DModel`, or its module and name."""
     kind = type(network)
-    named = {place: name for name, place in _STABLE_NAMES.items()}
-    module = named.get(kind.__module__, kind.__module__)
-    return f"diffusers.{kind.__name__}" if module.split(".")[0] == "diffusers" else f"{module}.{kind.__qualname__}"
+    ours = next((name for name, expert in OUR_EXPERTS.items() if expert is kind), None)
+    if ours is not None:
+        return ours
+    is_diffusers = kind.__module__.split(".")[0] == "diffusers"
+    return f"diffusers.{kind.__name__}" if is_diffusers else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def write_network(network: nn.Module, folder: Path) -> None:
@@ -125,12 +127,14 @@ def _weights_that_fit(folder: Path) -> Iterator[None]:
 def class_at(path: str) -> Any:
     """The class of that path. A module outside diffusers and this project must have been imported by the caller:
     a config file must not decide which code runs."""
+    if path in OUR_EXPERTS:
+        return OUR_EXPERTS[path]
     module_name, _, class_name = path.rpartition(".")
+    module = sys.modules.get(module_name)
     if module_name.split(".")[0] in _TRUSTED:
-        module = importlib.import_module(_STABLE_NAMES.get(module_name, module_name))
-    elif module_name in sys.modules:
-        module = sys.modules[module_name]
-    else:
+        with suppress(ModuleNotFoundError):  # it is of a newer version
+            module = importlib.import_module(module_name)
+    elif module is None:
         raise user_error(
             "expert_classes", path, "a class of an imported module", f"import {module_name} before loading."
         )

@@ -4,37 +4,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ebdiff_orchestrator.reports.masks import NamedMask, pack
-from region_workers.networks.dense import build_dense, loading_arguments
-from region_workers.networks.pretrained import find_dense
-from region_workers.networks.supported import network_inputs
-from region_workers.pruning.groups import find_groups
+from region_workers.networks.dense import loading_arguments
+from region_workers.networks.pretrained import dense_counter, find_dense
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, pack_mask
 from schemas.errors import PlanError, UserError
+from schemas.manifest import DenseSource
 from schemas.plan import Plan
 
 
-def dense_masks(plan: Plan, source: Path, ratios: Sequence[float]) -> list[NamedMask]:
-    """The masks, one a ratio, of the network in `source` under the channel groups of the plan's dense network.
+def dense_masks(plan: Plan, start: DenseSource | None, source: Path, ratios: Sequence[float]) -> list[NamedMask]:
+    """The masks, one a ratio, of the network in `source` under the channel groups of the run's dense network.
+
+    `start`: the dense start that the run recorded: the plan has no fields for all of its arguments.
 
     `source`: a dense run's directory or a diffusers folder, with or without unet/. UserError if it is neither, or
     holds a network of another shape.
     """
     weights = _load_weights(source, loading_arguments(plan.model, plan.data))
-    with torch.device("meta"):
-        network = build_dense(plan.model, plan.data)
-    for name, parameter in network.named_parameters():
+    counter = dense_counter(plan.model, plan.data, start)
+    for name, parameter in counter.network_at(0.0).named_parameters():
         if name not in weights or weights[name].shape != parameter.shape:
             found = list(weights[name].shape) if name in weights else "missing"
             raise UserError(
                 f"--dense {source}: {name} is {found}; expected {list(parameter.shape)}, as in the run's own dense "
                 "network. Give a dense model of the same architecture."
             )
-    groups = find_groups(network, network_inputs(network))
+    groups = counter.groups
     if plan.draw.scoring == "sequential":
         mask_at = sequential_masks(groups, weights, "magnitude")
         return [_named(mask_at(ratio), ratio) for ratio in ratios]

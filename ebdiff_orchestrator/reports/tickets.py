@@ -143,7 +143,8 @@ def report_tickets(
         from ebdiff_orchestrator.reports.dense_masks import dense_masks  # imports torch, which takes seconds
 
         ratios = [masks.pruning_ratio for masks in own]
-        differences += [_difference(a, b) for a, b in zip(chosen, dense_masks(plan, dense, ratios), strict=True)]
+        of_dense = dense_masks(plan, manifest.dense, dense, ratios)
+        differences += [_difference(a, b) for a, b in zip(chosen, of_dense, strict=True)]
         notes.append(f"the dense model: the magnitude of the weights in {dense}, at each ticket's own ratio.")
     return TicketsReport(str(run_dir), tickets, moves, tuple(differences), tuple(notes))
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ebdiff_orchestrator.ensemble.folders import SUMS_FILE, check_whole, damaged, has_sums, write_own_folder, write_sums
+from ebdiff_orchestrator.ensemble.network_files import OUR_EXPERTS
 from ebdiff_orchestrator.ensemble.pictures import GRID
 from ebdiff_orchestrator.ensemble.routed_pipeline import MODEL_INDEX
 from ebdiff_orchestrator.run.run_directory import RunDirectory
@@ -25,14 +26,6 @@ from schemas.manifest import Manifest
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,99}")
 _PIPELINE = "_class_name"  # what model_index.json calls the pipeline itself
-_EXPERTS: dict[str, Symbol] = {  # by what a router's config calls them
-    "region_workers.pruned_unet.PrunedUNet2DModel": ("region_workers.networks.pruned_unet", "PrunedUNet2DModel"),
-    "region_workers.conditional_unet.PrunedUNet2DConditionModel": (
-        "region_workers.networks.conditional_unet",
-        "PrunedUNet2DConditionModel",
-    ),
-    "region_workers.drawing_gru.DrawingGRU": ("region_workers.networks.drawing_gru", "DrawingGRU"),
-}
 _FILES = {  # of the modules, by class: diffusers keeps those of all folders side by side, so each has a name of its own
     "TimestepRouter": "timestep_router",
     "ListDDIMScheduler": "list_ddim_scheduler",
@@ -111,9 +104,10 @@ def push_run(
 def module_files(ensemble: Path) -> dict[str, str]:
     """The modules that an ensemble's folder needs to be loaded without this package, by file. UserError as above."""
     classes = read_object(ensemble / "unet" / CONFIG_FILE)["expert_classes"]
-    if strange := [each for each in classes if each not in _EXPERTS and not each.startswith("diffusers.")]:
+    if strange := [each for each in classes if each not in OUR_EXPERTS and not each.startswith("diffusers.")]:
         raise user_error("expert_classes", strange[0], "networks of ebdiff or of diffusers", "Share its code yourself.")
-    experts = {_EXPERTS[each]: None for each in classes if each in _EXPERTS}
+    kinds = (OUR_EXPERTS[each] for each in classes if each in OUR_EXPERTS)
+    experts = {(kind.__module__, kind.__name__): None for kind in kinds}
     return {
         f"{'' if part == _PIPELINE else f'{part}/'}{_FILES[symbol[1]]}.py": module_source(
             f"{symbol[1]} of an ensemble.", [symbol, *(experts if part == "unet" else ())]

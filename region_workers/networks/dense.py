@@ -12,11 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
 
-from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.packed_weights import unpack
 from region_workers.networks.pruned_network import NoFreshWeights
-from region_workers.networks.pruned_unet import PrunedUNet2DModel
+from region_workers.networks.pruned_unet import PrunedUNet2DConditionModel, PrunedUNet2DModel
 from region_workers.storage.integrity import read_verified, sealed_files
 from schemas.errors import RunFailed, plan_error, user_error
 from schemas.job import CONFIG_FILE, WEIGHTS_FILE

@@ -49,9 +49,7 @@ class DenseFolder:
         Weights are loaded strictly; PlanError if they are not those of the network.
         """
         try:
-            network: nn.Module = network_class(self.class_name).from_pretrained(
-                self.folder, **arguments, low_cpu_mem_usage=False, use_safetensors=True
-            )
+            network: nn.Module = network_class(self.class_name).from_pretrained(self.folder, **arguments)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise _bad_weights(self.folder, str(error).splitlines()[0]) from None
         return network
@@ -75,7 +73,7 @@ def find_dense(pretrained: str) -> DenseFolder:
             check_prunable(cast(Any, network).config)
     except UserError as error:
         raise PlanError(f"{_FIELD} = {pretrained}: {error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (ValueError, TypeError, LookupError, NameError, AttributeError, ArithmeticError, RuntimeError) as error:
         remedy = f"Its {CONFIG_FILE} says what cannot be built ({error}). Replace the file."
         raise plan_error(_FIELD, pretrained, _EXPECTED, remedy) from None
     _check_weights(folder, network)

@@ -46,21 +46,21 @@ class LoadedStrictly:
     """Mixin of diffusers models: `from_pretrained` reads safetensors only, and every weight must fit."""
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """diffusers' `from_pretrained`, from safetensors; ValueError if a weight is missing, unknown or misshapen.
 
         So is a file that is not what the seal of the ticket or the ensemble says of it.
 
         The weights lie in memory of their own, as a built network's do, and so give the same bits.
         """
-        wants_report = kwargs.pop("output_loading_info", False)
-        if args and Path(args[0]).is_dir():
-            check_sealed(Path(args[0], kwargs.get("subfolder") or ""))
-        kwargs = {"low_cpu_mem_usage": False, **kwargs, "use_safetensors": True}
-        model, report = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        place, wants_report = pretrained_model_name_or_path, kwargs.pop("output_loading_info", False)
+        if Path(place).is_dir():
+            check_sealed(Path(place, kwargs.get("subfolder") or ""))
+        kwargs = {"low_cpu_mem_usage": False, **kwargs, "use_safetensors": True, "output_loading_info": True}
+        model, report = super().from_pretrained(place, **kwargs)  # type: ignore[misc]
         problems = {what: names for what, names in report.items() if names}
         if problems:
-            raise ValueError(f"{args[0] if args else cls.__name__}: the weights do not fit config.json: {problems}.")
+            raise ValueError(f"{place}: the weights do not fit config.json: {problems}.")
         for weight in (*model.parameters(), *model.buffers()):
             weight.data = weight.data.clone()  # it lay in the mapped file, at any address
         model.register_to_config(_name_or_path="")  # no part of the network: a path of this machine

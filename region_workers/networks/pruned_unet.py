@@ -1,4 +1,4 @@
-"""The pruned UNet, rebuilt from its config and kept channels, and the extraction of pruned networks from dense ones."""
+"""The pruned UNets, rebuilt from config and kept channels, and the extraction of pruned networks from dense ones."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.networks.pruned_network import KeptConfig, LoadedStrictly, build_narrow, takes_arguments_of
 from region_workers.networks.supported import check_text_free, network_inputs
 from region_workers.pruning.slim import narrowed_tensors
+from schemas.errors import user_error
 from schemas.job import KeptChannels
 
 
@@ -32,6 +32,62 @@ class PrunedUNet2DModel(LoadedStrictly, UNet2DModel):  # type: ignore[misc]  # d
         build_narrow(self, lambda: super(PrunedUNet2DModel, self).__init__(*args, **kwargs), kept_channels)
 
 
+class PrunedUNet2DConditionModel(LoadedStrictly, UNet2DConditionModel):  # type: ignore[misc]  # diffusers is untyped
+    """A `UNet2DConditionModel` that looks its context up by class, dense or narrowed to its kept channels.
+
+    Its arguments and config are UNet2DConditionModel's, which describe the dense network, and
+
+    - `num_context_classes`: rows of `context_embedding`, the classes and a last one for `no class`; every CrossAttn
+      block attends to a class's row as to a sequence of one token (LDM, arXiv 2112.10752, cin256). None: no such
+      table; the context is then what `forward` is given.
+    - `kept_channels`: by layer, {"outputs": indices or None, "inputs": indices or None}; None or {}: dense.
+
+    A new model has fresh weights. `save_pretrained` writes safetensors and config.json; `from_pretrained` needs
+    neither torch-pruning nor the dense weights.
+    """
+
+    @register_to_config  # type: ignore[untyped-decorator]
+    @takes_arguments_of(UNet2DConditionModel)
+    def __init__(
+        self,
+        *args: Any,
+        num_context_classes: int | None = None,
+        kept_channels: KeptConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
+        def build() -> None:
+            super(PrunedUNet2DConditionModel, self).__init__(*args, **kwargs)
+            self.context_embedding = None
+            if num_context_classes is not None:
+                self.context_embedding = nn.Embedding(num_context_classes, _context_width(self.config))
+
+        build_narrow(self, build, kept_channels)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """UNet2DConditionModel's `forward`, where `encoder_hidden_states` may be left out.
+
+        `sample` is [B, in_channels, H, W], `timestep` a number or [B], `class_labels` int64 [B]: rows of
+        `context_embedding` where there is one, otherwise of diffusers' own class embedding. ValueError without labels
+        for the former.
+        """
+        if self.context_embedding is not None and encoder_hidden_states is None:
+            if class_labels is None:
+                raise ValueError(
+                    "class_labels = None: expected one class for each sample, int64 [B]. Pass "
+                    f"{self.config.num_context_classes - 1} for `no class`."
+                )
+            encoder_hidden_states = self.context_embedding(class_labels).unsqueeze(1)
+        return super().forward(sample, timestep, encoder_hidden_states, class_labels, *args, **kwargs)
+
+
 PrunedNetwork: TypeAlias = PrunedUNet2DModel | PrunedUNet2DConditionModel | DrawingGRU
 
 
@@ -48,8 +104,6 @@ def extract_expert(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> Pruned
     for name, buffer in dense.named_buffers():  # also those that no state dict holds
         owner, _, own_name = name.rpartition(".")
         setattr(expert.get_submodule(owner), own_name, buffer.clone())
-    for own, inherited in zip(expert.parameters(), dense.parameters(), strict=True):
-        own.requires_grad_(inherited.requires_grad)
     expert.eval()
     _prove(expert)
     expert.train(dense.training)
@@ -58,11 +112,10 @@ def extract_expert(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> Pruned
 
 def _without_weights(dense: nn.Module, kept: Mapping[str, KeptChannels]) -> PrunedNetwork:
     kind = _pruned_class(dense)
-    arguments = inspect.signature(kind.__init__).parameters
     config = dense.narrow_config(kept) if isinstance(dense, DrawingGRU) else _pruned_config(dense, kept)
-    config = {name: value for name, value in config.items() if name in arguments}
+    arguments = inspect.signature(kind.__init__).parameters
     with torch.device("meta"):
-        expert: PrunedNetwork = kind(**config)
+        expert: PrunedNetwork = kind(**{name: value for name, value in config.items() if name in arguments})
     return expert
 
 
@@ -107,3 +160,11 @@ def _prove(expert: PrunedNetwork) -> None:
     predicted = expert(**{**inputs, "sample": inputs["sample"].to(expert.dtype)}).sample
     shape = inputs["sample"].shape if draws else (1, expert.config.out_channels, side, side)
     assert predicted.shape == shape, f"the expert gives {tuple(predicted.shape)}"
+
+
+def _context_width(config: Any) -> int:
+    width = config.cross_attention_dim
+    if isinstance(width, int):
+        return width
+    expected = "one number with num_context_classes"
+    raise user_error("cross_attention_dim", width, expected, "Make all levels equally wide.")

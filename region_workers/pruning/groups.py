@@ -4,9 +4,9 @@ import copy
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.models.activations import GEGLU, SwiGLU
@@ -14,6 +14,8 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+
+from region_workers.pruning.slim import PRUNABLE_LAYERS, layer_sizes
 
 Kind = Literal["out", "embedding", "norm", "in"]
 _KIND_ORDER: dict[Kind, int] = {"out": 0, "embedding": 1, "norm": 2, "in": 3}
@@ -37,9 +39,6 @@ class Member:
     indices: slice | Tensor
     layer_size: int
 
-    def positions(self) -> Tensor:
-        return torch.arange(self.layer_size)[self.indices]
-
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroup:
@@ -58,49 +57,37 @@ class ChannelGroup:
     order: int = 0
 
 
-_FOUND: dict[str, tuple[ChannelGroup, ...]] = {}  # by what the network is; the last _KEPT
-_KEPT = 16
+_FOUND: dict[str, tuple[ChannelGroup, ...]] = {}  # by what the network is
 
 
-def find_groups(
-    model: nn.Module, example_inputs: Mapping[str, Tensor], protected: Collection[str] = ("conv_out",)
-) -> tuple[ChannelGroup, ...]:
+def find_groups(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> tuple[ChannelGroup, ...]:
     """The groups of `model` by torch-pruning's dependency graph, ordered as the model names its modules.
 
     The graph is traced on a meta copy: no weights are copied, computed with or changed, and the shapes of
-    `example_inputs` (forward's keyword arguments, on any device) are all that matters. Groups that hold the outputs of
-    a `protected` layer are left out. ValueError if a protected layer is missing or a layer cannot be pruned.
+    `example_inputs` (forward's keyword arguments, on any device) are all that matters. The group that would hold the
+    outputs of `conv_out` is left out. ValueError if a layer cannot be pruned.
 
-    A network of diffusers is traced once in a process: one of the same config, layers and inputs has the same groups.
-    One with a method `channel_groups`, of which no graph can be traced, is asked.
+    A UNet is traced once in a process: one of the same config, layers and inputs has the same groups. A network with a
+    method `channel_groups`, of which no graph can be traced, is asked.
     """
     own: Callable[[], tuple[ChannelGroup, ...]] | None = getattr(model, "channel_groups", None)
     if own is not None:
         return own()
-    config = getattr(model, "config", None)
-    if config is None:  # its layers alone do not say how they are joined
-        return _find_groups(model, example_inputs, protected)
     shapes = {name: tuple(tensor.shape) for name, tensor in example_inputs.items()}
-    structure = repr((type(model), dict(config), model, shapes, list(protected)))
+    structure = repr((type(model), dict(cast(Any, model).config), model, shapes))
     if structure not in _FOUND:
-        _FOUND[structure] = _find_groups(model, example_inputs, protected)
-        if len(_FOUND) > _KEPT:
-            del _FOUND[next(iter(_FOUND))]
+        _FOUND[structure] = _find_groups(model, example_inputs)
     return _FOUND[structure]
 
 
-def _find_groups(
-    model: nn.Module, example_inputs: Mapping[str, Tensor], protected: Collection[str]
-) -> tuple[ChannelGroup, ...]:
+def _find_groups(model: nn.Module, example_inputs: Mapping[str, Tensor]) -> tuple[ChannelGroup, ...]:
     twin = meta_copy(model)
     names = {module: name for name, module in twin.named_modules()}
     order = {name: position for position, name in enumerate(names.values())}
-    ignored = [_module_named(twin, name) for name in protected]
-    gated = _gated_groups(twin)
-    graph_ignores = [*ignored, *(twin.get_submodule(group.root) for group in gated)]
-    traced = _traced_groups(twin, example_inputs, graph_ignores)
-    groups = [replace(_group(items, names, order, twin), order=place) for items, place in traced]
-    groups += [group for group in gated if group.root not in protected]
+    groups = _gated_groups(twin)
+    ignored = [twin.get_submodule(name) for name in ("conv_out", *(group.root for group in groups))]
+    traced = _traced_groups(twin, example_inputs, ignored)
+    groups += [_group(items, place, names, order, twin) for items, place in traced]
     return tuple(sorted(groups, key=lambda group: order[group.root]))
 
 
@@ -171,6 +158,7 @@ def _gated_groups(twin: nn.Module) -> list[ChannelGroup]:
 
 def _group(
     items: list[_TracedItem],
+    place: int,
     names: Mapping[nn.Module, str],
     order: Mapping[str, int],
     twin: nn.Module,
@@ -189,24 +177,21 @@ def _group(
             members[key] = Member(layer, kind, _compact(positions), layer_size)
     ordered = tuple(members[key] for key in sorted(members))
     root = next(member.layer for member in ordered if member.kind == "out")
-    return ChannelGroup(root, size, _chunks(root, size, ordered, twin), ordered)
+    return ChannelGroup(root, size, _chunks(root, size, ordered, twin), ordered, place)
 
 
 def _dimension(layer: str, module: nn.Module, is_output: bool) -> tuple[Kind, int]:
-    if isinstance(module, nn.GroupNorm):
-        return "norm", module.num_channels
-    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
-        return "norm", module.normalized_shape[0]
+    sizes = layer_sizes(module)
+    if sizes is None:
+        raise ValueError(
+            f"{layer} = {module}: expected {PRUNABLE_LAYERS} where channels are pruned. "
+            "Start from a network without it."
+        )
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+        return "norm", sizes[0]
     if isinstance(module, nn.Embedding):
-        return "embedding", module.embedding_dim
-    if isinstance(module, nn.Linear):
-        return ("out", module.out_features) if is_output else ("in", module.in_features)
-    if isinstance(module, nn.Conv2d) and module.groups == 1:
-        return ("out", module.out_channels) if is_output else ("in", module.in_channels)
-    raise ValueError(
-        f"{layer} = {module}: expected Conv2d (one group), Linear, GroupNorm, LayerNorm (of one dimension) or "
-        "Embedding where channels are pruned. Start from a network without it."
-    )
+        return "embedding", sizes[0]
+    return ("out", sizes[0]) if is_output else ("in", sizes[1])
 
 
 def _occurrences(layer: str, size: int, indices: list[int], root_indices: list[int]) -> list[tuple[int, ...]]:
@@ -244,10 +229,3 @@ def _chunks_of(member: Member, twin: nn.Module) -> int:
     if isinstance(attention, Attention) and member.kind == "out" and own_name in _HEADED:
         return int(attention.heads) if attention.heads > 1 else 0
     return 0
-
-
-def _module_named(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        raise ValueError(f"protected = {name}: expected a layer of the model. Check the name.") from None

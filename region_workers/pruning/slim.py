@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from schemas.job import KeptChannels
 
+PRUNABLE_LAYERS = "Conv2d (one group), Linear, GroupNorm, LayerNorm (of one dimension) or Embedding"
+
 
 def slim(model: nn.Module, kept: Mapping[str, KeptChannels]) -> None:
     """Narrow `model`, in place, to the `kept` channels of each named layer.
@@ -39,7 +41,9 @@ def narrowed_tensors(name: str, layer: nn.Module, kept: KeptChannels) -> dict[st
     ValueError as for `slim`; `name` is the layer's name in it.
     """
     output_dimension = 1 if isinstance(layer, nn.Embedding) else 0
-    sizes = _sizes(name, layer)
+    sizes = layer_sizes(layer)
+    if sizes is None:
+        raise ValueError(f"kept_channels.{name}: expected {PRUNABLE_LAYERS}, not {layer}.")
     outputs = _checked(name, "outputs", kept.outputs, sizes[0])
     inputs = _checked(name, "inputs", kept.inputs, sizes[1])
     tensors = {}
@@ -63,7 +67,8 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
         ) from None
 
 
-def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
+def layer_sizes(layer: nn.Module) -> tuple[int, int] | None:
+    """Its outputs and inputs; of a norm its channels, of an embedding its columns, and 0. None: it is not prunable."""
     if isinstance(layer, nn.Conv2d) and layer.groups == 1:
         return layer.out_channels, layer.in_channels
     if isinstance(layer, nn.Linear):
@@ -74,10 +79,7 @@ def _sizes(name: str, layer: nn.Module) -> tuple[int, int]:
         return layer.normalized_shape[0], 0
     if isinstance(layer, nn.Embedding):
         return layer.embedding_dim, 0
-    raise ValueError(
-        f"kept_channels.{name}: expected Conv2d (one group), Linear, GroupNorm, LayerNorm (of one dimension) or "
-        f"Embedding, not {layer}."
-    )
+    return None
 
 
 def _checked(name: str, side: str, indices: tuple[int, ...] | None, size: int) -> Tensor | None:

@@ -59,7 +59,7 @@ class Checkpoints:
     ) -> None:
         self._folder, self._key, self._keep, self._on_deleted = folder, key, keep, on_deleted
         self._attempt, self._owner = attempt, owner
-        self._host_copy = _HostCopy()
+        self._on_host: dict[str, torch.Tensor] = {}  # memory for the copies, asked for once and then used again
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self.passed_over = ""
@@ -89,7 +89,7 @@ class Checkpoints:
         self.wait()
         if verified_checkpoint(self._path(step), self._key) is not None:
             return
-        copies, rows = self._host_copy.copy(tensors), list(metrics)
+        copies, rows = self._copied(tensors), list(metrics)
         info = CheckpointInfo(
             key=self._key,
             step=step,
@@ -100,6 +100,17 @@ class Checkpoints:
             owner=self._owner,
         )
         self._writing = self._writer.submit(self._write, info, copies, rows, write_more)
+
+    def _copied(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The tensors as they are now, contiguous on the host; valid until the next call."""
+        for name, tensor in tensors.items():
+            if name not in self._on_host:  # a copy to pinned memory runs at the bus's full speed
+                empty = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._on_host[name] = empty
+            self._on_host[name].copy_(tensor.detach(), non_blocking=True)
+        if any(tensor.is_cuda for tensor in tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return {name: self._on_host[name] for name in tensors}
 
     def wait(self) -> None:
         """Until the last checkpoint is on disk; raises what its writing failed with."""
@@ -182,28 +193,6 @@ def newest_readable(folder: Path, key: str) -> Checkpoint | None:
             with suppress(DamagedFileError):
                 return _load(path, key)
     return None
-
-
-class _HostCopy:
-    """Host memory for the tensors of one stage, asked for once and then used again.
-
-    Pinned where the tensors are on a GPU: a copy to pinned memory runs at the bus's full speed.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, torch.Tensor] = {}
-
-    def copy(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors as they are now, contiguous on the host; valid until the next call."""
-        on_gpu = any(tensor.is_cuda for tensor in tensors.values())
-        for name, tensor in tensors.items():
-            if name not in self._buffers:
-                empty = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                self._buffers[name] = empty
-            self._buffers[name].copy_(tensor.detach(), non_blocking=True)
-        if on_gpu:
-            torch.cuda.current_stream().synchronize()
-        return {name: self._buffers[name] for name in tensors}
 
 
 def _load(folder: Path, key: str) -> Checkpoint:

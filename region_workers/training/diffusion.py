@@ -123,9 +123,12 @@ def loss_weights(plan: TimestepPlan, diffusion: DiffusionPlan) -> torch.Tensor |
 
 
 def speed_weights(alpha_bar_T: torch.Tensor, tau: int, lambda_: float) -> torch.Tensor:
-    """SpeeD's: below τ the gradient of 1 - ᾱ, rescaled linearly over [0, T) to [1 - λ, λ]; 1 from τ on."""
+    """SpeeD's: below τ the gradient of 1 - ᾱ, rescaled linearly over [0, T) to [1 - λ, λ]; 1 from τ on.
+
+    Of two timesteps there is one gradient, and both count 1.
+    """
     gradient = torch.gradient(1 - alpha_bar_T)[0]
     lowest, highest = gradient.min(), gradient.max()
     weights = (1 - lambda_) + (2 * lambda_ - 1) * (gradient - lowest) / (highest - lowest)
     weights[tau:] = 1
-    return weights
+    return weights.nan_to_num(nan=1.0)

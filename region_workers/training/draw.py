@@ -166,7 +166,7 @@ class Draw(Stage):
         if not self.world.is_rank_zero:
             return
         dense, kept = self.trainer.network, ticket.kept_channels
-        with self.trainer.using_weights(self.trainer.ema if self._plan.weights == "ema" else None):
+        with self.trainer.using_weights(self.trainer.ema):
             if self._plan.inherit_weights:
                 expert = extract_expert(dense, kept)
             else:

@@ -72,6 +72,8 @@ def message_for_people(error: BaseException) -> str:
             "The device ran out of memory. Lower training.batch_size, raise training.gradient_accumulation, "
             "use training.precision=bf16, or give each region more of the device (workers.gpus)."
         )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch's, for want of one of its own
+        return "The machine ran out of memory. Lower training.batch_size, or raise training.gradient_accumulation."
     if isinstance(error, dist.DistError) or _is_of_the_process_group(error):
         return f"The workers of the region lost each other: {str(error).splitlines()[0]}"
     if _is_of_the_end(error):

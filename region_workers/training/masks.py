@@ -12,10 +12,9 @@ from region_workers.pruning.groups import ChannelGroup
 from region_workers.pruning.importance import channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask
 from region_workers.training.diffusion import diffusion_loss
-from region_workers.training.family import Batch, ModelFamily
-from region_workers.training.randomness import StepRandomness
+from region_workers.training.family import Batch
 from region_workers.training.trainer import Trainer
-from schemas.plan import DrawPlan, TrainingPlan
+from schemas.plan import DrawPlan
 
 
 def mask_maker(
@@ -28,22 +27,13 @@ def mask_maker(
 
     `between_passes` is called before each pass through the network.
     """
-    gradients, randomness, use_ema = None, trainer.randomness, plan.weights == "ema"
-    weights = trainer.final_weights() if use_ema else {name: p.detach() for name, p in trainer.parameters.items()}
+    gradients, weights = None, trainer.final_weights()  # a draw by raw weights keeps no EMA
     if plan.importance in ("taylor", "diff-pruning"):
         with trainer.using_weights(trainer.ema):
-            gradients = accumulate_importance_gradients(
-                trainer.network,
-                trainer.family,
-                randomness,
-                trainer.sampler.span,
-                plan,
-                trainer.training,
-                between_passes,
-            )
+            gradients = accumulate_importance_gradients(trainer, plan, between_passes)
     if plan.scoring == "sequential" and plan.importance != "random":  # whose scores know nothing of the others
         return sequential_masks(groups, weights, plan.importance, gradients, plan.gradient_rule)
-    generator = randomness.generator(trainer.step, "random-importance")
+    generator = trainer.randomness.generator(trainer.step, "random-importance")
     scores = channel_scores(groups, weights, plan.importance, gradients, generator, plan.gradient_rule)
     return partial(compute_mask, groups, scores)
 
@@ -58,13 +48,7 @@ def importance_timesteps(timesteps: tuple[int, int], count: int | None) -> list[
 
 
 def accumulate_importance_gradients(
-    network: nn.Module,
-    family: ModelFamily,
-    randomness: StepRandomness,
-    timesteps: tuple[int, int],
-    plan: DrawPlan,
-    training: TrainingPlan,
-    between_passes: Callable[[], None],
+    trainer: Trainer, plan: DrawPlan, between_passes: Callable[[], None]
 ) -> dict[str, torch.Tensor]:
     """The summed gradient of the unweighted loss, by parameter name; the network is left as it was found.
 
@@ -74,14 +58,13 @@ def accumulate_importance_gradients(
     the sum ends at the first timestep whose loss, on its first pass, is under `plan.diff_pruning_threshold` of the
     largest so far.
     """
-    passes = training.gradient_accumulation
-    share = training.batch_size // passes
-    parts = [_first_batch(family, randomness, slice(index * share, (index + 1) * share)) for index in range(passes)]
+    network, family, passes = trainer.network, trainer.family, trainer.training.gradient_accumulation
+    share = trainer.training.batch_size // passes
+    parts = [_first_batch(trainer, slice(index * share, (index + 1) * share)) for index in range(passes)]
+    timesteps = importance_timesteps(trainer.sampler.span, plan.importance_timesteps)
     largest = 0.0
     with _evaluating(network):
-        for timestep, (index, (batch, noise)) in product(
-            importance_timesteps(timesteps, plan.importance_timesteps), enumerate(parts)
-        ):
+        for timestep, (index, (batch, noise)) in product(timesteps, enumerate(parts)):
             between_passes()
             predict = partial(family.predict, network, batch)
             timesteps_B = torch.full((share,), timestep, device=noise.device)
@@ -96,10 +79,10 @@ def accumulate_importance_gradients(
         return {name: p.grad.detach() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def _first_batch(family: ModelFamily, randomness: StepRandomness, rows: slice) -> tuple[Batch, torch.Tensor]:
+def _first_batch(trainer: Trainer, rows: slice) -> tuple[Batch, torch.Tensor]:
     """Rows of the draw's first batch, and their noise."""
-    batch = family.batch(0, rows)
-    generator = randomness.generator(rows.start, "importance-noise")
+    batch = trainer.family.batch(0, rows)
+    generator = trainer.randomness.generator(rows.start, "importance-noise")
     return batch, torch.randn(batch.clean.shape, generator=generator, device=batch.clean.device)
 
 

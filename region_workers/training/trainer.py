@@ -53,7 +53,8 @@ class Trainer:
         self._replicas = _replicas(self.network, world)
         module = self._replicas or self.network
         self._forward: nn.Module = torch.compile(module) if training.compile else module  # type: ignore[assignment]
-        self._guard = NonFiniteGuard(world.device, sampler.span)
+        self._is_blocked = torch.zeros((), device=world.device)  # 1 once a loss or gradient was not finite
+        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
         self._loss_sum = torch.zeros((), device=world.device)
         self._gradient_norm = torch.zeros((), device=world.device)
         self._losses = 0
@@ -64,9 +65,9 @@ class Trainer:
         self.sparse.update(self.step, self.optimizer, self.ema)
         self.sparse.mask_gradients()
         self._gradient_norm = self._clip_gradients()
-        self._guard.watch(loss + self._gradient_norm, self.step)
+        self._block_unless_finite(loss + self._gradient_norm)
         self._set_learning_rate()
-        self.optimizer.found_inf = self._guard.blocked  # type: ignore[attr-defined]  # fused: no update if it is set
+        self.optimizer.found_inf = self._is_blocked  # type: ignore[attr-defined]  # fused: no update if it is 1
         self.optimizer.step()
         self.sparse.mask_weights()
         self.optimizer.zero_grad(set_to_none=True)
@@ -79,11 +80,17 @@ class Trainer:
 
     def _clip_gradients(self) -> torch.Tensor:
         """Clip the gradients, if the plan says so; the norm that they had, which is finite if they are."""
-        clip = self.training.gradient_clip
-        if clip is None:
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            return nn.utils.get_total_norm(gradients)
-        return nn.utils.clip_grad_norm_(self.parameters.values(), clip).detach()
+        weights, clip = list(self.parameters.values()), self.training.gradient_clip
+        norm = nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(weights, clip, norm)
+        return norm
+
+    def _block_unless_finite(self, loss_and_norm: torch.Tensor) -> None:
+        """Block this update and all later ones, on the device itself, if the sum of loss and norm is not finite."""
+        bad = ~torch.isfinite(loss_and_norm)
+        self._first_bad_step = torch.where(bad & (self._first_bad_step < 0), self.step, self._first_bad_step)
+        self._is_blocked = torch.maximum(self._is_blocked, bad.float())
 
     @property
     def learning_rate(self) -> float:
@@ -108,7 +115,8 @@ class Trainer:
         timesteps_B = self.sampler.draw(batch_size, generator)
         noise: torch.Tensor | None = None
         for rows in self._rows:
-            self._sync_gradients(rows is self._rows[-1])
+            if self._replicas is not None:  # gradients are averaged over the workers once an update, in its last pass
+                self._replicas.require_backward_grad_sync = rows is self._rows[-1]
             set_dropout_rows(self._dropouts, rows, batch_size, device)
             self.randomness.seed_network(self.step)
             batch = self.family.batch(self.step, rows)
@@ -121,11 +129,6 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             mean_loss += loss.detach()
         return self._world.average(mean_loss)
-
-    def _sync_gradients(self, enabled: bool) -> None:
-        """Whether the next backward pass averages the gradients over the workers: once an update, in its last."""
-        if self._replicas is not None:
-            self._replicas.require_backward_grad_sync = enabled
 
     def read_metrics(self) -> tuple[float, float]:
         """Mean loss since the last call and the last gradient norm; waits for the device.
@@ -140,7 +143,14 @@ class Trainer:
         return loss, norm
 
     def check_finite(self) -> None:
-        self._guard.check()
+        """Raise NonFiniteLossError if a step so far was bad; waits for the device."""
+        bad_step = int(self._first_bad_step)
+        if bad_step >= 0:
+            raise NonFiniteLossError(
+                f"The loss or gradient of step {bad_step} (timesteps {list(self.sampler.span)}) is not finite; the "
+                "update was not made and the last good checkpoint stays. Lower training.learning_rate, set "
+                "training.gradient_clip, or use training.precision=fp32, in a new run."
+            )
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint must hold: weights, EMA, moments, masks, by prefixed names; the losses of this row."""
@@ -149,9 +159,8 @@ class Trainer:
         if self.ema is not None:
             tensors |= {f"ema.{name}": value for name, value in self.ema.items()}
         for name, parameter in self.parameters.items():
-            for moment in ("exp_avg", "exp_avg_sq", "step"):
-                if parameter in self.optimizer.state:
-                    tensors[f"{moment}.{name}"] = self.optimizer.state[parameter][moment]
+            for moment, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{moment}.{name}"] = value
         return tensors
 
     @torch.no_grad()
@@ -164,17 +173,10 @@ class Trainer:
             parameter.copy_(tensors[f"weights.{name}"])
             if self.ema is not None:
                 self.ema[name].copy_(tensors[f"ema.{name}"])
-            if step:
-                self.optimizer.state[parameter] = self._adam_state(parameter, name, tensors)
-
-    def _adam_state(
-        self, parameter: nn.Parameter, name: str, tensors: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        state = {"step": tensors[f"step.{name}"].to(self._world.device)}
-        for moment in ("exp_avg", "exp_avg_sq"):
-            value = torch.empty_like(parameter, memory_format=torch.preserve_format)
-            state[moment] = value.copy_(tensors[f"{moment}.{name}"])
-        return state
+            for moment in ("step", "exp_avg", "exp_avg_sq") if step else ():
+                like = self._loss_sum if moment == "step" else parameter
+                # Copied, for `tensors` may lie in a mapped file, which would stay on the disk.
+                self.optimizer.state[parameter][moment] = torch.empty_like(like).copy_(tensors[f"{moment}.{name}"])
 
     def final_weights(self) -> dict[str, torch.Tensor]:
         """The weights a stage hands on: the EMA if there is one."""
@@ -222,35 +224,6 @@ def ema_decay(step: int, training: TrainingPlan) -> float:
 
 class NonFiniteLossError(RunFailed):
     """The loss or the gradient is no longer a number; the update of that step was not made."""
-
-
-class NonFiniteGuard:
-    """Blocks every update from the first bad step on, on the device itself; `check` raises, later.
-
-    `blocked`: float32 [], 1 once a loss or gradient was not finite; the fused optimizers skip an update whose
-    `found_inf` it is.
-    """
-
-    def __init__(self, device: torch.device, span: tuple[int, int]) -> None:
-        self._span = span
-        self.blocked = torch.zeros((), device=device)
-        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-
-    def watch(self, value: torch.Tensor, step: int) -> None:
-        """Check a scalar that is not finite if the loss or the gradients of the step are not."""
-        bad = ~torch.isfinite(value)
-        self._first_bad_step = torch.where(bad & (self._first_bad_step < 0), step, self._first_bad_step)
-        self.blocked = torch.maximum(self.blocked, bad.float())
-
-    def check(self) -> None:
-        """Raise NonFiniteLossError if a step so far was bad; waits for the device."""
-        bad_step = int(self._first_bad_step)
-        if bad_step >= 0:
-            raise NonFiniteLossError(
-                f"The loss or gradient of step {bad_step} (timesteps {list(self._span)}) is not finite; the "
-                "update was not made and the last good checkpoint stays. Lower training.learning_rate, set "
-                "training.gradient_clip, or use training.precision=fp32, in a new run."
-            )
 
 
 def _optimizer(parameters: list[nn.Parameter], training: TrainingPlan) -> torch.optim.Optimizer:

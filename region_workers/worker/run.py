@@ -124,7 +124,7 @@ class _Progress:
             raise
         except BaseException as error:
             cause = error if self._uploader is None else self._uploader.cause_of(error)
-            _write_failure(self._job, self.stage, cause)
+            self._write_failure(cause)
             if cause is not error:
                 raise cause from error
             raise
@@ -132,11 +132,28 @@ class _Progress:
     def end_hanging(self) -> None:
         """Write that the worker hangs, then end the process."""
         try:
-            _write_failure(self._job, self.stage, HangError(self._job.hang_limit_s))
+            self._write_failure(HangError(self._job.hang_limit_s))
             if self._uploader is not None:
                 self._uploader.flush()
         finally:
             os._exit(1)  # without unwinding, in which the thread that hangs would have to take part
+
+    def _write_failure(self, error: BaseException) -> None:
+        """Any worker of the region may be the first to fail, and its failure is the one that explains the others'."""
+        job, path = self._job, Path(self._job.run_dir) / self.stage / FAILURE_FILE
+        told = read_if_whole(Failure, path)
+        if told is not None and (told.owner, told.attempt) == (job.owner, job.attempt):
+            return
+        failure = Failure(
+            stage=self.stage,
+            attempt=job.attempt,
+            owner=job.owner,
+            message=message_for_people(error),
+            retryable=is_retryable(error),
+            traceback="".join(traceback.format_exception(error)),
+            at=unix_time(),
+        )
+        write_model(path, failure)
 
 
 @contextmanager
@@ -154,24 +171,6 @@ def _only_worker(job: WorkerJob, stage: str, world: World) -> Iterator[None]:
     with locked(path, _LOCK_WAIT_S, lambda: StageHeldError(held)):
         remove_leftovers(path.parent, below=True)
         yield
-
-
-def _write_failure(job: WorkerJob, stage: str, error: BaseException) -> None:
-    """Any worker of the region may be the first to fail, and its failure is the one that explains the others'."""
-    path = Path(job.run_dir) / stage / FAILURE_FILE
-    told = read_if_whole(Failure, path)
-    if told is not None and (told.owner, told.attempt) == (job.owner, job.attempt):
-        return
-    failure = Failure(
-        stage=stage,
-        attempt=job.attempt,
-        owner=job.owner,
-        message=message_for_people(error),
-        retryable=is_retryable(error),
-        traceback="".join(traceback.format_exception(error)),
-        at=unix_time(),
-    )
-    write_model(path, failure)
 
 
 class Watchdog:

@@ -50,6 +50,8 @@ STARTS = (
     _start("other class", "_class_name = AutoencoderKL", "UNet2DModel"),
     _start("without class", "_class_name", "UNet2DModel"),
     _start("unknown block", "MysteryBlock"),
+    _start("unknown time", "config.json", "Replace the file"),
+    _start("no blocks", "config.json", "Replace the file"),
     _start("other size", "data.resolution = 8", "64"),
     _start("three channels", "data.channels = 1", "3"),
     _start("learned variance", "out_channels = 2", "in_channels = 1"),

@@ -209,6 +209,8 @@ def _networks(folder: Path) -> None:
     copy("other class", _class_name="AutoencoderKL")
     copy("without class", _class_name=None)
     copy("unknown block", down_block_types=["DownBlock2D", "MysteryBlock"])
+    copy("unknown time", time_embedding_type="sundial")
+    copy("no blocks", down_block_types=[], up_block_types=[], block_out_channels=[])
     copy("other size", sample_size=64)
     copy("learned variance", out_channels=2)
     copy("pruned", kept_channels={"conv_in": {"outputs": [0, 1, 2, 3], "inputs": None}})

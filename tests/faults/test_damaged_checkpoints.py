@@ -2,8 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -29,6 +30,31 @@ _STEPS = {"draw": 5, "train": 6}
 _OLD, _NEW = "step-000000002", "step-000000004"
 
 
+class CutRun(NamedTuple):
+    """A copy of a run cut off in a stage, with checkpoints after 2 and 4 steps.
+
+    `whole`: what an undisturbed one leaves.
+    """
+
+    run_dir: Path
+    stage: str
+    whole: dict[str, str]
+    go_on: Callable[[], None]
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / self.stage / "low" / "checkpoints"
+
+    def check_goes_on_from(self, step: int) -> None:
+        with counted_steps() as steps:
+            self.go_on()
+        assert steps == [*range(step, _STEPS[self.stage])]
+        assert products(self.run_dir) == self.whole
+
+
+CutAt = Callable[[str], CutRun]
+
+
 @pytest.fixture(scope="module")
 def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
     """What the first region's worker has left after each stage when nothing happens to it."""
@@ -42,32 +68,27 @@ def whole(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 @pytest.fixture(scope="module")
 def interrupted(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run cut off in its draw and one cut off in its training, each with checkpoints after 2 and 4 steps."""
+    """The runs that are copied."""
     runs = {stage: tmp_path_factory.mktemp(stage) for stage in _FILES}
     for stage, run_dir in runs.items():
         with power_cut(_CUT_BEFORE[stage]), pytest.raises(PowerCutError):
             run_job(_job(run_dir, cache_dir, "train"))
-        assert sorted(path.name for path in _checkpoints(run_dir, stage).iterdir()) == [_OLD, _NEW]
+        assert sorted(path.name for path in (run_dir / stage / "low" / "checkpoints").iterdir()) == [_OLD, _NEW]
     return runs
+
+
+@pytest.fixture
+def cut_at(interrupted: dict[str, Path], whole: dict[str, dict[str, str]], cache_dir: Path, tmp_path: Path) -> CutAt:
+    def copy(stage: str) -> CutRun:
+        run_dir = Path(shutil.copytree(interrupted[stage], tmp_path / "run"))
+        return CutRun(run_dir, stage, whole[stage], lambda: run_job(_job(run_dir, cache_dir, stage)))
+
+    return copy
 
 
 def _job(run_dir: Path, cache_dir: Path, last_stage: str) -> WorkerJob:
     job = small_jobs(run_dir, cache_dir)[0]
     return job if last_stage == "train" else job.model_copy(update={"train": None})
-
-
-def _checkpoints(run_dir: Path, stage: str) -> Path:
-    return run_dir / stage / "low" / "checkpoints"
-
-
-def _copy(interrupted: dict[str, Path], stage: str, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(interrupted[stage], tmp_path / "run"))
-
-
-def _goes_on_from(run_dir: Path, cache_dir: Path, stage: str, step: int) -> None:
-    with counted_steps() as steps:
-        run_job(_job(run_dir, cache_dir, stage))
-    assert steps == [*range(step, _STEPS[stage])]
 
 
 def _cases() -> Iterator[object]:
@@ -78,83 +99,71 @@ def _cases() -> Iterator[object]:
 
 
 @pytest.mark.parametrize("stage", _FILES)
-def test_an_undamaged_checkpoint_is_gone_on_from(
-    interrupted: dict[str, Path], whole: dict[str, dict[str, str]], cache_dir: Path, tmp_path: Path, stage: str
-) -> None:
-    run_dir = _copy(interrupted, stage, tmp_path)
-    _goes_on_from(run_dir, cache_dir, stage, 4)
-    assert products(run_dir) == whole[stage]
+def test_an_undamaged_checkpoint_is_gone_on_from(cut_at: CutAt, stage: str) -> None:
+    cut_at(stage).check_goes_on_from(4)
 
 
 @pytest.mark.parametrize(("stage", "name", "damage"), _cases())
 def test_the_checkpoint_before_a_damaged_one_is_gone_on_from_to_the_same_bits(
-    interrupted: dict[str, Path],
-    whole: dict[str, dict[str, str]],
-    cache_dir: Path,
-    tmp_path: Path,
-    stage: str,
-    name: str,
-    damage: Damage,
+    cut_at: CutAt, stage: str, name: str, damage: Damage
 ) -> None:
-    run_dir = _copy(interrupted, stage, tmp_path)
-    folder = _checkpoints(run_dir, stage)
-    damage.harm(folder / _NEW / name, folder / _OLD / name)
-    _goes_on_from(run_dir, cache_dir, stage, 2)
-    assert products(run_dir) == whole[stage]
+    run = cut_at(stage)
+    damage.harm(run.checkpoints / _NEW / name, run.checkpoints / _OLD / name)
+    run.check_goes_on_from(2)
 
 
 @pytest.mark.parametrize("seed", range(16))
-def test_any_flipped_bit_of_a_checkpoint_s_record_is_seen(
-    interrupted: dict[str, Path], whole: dict[str, dict[str, str]], cache_dir: Path, tmp_path: Path, seed: int
-) -> None:
-    run_dir = _copy(interrupted, "train", tmp_path)
-    flip_some_bit(_checkpoints(run_dir, "train") / _NEW / "checkpoint.json", seed)
-    _goes_on_from(run_dir, cache_dir, "train", 2)
-    assert products(run_dir) == whole["train"]
+def test_any_flipped_bit_of_a_checkpoint_s_record_is_seen(cut_at: CutAt, seed: int) -> None:
+    run = cut_at("train")
+    flip_some_bit(run.checkpoints / _NEW / "checkpoint.json", seed)
+    run.check_goes_on_from(2)
 
 
 @pytest.mark.parametrize("stage", _FILES)
-def test_a_checkpoint_under_the_name_of_another_is_not_taken(
-    interrupted: dict[str, Path], whole: dict[str, dict[str, str]], cache_dir: Path, tmp_path: Path, stage: str
-) -> None:
-    run_dir = _copy(interrupted, stage, tmp_path)
-    folder = _checkpoints(run_dir, stage)
-    shutil.rmtree(folder / _NEW)
-    (folder / _OLD).rename(folder / _NEW)
-    _goes_on_from(run_dir, cache_dir, stage, 0)
-    assert products(run_dir) == whole[stage]
+def test_a_checkpoint_under_the_name_of_another_is_not_taken(cut_at: CutAt, stage: str) -> None:
+    run = cut_at(stage)
+    shutil.rmtree(run.checkpoints / _NEW)
+    (run.checkpoints / _OLD).rename(run.checkpoints / _NEW)
+    run.check_goes_on_from(0)
 
 
 @pytest.mark.parametrize("stage", _FILES)
-def test_without_a_good_checkpoint_the_stage_begins_anew(
-    interrupted: dict[str, Path], whole: dict[str, dict[str, str]], cache_dir: Path, tmp_path: Path, stage: str
-) -> None:
-    run_dir = _copy(interrupted, stage, tmp_path)
+def test_without_a_good_checkpoint_the_stage_begins_anew(cut_at: CutAt, stage: str) -> None:
+    run = cut_at(stage)
     for folder in (_OLD, _NEW):
-        flip_some_bit(_checkpoints(run_dir, stage) / folder / "state.safetensors", seed=3)
-    _goes_on_from(run_dir, cache_dir, stage, 0)
-    assert products(run_dir) == whole[stage]
+        flip_some_bit(run.checkpoints / folder / "state.safetensors", seed=3)
+    run.check_goes_on_from(0)
 
 
-def test_the_worker_says_which_checkpoint_it_passed_over(
-    interrupted: dict[str, Path], cache_dir: Path, tmp_path: Path
-) -> None:
-    run_dir = _copy(interrupted, "train", tmp_path)
-    flip_some_bit(_checkpoints(run_dir, "train") / _NEW / "state.safetensors", seed=3)
-    run_job(small_jobs(run_dir, cache_dir)[0])
-    progress = json.loads((run_dir / "train" / "low" / PROGRESS_FILE).read_text())
+def test_the_worker_says_which_checkpoint_it_passed_over(cut_at: CutAt) -> None:
+    run = cut_at("train")
+    flip_some_bit(run.checkpoints / _NEW / "state.safetensors", seed=3)
+    run.go_on()
+    progress = json.loads((run.run_dir / "train" / "low" / PROGRESS_FILE).read_text())
     assert f"checkpoint {_NEW} was damaged" in progress["note"]
 
 
 @pytest.mark.parametrize("name", ["ticket.json", "expert/diffusion_pytorch_model.safetensors"])
-def test_a_training_does_not_begin_from_a_damaged_ticket_and_keeps_its_checkpoints(
-    interrupted: dict[str, Path], cache_dir: Path, tmp_path: Path, name: str
-) -> None:
-    run_dir = _copy(interrupted, "train", tmp_path)
-    flip_some_bit(run_dir / "draw/low/tickets/low" / name, seed=2)
+def test_a_training_does_not_begin_from_a_damaged_ticket_and_keeps_its_checkpoints(cut_at: CutAt, name: str) -> None:
+    run = cut_at("train")
+    flip_some_bit(run.run_dir / "draw/low/tickets/low" / name, seed=2)
     with pytest.raises(RunFailed, match=f"{name} is missing or not what the draw wrote. Go on with `ebdiff resume`"):
-        run_job(_job(run_dir, cache_dir, "train"))
-    assert sorted(path.name for path in _checkpoints(run_dir, "train").iterdir()) == [_OLD, _NEW]
+        run.go_on()
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [_OLD, _NEW]
+
+
+def test_a_checkpoint_damaged_after_it_was_found_whole_is_not_gone_on_from(
+    cut_at: CutAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = checkpoints.load_file
+
+    def damaged(path: Path) -> dict[str, torch.Tensor]:
+        if path.parent.name == _NEW:
+            flip_some_bit(path, seed=3)
+        return load(path)
+
+    monkeypatch.setattr(checkpoints, "load_file", damaged)
+    cut_at("train").check_goes_on_from(2)
 
 
 # A draw shared by two regions, of which the first is not pruned: its ticket is there before the draw goes on.
@@ -176,35 +185,36 @@ def shared(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return cut, products(undisturbed)
 
 
-@pytest.mark.parametrize("name", ["ticket.json", "expert/config.json", "expert/diffusion_pytorch_model.safetensors"])
-@pytest.mark.parametrize("kind", ["flipped", "cut", "deleted"])
+def _harm(ticket: Path, name: str, how: str) -> None:
+    if how == "flipped":
+        flip_some_bit(ticket / name, seed=5)
+    elif how == "cut":
+        (ticket / name).write_bytes((ticket / name).read_bytes()[:-3])
+    else:
+        (ticket / name).unlink()
+
+
+_OF_A_TICKET = ["ticket.json", "expert/config.json", "expert/diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "harms",
+    [
+        *([(name, how)] for name in _OF_A_TICKET for how in ("flipped", "cut", "deleted")),
+        [("seal.json", "deleted"), ("expert/diffusion_pytorch_model.safetensors", "flipped")],
+        [],  # its whole folder is gone
+    ],
+    ids=str,
+)
 def test_a_damaged_ticket_of_a_draw_that_goes_on_is_drawn_again(
-    shared: tuple[Path, dict[str, str]], cache_dir: Path, tmp_path: Path, name: str, kind: str
+    shared: tuple[Path, dict[str, str]], cache_dir: Path, tmp_path: Path, harms: list[tuple[str, str]]
 ) -> None:
     cut, whole = shared
     run_dir = Path(shutil.copytree(cut, tmp_path / "run"))
-    file = run_dir / _TICKET / name
-    if kind == "flipped":
-        flip_some_bit(file, seed=5)
-    elif kind == "cut":
-        file.write_bytes(file.read_bytes()[:-3])
-    else:
-        file.unlink()
-    run_job(_shared_draw(run_dir, cache_dir))
-    assert products(run_dir) == whole
-
-
-@pytest.mark.parametrize("gone", ["its folder", "its seal"])
-def test_a_ticket_without_what_vouched_for_it_is_drawn_again(
-    shared: tuple[Path, dict[str, str]], cache_dir: Path, tmp_path: Path, gone: str
-) -> None:
-    cut, whole = shared
-    run_dir = Path(shutil.copytree(cut, tmp_path / "run"))
-    if gone == "its folder":
+    for name, how in harms:
+        _harm(run_dir / _TICKET, name, how)
+    if not harms:
         shutil.rmtree(run_dir / _TICKET)
-    else:
-        (run_dir / _TICKET / "seal.json").unlink()
-        flip_some_bit(run_dir / _TICKET / "expert/diffusion_pytorch_model.safetensors", seed=5)
     run_job(_shared_draw(run_dir, cache_dir))
     assert products(run_dir) == whole
 
@@ -234,23 +244,3 @@ def test_checkpoints_of_more_steps_than_are_asked_for_do_not_take_the_new_ones_p
     assert found is not None
     assert found.info.step == 4
     assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4", "7", "8"]
-
-
-def test_a_checkpoint_damaged_after_it_was_found_whole_is_not_gone_on_from(
-    interrupted: dict[str, Path],
-    whole: dict[str, dict[str, str]],
-    cache_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    run_dir = _copy(interrupted, "train", tmp_path)
-    load = checkpoints.load_file
-
-    def damaged(path: Path) -> dict[str, torch.Tensor]:
-        if path.parent.name == _NEW:
-            flip_some_bit(path, seed=3)
-        return load(path)
-
-    monkeypatch.setattr(checkpoints, "load_file", damaged)
-    _goes_on_from(run_dir, cache_dir, "train", 2)
-    assert products(run_dir) == whole["train"]

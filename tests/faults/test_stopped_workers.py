@@ -10,24 +10,18 @@ from conftest import MakeJobs, MakePlan
 from forked import run_forked
 from process_cluster import run_worker, start_worker
 from processes import RunningProcess, wait_until
+from run_products import products
 from safetensors.torch import load_file
 
 from region_workers.storage.durable import write_model
-from region_workers.storage.integrity import file_digest
 from region_workers.training.failures import StopRequestedError
 from region_workers.worker.run import run_job
 from schemas.job import OWNERS_FOLDER, STOP_FILE, Note
 from schemas.plan import Plan
 
-_MASKS, _TICKET = "draw/0-260/masks.arrow", "draw/0-260/tickets/0-260/ticket.json"
+_TICKET = "draw/0-260/tickets/0-260/ticket.json"
 _DRAWN = "draw/0-260/tickets/0-260/expert/diffusion_pytorch_model.safetensors"
-_TRAINED = "train/0-260/expert/diffusion_pytorch_model.safetensors"
-
 _FIRST, _SECOND = "00000001-aaaaaaaa.json", "00000002-bbbbbbbb.json"
-
-
-def _results(run_dir: Path) -> dict[str, str]:
-    return {name: file_digest(run_dir / name) for name in (_MASKS, _TICKET, _DRAWN, _TRAINED)}
 
 
 def _checkpoint_of(run_dir: Path, stage: str) -> Callable[[], bool]:
@@ -57,7 +51,7 @@ def test_a_worker_asked_to_stop_saves_and_goes_on_to_the_same_bits(
     assert not (stopped / "train/0-260/result.json").exists()
     run_worker(job.model_copy(update={"owner": _SECOND}))  # of a later driver, to whom that note does not speak
 
-    assert _results(stopped) == _results(whole)
+    assert products(stopped) == products(whole)
 
 
 def test_a_worker_stops_for_a_new_owner_and_for_nobody_else_s_word(

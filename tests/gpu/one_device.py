@@ -2,10 +2,10 @@
 
 import argparse
 import gc
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -124,21 +124,17 @@ def regions(setting: Setting) -> None:
 
 def rates(turns: Turns, steps: int, lasting_s: float) -> dict[str, float]:
     """Steps a second of each, in turns of so many steps, all at the same time."""
-    began, found = time.perf_counter(), dict[str, float]()
+    began = time.perf_counter()
 
-    def keep_on(name: str) -> None:
+    def keep_on(turn: Callable[[], object]) -> float:
         done, spent = 0, 0.0
         while spent < lasting_s:
-            turns[name]()
+            turn()
             done, spent = done + steps, time.perf_counter() - began
-        found[name] = done / spent
+        return done / spent
 
-    threads = [threading.Thread(target=keep_on, args=(name,)) for name in turns]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+    with ThreadPoolExecutor(len(turns)) as threads:
+        return dict(zip(turns, threads.map(keep_on, turns.values()), strict=True))
 
 
 def sampling(setting: Setting) -> None:

@@ -12,21 +12,12 @@ import torch
 from forked import ForkedProcess
 from own_loop import first_job
 from processes import RunningProcess, free_port, wait_until
+from run_products import products
 from safetensors.torch import load_file
 from setting import BF16, CHANNELS_LAST, CUDA, EXACT, LIMIT_S, Setting
 
 from region_workers.storage.checkpoint_files import CHECKPOINT_FILE
-from region_workers.storage.tables import read_metrics
-from schemas.job import (
-    CHECKPOINTS_FOLDER,
-    EXPERT_FOLDER,
-    METRICS_FILE,
-    RESULT_FILE,
-    WEIGHTS_FILE,
-    StageResult,
-    TrainStage,
-    WorkerJob,
-)
+from schemas.job import CHECKPOINTS_FOLDER, EXPERT_FOLDER, RESULT_FILE, WEIGHTS_FILE, TrainStage, WorkerJob
 
 SHORT_DRAW = ("draw.interval_steps=2", "draw.queue_length=2", "draw.threshold=1.0")
 PRECISIONS = {"fp32": (EXACT,), "bf16 channels_last": (EXACT, BF16, CHANNELS_LAST)}
@@ -47,8 +38,10 @@ def resume(setting: Setting) -> None:
             with started(jobs[1]) as resumed:
                 finish(alone)
                 finish(resumed)
-        differing, count = differing_files(*jobs)
-        setting.report.add(f"{name}: files that differ, of {count}", differing, at_most=0, at_any_size=True)
+        undisturbed, gone_on = (products(Path(job.run_dir)) for job in jobs)
+        made = undisturbed.keys() | gone_on.keys()
+        differing = sum(undisturbed.get(path) != gone_on.get(path) for path in made)
+        setting.report.add(f"{name}: files that differ, of {len(made)}", differing, at_most=0, at_any_size=True)
 
 
 def two_workers(setting: Setting) -> None:
@@ -122,19 +115,3 @@ def kill_in_training(process: RunningProcess, job: WorkerJob) -> None:
     process.communicate(timeout=LIMIT_S)
     if (folder / RESULT_FILE).exists():
         raise RuntimeError("the worker was done before it could be killed")
-
-
-def differing_files(job: WorkerJob, other: WorkerJob) -> tuple[int, int]:
-    """How many files of two runs differ, and of how many; of metrics, whose times may differ, the losses count."""
-    differing = count = 0
-    for stage in job.stages():
-        both = [Path(each.run_dir) / stage for each in (job, other)]
-        ours, theirs = (StageResult.model_validate_json((folder / RESULT_FILE).read_text()) for folder in both)
-        digests = [{file.path: file.sha256 for file in each.artifacts} for each in (ours, theirs)]
-        for path in digests[0].keys() | digests[1].keys():
-            same = digests[0].get(path) == digests[1].get(path)
-            if Path(path).name == METRICS_FILE:
-                losses = [[row["loss"] for row in read_metrics(folder / METRICS_FILE)] for folder in both]
-                same = losses[0] == losses[1]
-            differing, count = differing + (not same), count + 1
-    return differing, count

@@ -12,9 +12,8 @@ from torch import nn
 
 from ebdiff_orchestrator.ensemble import ListDDIMScheduler, TimestepRouter, VectorPipeline, ensemble_of
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
-from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.drawing_gru import DrawingGRU
-from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
+from region_workers.networks.pruned_unet import PrunedUNet2DConditionModel, PrunedUNet2DModel, extract_expert
 from schemas.plan import DiffusionPlan, SamplingPlan
 
 ROUTES = [(0, 260), (260, 440), (440, 1000)]

@@ -71,11 +71,19 @@ def groups_of(network: nn.Module) -> tuple[ChannelGroup, ...]:
     return find_groups(network, network_inputs(network))
 
 
+def positions(member: Member) -> torch.Tensor:
+    """Where the group's channels are in the layer."""
+    return torch.arange(member.layer_size)[member.indices]
+
+
+def magnitude_mask(network: nn.Module, ratio: float = 0.6) -> torch.Tensor:
+    groups = groups_of(network)
+    return compute_mask(groups, channel_scores(groups, dict(network.named_parameters()), "magnitude"), ratio)
+
+
 def magnitude_ticket(network: nn.Module, ratio: float = 0.6) -> dict[str, KeptChannels]:
     """The channels that magnitude keeps."""
-    groups = groups_of(network)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    return kept_channels(groups, compute_mask(groups, scores, ratio))
+    return kept_channels(groups_of(network), magnitude_mask(network, ratio))
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -118,7 +126,7 @@ def silence_half(network: nn.Module, groups: tuple[ChannelGroup, ...], seed: int
 
 
 def _silence(network: nn.Module, member: Member, kept: torch.Tensor, silent: torch.Tensor, normed: bool) -> None:
-    kept, silent = member.positions()[kept], member.positions()[silent]
+    kept, silent = positions(member)[kept], positions(member)[silent]
     for name, parameter in network.get_submodule(member.layer).named_parameters():
         if member.kind == "in":
             if name == "weight":

@@ -46,10 +46,6 @@ def test_the_costs_of_a_region_are_those_of_its_expert_whichever_channels_stay()
         assert sum(parameter.numel() for parameter in expert.parameters()) == cost_counter(MODEL, DATA).at(0.6).params
 
 
-def test_a_ratio_of_0_costs_what_the_dense_network_does() -> None:
-    assert cost_counter(MODEL, DATA).at(0.0) == cost_counter(MODEL, DATA).dense()
-
-
 def test_the_table_of_class_vectors_is_no_part_of_the_unet() -> None:
     network = random_latent_unet()
     everything = sum(parameter.numel() for parameter in network.parameters())

@@ -75,6 +75,12 @@ def test_speed_weighs_early_timesteps_by_the_rescaled_gradient_and_late_ones_by_
     assert bool((weights[700:] == 1).all())
 
 
+def test_speed_weighs_the_only_two_timesteps_alike() -> None:
+    weights = loss_weights(SPEED, DiffusionPlan(num_train_timesteps=2))
+    assert weights is not None
+    assert weights.tolist() == [1, 1]
+
+
 def test_min_snr_and_p2_are_their_papers_formulas() -> None:
     alpha_bar = alphas_cumprod(DIFFUSION).double()
     snr = alpha_bar / (1 - alpha_bar)

@@ -1,21 +1,18 @@
 """Drawing: when the queue agrees, and what each importance and option gives."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from conftest import MakeJobs, MakePlan
-from trainer_fixtures import MakeParts, make_parts
+from trainer_fixtures import MakeTrainer, RunFirstJob, make_trainer, run_first_job
 
 from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.pruning.mask import queue_distances
 from region_workers.storage.tables import read_masks, read_metrics
 from region_workers.training.masks import accumulate_importance_gradients, importance_timesteps
-from region_workers.worker.run import run_job
+from schemas.experiment import Importance
 from schemas.job import TICKET_FILE, Ticket
-from schemas.plan import DrawPlan, Plan
+from schemas.plan import DrawPlan
 
-__all__ = ["make_parts"]
+__all__ = ["make_trainer", "run_first_job"]
 
 
 def _masks(*flipped: int) -> list[torch.Tensor]:
@@ -56,40 +53,34 @@ def test_importance_timesteps_are_spread_over_the_region() -> None:
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_importance_gradients_are_a_function_of_weights_and_seed_and_change_nothing(
-    make_parts: MakeParts, passes: int
+    make_trainer: MakeTrainer, passes: int
 ) -> None:
-    changes = ("model.dropout=0.5", "draw.importance=taylor", "draw.importance_timesteps=2")
-    parts = make_parts(*changes, f"training.gradient_accumulation={passes}")
-    network, plan = parts.network.train(), parts.plan
-
-    def gradients() -> dict[str, torch.Tensor]:
-        return accumulate_importance_gradients(
-            network, parts.family, parts.randomness, (0, 260), plan.draw, plan.training, lambda: None
-        )
-
-    first = gradients()
+    trainer = make_trainer("model.dropout=0.5", f"training.gradient_accumulation={passes}")
+    plan = DrawPlan(importance="taylor", importance_timesteps=2)
+    first = accumulate_importance_gradients(trainer, plan, lambda: None)
     state = torch.manual_seed(7).get_state()
-    again = gradients()
+    again = accumulate_importance_gradients(trainer, plan, lambda: None)
     assert torch.equal(torch.get_rng_state(), state)
-    assert network.training
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert trainer.network.training
+    assert all(parameter.grad is None for parameter in trainer.parameters.values())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(gradient.any() for gradient in first.values())
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_importance_gradients_are_those_of_the_summed_loss_diff_pruning_s_up_to_its_threshold(
-    make_parts: MakeParts, passes: int
+    make_trainer: MakeTrainer, passes: int
 ) -> None:
-    parts = make_parts("draw.importance_timesteps=5", f"training.gradient_accumulation={passes}")
-    network, family = parts.network.eval(), parts.family
-    share = parts.plan.training.batch_size // passes
+    trainer = make_trainer(f"training.gradient_accumulation={passes}")
+    trainer.sampler.span = (100, 250)
+    network, family = trainer.network.eval(), trainer.family
+    share = trainer.training.batch_size // passes
     losses, by_timestep = [], []
     for timestep in (100, 130, 160, 190, 220):
         network.zero_grad()
         for first_row in range(0, share * passes, share):
             batch = family.batch(0, slice(first_row, first_row + share))
-            generator = parts.randomness.generator(first_row, "importance-noise")
+            generator = trainer.randomness.generator(first_row, "importance-noise")
             noise = torch.randn(batch.clean.shape, generator=generator)
             alpha = family.alphas_cumprod[timestep]
             noisy = alpha.sqrt() * batch.clean + (1 - alpha).sqrt() * noise
@@ -103,58 +94,44 @@ def test_importance_gradients_are_those_of_the_summed_loss_diff_pruning_s_up_to_
     end = min(range(5), key=ratios.__getitem__)  # the first below a threshold between it and all before it
     threshold = (ratios[end] + min(ratios[:end])) / 2
 
-    for importance, summed in (("taylor", 5), ("diff-pruning", end)):
-        draw = parts.plan.draw.model_copy(update={"importance": importance, "diff_pruning_threshold": threshold})
-        found = accumulate_importance_gradients(
-            network, family, parts.randomness, (100, 250), draw, parts.plan.training, lambda: None
-        )
-        for name, gradient in found.items():
+    cases: list[tuple[Importance, int]] = [("taylor", 5), ("diff-pruning", end)]
+    for importance, summed in cases:
+        plan = DrawPlan(importance=importance, importance_timesteps=5, diff_pruning_threshold=threshold)
+        for name, gradient in accumulate_importance_gradients(trainer, plan, lambda: None).items():
             torch.testing.assert_close(gradient, sum(part[name] for part in by_timestep[:summed]))
 
 
 @pytest.mark.parametrize("scoring", ["at-once", "sequential"])
 @pytest.mark.parametrize("importance", ["magnitude", "taylor", "diff-pruning", "random"])
 def test_each_importance_draws_a_ticket_and_an_expert_with_the_dense_weights(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, importance: str, scoring: str
+    run_first_job: RunFirstJob, importance: str, scoring: str
 ) -> None:
     changes = (f"draw.importance={importance}", f"draw.scoring={scoring}", "draw.importance_timesteps=3")
-    plan = tiny_plan(*changes, "draw.threshold=1.0", "training.steps=1")
-    run_job(make_jobs(plan, tmp_path)[0])
-    folder = tmp_path / "draw/0-260/tickets/0-260"
+    run_dir = run_first_job(*changes, "draw.threshold=1.0", "training.steps=1")
+    folder = run_dir / "draw/0-260/tickets/0-260"
     ticket = Ticket.model_validate_json((folder / TICKET_FILE).read_text())
     assert (ticket.interval, ticket.step, ticket.importance) == (5, 10, importance)
     assert len(ticket.distances) == 4
-    assert len(read_masks(tmp_path / "draw/0-260/masks.arrow")) == 5
+    assert len(read_masks(run_dir / "draw/0-260/masks.arrow")) == 5
     expert = PrunedUNet2DModel.from_pretrained(folder / "expert")
     kept = ticket.kept_channels["conv_in"].outputs
     assert kept is not None
     assert expert.conv_in.out_channels == len(kept) == 12
 
 
-def test_a_region_without_pruning_gets_the_dense_network_at_once(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
-) -> None:
-    plan = tiny_plan("training.steps=3").model_dump(mode="json")
-    plan["regions"] = [{"train": [0, 1000], "pruning_ratio": 0.0}]
-    job = make_jobs(Plan.model_validate(plan), tmp_path)[0]
-    run_job(job)
-    ticket = Ticket.model_validate_json((tmp_path / "draw/0-1000/tickets/0-1000" / TICKET_FILE).read_text())
+def test_a_region_without_pruning_gets_the_dense_network_at_once(run_first_job: RunFirstJob) -> None:
+    run_dir = run_first_job("training.steps=3", "regions=[{train: [0, 1000], pruning_ratio: 0.0}]")
+    ticket = Ticket.model_validate_json((run_dir / "draw/0-1000/tickets/0-1000" / TICKET_FILE).read_text())
     assert (ticket.step, ticket.kept_channels) == (0, {})
-    assert (tmp_path / "train/0-1000/expert/config.json").is_file()
-    metrics = read_metrics(tmp_path / "train/0-1000/metrics.parquet")
+    assert (run_dir / "train/0-1000/expert/config.json").is_file()
+    metrics = read_metrics(run_dir / "train/0-1000/metrics.parquet")
     assert [row["step"] for row in metrics] == [2, 3], "the last step is always logged"
 
 
-def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
-) -> None:
-    experts = {}
-    for weights in ("raw", "ema"):
-        plan = tiny_plan(
-            f"draw.weights={weights}", "draw.threshold=1.0", "training.steps=1", "training.ema_decay=0.999"
-        )
-        run_job(make_jobs(plan, tmp_path / weights)[0])
-        experts[weights] = PrunedUNet2DModel.from_pretrained(tmp_path / weights / "draw/0-260/tickets/0-260/expert")
-    raw, ema = (experts[name].conv_out.weight for name in ("raw", "ema"))
+def test_ema_weights_are_ranked_and_inherited_when_the_plan_says_so(run_first_job: RunFirstJob) -> None:
+    changes = ("draw.threshold=1.0", "training.steps=1", "training.ema_decay=0.999")
+    run_dirs = [run_first_job(f"draw.weights={weights}", *changes, into=weights) for weights in ("raw", "ema")]
+    places = [run_dir / "draw/0-260/tickets/0-260/expert" for run_dir in run_dirs]
+    raw, ema = (PrunedUNet2DModel.from_pretrained(place).conv_out.weight for place in places)
     assert raw.shape == ema.shape
     assert not torch.equal(raw, ema)

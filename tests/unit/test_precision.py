@@ -11,15 +11,14 @@ import torch
 from ensemble_fixtures import draw, tiny_experts
 from test_sparse_training import check_every_step, sparse_plan
 from torch._dynamo.utils import counters
-from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
 
 from ebdiff_orchestrator.ensemble import ensemble_of, load_ensemble
 from region_workers.training.checkpoints import Checkpoints
 from region_workers.training.device import World
-from region_workers.training.trainer import Trainer
 from schemas.plan import DiffusionPlan, SamplingPlan
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer"]
 
 BF16, CHANNELS_LAST, COMPILE = "training.precision=bf16", "training.channels_last=true", "training.compile=true"
 ACCUMULATE = "training.gradient_accumulation=2"
@@ -42,22 +41,18 @@ MODES = [
 ]
 
 
-def _resumed(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) -> Trainer:
-    """A new trainer that goes on from the other's checkpoint, made after 2 steps."""
-    first, second = make_trainer(*changes), make_trainer(*changes)
+def _check_resume(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) -> None:
+    """A trainer that goes on from another's checkpoint, made after 2 steps, is and ends as that one."""
+    whole, resumed = make_trainer(*changes), make_trainer(*changes)
+    half = state_after(whole, 2)
     checkpoints = Checkpoints(folder, "key", keep=1)
-    checkpoints.save(2, 0.0, state_after(first, 2), [])
+    checkpoints.save(2, 0.0, half, [])
     checkpoints.wait()
     checkpoint = checkpoints.newest_good(World(torch.device("cpu"), 0, 1))
     assert checkpoint is not None
-    second.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
-    return second
-
-
-def _check_resume(make_trainer: MakeTrainer, changes: tuple[str, ...], folder: Path) -> None:
-    whole = make_trainer(*changes)
-    half = state_after(whole, 2)
-    resumed = _resumed(make_trainer, changes, folder)
+    resumed.load_state_tensors(checkpoint.tensors, checkpoint.info.step)
+    del checkpoint
+    assert str(folder) not in Path("/proc/self/maps").read_text(), "the file is still mapped: its disk would stay full"
     assert largest_difference(half, resumed.state_tensors()) == 0.0
     end = state_after(whole, 2)
     assert largest_difference(half, end) > 0.0

@@ -9,9 +9,8 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pruning_networks import randomise, silence_half, undo_the_scale_of_half_the_width
 from safetensors.torch import load_file, save_file
 
-from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.dense import network_class
-from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
+from region_workers.networks.pruned_unet import PrunedUNet2DConditionModel, PrunedUNet2DModel, extract_expert
 from region_workers.networks.supported import check_prunable, check_text_free, network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.mask import kept_channels

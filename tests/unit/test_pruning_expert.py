@@ -19,6 +19,7 @@ from pruning_networks import (
     MODEL,
     check_loads_without_torch_pruning,
     groups_of,
+    magnitude_mask,
     magnitude_ticket,
     noisy_images,
     random_unet,
@@ -30,19 +31,13 @@ from torch import Tensor
 from region_workers.networks.dense import dense_config
 from region_workers.networks.pruned_unet import PrunedUNet2DModel, extract_expert
 from region_workers.networks.supported import network_inputs
-from region_workers.pruning.groups import ChannelGroup, find_groups
-from region_workers.pruning.importance import channel_scores
-from region_workers.pruning.mask import compute_mask, kept_channels
 from region_workers.pruning.slim import slim
+from region_workers.storage.integrity import DamagedFileError, seal_folder
 from schemas.job import KeptChannels
 
 
-def magnitude_mask(network: UNet2DModel, groups: tuple[ChannelGroup, ...], ratio: float) -> torch.Tensor:
-    return compute_mask(groups, channel_scores(groups, dict(network.named_parameters()), "magnitude"), ratio)
-
-
-def pruned_by_torch_pruning(network: UNet2DModel, groups: tuple[ChannelGroup, ...], mask: torch.Tensor) -> UNet2DModel:
-    network = copy.deepcopy(network)
+def pruned_by_torch_pruning(network: UNet2DModel, mask: torch.Tensor) -> UNet2DModel:
+    groups, network = groups_of(network), copy.deepcopy(network)
     graph = torch_pruning.DependencyGraph().build_dependency(network, example_inputs=network_inputs(network, "cpu"))
     for group, bits in zip(groups, mask.split([group.size for group in groups]), strict=True):
         root = network.get_submodule(group.root)
@@ -59,10 +54,8 @@ def pruned_by_torch_pruning(network: UNet2DModel, groups: tuple[ChannelGroup, ..
 @pytest.mark.parametrize("ratio", [0.3, 0.6, 0.8])
 def test_an_expert_computes_what_torch_prunings_network_does(ratio: float, head_dim: int | None) -> None:
     dense = random_unet(MODEL.model_copy(update={"attention_head_dim": head_dim}))
-    groups = groups_of(dense)
-    mask = magnitude_mask(dense, groups, ratio)
-    expected = pruned_by_torch_pruning(dense, groups, mask)
-    expert = extract_expert(dense, kept_channels(groups, mask))
+    expected = pruned_by_torch_pruning(dense, magnitude_mask(dense, ratio))
+    expert = extract_expert(dense, magnitude_ticket(dense, ratio))
     shapes = {name: tensor.shape for name, tensor in expected.state_dict().items()}
     assert {name: tensor.shape for name, tensor in expert.state_dict().items()} == shapes
     with torch.no_grad():
@@ -100,8 +93,7 @@ def test_every_weight_of_an_expert_receives_a_gradient(make: Callable[[], Any], 
 def test_a_class_conditional_network_can_be_extracted() -> None:
     torch.manual_seed(0)
     dense = randomise(UNet2DModel(**dense_config(MODEL, DATA) | {"num_class_embeds": 10}))
-    groups = find_groups(dense, network_inputs(dense))
-    expert = extract_expert(dense, kept_channels(groups, magnitude_mask(dense, groups, 0.6)))
+    expert = extract_expert(dense, magnitude_ticket(dense))
     assert expert.class_embedding.weight.shape == (10, 51)
     assert expert.class_embedding.embedding_dim == 51
 
@@ -130,6 +122,10 @@ def test_loading_refuses_weights_that_do_not_fit(tmp_path: Path) -> None:
     save_file({**weights, "conv_out.bias": bias, "conv_exit.bias": bias.clone()}, weights_path, {"format": "pt"})
     with pytest.raises(ValueError, match=r"conv_exit\.bias"):
         PrunedUNet2DModel.from_pretrained(tmp_path)
+    seal_folder(tmp_path)
+    save_file({**weights, "conv_out.bias": bias}, weights_path, {"format": "pt"})
+    with pytest.raises(DamagedFileError):
+        PrunedUNet2DModel.from_pretrained(pretrained_model_name_or_path=tmp_path)
 
 
 def test_the_config_is_json_and_builds_a_network_of_the_same_shape_with_fresh_finite_weights(tmp_path: Path) -> None:
@@ -182,12 +178,3 @@ def test_slimming_makes_every_remembered_size_true() -> None:
 def test_kept_channels_that_do_not_fit_are_refused_by_layer(layer: str, kept: KeptChannels, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         slim(random_unet(), {layer: kept})
-
-
-def test_slimming_works_on_the_meta_device() -> None:
-    kept = magnitude_ticket(random_unet())
-    with torch.device("meta"):
-        shadow = UNet2DModel(**dense_config(MODEL, DATA))
-    slim(shadow, kept)
-    assert shadow.conv_in.weight.shape == (16, 3, 3, 3)
-    assert all(parameter.is_meta for parameter in shadow.parameters())

@@ -1,19 +1,18 @@
-"""Channel groups: what is coupled, what is protected, and that the order is the model's own."""
+"""Channel groups: what is coupled, and that the order is the model's own."""
 
 import random
 
-import pytest
 import torch
 from diffusers import UNet2DModel
-from pruning_networks import DATA, MODEL, groups_of, random_unet
+from pruning_networks import DATA, MODEL, groups_of, positions, random_unet
 
-from region_workers.networks.dense import build_dense, dense_config
+from region_workers.networks.dense import dense_config
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import Member, find_groups
 
 
 def sides(member: Member) -> list[tuple[str, bool, int]]:
-    return [(member.layer, member.kind != "in", index) for index in member.positions().tolist()]
+    return [(member.layer, member.kind != "in", index) for index in positions(member).tolist()]
 
 
 def test_every_channel_belongs_to_one_group_but_for_images_timesteps_and_the_networks_outputs() -> None:
@@ -70,12 +69,6 @@ def test_tracing_leaves_the_network_alone() -> None:
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_a_network_on_the_meta_device_gives_the_groups_of_a_real_one() -> None:
-    with torch.device("meta"):
-        shadow = build_dense(MODEL, DATA)
-    assert [g.root for g in groups_of(shadow)] == [g.root for g in groups_of(random_unet())]
-
-
 def test_attention_of_several_heads_is_pruned_evenly_over_its_heads() -> None:
     network = random_unet(MODEL.model_copy(update={"attention_head_dim": 16}))
     (group,) = [group for group in groups_of(network) if group.root == "mid_block.attentions.0.to_q"]
@@ -88,16 +81,3 @@ def test_a_class_embedding_shares_the_time_embeddings_channels() -> None:
         group for group in find_groups(network, network_inputs(network)) if group.root == "time_embedding.linear_2"
     ]
     assert [(m.kind, m.layer_size) for m in group.members if m.layer == "class_embedding"] == [("embedding", 128)]
-
-
-def test_a_protected_layer_that_does_not_exist_is_refused_by_name() -> None:
-    network = random_unet()
-    with pytest.raises(ValueError, match="conv_exit"):
-        find_groups(network, network_inputs(network), protected=("conv_exit",))
-
-
-def test_a_protected_layer_keeps_its_outputs_and_those_coupled_to_them() -> None:
-    network = random_unet()
-    free = find_groups(network, network_inputs(network), protected=("conv_out", "down_blocks.0.resnets.0.conv2"))
-    assert "conv_in" not in {group.root for group in free}
-    assert len(free) == len(groups_of(random_unet())) - 1

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch_pruning
-from pruning_networks import groups_of, noisy_images, random_unet
+from pruning_networks import groups_of, noisy_images, positions, random_unet
 from torch import Tensor
 
 from region_workers.networks.supported import network_inputs
@@ -26,34 +26,27 @@ def scores_of_torch_pruning(network: torch.nn.Module, importance: torch_pruning.
     return scores
 
 
-def test_magnitude_is_torch_prunings_group_magnitude() -> None:
-    network = random_unet()
-    groups = groups_of(network)
-    importance = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer=None)
-    expected = scores_of_torch_pruning(network, importance)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    for group, score in zip(groups, scores, strict=True):
-        torch.testing.assert_close(score, expected[group.root])
+_MAGNITUDE = torch_pruning.importance.GroupMagnitudeImportance(p=2, group_reduction="mean", normalizer=None)
+_TAYLOR = torch_pruning.importance.GroupTaylorImportance(group_reduction="mean", normalizer=None)
 
 
-@pytest.mark.parametrize("importance", ["taylor", "diff-pruning"])
-def test_taylor_is_torch_prunings_group_taylor_on_the_gradients(importance: str) -> None:
-    network = random_unet()
-    groups = groups_of(network)
-    network(noisy_images(), 5).sample.square().sum().backward()
-    oracle = torch_pruning.importance.GroupTaylorImportance(group_reduction="mean", normalizer=None)
-    parameters = dict(network.named_parameters())
-    gradients = {name: parameter.grad for name, parameter in parameters.items()}
-    scores = channel_scores(groups, parameters, importance, gradients, rule="torch-pruning")  # type: ignore[arg-type]
-    expected = scores_of_torch_pruning(network, oracle)
+@pytest.mark.parametrize(
+    ("importance", "theirs"), [("magnitude", _MAGNITUDE), ("taylor", _TAYLOR), ("diff-pruning", _TAYLOR)]
+)
+def test_scores_are_those_of_torch_prunings_group_importance(
+    importance: Importance, theirs: torch_pruning.importance.Importance
+) -> None:
+    network, gradients = _with_gradients()
+    groups, expected = groups_of(network), scores_of_torch_pruning(network, theirs)
+    scores = channel_scores(groups, parameters_of(network), importance, gradients, rule="torch-pruning")
     for group, score in zip(groups, scores, strict=True):
         torch.testing.assert_close(score, expected[group.root])
 
 
 def test_by_the_released_rule_squares_are_summed_and_norms_count() -> None:
     network, gradients = _with_gradients()
-    groups, parameters = groups_of(network), dict(network.named_parameters())
-    products = {name: parameter.detach() * gradients[name] for name, parameter in parameters.items()}
+    groups, parameters = groups_of(network), parameters_of(network)
+    products = {name: parameter * gradients[name] for name, parameter in parameters.items()}
     for group, score in zip(groups, channel_scores(groups, parameters, "taylor", gradients), strict=True):
         expected = torch.zeros(group.size)
         for member in group.members:
@@ -84,7 +77,7 @@ def test_in_sequence_each_group_is_scored_on_what_those_before_it_have_left(
         for member in group.members:  # what is dropped no longer counts anywhere
             weight = parameters[f"{member.layer}.weight"]
             side = weight if member.kind != "in" else weight.transpose(0, 1)
-            side[member.positions()[~bits]] = 0
+            side[positions(member)[~bits]] = 0
     mask = sequential_masks(groups, parameters_of(network), importance, gradients)(ratio)
     assert torch.equal(mask, torch.cat([expected[group.root] for group in groups]))
     at_once = compute_mask(groups, channel_scores(groups, parameters_of(network), importance, gradients), ratio)
@@ -128,7 +121,7 @@ def test_what_an_importance_needs_is_asked_for() -> None:
 def test_scores_come_in_float32_from_half_precision_weights_and_leave_them_alone() -> None:
     network = random_unet()
     groups = groups_of(network)
-    full = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    full = parameters_of(network)
     half = {name: tensor.bfloat16() for name, tensor in full.items()}
     kept = {name: tensor.clone() for name, tensor in half.items()}
     for score, expected in zip(

@@ -19,9 +19,8 @@ from pruning_networks import (
 )
 from torch import nn
 
-from region_workers.networks.conditional_unet import PrunedUNet2DConditionModel
 from region_workers.networks.dense import build_dense, dense_config
-from region_workers.networks.pruned_unet import extract_expert
+from region_workers.networks.pruned_unet import PrunedUNet2DConditionModel, extract_expert
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import ChannelGroup
 from region_workers.pruning.importance import channel_scores

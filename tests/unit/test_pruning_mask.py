@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pruning_networks import groups_of, random_unet
+from pruning_networks import groups_of, magnitude_mask, magnitude_ticket, random_unet
 
 from region_workers.pruning.groups import ChannelGroup, Member
 from region_workers.pruning.importance import channel_scores
@@ -85,10 +85,7 @@ def test_a_side_that_keeps_everything_is_left_out() -> None:
 
 
 def test_the_kept_channels_are_as_many_as_the_rule_says() -> None:
-    network = random_unet()
-    groups = groups_of(network)
-    scores = channel_scores(groups, dict(network.named_parameters()), "magnitude")
-    kept = kept_channels(groups, compute_mask(groups, scores, 0.6))
+    kept = magnitude_ticket(random_unet())
     assert len(kept["conv_in"].outputs or ()) == 16  # 32 - 8 * floor(20 / 8)
     assert kept["conv_in"].inputs is None
     assert len(kept["time_embedding.linear_1"].outputs or ()) == 51
@@ -100,8 +97,7 @@ def test_the_kept_channels_are_as_many_as_the_rule_says() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_mask_on_a_gpu_never_waits_for_the_host_and_equals_the_cpus() -> None:
     network = random_unet()
-    groups = groups_of(network)
-    expected = compute_mask(groups, channel_scores(groups, dict(network.named_parameters()), "magnitude"), 0.6)
+    groups, expected = groups_of(network), magnitude_mask(network)
     parameters = dict(network.cuda().named_parameters())
     torch.cuda.set_sync_debug_mode("error")
     try:

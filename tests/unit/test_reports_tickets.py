@@ -16,12 +16,15 @@ from ebdiff_orchestrator.reports.masks import distance_matrix, drawn_at, pack
 from ebdiff_orchestrator.reports.tickets import Settings, report_tickets
 from ebdiff_orchestrator.reports.tickets_view import draw_pictures, show, write_report
 from ebdiff_orchestrator.run.ledger import Ledger
+from ebdiff_orchestrator.run.resolve import adopt_dense
 from ebdiff_orchestrator.run.run_directory import RunDirectory
-from region_workers.networks.dense import build_dense
+from region_workers.networks.dense import build_dense, dense_config
+from region_workers.networks.pretrained import dense_counter
+from region_workers.networks.pruned_unet import PrunedUNet2DModel
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import channel_scores
-from region_workers.pruning.mask import compute_mask, mask_distance, queue_distances
+from region_workers.pruning.mask import compute_mask, mask_distance, prunable_bits, queue_distances
 from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import seal_folder
 from region_workers.storage.tables import write_masks
@@ -177,6 +180,21 @@ def test_the_mask_of_a_trained_dense_model_is_at_the_tickets_ratio(tmp_path: Pat
     assert [(d.b, d.distance) for d in beside_dense] == [(f"the dense model at {n}%", 0.0) for n in (30, 60, 80)]
     with pytest.raises(UserError, match="--dense"):
         report_tickets(run, Settings(), dense=tmp_path / "nothing")
+
+
+def test_a_dense_start_is_known_by_what_it_is_built_from_also_where_the_plan_has_no_field_for_it(
+    tmp_path: Path, tiny_plan: MakePlan
+) -> None:
+    plain = tiny_plan()
+    PrunedUNet2DModel(
+        **dense_config(plain.model, plain.data) | {"resnet_time_scale_shift": "scale_shift"}
+    ).save_pretrained(tmp_path / "dense")
+    plan, start = adopt_dense(tiny_plan(f"model.pretrained={tmp_path / 'dense'}"))
+    bits = prunable_bits(dense_counter(plan.model, plan.data, start).groups)
+    run = _run(tmp_path / "run", plan, {"0-260": _drifting(2, bits)})
+    Ledger(RunDirectory(run)).record_dense(start)
+    report = report_tickets(run, Settings(), dense=tmp_path / "dense")
+    assert [each.b for each in report.differences] == ["the dense model at 30%"]
 
 
 def test_files_hold_the_matrix_and_pictures(tmp_path: Path, tiny_plan: MakePlan) -> None:

@@ -7,7 +7,7 @@ import torch
 from conftest import ONE_REGION, MakeJobs, MakePlan
 from drawing_files import VECTOR
 from safetensors.torch import load_file
-from trainer_fixtures import MakeTrainer, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, RunFirstJob, largest_difference, make_trainer, run_first_job, state_after
 
 from ebdiff_orchestrator.plans.preview import preview_plan
 from region_workers.networks.packed_weights import masks_of
@@ -19,7 +19,7 @@ from region_workers.worker.run import run_job
 from schemas.experiment import SparsityPlan
 from schemas.job import WEIGHTS_FILE
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer", "run_first_job"]
 
 METHODS = ["static", "rigl", "magran"]
 STEPS, UPDATES = 12, {3, 6}  # by an interval of 3, up to three quarters of the steps
@@ -196,11 +196,10 @@ def test_an_expert_is_saved_as_sparse_as_asked_for(
 
 @pytest.mark.parametrize("method", ["static", "rigl"])
 def test_a_training_extended_by_more_steps_ends_as_one_of_as_many_from_the_start(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, method: str
+    run_first_job: RunFirstJob, method: str
 ) -> None:
-    alone = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
-    for folder, steps in (("extended", 5), ("extended", 8), ("whole", 8)):
-        (job,) = make_jobs(tiny_plan(alone, *sparse_plan(method), f"training.steps={steps}"), tmp_path / folder)
-        run_job(job)
-    extended, whole = (tmp_path / folder / "train/all/expert" / WEIGHTS_FILE for folder in ("extended", "whole"))
+    plan = ("regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]", *sparse_plan(method))
+    lengths = (("extended", 5), ("extended", 8), ("whole", 8))
+    folders = [run_first_job(*plan, f"training.steps={steps}", into=folder) for folder, steps in lengths]
+    extended, whole = (folder / "train/all/expert" / WEIGHTS_FILE for folder in folders[1:])
     assert extended.read_bytes() == whole.read_bytes()

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
-from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, largest_difference, make_trainer, state_after
 
+from region_workers.training.failures import message_for_people
 from region_workers.training.family import UNetFamily
-from region_workers.training.trainer import NonFiniteLossError, ema_decay
+from region_workers.training.trainer import NonFiniteLossError, Trainer, ema_decay
 from schemas.plan import TrainingPlan
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer"]
 
 _PLAIN = ("model.dropout=0.0", "training.ema_decay=0.75")
 
@@ -31,10 +32,8 @@ def test_the_same_steps_give_the_same_bits_and_another_seed_others(make_trainer:
         ("training.gradient_clip=1.0", "training.timesteps.weighting=min-snr"),
     ],
 )
-def test_three_steps_are_those_of_the_written_out_equation(
-    make_parts: MakeParts, make_trainer: MakeTrainer, changes: tuple[str, ...]
-) -> None:
-    expected, losses, norm = _written_out(make_parts(*_PLAIN, *changes), steps=3)
+def test_three_steps_are_those_of_the_written_out_equation(make_trainer: MakeTrainer, changes: tuple[str, ...]) -> None:
+    expected, losses, norm = _written_out(make_trainer(*_PLAIN, *changes), steps=3)
     trainer = make_trainer(*_PLAIN, *changes)
     trainer.train_step()
     assert trainer.read_metrics()[0] == pytest.approx(losses[0], rel=1e-4)
@@ -49,9 +48,9 @@ def test_three_steps_are_those_of_the_written_out_equation(
             assert torch.allclose(trainer.ema[name], ema, rtol=0, atol=1e-4), name
 
 
-def _written_out(parts: Parts, steps: int) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], list[float], float]:
+def _written_out(parts: Trainer, steps: int) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], list[float], float]:
     """Weights and EMA by name, each step's loss and the last gradient's norm, by plain PyTorch."""
-    training, network = parts.plan.training, parts.network.train()
+    training, network = parts.training, parts.network
     weights = dict(network.named_parameters())
     ema = {name: parameter.detach().clone() for name, parameter in weights.items()}
     kind = torch.optim.AdamW if training.weight_decay else torch.optim.Adam
@@ -110,6 +109,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update_though_the_loss_i
     assert largest_difference(before, _weights(trainer.state_tensors())) == 0.0
     with pytest.raises(NonFiniteLossError, match="step 1 "):
         trainer.check_finite()
+
+
+def test_a_batch_that_the_host_has_no_memory_for_is_told_with_a_remedy() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**50)
+    for error in (raised.value, MemoryError()):
+        assert "ran out of memory. Lower training.batch_size" in message_for_people(error)
 
 
 def test_the_ema_follows_its_warm_up_and_then_its_rate() -> None:

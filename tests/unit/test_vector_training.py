@@ -8,7 +8,7 @@ from conftest import ONE_REGION, MakeJobs, MakePlan
 from diffusers import UNet2DModel
 from drawing_files import VECTOR
 from torch import nn
-from trainer_fixtures import MakeParts, MakeTrainer, Parts, largest_difference, make_parts, make_trainer, state_after
+from trainer_fixtures import MakeTrainer, RunFirstJob, largest_difference, make_trainer, run_first_job, state_after
 
 from ebdiff_orchestrator.plans.preview import preview_plan
 from ebdiff_orchestrator.run.resolve import adopt_dense
@@ -16,13 +16,14 @@ from region_workers.networks.dense import load_verified
 from region_workers.networks.drawing_gru import DrawingGRU
 from region_workers.pruning.weight_masks import kept_counts, maskable_shapes
 from region_workers.storage.integrity import file_digests
+from region_workers.training.trainer import Trainer
 from region_workers.worker.run import run_job
 from schemas.errors import PlanError
 from schemas.job import Ticket
 from schemas.model import VectorModelPlan
 from schemas.plan import Plan
 
-__all__ = ["make_parts", "make_trainer"]
+__all__ = ["make_trainer", "run_first_job"]
 
 DENSE = "regions=[{train: [0, 1000], pruning_ratio: 0, name: all}]"
 VECTOR_OF_ITS_SIZE = ("model={family: vector}", VECTOR[1])  # what the plan does not say, the network does
@@ -35,9 +36,9 @@ CHIRODIFF = (
 )
 
 
-def test_steps_are_those_of_the_written_out_recipe(make_parts: MakeParts, make_trainer: MakeTrainer) -> None:
+def test_steps_are_those_of_the_written_out_recipe(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(*VECTOR, *CHIRODIFF)
-    expected = _written_out(make_parts(*VECTOR, *CHIRODIFF), steps=4)
+    expected = _written_out(make_trainer(*VECTOR, *CHIRODIFF), steps=4)
     state_after(trainer, 4)
     assert trainer.ema is not None
     for name, (weights, ema) in expected.items():
@@ -45,9 +46,9 @@ def test_steps_are_those_of_the_written_out_recipe(make_parts: MakeParts, make_t
         assert torch.allclose(trainer.ema[name], ema, rtol=0, atol=1e-6), name
 
 
-def _written_out(parts: Parts, steps: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _written_out(parts: Trainer, steps: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Weights and EMA by name; an epoch has two steps."""
-    network = parts.network.train()
+    network = parts.network
     weights = dict(network.named_parameters())
     ema = {name: parameter.detach().clone() for name, parameter in weights.items()}
     optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.01)
@@ -96,27 +97,23 @@ def test_accumulated_passes_give_the_gradient_of_the_whole_batch(make_trainer: M
 @pytest.mark.parametrize("scoring", ["at-once", "sequential"])
 @pytest.mark.parametrize("importance", ["magnitude", "taylor", "diff-pruning", "random"])
 def test_a_ticket_narrows_the_network_to_its_most_important_units(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path, importance: str, scoring: str
+    run_first_job: RunFirstJob, importance: str, scoring: str
 ) -> None:
     draw = f"{{interval_steps: 2, threshold: 1, importance: {importance}, scoring: {scoring}, importance_timesteps: 3}}"
-    (job,) = make_jobs(tiny_plan(*VECTOR, ONE_REGION, f"draw={draw}", "training.steps=2"), tmp_path)
-    run_job(job)
-    ticket = Ticket.model_validate_json((tmp_path / "draw/all/tickets/all/ticket.json").read_text())
+    run_dir = run_first_job(*VECTOR, ONE_REGION, f"draw={draw}", "training.steps=2")
+    ticket = Ticket.model_validate_json((run_dir / "draw/all/tickets/all/ticket.json").read_text())
     assert ticket.realised_ratio == 0.5
-    for folder in ("draw/all/tickets/all", "train/all"):
-        expert = load_verified(tmp_path / folder / "expert", file_digests(tmp_path / folder / "expert"))
+    for folder in (run_dir / "draw/all/tickets/all/expert", run_dir / "train/all/expert"):
+        expert = load_verified(folder, file_digests(folder))
         assert isinstance(expert, DrawingGRU)
         assert expert.config.hidden_size == 4
         assert sum(expert.config.length_counts) == 24
 
 
-def test_a_sparse_network_on_top_of_a_ticket_is_saved_as_what_it_is(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
-) -> None:
+def test_a_sparse_network_on_top_of_a_ticket_is_saved_as_what_it_is(run_first_job: RunFirstJob) -> None:
     sparsity = "sparsity={method: rigl, sparsity: 0.6, interval_steps: 2}"
-    (job,) = make_jobs(tiny_plan(*VECTOR, ONE_REGION, "draw.threshold=1", sparsity, "training.steps=4"), tmp_path)
-    run_job(job)
-    expert = DrawingGRU.from_pretrained(tmp_path / "train/all/expert")
+    run_dir = run_first_job(*VECTOR, ONE_REGION, "draw.threshold=1", sparsity, "training.steps=4")
+    expert = DrawingGRU.from_pretrained(run_dir / "train/all/expert")
     assert expert.config.hidden_size == 4
     counts = kept_counts(maskable_shapes(expert), 0.6, "erk")
     assert {name: int(expert.get_parameter(name).count_nonzero()) for name in counts} == counts
@@ -152,15 +149,11 @@ def test_a_trained_network_is_pruned_once_and_keeps_its_weights_and_frequencies(
     assert torch.equal(expert.out_proj.bias, dense.out_proj.bias[list(kept.outputs)])
 
 
-def test_slim_draws_frequencies_and_lengths_as_a_draw_does(
-    tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path
-) -> None:
+def test_slim_draws_frequencies_and_lengths_as_a_draw_does(run_first_job: RunFirstJob) -> None:
     configs = []
-    for changes in (("draw.threshold=1",), ("draw.method=slim",)):
-        folder = tmp_path / changes[0]
-        (job,) = make_jobs(tiny_plan(*VECTOR, ONE_REGION, "training.steps=1", *changes), folder)
-        run_job(job)
-        configs.append(dict(DrawingGRU.from_pretrained(folder / "train/all/expert").config))
+    for change in ("draw.threshold=1", "draw.method=slim"):
+        run_dir = run_first_job(*VECTOR, ONE_REGION, "training.steps=1", change, into=change)
+        configs.append(dict(DrawingGRU.from_pretrained(run_dir / "train/all/expert").config))
     assert configs[0] == configs[1]
 
 

@@ -1,49 +1,28 @@
-"""Trainers on the tiny plan's first draw, and their state after some steps."""
+"""Trainers on the tiny plan's first draw, their state after some steps, and its first job run whole."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import MakeJobs, MakePlan, store_of
-from torch import nn
 
 from region_workers.training.device import World, prepare_process
 from region_workers.training.diffusion import TimestepSampler
-from region_workers.training.family import ModelFamily, family_of
+from region_workers.training.family import family_of
 from region_workers.training.randomness import StepRandomness
 from region_workers.training.trainer import Trainer
-from schemas.plan import Plan
+from region_workers.worker.run import run_job
 
 MakeTrainer = Callable[..., Trainer]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a trainer is made of."""
-
-    plan: Plan
-    network: nn.Module
-    family: ModelFamily
-    randomness: StepRandomness
-    sampler: TimestepSampler
-    world: World
-
-
-MakeParts = Callable[..., Parts]
+RunFirstJob = Callable[..., Path]
 
 
 @pytest.fixture
-def make_parts(
-    tiny_plan: MakePlan,
-    make_jobs: MakeJobs,
-    cache_dir: Path,
-    tmp_path: Path,
-) -> MakeParts:
-    """The parts of the tiny plan's first draw with `key=value` changes, always from the same start."""
+def make_trainer(tiny_plan: MakePlan, make_jobs: MakeJobs, cache_dir: Path, tmp_path: Path) -> MakeTrainer:
+    """A trainer of the tiny plan's first draw with `key=value` changes, always from the same start."""
 
-    def make(*changes: str) -> Parts:
+    def make(*changes: str) -> Trainer:
         plan = tiny_plan(*changes)
         job = make_jobs(plan, tmp_path)[0]
         assert job.draw is not None
@@ -54,29 +33,29 @@ def make_parts(
         family = family_of(job, samples, world.device, randomness.seed_for("data"))
         torch.manual_seed(0)
         sampler = TimestepSampler(job.draw.timesteps, plan.training.timesteps, plan.diffusion, world.device)
-        return Parts(plan, family.build_dense(), family, randomness, sampler, world)
+        return Trainer(
+            family.build_dense(),
+            family,
+            randomness,
+            sampler,
+            plan.training,
+            world,
+            sparsity=plan.sparsity,
+            total_steps=plan.training.steps,
+        )
 
     return make
 
 
 @pytest.fixture
-def make_trainer(make_parts: MakeParts) -> MakeTrainer:
-    """A trainer of `make_parts`."""
+def run_first_job(tiny_plan: MakePlan, make_jobs: MakeJobs, tmp_path: Path) -> RunFirstJob:
+    """Runs the first job of the tiny plan with `key=value` changes; the run directory, below the test's own folder."""
 
-    def make(*changes: str) -> Trainer:
-        parts = make_parts(*changes)
-        return Trainer(
-            parts.network,
-            parts.family,
-            parts.randomness,
-            parts.sampler,
-            parts.plan.training,
-            parts.world,
-            sparsity=parts.plan.sparsity,
-            total_steps=parts.plan.training.steps,
-        )
+    def run(*changes: str, into: str = "run") -> Path:
+        run_job(make_jobs(tiny_plan(*changes), tmp_path / into)[0])
+        return tmp_path / into
 
-    return make
+    return run
 
 
 def state_after(trainer: Trainer, steps: int) -> dict[str, torch.Tensor]:
