@@ -275,6 +275,27 @@ def test_a_reference_image_that_does_not_read_is_named(job: FeatureJob, tmp_path
         assert told in (make_shards(of_folder.model_dump_json(), (0,)) or "")
 
 
+def test_what_a_killed_worker_was_writing_is_gone_when_another_has_done_its_part(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    def make_and_leave(job: str, indices: tuple[int, ...]) -> str | None:
+        folder = Path(FeatureJob.model_validate_json(job).folder)
+        for file in (
+            folder / ".partial-0123456789ab-features-00000.npy",
+            folder / "images/.partial-0123456789ab-1.png",
+        ):
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        return make_shards(job, indices)
+
+    finished_run(tmp_path, tiny_plan(f"workers.cache_dir={tmp_path}/cache"))
+    with patch("ebdiff_orchestrator.evaluation.features.make_shards", make_and_leave):
+        found = evaluate(tmp_path, 2, steps=1, extractor="random-conv", keep_images=True, in_process=True)
+    folder = folder_of(tmp_path, found)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert sorted(path.name for path in folder.glob("images/*")) == ["00000.png", "00001.png"]
+
+
 def test_shards_are_shared_out_evenly_and_all() -> None:
     missing = [Shard(index, 0, 1) for index in (0, 2, 3, 7, 8)]
     assert shared_out(missing, 2) == [(0, 3, 8), (2, 7)]

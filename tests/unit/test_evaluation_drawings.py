@@ -16,8 +16,8 @@ from rich.console import Console
 from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.ensemble import load_ensemble, samples_of
-from ebdiff_orchestrator.evaluation.extractors import choose_extractor
-from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor, load_extractor
+from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES
 from ebdiff_orchestrator.evaluation.records import evaluation_folder, evaluation_key, recorded_report
 from ebdiff_orchestrator.evaluation.reference import given_reference, own_reference
 from ebdiff_orchestrator.evaluation.statistics import (
@@ -41,7 +41,7 @@ DRAWN = {"seed": 1, "steps": 2, "guidance_scale": 1.0, "batch_size": 2}
 
 
 def features_of(pictures: np.ndarray) -> np.ndarray:
-    return RandomConv(torch.device("cpu")).features(pictures)
+    return load_extractor(MEASURE.extractor, torch.device("cpu")).features(pictures)
 
 
 def a_job(folder: Path, images: SampledImages | StoredImages) -> FeatureJob:
