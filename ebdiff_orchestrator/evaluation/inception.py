@@ -1,6 +1,7 @@
 """pytorch-fid's Inception network: where its weights come from, and the 2048 features of an image."""
 
 import pickle
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from schemas.evaluation import ExtractorChoice
 
 FEATURES = 2048
 BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
+ANSWER_WITHIN_S = 60.0
 _CONVERT = ", or save weights of your own as .safetensors"
 WEIGHTS_NAME: str = FID_WEIGHTS_URL.rsplit("/", 1)[-1]
 
@@ -103,8 +105,10 @@ def _torchs_own_resize() -> Iterator[None]:
 
 
 def _download(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    patience_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(ANSWER_WITHIN_S)  # torch hub sets none, and would wait for a silent server for ever
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(file), hash_prefix=OFFICIAL_SHA256, progress=False)
     except (URLError, OSError, RuntimeError) as error:  # no network, no room, or other bytes than expected
         raise UserError(
@@ -112,6 +116,8 @@ def _download(file: Path) -> None:
             f"Fetch {FID_WEIGHTS_URL} where there is a network, and give --inception-weights FILE or put it at {file}; "
             "or measure without weights, by --extractor random-conv or --measure wavelet."
         ) from None
+    finally:
+        socket.setdefaulttimeout(patience_s)
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

@@ -76,6 +76,9 @@ class Reference:
 def own_reference(plan: Plan, store: Store, cache_dir: Path, limit: int | None, measure: Measure) -> Reference:
     """The images or drawings that the run trains on, unflipped, or just the first `limit` of them."""
     total, noun = len(store), plan.data.kind
+    if total < 2:
+        expected = f"at least 2 {noun} to measure against, since a covariance needs two"
+        raise user_error("data.path", plan.data.path, expected, "Give a --reference.")
     if limit is not None and not 2 <= limit <= total:
         expected = f"2 to {total}, the {noun} of the run's data"
         raise user_error("--reference-images", limit, expected, "Leave it out to use them all.")

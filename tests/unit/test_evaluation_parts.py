@@ -1,6 +1,7 @@
 """The parts of an evaluation: shards, statistics, labels, weights, the steps that each region gets."""
 
 import pickle
+import socket
 from pathlib import Path
 from urllib.error import URLError
 
@@ -29,10 +30,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
-from ebdiff_orchestrator.evaluation.work import (
-    shards_of,
-    write_shard,
-)
+from ebdiff_orchestrator.evaluation.work import shards_of, write_shard
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import ExtractorChoice, Measure
@@ -161,6 +159,18 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_by_name(
     assert weights_file(None) == cached
     with pytest.raises(UserError, match=r"--inception-weights = .*expected a file"):
         weights_file(tmp_path / "nowhere.pth")
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(inception, "ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth"
+        monkeypatch.setattr(inception, "FID_WEIGHTS_URL", address)
+        with pytest.raises(UserError, match=r"could not be downloaded .*timed out"):
+            weights_file(None)
+    assert socket.getdefaulttimeout() is None
 
 
 @pytest.mark.parametrize("published", [False, True])
