@@ -23,7 +23,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 _TRUSTED = ("diffusers", "region_workers")  # packages whose modules a config file may name
 # Modules as saved files name them, whose names stay when our files move, and where their classes are found.
-_STABLE_NAMES = {
+STABLE_NAMES = {
     "region_workers.pruned_unet": "region_workers.networks.pruned_unet",
     "region_workers.conditional_unet": "region_workers.networks.conditional_unet",
     "region_workers.drawing_gru": "region_workers.networks.drawing_gru",
@@ -34,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def class_path(network: nn.Module) -> str:
     """What `network`'s class is called in a router's config: `diffusers.UNet2DModel`, or its module and name."""
     kind = type(network)
-    named = {place: name for name, place in _STABLE_NAMES.items()}
+    named = {place: name for name, place in STABLE_NAMES.items()}
     module = named.get(kind.__module__, kind.__module__)
     return f"diffusers.{kind.__name__}" if module.split(".")[0] == "diffusers" else f"{module}.{kind.__qualname__}"
 
@@ -127,7 +127,7 @@ def class_at(path: str) -> Any:
     a config file must not decide which code runs."""
     module_name, _, class_name = path.rpartition(".")
     if module_name.split(".")[0] in _TRUSTED:
-        module = importlib.import_module(_STABLE_NAMES.get(module_name, module_name))
+        module = importlib.import_module(STABLE_NAMES.get(module_name, module_name))
     elif module_name in sys.modules:
         module = sys.modules[module_name]
     else:

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ebdiff_orchestrator.ensemble.folders import SUMS_FILE, check_whole, damaged, has_sums, write_own_folder, write_sums
+from ebdiff_orchestrator.ensemble.network_files import STABLE_NAMES
 from ebdiff_orchestrator.ensemble.pictures import GRID
 from ebdiff_orchestrator.ensemble.routed_pipeline import MODEL_INDEX
 from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from ebdiff_orchestrator.sharing.card import CARD_FILE, model_card
 from ebdiff_orchestrator.sharing.modules import Symbol, module_source
-from region_workers.storage.integrity import SEAL_FILE, files_in, is_whole, read_object, seal_folder
+from region_workers.storage.integrity import SEAL_FILE, is_whole, read_object, seal_folder
 from region_workers.storage.places import hub_reason, is_hub_name
 from schemas.errors import RunFailed, UserError, command, shown, user_error
 from schemas.job import CONFIG_FILE
@@ -25,14 +26,6 @@ from schemas.manifest import Manifest
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,99}")
 _PIPELINE = "_class_name"  # what model_index.json calls the pipeline itself
-_EXPERTS: dict[str, Symbol] = {  # by what a router's config calls them
-    "region_workers.pruned_unet.PrunedUNet2DModel": ("region_workers.networks.pruned_unet", "PrunedUNet2DModel"),
-    "region_workers.conditional_unet.PrunedUNet2DConditionModel": (
-        "region_workers.networks.conditional_unet",
-        "PrunedUNet2DConditionModel",
-    ),
-    "region_workers.drawing_gru.DrawingGRU": ("region_workers.networks.drawing_gru", "DrawingGRU"),
-}
 _FILES = {  # of the modules, by class: diffusers keeps those of all folders side by side, so each has a name of its own
     "TimestepRouter": "timestep_router",
     "ListDDIMScheduler": "list_ddim_scheduler",
@@ -41,7 +34,7 @@ _FILES = {  # of the modules, by class: diffusers keeps those of all folders sid
 }
 _MARK = f"unet/{_FILES['TimestepRouter']}.py"  # only exports have it
 _MESSAGE = "Ensemble exported by ebdiff-orchestrator"
-_OF_EXPORTS = ["unet/*", "scheduler/*", "vae/*", "*_pipeline.py"]  # what an earlier one left there goes
+_OF_EXPORTS = ["unet/*", "scheduler/*", "vae/*", "*_pipeline.py", GRID]  # what an earlier one left there goes
 _LOG_IN = "Make one on the hub that may write, and set HF_TOKEN to it, or log in: hf auth login"
 
 
@@ -61,9 +54,9 @@ def export_run(run_dir: str | Path, folder: str | Path, license_id: str | None =
     modules = module_files(ensemble)
     grid = _grid_of(run, manifest)
     card = model_card(manifest, name or folder.resolve().name, license_id, grid is not None)
-    write_own_folder(
-        folder, partial(_write, ensemble=ensemble, modules=modules, card=card, grid=grid), _is_export, "an export"
-    )
+    files = [run.path / item.path for item in manifest.stage(ASSEMBLE).artifacts]  # what else lies there stays there
+    write = partial(_write, ensemble=ensemble, files=files, modules=modules, card=card, grid=grid)
+    write_own_folder(folder, write, _is_export, "an export")
     return folder
 
 
@@ -111,9 +104,13 @@ def push_run(
 def module_files(ensemble: Path) -> dict[str, str]:
     """The modules that an ensemble's folder needs to be loaded without this package, by file. UserError as above."""
     classes = read_object(ensemble / "unet" / CONFIG_FILE)["expert_classes"]
-    if strange := [each for each in classes if each not in _EXPERTS and not each.startswith("diffusers.")]:
-        raise user_error("expert_classes", strange[0], "networks of ebdiff or of diffusers", "Share its code yourself.")
-    experts = {_EXPERTS[each]: None for each in classes if each in _EXPERTS}
+    experts: dict[Symbol, None] = {}
+    for each in classes:
+        module, _, name = each.rpartition(".")
+        if module in STABLE_NAMES:
+            experts[STABLE_NAMES[module], name] = None
+        elif not each.startswith("diffusers."):
+            raise user_error("expert_classes", each, "networks of ebdiff or of diffusers", "Share its code yourself.")
     return {
         f"{'' if part == _PIPELINE else f'{part}/'}{_FILES[symbol[1]]}.py": module_source(
             f"{symbol[1]} of an ensemble.", [symbol, *(experts if part == "unet" else ())]
@@ -150,9 +147,11 @@ def _grid_of(run: RunDirectory, manifest: Manifest) -> Path | None:
     return run.path / recorded[0].path if recorded and is_whole(run.path, recorded[0]) else None
 
 
-def _write(folder: Path, ensemble: Path, modules: dict[str, str], card: str, grid: Path | None) -> None:
+def _write(
+    folder: Path, ensemble: Path, files: Sequence[Path], modules: dict[str, str], card: str, grid: Path | None
+) -> None:
     """What loading needs is sealed; the card and the picture, which people edit on the hub, are not."""
-    for file in files_in(ensemble):
+    for file in files:
         if file.name not in (SEAL_FILE, SUMS_FILE):
             place = folder / file.relative_to(ensemble)
             place.parent.mkdir(parents=True, exist_ok=True)
