@@ -10,7 +10,7 @@ import torch
 from diffusers import ImagePipelineOutput, ModelMixin, SchedulerMixin
 
 from ebdiff_orchestrator.ensemble.network_files import check_vae
-from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
+from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline, listed, one_each
 from ebdiff_orchestrator.ensemble.routes import to_device
 from ebdiff_orchestrator.ensemble.scheduler import Generators
 from region_workers.data.vae import decode
@@ -61,7 +61,8 @@ class EnsemblePipeline(RoutedPipeline):
         `num_inference_steps`, `eta` and `guidance_scale` default to the ensemble's. Timesteps stay on the host, the
         trajectory in float32. `on_step` is called after each step. Raises `UserError` for options that do not fit.
         """
-        batch_size = _images_asked_for(class_labels) if batch_size is None else batch_size
+        if batch_size is None:
+            batch_size = 1 if class_labels is None else len(listed(class_labels))
         kinds = ("pil", "np", "pt") if self.vae is None else ("pil", "np", "pt", "latent")
         self._check_call(batch_size, generator, output_type, kinds)
         labels_B = labels_of_batch(class_labels, batch_size, self.num_classes, self._execution_device)
@@ -118,10 +119,7 @@ def labels_of_batch(
         raise user_error(
             "class_labels", None, f"{expected}, since the ensemble has classes", "Give one, or one an image."
         )
-    labels = torch.as_tensor(class_labels).reshape(-1).tolist()
-    labels = labels * batch if len(labels) == 1 else labels
-    if len(labels) != batch:
-        raise user_error("class_labels", f"{len(labels)} of them", f"{batch}, one an image", "Or give a single number.")
+    labels = one_each("class_labels", class_labels, batch, "an image")
     check_classes(labels, num_classes)
     return to_device(torch.tensor(labels, dtype=torch.int64), device)
 
@@ -170,13 +168,6 @@ def predicted_noise(
 
 def _run(unet: ModelMixin, sample: torch.Tensor, timestep: int | float, **labels: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, unet(sample, timestep, **labels).sample.float())
-
-
-def _images_asked_for(class_labels: ClassLabels) -> int:
-    """One a label; one if there is one label or none."""
-    if class_labels is None or isinstance(class_labels, int):
-        return 1
-    return class_labels.numel() if isinstance(class_labels, torch.Tensor) else len(class_labels)
 
 
 def _height_width(sample_size: int | Sequence[int]) -> tuple[int, int]:

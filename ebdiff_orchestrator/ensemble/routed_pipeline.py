@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.torch_utils import randn_tensor
@@ -134,6 +135,22 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]
                 "eta", eta, f"0, since {type(self.scheduler).__name__} takes none", "Use ListDDIMScheduler."
             )
         return options
+
+
+def listed(values: int | Sequence[int] | torch.Tensor) -> list[Any]:
+    """One number for all samples, or one each, as they are."""
+    if isinstance(values, torch.Tensor | np.ndarray):
+        return values.reshape(-1).tolist()
+    return list(values) if isinstance(values, Sequence) else [values]
+
+
+def one_each(field: str, values: int | Sequence[int] | torch.Tensor, batch: int, sample: str) -> list[Any]:
+    """A number for each of `batch` samples. Raises `UserError` if there are neither so many nor just one."""
+    numbers = listed(values)
+    numbers = numbers * batch if len(numbers) == 1 else numbers
+    if len(numbers) != batch:
+        raise user_error(field, f"{len(numbers)} of them", f"{batch}, one {sample}", "Or give a single number.")
+    return numbers
 
 
 def is_ensemble(folder: Path) -> bool:

@@ -33,18 +33,14 @@ class Routes:
         _check_names(self.names, len(self.routes))
         self._starts = [start for start, _ in self.routes]
 
-    @property
-    def stop(self) -> int:
-        """T: the first timestep that no expert owns."""
-        return self.routes[-1][1]
-
     def owner(self, timestep: int | float) -> int:
         """The index of the expert that owns `timestep`; a fraction goes to its floor's owner. Raises `UserError`."""
-        if not 0 <= timestep < self.stop:  # False for NaN as well
+        stop = self.routes[-1][1]
+        if not 0 <= timestep < stop:  # False for NaN as well
             raise user_error(
                 "timestep",
                 timestep,
-                f"0 <= timestep < {self.stop}, the range that the experts {', '.join(self.names)} cover",
+                f"0 <= timestep < {stop}, the range that the experts {', '.join(self.names)} cover",
                 "Use a scheduler with num_train_timesteps equal to that range's end.",
             )
         return bisect.bisect_right(self._starts, timestep) - 1

@@ -35,8 +35,9 @@ def samples_of(
     guidance_scale: float | None = None,
 ) -> Samples:
     """All of `iter_samples`."""
-    options: dict[str, Any] = {"first": first, "classes": classes, "guidance_scale": guidance_scale, "report": report}
-    return joined(list(iter_samples(pipeline, count, seed, steps, batch_size, **options)))
+    how = (pipeline, count, seed, steps, batch_size)
+    batches = iter_samples(*how, first=first, classes=classes, guidance_scale=guidance_scale, report=report)
+    return joined(list(batches))
 
 
 def iter_samples(
@@ -63,7 +64,11 @@ def iter_samples(
         raise user_error("count, batch_size", (count, batch_size), "at least 1 each", "Raise them.")
     cycle = _classes(classes, pipeline.num_classes)
     scale_of(guidance_scale, None, pipeline.num_classes)
-    on_step, indices = _step_counter(pipeline, math.ceil(count / batch_size), report), range(first, first + count)
+    indices, batches, done = range(first, first + count), math.ceil(count / batch_size), itertools.count(1)
+
+    def on_step() -> None:
+        if report is not None:
+            report(next(done), batches * len(pipeline.scheduler.timesteps))
 
     def by_class(batch: range) -> dict[str, Any]:
         if cycle is None:
@@ -137,14 +142,6 @@ def _check_finite(samples: Any, which: str) -> None:
             f"{which} are not finite: an expert has diverged, or its precision is too low. "
             "Sample in float32, or look at the experts' losses."
         )
-
-
-def _step_counter(
-    pipeline: RoutedPipeline, batches: int, report: Callable[[int, int], None] | None
-) -> Callable[[], None]:
-    """To be called at each denoising step: reports them over `batches` batches of equally many."""
-    done = itertools.count(1)
-    return lambda: report(next(done), batches * len(pipeline.scheduler.timesteps)) if report else None
 
 
 def _holds_samples_only(folder: Path) -> bool:

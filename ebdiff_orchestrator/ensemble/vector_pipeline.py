@@ -11,7 +11,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ebdiff_orchestrator.ensemble.pictures import Drawing, to_pil
-from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
+from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline, listed, one_each
 from ebdiff_orchestrator.ensemble.scheduler import Generators
 from region_workers.data.drawings import raster, strokes_of
 from schemas.data import RasterPlan
@@ -73,7 +73,7 @@ class VectorPipeline(RoutedPipeline):
         do not fit.
         """
         if batch_size is None:
-            batch_size = 1 if lengths is None else len(_listed(lengths))
+            batch_size = 1 if lengths is None else len(listed(lengths))
         self._check_call(batch_size, generator, output_type, ("pil", "rows"))
         lengths_B = self._lengths(lengths, batch_size, generator)
         self._set_timesteps(num_inference_steps, timesteps)
@@ -105,14 +105,11 @@ class VectorPipeline(RoutedPipeline):
         """The rows of each drawing, int64 [B], on the CPU."""
         if lengths is None:
             return self._random_lengths(batch, generator)
-        listed = _listed(lengths)
-        listed = listed * batch if len(listed) == 1 else listed
-        if len(listed) != batch:
-            raise user_error("lengths", f"{len(listed)} of them", f"{batch}, one a drawing", "Or give a single number.")
+        numbers = one_each("lengths", lengths, batch, "a drawing")
         longest = self._longest or _MOST_POINTS
-        if wrong := [length for length in listed if type(length) is not int or not 1 <= length <= longest]:
+        if wrong := [length for length in numbers if type(length) is not int or not 1 <= length <= longest]:
             raise user_error("lengths", shown(wrong[0]), f"whole numbers from 1 to {longest}", "Change it.")
-        return torch.tensor(listed)
+        return torch.tensor(numbers)
 
     def _random_lengths(self, batch: int, generator: Generators) -> torch.Tensor:
         """As long as the training's drawings are: each as likely as one of these."""
@@ -141,9 +138,3 @@ def _summed(counts: Any) -> torch.Tensor:
         expected = f"how many drawings have 0, 1, 2, ... rows: none have 0, some have more, none above {_MOST_POINTS}"
         raise user_error("length_counts", "in the experts' config", expected, "Save the ensemble again.")
     return torch.tensor(counts[: used[-1] + 1]).cumsum(0)
-
-
-def _listed(lengths: int | Sequence[int] | torch.Tensor) -> list[Any]:
-    if isinstance(lengths, torch.Tensor):
-        return lengths.reshape(-1).tolist()
-    return list(lengths) if isinstance(lengths, Sequence) else [lengths]

@@ -48,7 +48,7 @@ from region_workers.storage.durable import write_model
 from region_workers.storage.integrity import file_digest
 from region_workers.storage.places import cache_dir_of
 from schemas.errors import UserError, command
-from schemas.evaluation import ExtractorChoice, FeatureJob, FolderImages, Measure, SampledImages, StoredImages
+from schemas.evaluation import ExtractorChoice, FeatureJob, Measure, SampledImages
 from schemas.manifest import EVALUATE_JOB, Evaluation, ExtractorName, Manifest
 from schemas.plan import Plan
 from schemas.process import unix_time
@@ -199,17 +199,12 @@ def _measure(
     """Make the features of both sides and compare them: their distance, and by `measures` of the features."""
     began, folder = time.monotonic(), Path(job.folder)
     assert isinstance(job.images, SampledImages)
-
-    def reference_features(into: Path, images: StoredImages | FolderImages, num_images: int) -> None:
-        update = {"folder": str(into), "images": images, "num_images": num_images}
-        make_features(workers, job.model_copy(update=update), "reference")
-
-    theirs, their_features = reference.measured(folder.parent, reference_features, bool(measures))
+    theirs, their_features = reference.measured(workers, job, bool(measures))
     make_features(workers, job, "evaluate")
     workers.view.line("Computing the Frechet distance ...")
     ours = statistics_of(folder, job.num_images, job.measure.extractor)
     write_statistics(folder / STATISTICS_FILE, ours, job.measure)
-    records = [finished_record(folder, shard) for shard in shards_of(job.num_images)]
+    records = [finished_record(job, shard) for shard in shards_of(job.num_images)]
     return Evaluation(
         key=key,
         ensemble_digest=ensemble,

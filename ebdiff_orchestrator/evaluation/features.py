@@ -22,7 +22,7 @@ from ebdiff_orchestrator.run.view import View
 from region_workers.storage.durable import remove_leftovers
 from region_workers.storage.integrity import read_if_whole
 from schemas.errors import RunFailed
-from schemas.evaluation import FeatureJob, SampledImages
+from schemas.evaluation import FeatureJob
 from schemas.job import Progress
 from schemas.plan import WorkersPlan
 from schemas.process import unix_time
@@ -59,15 +59,18 @@ def make_features(workers: Workers, job: FeatureJob, what: str) -> None:
     """Make the shards of the job that are not there and whole. Raises RunFailed if a worker could not."""
     folder, shards = Path(job.folder), shards_of(job.num_images)
     folder.mkdir(parents=True, exist_ok=True)
-    for each in (folder, folder / IMAGES_FOLDER):
-        remove_leftovers(each)  # pytorch-fid would count a half-written image
-    keep = isinstance(job.images, SampledImages) and job.images.keep_images
-    missing = [shard for shard in shards if finished_record(folder, shard, keep) is None]
+    missing = [shard for shard in shards if finished_record(job, shard) is None]
     for shard in missing:
         record_file(folder, shard).unlink(missing_ok=True)
         progress_file(folder, shard).unlink(missing_ok=True)
-    if not missing:
-        return
+    if missing:
+        _make(missing, workers, job, what)
+    for each in (folder, folder / IMAGES_FOLDER):
+        remove_leftovers(each)  # of workers that were killed: pytorch-fid would count a half-written image
+
+
+def _make(missing: Sequence[Shard], workers: Workers, job: FeatureJob, what: str) -> None:
+    folder, shards = Path(job.folder), shards_of(job.num_images)
     if len(missing) < len(shards):
         workers.view.line(f"{what}: {len(shards) - len(missing)} of {len(shards)} parts are there already.")
     executor = workers.get()
@@ -77,7 +80,7 @@ def make_features(workers: Workers, job: FeatureJob, what: str) -> None:
         for _, failure in results_of_workers(executor, make_shards, calls, _GO_ON):
             if failure is not None:
                 raise RunFailed(failure + _GO_ON)
-    lost = [shard.name for shard in missing if finished_record(folder, shard, keep) is None]
+    lost = [shard.name for shard in missing if finished_record(job, shard) is None]
     if lost:
         raise RunFailed(f"{what}: {lost[0]} was made but is not in {folder}. Workers must share the run directory.")
 

@@ -1,13 +1,12 @@
 """pytorch-fid's Inception network: where its weights come from, and the 2048 features of an image."""
 
 import pickle
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
-import numpy as np
 import pytorch_fid.inception
 import torch
 from pytorch_fid.inception import FID_WEIGHTS_URL, InceptionV3
@@ -22,6 +21,7 @@ from schemas.evaluation import ExtractorChoice
 
 FEATURES = 2048
 BATCH_IMAGES = 50  # pytorch-fid's default; the last bits of a feature depend on the size of its batch
+ANSWER_WITHIN_S = 60.0
 _CONVERT = ", or save weights of your own as .safetensors"
 WEIGHTS_NAME: str = FID_WEIGHTS_URL.rsplit("/", 1)[-1]
 
@@ -44,24 +44,13 @@ class Inception:
                 f"The Inception weights in {file} on this node have the SHA-256 {found[:12]}, the driver's "
                 f"{choice.digest[:12]}. Put the same file on every node, or on a filesystem that all share."
             )
-        self._network, self._device = load_inception(file, device), device
+        self._network = load_inception(file, device)
 
-    @torch.no_grad()
-    def features(
-        self, images_NHWC: np.ndarray[Any, Any], report: Callable[[int, int], None] = lambda done, total: None
-    ) -> np.ndarray[Any, Any]:
-        """Float32 [N, 2048]: what pytorch-fid computes of the same images in PNG files. Takes uint8 [N, H, W, 1 or 3].
-
-        `report(done, total)` counts images.
-        """
-        parts = []
+    def __call__(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        """Float32 [B, 2048]: what pytorch-fid computes of the same images in PNG files, uint8 [B, 3, H, W]."""
         with _torchs_own_resize():
-            for start in range(0, len(images_NHWC), BATCH_IMAGES):
-                batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + BATCH_IMAGES]))
-                batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous()
-                parts.append(self._network(batch_BCHW.to(self._device).float().div(255))[0].flatten(1).cpu().numpy())
-                report(min(start + BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
-        return np.concatenate(parts)
+            features: torch.Tensor = self._network(images_BCHW.float().div(255))[0].flatten(1)
+        return features
 
 
 def weights_file(given: Path | None) -> Path:
@@ -116,8 +105,10 @@ def _torchs_own_resize() -> Iterator[None]:
 
 
 def _download(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    patience_s = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(ANSWER_WITHIN_S)  # torch hub sets none, and would wait for a silent server for ever
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(file), hash_prefix=OFFICIAL_SHA256, progress=False)
     except (URLError, OSError, RuntimeError) as error:  # no network, no room, or other bytes than expected
         raise UserError(
@@ -125,6 +116,8 @@ def _download(file: Path) -> None:
             f"Fetch {FID_WEIGHTS_URL} where there is a network, and give --inception-weights FILE or put it at {file}; "
             "or measure without weights, by --extractor random-conv or --measure wavelet."
         ) from None
+    finally:
+        socket.setdefaulttimeout(patience_s)
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:

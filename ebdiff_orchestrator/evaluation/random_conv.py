@@ -5,7 +5,6 @@ orders the runs of this tool, and says nothing beside a published FID.
 """
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 _SEED = 0
-_BATCH_IMAGES = 50
 _STAGES, _CHANNELS = 4, 32
 _SMALLEST_PX, _LARGEST_PX = 16, 64  # sides that the filters see; images beyond are enlarged or reduced
 _GRID = 2
@@ -36,27 +34,12 @@ def weights_digest() -> str:
 class RandomConv:
     """Four stages of 3x3 filters, contrast made even, a leaky ReLU and half the side."""
 
-    num_features = NUM_FEATURES
-
     def __init__(self, device: torch.device) -> None:
-        self._device = device
         self._stages = [tuple(torch.from_numpy(array).to(device) for array in stage) for stage in _weights()]
 
-    @torch.no_grad()
-    def features(
-        self, images_NHWC: np.ndarray[Any, Any], report: Callable[[int, int], None] = lambda done, total: None
-    ) -> np.ndarray[Any, Any]:
-        """Float32 [N, 352]. Takes uint8 [N, H, W, 1 or 3]; `report(done, total)` counts images."""
-        parts = []
-        for start in range(0, len(images_NHWC), _BATCH_IMAGES):
-            batch_BHWC = torch.from_numpy(np.array(images_NHWC[start : start + _BATCH_IMAGES])).to(self._device)
-            batch_BCHW = batch_BHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1).contiguous().float().div(127.5).sub(1)
-            parts.append(self._features_of(_fitted(batch_BCHW)).cpu().numpy())
-            report(min(start + _BATCH_IMAGES, len(images_NHWC)), len(images_NHWC))
-        return np.concatenate(parts)
-
-    def _features_of(self, maps_BCHW: Tensor) -> Tensor:
-        """[B, 352]; a quarter's mean weighs half, so that the four weigh as much as one of all."""
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """Float32 [B, 352] of uint8 [B, 3, H, W]; a quarter's mean weighs half, so that four weigh as one of all."""
+        maps_BCHW = _fitted(images_BCHW.float().div(127.5).sub(1))
         found = []
         for index, (filters, biases) in enumerate(self._stages):
             padded = nn.functional.pad(maps_BCHW, (1, 1, 1, 1), mode="replicate")

@@ -1,11 +1,11 @@
 """The images that a run is measured against: its own, a folder's, or just their statistics; kept in the cache."""
 
-from collections.abc import Callable
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ebdiff_orchestrator.evaluation.feature_measures import MOST_FEATURES, Features
-from ebdiff_orchestrator.evaluation.sources import image_files
+from ebdiff_orchestrator.evaluation.features import Workers, make_features
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
     mark_of,
@@ -16,19 +16,17 @@ from ebdiff_orchestrator.evaluation.statistics import (
     write_array,
     write_statistics,
 )
-from ebdiff_orchestrator.evaluation.work import remove_shards
+from ebdiff_orchestrator.evaluation.work import image_files
 from region_workers.data.decode import UnreadableImageError, open_image
 from region_workers.data.store import Store
 from region_workers.storage.integrity import file_digest
 from schemas.digest import digest
 from schemas.errors import user_error
-from schemas.evaluation import FolderImages, Measure, StoredImages
+from schemas.evaluation import FeatureJob, FolderImages, Measure, StoredImages
 from schemas.limits import MAX_PIXELS
 from schemas.plan import Plan
 
 _VERSION = 1  # of how features and statistics are computed
-
-MakeFeatures = Callable[[Path, StoredImages | FolderImages, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,11 @@ class Reference:
     file: Path
     measure: Measure
 
-    def measured(
-        self, work_dir: Path, make_features: MakeFeatures, with_features: bool
-    ) -> tuple[Statistics, Features | None]:
+    def measured(self, workers: Workers, job: FeatureJob, with_features: bool) -> tuple[Statistics, Features | None]:
         """The statistics in `file`, and features of at most 10,000 images from beside it, if they are wanted.
 
-        What is not there yet is computed of the images and put there. All features are made under `work_dir`, where
-        all workers can write, and deleted once what is wanted is kept.
+        What is not there yet is computed of the images and put there. All features are made as the `job` makes its own,
+        beside its folder, where all workers can write, and deleted once what is wanted is kept.
         """
         try:
             features = self._read_features() if with_features else None
@@ -56,15 +52,15 @@ class Reference:
         except (OSError, ValueError):  # not computed yet, or damaged
             if self.images is None:
                 raise
-        folder = work_dir / f"reference-{self.digest[:16]}"
-        make_features(folder, self.images, self.num_images)
+        folder = Path(job.folder).parent / f"reference-{self.digest[:16]}"
+        update = {"folder": str(folder), "images": self.images, "num_images": self.num_images}
+        make_features(workers, job.model_copy(update=update), "reference")
         statistics = statistics_of(folder, self.num_images, self.measure.extractor)
         write_statistics(self.file, statistics, self.measure)
         features = spread_features(folder, self.num_images, MOST_FEATURES) if with_features else None
         if features is not None:
             write_array(self._features_file, features)
-        remove_shards(folder)
-        folder.rmdir()
+        shutil.rmtree(folder)
         return statistics, features
 
     @property
@@ -80,6 +76,9 @@ class Reference:
 def own_reference(plan: Plan, store: Store, cache_dir: Path, limit: int | None, measure: Measure) -> Reference:
     """The images or drawings that the run trains on, unflipped, or just the first `limit` of them."""
     total, noun = len(store), plan.data.kind
+    if total < 2:
+        expected = f"at least 2 {noun} to measure against, since a covariance needs two"
+        raise user_error("data.path", plan.data.path, expected, "Give a --reference.")
     if limit is not None and not 2 <= limit <= total:
         expected = f"2 to {total}, the {noun} of the run's data"
         raise user_error("--reference-images", limit, expected, "Leave it out to use them all.")

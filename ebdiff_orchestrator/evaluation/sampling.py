@@ -1,6 +1,6 @@
 """`ebdiff sample`: what an ensemble draws, in this process or shared out over the workers of a Ray cluster."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,7 +97,11 @@ def sample_on_workers(
             state = "done" if done == job.count else "running"
             progress = {"state": state, "step": done, "total_steps": job.count, "updated_at": unix_time()}
             view.job("sampling", Progress.model_validate({"stage": "samples", **progress}))
-    return _in_order(job, [parts[worker] for worker in range(workers)])
+    in_order = []
+    for number, batch in enumerate(batches):
+        start = number // workers * job.batch_size
+        in_order.append(parts[number % workers].samples[start : start + len(batch)])
+    return Drawn(joined(in_order), parts[0].noun, max(part.peak_memory_bytes for part in parts.values()))
 
 
 def load(job: SampleJob, device: torch.device) -> RoutedPipeline:
@@ -121,15 +125,6 @@ def _check_options(job: SampleJob, num_classes: int | None, timesteps: int) -> N
         raise user_error("--guidance", f"{job.guidance_scale:g}", expected, "Leave it out.")
     if num_classes is not None and job.classes and max(job.classes) >= num_classes:
         raise user_error("--class", max(job.classes), f"0 to {num_classes - 1}", "Change it.")
-
-
-def _in_order(job: SampleJob, parts: Sequence[Drawn]) -> Drawn:
-    """The workers' samples in the job's order; batches were dealt to the workers in turn."""
-    batches = []
-    for number, batch in enumerate(job.batches):
-        start = number // len(parts) * job.batch_size
-        batches.append(parts[number % len(parts)].samples[start : start + len(batch)])
-    return Drawn(joined(batches), parts[0].noun, max(part.peak_memory_bytes for part in parts))
 
 
 def _draw(

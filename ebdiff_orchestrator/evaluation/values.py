@@ -21,22 +21,32 @@ _WAVELET_NOTE = (
 class MeasuredValue:
     """One value of an evaluation, and what a reader must know of it.
 
-    `name`: of its column. `short`: that without the renderer's settings. `label`: with the number of images. `text`:
-    the value with as many digits as are told apart. `comparable_note`: with what it may be compared, "" if with all.
+    `short`: its name without the renderer's settings. `comparable_note`: with what it may be compared, "" if with all.
     """
 
-    name: str
     short: str
-    label: str
     value: float
-    deviation: float | None
     num_images: int
-    higher_is_better: bool
     comparable_note: str
     evaluation: Evaluation
+    deviation: float | None = None
+    higher_is_better: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its column."""
+        return self.short + _settings(self.evaluation)
+
+    @property
+    def label(self) -> str:
+        """The name with the number of images."""
+        return f"{self.short}-{thousands(self.num_images)}{_settings(self.evaluation)}"
 
     def text(self, decimals: int) -> str:
-        """An FID with so many decimals, a share with three; another value, which may be any size, with four digits."""
+        """The value with as many digits as are told apart.
+
+        An FID with so many decimals, a share with three; another value, which may be any size, with four digits.
+        """
         if self.higher_is_better:
             return f"{self.value:.3f}"
         shown = f"{self.value:.{decimals}f}" if self.short == "FID" else f"{self.value:.4g}"
@@ -45,43 +55,21 @@ class MeasuredValue:
 
 def values_of(evaluation: Evaluation) -> tuple[MeasuredValue, ...]:
     """The Frechet distance first, then what else was measured of the same features."""
-    extractor = evaluation.extractor
+    extractor, count = evaluation.extractor, evaluation.feature_images
     first = {"inception": "FID", "wavelet": "FWD"}.get(extractor, f"FD-{extractor}")
-    found = [_value(evaluation, first, evaluation.distance, _distance_note(evaluation), evaluation.num_images)]
-    count = evaluation.feature_images
+    note = _distance_note(evaluation)
+    found = [MeasuredValue(first, evaluation.distance, evaluation.num_images, note, evaluation)]
     if count is None:
         return tuple(found)
     if evaluation.kid is not None:
         name, note = ("KID", _KID_NOTE) if extractor == "inception" else (f"KID-{extractor}", COMPARES_RUNS)
-        found.append(_value(evaluation, name, evaluation.kid, note, count, evaluation.kid_deviation))
+        found.append(MeasuredValue(name, evaluation.kid, count, note, evaluation, evaluation.kid_deviation))
     note = _PRECISION_NOTE if extractor == "inception" else COMPARES_RUNS
     for name, share in (("precision", evaluation.precision), ("recall", evaluation.recall)):
         if share is not None:
-            found.append(_value(evaluation, f"{name}-{extractor}", share, note, count, higher_is_better=True))
+            short = f"{name}-{extractor}"
+            found.append(MeasuredValue(short, share, count, note, evaluation, higher_is_better=True))
     return tuple(found)
-
-
-def _value(
-    evaluation: Evaluation,
-    short: str,
-    value: float,
-    note: str,
-    num_images: int,
-    deviation: float | None = None,
-    higher_is_better: bool = False,
-) -> MeasuredValue:
-    settings = _settings(evaluation)
-    return MeasuredValue(
-        name=short + settings,
-        short=short,
-        label=f"{short}-{thousands(num_images)}{settings}",
-        value=value,
-        deviation=deviation,
-        num_images=num_images,
-        higher_is_better=higher_is_better,
-        comparable_note=note,
-        evaluation=evaluation,
-    )
 
 
 def label_of(evaluation: Evaluation) -> str:

@@ -14,7 +14,6 @@ from schemas.limits import MOST_WAVELET_PX
 
 Array = np.ndarray[Any, Any]
 
-LARGEST_PX = MOST_WAVELET_PX
 _MOST_LEVELS = 4  # the paper's, of 256 pixels
 _NUMBERS_AT_ONCE = 2**22  # of covariances
 
@@ -76,8 +75,8 @@ def quick_measure(images_NHWC: Array, reference_NHWC: Array) -> float:
         raise user_error("previews.measure", "wavelet", expected, "Leave it out.")
     height, width = sides.pop()
     level = packet_level(height)
-    if height != width or not level or height > LARGEST_PX:
-        expected = f"square images of an even side of at most {LARGEST_PX} pixels, not {height}x{width}"
+    if height != width or not level or height > MOST_WAVELET_PX:
+        expected = f"square images of an even side of at most {MOST_WAVELET_PX} pixels, not {height}x{width}"
         raise user_error("previews.measure", "wavelet", expected, "Leave it out.")
     return distance_of_packets(packets(images_NHWC, level), packets(reference_NHWC, level))
 

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from ebdiff_orchestrator.run.run_directory import RunDirectory
 from ebdiff_orchestrator.run.stages import ASSEMBLE, SAMPLE
 from ebdiff_orchestrator.sharing.card import CARD_FILE, model_card
 from ebdiff_orchestrator.sharing.modules import Symbol, module_source
-from region_workers.storage.integrity import SEAL_FILE, files_in, is_whole, read_object, seal_folder
+from region_workers.storage.integrity import SEAL_FILE, is_whole, read_object, seal_folder
 from region_workers.storage.places import hub_reason, is_hub_name
 from schemas.errors import RunFailed, UserError, command, shown, user_error
 from schemas.job import CONFIG_FILE
@@ -34,7 +34,7 @@ _FILES = {  # of the modules, by class: diffusers keeps those of all folders sid
 }
 _MARK = f"unet/{_FILES['TimestepRouter']}.py"  # only exports have it
 _MESSAGE = "Ensemble exported by ebdiff-orchestrator"
-_OF_EXPORTS = ["unet/*", "scheduler/*", "vae/*", "*_pipeline.py"]  # what an earlier one left there goes
+_OF_EXPORTS = ["unet/*", "scheduler/*", "vae/*", "*_pipeline.py", GRID]  # what an earlier one left there goes
 _LOG_IN = "Make one on the hub that may write, and set HF_TOKEN to it, or log in: hf auth login"
 
 
@@ -54,9 +54,9 @@ def export_run(run_dir: str | Path, folder: str | Path, license_id: str | None =
     modules = module_files(ensemble)
     grid = _grid_of(run, manifest)
     card = model_card(manifest, name or folder.resolve().name, license_id, grid is not None)
-    write_own_folder(
-        folder, partial(_write, ensemble=ensemble, modules=modules, card=card, grid=grid), _is_export, "an export"
-    )
+    files = [run.path / item.path for item in manifest.stage(ASSEMBLE).artifacts]  # what else lies there stays there
+    write = partial(_write, ensemble=ensemble, files=files, modules=modules, card=card, grid=grid)
+    write_own_folder(folder, write, _is_export, "an export")
     return folder
 
 
@@ -144,9 +144,11 @@ def _grid_of(run: RunDirectory, manifest: Manifest) -> Path | None:
     return run.path / recorded[0].path if recorded and is_whole(run.path, recorded[0]) else None
 
 
-def _write(folder: Path, ensemble: Path, modules: dict[str, str], card: str, grid: Path | None) -> None:
+def _write(
+    folder: Path, ensemble: Path, files: Sequence[Path], modules: dict[str, str], card: str, grid: Path | None
+) -> None:
     """What loading needs is sealed; the card and the picture, which people edit on the hub, are not."""
-    for file in files_in(ensemble):
+    for file in files:
         if file.name not in (SEAL_FILE, SUMS_FILE):
             place = folder / file.relative_to(ensemble)
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -62,30 +62,18 @@ def _parsed(name: str) -> _Module:
     text = Path(spec.origin).read_text(encoding="utf-8")
     module = _Module(text.splitlines())
     for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                bound = alias.asname or alias.name.split(".")[0]
-                module.foreign.setdefault(bound, set()).add(("", _as_written(alias)))
-        elif isinstance(statement, ast.ImportFrom) and statement.module != "__future__":
-            _note_import(module, statement)
-        else:
+        place = statement.module or "" if isinstance(statement, ast.ImportFrom) else ""
+        if not isinstance(statement, ast.Import | ast.ImportFrom):
             module.defined |= dict.fromkeys(_defined_by(statement), statement)
+        elif place.split(".")[0] in _PACKAGES:
+            for alias in statement.names:
+                assert alias.asname is None, f"{place}: {alias.name} under another name"
+                module.ours[alias.name] = (place, alias.name)
+        elif place != "__future__":
+            for alias in statement.names:
+                bound = alias.asname or (alias.name if place else alias.name.split(".")[0])
+                module.foreign.setdefault(bound, set()).add((place, ast.unparse(alias)))
     return module
-
-
-def _note_import(module: _Module, statement: ast.ImportFrom) -> None:
-    assert statement.module is not None
-    for alias in statement.names:
-        if statement.module.split(".")[0] in _PACKAGES:
-            assert alias.asname is None, f"{statement.module}: {alias.name} under another name"
-            module.ours[alias.name] = (statement.module, alias.name)
-        else:
-            bound = alias.asname or alias.name
-            module.foreign.setdefault(bound, set()).add((statement.module, _as_written(alias)))
-
-
-def _as_written(alias: ast.alias) -> str:
-    return alias.name if alias.asname is None else f"{alias.name} as {alias.asname}"
 
 
 def _defined_by(statement: ast.stmt) -> Iterator[str]:

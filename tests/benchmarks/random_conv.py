@@ -19,6 +19,7 @@ import torch
 from bench import Report, arguments, parsed, settings_of, timed
 from PIL import Image, ImageFilter
 
+from ebdiff_orchestrator.evaluation.extractors import Extractor
 from ebdiff_orchestrator.evaluation.feature_measures import kernel_distance
 from ebdiff_orchestrator.evaluation.random_conv import RandomConv
 from ebdiff_orchestrator.evaluation.statistics import Statistics, frechet_distance
@@ -28,6 +29,7 @@ from region_workers.storage.places import cache_dir_of
 from schemas.plan import DataPlan
 
 Images = np.ndarray
+CPU = torch.device("cpu")
 
 BLURS, NOISES, SHARES, REPEATS = (0.4, 0.8, 1.2), (8, 16, 32), (0.05, 0.1, 0.2, 0.4), (4, 16)
 
@@ -69,24 +71,24 @@ def repeated(images: Images, times: int) -> Images:
 
 def measures_against(reference: Images) -> dict[str, Callable[[Images], float]]:
     """By name: what gives the value of images against the reference."""
-    network = RandomConv(torch.device("cpu"))
+    extractor = Extractor(RandomConv(CPU), CPU)
 
     def statistics(images: Images) -> Statistics:
-        features = network.features(images).astype(np.float64)
+        features = extractor.features(images).astype(np.float64)
         return Statistics(features.mean(axis=0), np.cov(features, rowvar=False), len(features))
 
-    theirs, their_features = statistics(reference), network.features(reference)
+    theirs, their_features = statistics(reference), extractor.features(reference)
     return {
         "FD-random-conv": lambda images: frechet_distance(statistics(images), theirs),
-        "KID-random-conv": lambda images: 1000 * kernel_distance(network.features(images), their_features)[0],
+        "KID-random-conv": lambda images: 1000 * kernel_distance(extractor.features(images), their_features)[0],
         "FWD": lambda images: quick_measure(images, reference),
     }
 
 
 def measure(reference: Images, real: Images, other: Images, report: Report) -> None:
     """Values against the reference, of real images and of harmed ones."""
-    network = RandomConv(torch.device("cpu"))
-    report.add("features of 1,000 images", timed(lambda: network.features(real)) * 1000 / len(real), "s", at_most=5)
+    extractor = Extractor(RandomConv(CPU), CPU)
+    report.add("features of 1,000 images", timed(lambda: extractor.features(real)) * 1000 / len(real), "s", at_most=5)
     few = real[:64], reference[:64]
     report.add("FWD of 64 images", timed(lambda: quick_measure(*few)), "s", at_most=1)
     some = slice(1 if report.settings["short"] else None)

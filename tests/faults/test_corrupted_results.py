@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -49,36 +50,39 @@ def finished(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
+@pytest.fixture
+def ensemble(finished: Path, tmp_path: Path) -> Path:
+    """Its ensemble, at another place."""
+    return Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
+
+
 def _other(name: str) -> str:
     return f"unet/high/{WEIGHTS}" if name.endswith(WEIGHTS) else "scheduler/scheduler_config.json"
 
 
-def _cases() -> Iterator[object]:
-    for name in _ENSEMBLE:
+def _cases_of(names: tuple[str, ...]) -> Iterator[Any]:
+    for name in names:
         for damage in damages_of(name):
-            same = name == _other(name) and damage.name == "swapped"
-            if not same:
+            if name != _other(name) or damage.name != "swapped":
                 yield pytest.param(name, damage, id=f"{name}: {damage}")
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["loaded", "offloaded"])
-@pytest.mark.parametrize(("name", "damage"), _cases())
+@pytest.mark.parametrize(("name", "damage"), _cases_of(_ENSEMBLE))
 def test_a_damaged_ensemble_is_not_loaded_and_its_file_is_named(
-    finished: Path, tmp_path: Path, name: str, damage: Damage, offload: bool
+    ensemble: Path, name: str, damage: Damage, offload: bool
 ) -> None:
-    folder = Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
-    damage.harm(folder / name, folder / _other(name))
-    with pytest.raises(UserError, match=str(folder / name)) as refusal:
-        load_ensemble(folder, offload=offload)
+    damage.harm(ensemble / name, ensemble / _other(name))
+    with pytest.raises(UserError, match=str(ensemble / name)) as refusal:
+        load_ensemble(ensemble, offload=offload)
     assert "Restore it" in str(refusal.value)
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_any_flipped_bit_of_an_ensemble_is_seen(finished: Path, tmp_path: Path, seed: int) -> None:
-    folder = Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
-    flip_some_bit(folder / _ENSEMBLE[seed % len(_ENSEMBLE)], seed)
+def test_any_flipped_bit_of_an_ensemble_is_seen(ensemble: Path, seed: int) -> None:
+    flip_some_bit(ensemble / _ENSEMBLE[seed % len(_ENSEMBLE)], seed)
     with pytest.raises(UserError):
-        load_ensemble(folder)
+        load_ensemble(ensemble)
 
 
 _SHARDS = ("features-00000.npy", "features-00000.json", "features-00001.npy", "features-00001.json")
@@ -123,15 +127,14 @@ def _copy(run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run, tmp_path / "run"))
 
 
+def _recorded(run_dir: Path) -> float:
+    (evaluation,) = RunDirectory(run_dir).read().evaluations.values()
+    return evaluation.distance
+
+
 def _evaluation(run_dir: Path) -> Path:
     (folder,) = (path for path in (run_dir / "evaluation").iterdir() if not path.name.startswith("reference-"))
     return folder
-
-
-def _cases_of(names: tuple[str, ...]) -> Iterator[object]:
-    for name in names:
-        for damage in damages_of(name):
-            yield pytest.param(name, damage, id=f"{name}: {damage}")
 
 
 @pytest.mark.parametrize(("name", "damage"), _cases_of(_SHARDS))
@@ -144,7 +147,7 @@ def test_a_damaged_part_of_an_evaluation_is_made_again_to_the_same_statistics(
     number = _evaluate(run_dir)
     whole = evaluated["recorded"]
     assert file_digest(folder / "statistics.npz") == file_digest(_evaluation(whole) / "statistics.npz")
-    assert number == next(iter(RunDirectory(whole).read().evaluations.values())).distance
+    assert number == _recorded(whole)
 
 
 @pytest.mark.parametrize(("name", "damage"), _cases_of(("statistics.npz", "report.json")))
@@ -159,10 +162,7 @@ def test_damaged_statistics_and_reports_are_made_again(
     _evaluate(run_dir)
     assert file_digest(folder / "statistics.npz") == before
     report = json.loads((folder / "report.json").read_text())
-    assert (
-        report["evaluation"]["frechet_distance"]
-        == next(iter(RunDirectory(run_dir).read().evaluations.values())).distance
-    )
+    assert report["evaluation"]["frechet_distance"] == _recorded(run_dir)
 
 
 @pytest.mark.parametrize("damage", damages_of("x.npz", swaps=False), ids=str)
@@ -175,12 +175,12 @@ def test_damaged_statistics_of_a_reference_are_not_measured_against(
     damage.harm(cached, cached)
     number = _evaluate(run_dir)
     cached.write_bytes(good)
-    assert number == next(iter(RunDirectory(evaluated["recorded"]).read().evaluations.values())).distance
+    assert number == _recorded(evaluated["recorded"])
 
 
 @pytest.mark.parametrize("damage", damages_of("progress.json", swaps=False), ids=str)
 def test_a_damaged_progress_file_is_passed_over(finished: Path, tmp_path: Path, damage: Damage) -> None:
-    run_dir = Path(shutil.copytree(finished, tmp_path / "run"))
+    run_dir = _copy(finished, tmp_path)
     stage = run_dir / "train" / "low"
     stage.mkdir(parents=True)
     replace_model(stage / PROGRESS_FILE, Progress(stage="train/low", step=3))
@@ -192,33 +192,27 @@ def test_a_damaged_progress_file_is_passed_over(finished: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("name", ["unet/low/config.json", f"unet/low/{WEIGHTS}", "unet/seal.json", "seal.json"])
-def test_one_expert_alone_is_what_its_ensemble_s_seal_says(finished: Path, tmp_path: Path, name: str) -> None:
-    folder = Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
-    expert = load_verified(folder / "unet/low")
-    assert PrunedUNet2DModel.from_pretrained(folder / "unet/low").config.keys() >= expert.config.keys()
+def test_one_expert_alone_is_what_its_ensemble_s_seal_says(ensemble: Path, name: str) -> None:
+    expert = load_verified(ensemble / "unet/low")
+    assert PrunedUNet2DModel.from_pretrained(ensemble / "unet/low").config.keys() >= expert.config.keys()
     if name == "seal.json":
-        (folder / "unet/seal.json").unlink()
+        (ensemble / "unet/seal.json").unlink()
     else:
-        flip_bit(folder / name, 150, 2)
+        flip_bit(ensemble / name, 150, 2)
     for load in (load_verified, PrunedUNet2DModel.from_pretrained):
         with pytest.raises(ValueError, match=r"unet/\S+ is missing or not what was written"):
-            load(folder / "unet/low")
+            load(ensemble / "unet/low")
 
 
-def test_plain_diffusers_refuses_a_damaged_scheduler_of_ours_and_sums_tell_anyone(
-    finished: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(finished / "ensemble", tmp_path / "moved"))
+def test_plain_diffusers_refuses_a_damaged_scheduler_of_ours_and_sums_tell_anyone(ensemble: Path) -> None:
     check = ["sha256sum", "--check", "--quiet", "SHA256SUMS"]
-    assert subprocess.run(check, cwd=folder, check=False).returncode == 0
-    listed = {line.split("  ", 1)[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
-    assert listed == {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} - {
-        "SHA256SUMS",
-        "seal.json",
-    }
-    DiffusionPipeline.from_pretrained(folder)
-    config = folder / "scheduler/scheduler_config.json"
+    assert subprocess.run(check, cwd=ensemble, check=False).returncode == 0
+    listed = {line.split("  ", 1)[1] for line in (ensemble / "SHA256SUMS").read_text().splitlines()}
+    files = {path.relative_to(ensemble).as_posix() for path in ensemble.rglob("*") if path.is_file()}
+    assert listed == files - {"SHA256SUMS", "seal.json"}
+    DiffusionPipeline.from_pretrained(ensemble)
+    config = ensemble / "scheduler/scheduler_config.json"
     config.write_text(config.read_text().replace("0.02", "0.03"))
     with pytest.raises(UserError, match=r"scheduler_config\.json: expected the file as it was saved"):
-        DiffusionPipeline.from_pretrained(folder)
-    assert subprocess.run(check, cwd=folder, check=False, capture_output=True).returncode != 0
+        DiffusionPipeline.from_pretrained(ensemble)
+    assert subprocess.run(check, cwd=ensemble, check=False, capture_output=True).returncode != 0

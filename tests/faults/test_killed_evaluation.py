@@ -43,9 +43,9 @@ def _kill_when(run_dir: Path, weights: Path, ready: Callable[[], bool]) -> None:
     process.wait()
 
 
-def _statistics(run_dir: Path) -> list[str]:
+def _statistics(run_dir: Path) -> str:
     (key,) = RunDirectory(run_dir).read().evaluations
-    return [file_digest(run_dir / "evaluation" / key[:16] / "statistics.npz")]
+    return file_digest(run_dir / "evaluation" / key[:16] / "statistics.npz")
 
 
 def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what_was_done(
@@ -62,7 +62,8 @@ def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what
     _kill_when(broken, weights, lambda: any(broken.glob("evaluation/[0-9a-f]*/features-00002.json")))
     assert not RunDirectory(broken).read().evaluations
     first = next(broken.glob("evaluation/[0-9a-f]*/features-00000.npy"))
-    _tear(next(broken.glob("evaluation/[0-9a-f]*/features-00001.npy")))
+    torn = next(broken.glob("evaluation/[0-9a-f]*/features-00001.npy"))
+    torn.write_bytes(torn.read_bytes()[:-100])  # as a failing disk would leave it
     made = first.stat().st_mtime_ns
     process = _start(broken, weights)
     while first.exists():
@@ -75,8 +76,3 @@ def test_an_evaluation_killed_twice_ends_in_the_same_bits_without_repeating_what
     assert _statistics(broken) == _statistics(whole)
     (one,), (other,) = (RunDirectory(run_dir).read().evaluations.values() for run_dir in (whole, broken))
     assert (one.fid, one.key) == (other.fid, other.key)
-
-
-def _tear(path: Path) -> None:
-    """Leave a file as a failing disk would."""
-    path.write_bytes(path.read_bytes()[:-100])

@@ -1,5 +1,6 @@
 """Tiny experts, constant experts and ensembles for the tests of the ensemble."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -90,7 +91,7 @@ def drawing_experts(**options: Any) -> list[DrawingGRU]:
     return experts
 
 
-def pruned_expert(ratio: float, seed: int) -> PrunedUNet2DModel:
+def _pruned_expert(ratio: float, seed: int) -> PrunedUNet2DModel:
     """A two-level UNet with attention, its channels ranked by magnitude and `ratio` of them removed."""
     torch.manual_seed(seed)
     dense = UNet2DModel(
@@ -109,7 +110,7 @@ def pruned_expert(ratio: float, seed: int) -> PrunedUNet2DModel:
 
 def pruned_experts() -> list[PrunedUNet2DModel]:
     """Two experts of different widths and weights, for PRUNED_ROUTES."""
-    return [pruned_expert(0.25, 0), pruned_expert(0.75, 1)]
+    return [_pruned_expert(0.25, 0), _pruned_expert(0.75, 1)]
 
 
 def packed_experts() -> list[PrunedUNet2DModel]:
@@ -206,6 +207,22 @@ def ensemble(kind: str = "pixels", experts: list[Any] | None = None, **scheduler
 def seeded(*seeds: int) -> list[torch.Generator]:
     """One generator a seed."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def by_hand(made: Any, start: torch.Tensor, predict: Callable[[nn.Module, torch.Tensor, int], torch.Tensor]) -> Any:
+    """The end of six steps of DDIM from `start`, over the experts themselves."""
+    scheduler, x = ListDDIMScheduler(), start
+    scheduler.set_timesteps(6)
+    with torch.no_grad():
+        for timestep in scheduler.timesteps.tolist():
+            expert = made.unet.experts[sum(timestep >= start for start, _ in ROUTES) - 1]
+            x = scheduler.step(predict(expert, x, timestep), timestep, x).prev_sample
+    return x
+
+
+def noise_of(shape: tuple[int, ...], *seeds: int) -> torch.Tensor:
+    """A sample's noise a seed."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in seeded(*seeds)])
 
 
 def draw(pipe: Any, *seeds: int, **options: Any) -> torch.Tensor:

@@ -4,32 +4,34 @@ import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from ensemble_fixtures import LENGTH_COUNTS, NAMES, ROUTES, draw, drawing_experts, ensemble, saved_ensemble, seeded
-from ensemble_fixtures import tiny_vae as some_vae
-from PIL import Image
-
-from ebdiff_orchestrator.ensemble import (
-    ListDDIMScheduler,
-    TimestepRouter,
-    iter_samples,
-    load_ensemble,
-    samples_of,
-    write_samples,
+from ensemble_fixtures import (
+    LENGTH_COUNTS,
+    NAMES,
+    ROUTES,
+    by_hand,
+    draw,
+    drawing_experts,
+    ensemble,
+    noise_of,
+    saved_ensemble,
+    seeded,
+    tiny_vae,
 )
+
+from ebdiff_orchestrator.ensemble import ListDDIMScheduler, TimestepRouter, load_ensemble, samples_of
 from ebdiff_orchestrator.ensemble.loading import pipeline_of
 from region_workers.data.drawings import raster, strokes_of
-from region_workers.data.svg import strokes_of_svg
 from region_workers.storage.integrity import seal_folder
 from schemas.data import RasterPlan
 from schemas.errors import UserError
 
-SVG = "{http://www.w3.org/2000/svg}"
-CORNER = [np.array([[0, 0], [4, 0], [4, 4]], np.float32), np.array([[2, 1], [2, 3]], np.float32)]
+
+def as_lists(drawing: list[np.ndarray]) -> list[list[list[float]]]:
+    return [stroke.tolist() for stroke in drawing]
 
 
 def rows_of_call(pipe: Any, count: int, **options: Any) -> list[np.ndarray]:
@@ -37,32 +39,19 @@ def rows_of_call(pipe: Any, count: int, **options: Any) -> list[np.ndarray]:
     return rows
 
 
-def paths(file: Path) -> list[str]:
-    """The data of the paths in an SVG file, in their order."""
-    return [path.attrib["d"] for path in ElementTree.parse(file).getroot().iter(f"{SVG}path")]
-
-
 def test_rows_are_ddim_by_hand_over_the_experts_and_become_strokes_and_pictures() -> None:
-    made = ensemble("drawings")
-    scheduler = ListDDIMScheduler()
-    scheduler.set_timesteps(6)
-    generators, lengths = seeded(3, 4), torch.tensor([6, 4])
-    x = torch.cat([torch.randn(1, 6, 3, generator=generator) for generator in generators])
-    with torch.no_grad():
-        for timestep in scheduler.timesteps.tolist():
-            owner = sum(timestep >= start for start, _ in ROUTES) - 1
-            x = scheduler.step(made.unet.experts[owner](x, timestep, lengths).sample, timestep, x).prev_sample
+    made, lengths = ensemble("drawings"), torch.tensor([6, 4])
+    x = by_hand(made, noise_of((6, 3), 3, 4), lambda expert, x, timestep: expert(x, timestep, lengths).sample)
     expected = [x[0].numpy(), x[1, :4].numpy()]
-    for ours, by_hand in zip(rows_of_call(made, 2, generator=seeded(3, 4), lengths=[6, 4]), expected, strict=True):
-        assert np.array_equal(ours, by_hand)
+    for ours, rows in zip(rows_of_call(made, 2, generator=seeded(3, 4), lengths=[6, 4]), expected, strict=True):
+        assert np.array_equal(ours, rows)
 
     plan = RasterPlan(canvas_px=32, line_width_px=2)
     output = made(2, generator=seeded(3, 4), lengths=[6, 4], raster=plan)
     drawings, images = made(2, generator=seeded(3, 4), lengths=[6, 4], raster=plan, return_dict=False)
     for drawing, again, image, rows in zip(output.drawings, drawings, images, expected, strict=True):
         strokes = strokes_of(rows, "absolute")
-        assert [stroke.tolist() for stroke in drawing] == [stroke.tolist() for stroke in strokes]
-        assert [stroke.tolist() for stroke in again] == [stroke.tolist() for stroke in strokes]
+        assert as_lists(drawing) == as_lists(again) == as_lists(strokes)
         assert np.array_equal(np.asarray(image), raster(strokes, plan)[..., 0])
     assert [image.size for image in output.images] == [(32, 32)] * 2
 
@@ -82,9 +71,8 @@ def test_steps_between_points_are_summed_up() -> None:
     made = ensemble("drawings", drawing_experts(coordinates="delta"))
     (rows,) = rows_of_call(made, 1, generator=seeded(1), lengths=6)
     (drawing,) = made(1, generator=seeded(1), lengths=6, show_progress=False).drawings
-    expected = strokes_of(rows, "delta")
-    assert [stroke.tolist() for stroke in drawing] == [stroke.tolist() for stroke in expected]
-    assert [stroke.tolist() for stroke in drawing] != [stroke.tolist() for stroke in strokes_of(rows, "absolute")]
+    assert as_lists(drawing) == as_lists(strokes_of(rows, "delta"))
+    assert as_lists(drawing) != as_lists(strokes_of(rows, "absolute"))
 
 
 def test_batch_size_and_where_a_range_begins_change_nothing_but_rounding() -> None:
@@ -92,11 +80,8 @@ def test_batch_size_and_where_a_range_begins_change_nothing_but_rounding() -> No
     state = torch.get_rng_state()
     whole = samples_of(made, 5, seed=3, steps=None, batch_size=5)
     for batch_size, first in ((2, 0), (2, 3), (1, 3)):
-        for drawing, expected in zip(
-            [each for batch in iter_samples(made, 5 - first, 3, None, batch_size, first=first) for each in batch],
-            whole[first:],
-            strict=True,
-        ):
+        part = samples_of(made, 5 - first, 3, None, batch_size, first=first)
+        for drawing, expected in zip(part, whole[first:], strict=True):
             assert [len(stroke) for stroke in drawing] == [len(stroke) for stroke in expected]
             assert all(np.allclose(a, b, atol=1e-3) for a, b in zip(drawing, expected, strict=True))
     assert torch.equal(state, torch.get_rng_state()), "the global generator is neither read nor moved"
@@ -149,7 +134,7 @@ def test_experts_that_do_not_belong_together_make_no_ensemble() -> None:
     with pytest.raises(UserError, match=r"length_counts = .*one value"):
         TimestepRouter([other_counts, *experts[1:]], ROUTES, NAMES)
     with pytest.raises(UserError, match="vae = VQModel: expected none"):
-        pipeline_of(TimestepRouter(experts, ROUTES, NAMES), ListDDIMScheduler(), some_vae())
+        pipeline_of(TimestepRouter(experts, ROUTES, NAMES), ListDDIMScheduler(), tiny_vae())
 
 
 @pytest.mark.parametrize(
@@ -189,49 +174,3 @@ def test_drawings_are_not_compiled(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="compile = True: expected False for drawings"):
         load_ensemble(tmp_path, compile=True)
     assert draw(load_ensemble(tmp_path), 1).shape == (1, 6, 3)
-
-
-def test_an_svg_has_a_path_a_stroke_in_the_order_drawn(tmp_path: Path) -> None:
-    dot, nothing = [np.zeros((3, 2), np.float32)], []
-    write_samples([CORNER, dot, nothing, [np.float32([[0, np.nan], [1, 1], [2, np.inf]])]], tmp_path / "out")
-    names = sorted(file.name for file in (tmp_path / "out").iterdir())
-    assert names == ["00000.svg", "00001.svg", "00002.svg", "00003.svg", "grid.png", "grid.svg"]
-    assert paths(tmp_path / "out/00000.svg") == ["M58 58l884 0 0 884", "M500 279l0 442"]
-    read_back = strokes_of_svg((tmp_path / "out/00000.svg").read_bytes())
-    ends = [(stroke[0].tolist(), stroke[-1].tolist()) for stroke in read_back]
-    assert ends == [([58, 58], [942, 942]), ([500, 279], [500, 721])]
-    assert paths(tmp_path / "out/00001.svg") == ["M500 500h0"]
-    assert paths(tmp_path / "out/00002.svg") == []
-    assert paths(tmp_path / "out/00003.svg") == ["M500 500h0"]
-    root = ElementTree.parse(tmp_path / "out/00000.svg").getroot()
-    assert (root.tag, root.attrib["viewBox"]) == (f"{SVG}svg", "0 0 1000 1000")
-
-
-def test_the_grids_hold_256_drawings_at_most_in_rows(tmp_path: Path) -> None:
-    write_samples([CORNER] * 5, tmp_path / "five")
-    grid = ElementTree.parse(tmp_path / "five/grid.svg").getroot()
-    assert grid.attrib["viewBox"] == "0 0 3080 2040"
-    places = [cell.attrib["transform"] for cell in grid.iter(f"{SVG}g")]
-    assert places == [f"translate({x} {y})" for x, y in ((0, 0), (1040, 0), (2080, 0), (0, 1040), (1040, 1040))]
-    assert paths(tmp_path / "five/grid.svg") == paths(tmp_path / "five/00000.svg") * 5
-    with Image.open(tmp_path / "five/grid.png") as image:
-        assert (image.mode, image.size) == ("L", (3 * 98 - 2, 2 * 98 - 2))
-        assert np.asarray(image)[:96, :96].min() < 50
-    write_samples([CORNER] * 257, tmp_path / "many")
-    assert len(paths(tmp_path / "many/grid.svg")) == 2 * 256
-    assert len(list((tmp_path / "many").glob("0*.svg"))) == 257
-
-
-def test_a_drawing_of_a_kanjis_size_is_a_small_file(tmp_path: Path) -> None:
-    angles = np.linspace(0, 6, 100, dtype=np.float32)
-    write_samples([[np.stack([np.cos(angles), np.sin(angles * (k + 1))], axis=1) for k in range(3)]], tmp_path / "out")
-    assert (tmp_path / "out/00000.svg").stat().st_size < 3000
-
-
-def test_drawings_replace_older_samples_and_nothing_else(tmp_path: Path) -> None:
-    write_samples(np.zeros((3, 8, 8, 1), np.uint8), tmp_path / "out")
-    write_samples([CORNER], tmp_path / "out")
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {"00000.svg", "grid.svg", "grid.png"}
-    (tmp_path / "out" / "mine.svg").write_text("")
-    with pytest.raises(UserError, match="new or empty folder"):
-        write_samples([CORNER], tmp_path / "out")

@@ -9,6 +9,7 @@ from ensemble_fixtures import (
     CLASSES,
     NAMES,
     ROUTES,
+    VAES,
     attending_experts,
     attending_unet,
     draw,
@@ -18,44 +19,29 @@ from ensemble_fixtures import (
 )
 from finished_run import expert_files
 
-from ebdiff_orchestrator.ensemble import (
-    EnsemblePipeline,
-    ListDDIMScheduler,
-    TimestepRouter,
-    ensemble_of,
-    load_ensemble,
-)
+from ebdiff_orchestrator.ensemble import EnsemblePipeline, ListDDIMScheduler, TimestepRouter, ensemble_of, load_ensemble
 from ebdiff_orchestrator.run.finishing import assemble
 from region_workers.data.vae import load_vae
 from schemas.errors import RunFailed, UserError
 from schemas.model import LatentModelPlan
 from schemas.plan import DiffusionPlan, Plan, SamplingPlan
 
-VAES = ["AutoencoderKL", "VQModel"]
-
 
 def pipeline(kind: str = "VQModel") -> EnsemblePipeline:
     return ensemble(kind, num_inference_steps=4, guidance_scale=2.0)
 
 
-@pytest.mark.parametrize("kind", VAES)
-def test_images_are_the_decoded_latents(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "shift"), [*[(kind, None) for kind in VAES], ("AutoencoderKL", 0.3)])
+def test_images_are_the_decoded_latents_scaled_and_shifted_back(kind: str, shift: float | None) -> None:
     pipe = pipeline(kind)
+    if shift is not None:
+        pipe.vae.register_to_config(shift_factor=shift)
     latents, images = draw(pipe, 3, 4, output_type="latent"), draw(pipe, 3, 4)
     assert (latents.shape, images.shape, images.dtype) == ((2, 3, 4, 4), (2, 1, 8, 8), torch.float32)
     with torch.no_grad():
-        decoded = pipe.vae.decode(latents / 0.5).sample
+        decoded = pipe.vae.decode(latents / 0.5 + (shift or 0)).sample
     assert torch.equal(images, (decoded / 2 + 0.5).clamp(0, 1))
     assert images.std() > 0.01
-
-
-def test_a_vaes_shift_is_undone() -> None:
-    pipe = pipeline("AutoencoderKL")
-    latents = draw(pipe, 3, 4, output_type="latent")
-    pipe.vae.register_to_config(shift_factor=0.3)
-    with torch.no_grad():
-        decoded = pipe.vae.decode(latents / 0.5 + 0.3).sample
-    assert torch.equal(draw(pipe, 3, 4), (decoded / 2 + 0.5).clamp(0, 1))
 
 
 def test_a_saved_vae_is_two_files(tmp_path: Path) -> None:
@@ -65,22 +51,20 @@ def test_a_saved_vae_is_two_files(tmp_path: Path) -> None:
 
 
 def test_without_classes_latents_are_drawn_too(tmp_path: Path) -> None:
-    experts = tiny_experts(in_channels=3, out_channels=3)
-    ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), SamplingPlan(steps=2), vae=tiny_vae()).save_pretrained(
-        tmp_path
-    )
+    experts, sampling = tiny_experts(in_channels=3, out_channels=3), SamplingPlan(steps=2)
+    ensemble_of(experts, ROUTES, NAMES, DiffusionPlan(), sampling, tiny_vae()).save_pretrained(tmp_path)
     pipe = DiffusionPipeline.from_pretrained(tmp_path)
     assert (type(pipe), pipe.num_classes) == (EnsemblePipeline, None)
     assert pipe(1, output_type="np").images.shape == (1, 16, 16, 1)
 
 
 def test_a_vae_that_does_not_fit_the_experts_is_refused() -> None:
-    with pytest.raises(UserError, match=r"vae\.latent_channels = 3: expected 1"):
-        EnsemblePipeline(TimestepRouter(tiny_experts(), ROUTES, NAMES), ListDDIMScheduler(), tiny_vae())
-    with pytest.raises(UserError, match=r"vae\.scaling_factor = 0"):
-        EnsemblePipeline(
-            TimestepRouter(attending_experts(), ROUTES, NAMES), ListDDIMScheduler(), tiny_vae(scaling_factor=0)
-        )
+    for experts, vae, message in (
+        (tiny_experts(), tiny_vae(), r"vae\.latent_channels = 3: expected 1"),
+        (attending_experts(), tiny_vae(scaling_factor=0), r"vae\.scaling_factor = 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            EnsemblePipeline(TimestepRouter(experts, ROUTES, NAMES), ListDDIMScheduler(), vae)
 
 
 def test_a_missing_vae_is_named(tmp_path: Path) -> None:

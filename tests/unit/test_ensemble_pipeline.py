@@ -22,17 +22,17 @@ from ensemble_fixtures import (
     ROUTES,
     UNCONDITIONAL,
     VAES,
+    by_hand,
     draw,
     ensemble,
+    noise_of,
     saved_ensemble,
-    seeded,
     tiny_experts,
 )
 from forked import run_forked
 
 from ebdiff_orchestrator.ensemble import (
     EnsemblePipeline,
-    ListDDIMScheduler,
     TimestepRouter,
     VectorPipeline,
     ensemble_of,
@@ -65,15 +65,8 @@ def guidance(kind: str) -> dict[str, float]:
 
 def test_the_pipeline_is_ddim_by_hand_over_the_experts() -> None:
     made = ensemble()
-    images = draw(made, 3, 4)
-    scheduler = ListDDIMScheduler()
-    scheduler.set_timesteps(6)
-    x = torch.cat([torch.randn(1, 1, 8, 8, generator=generator) for generator in seeded(3, 4)])
-    with torch.no_grad():
-        for timestep in scheduler.timesteps.tolist():
-            owner = sum(timestep >= start for start, _ in ROUTES) - 1
-            x = scheduler.step(made.unet.experts[owner](x, timestep).sample, timestep, x).prev_sample
-    assert torch.equal(images, (x / 2 + 0.5).clamp(0, 1))
+    x = by_hand(made, noise_of((1, 8, 8), 3, 4), lambda expert, x, timestep: expert(x, timestep).sample)
+    assert torch.equal(draw(made, 3, 4), (x / 2 + 0.5).clamp(0, 1))
 
 
 @pytest.mark.parametrize("kind", ["pixels", "classes", "drawings"])
@@ -96,6 +89,19 @@ def test_batch_size_and_where_a_range_begins_change_nothing_but_rounding(kind: s
         assert np.abs(images[first:].astype(int) - part).max() <= 1
     other_seed = samples_of(made, 5, seed=4, steps=None, batch_size=5)
     assert np.abs(images.astype(int) - other_seed).max() > 10
+
+
+def test_the_global_generator_is_neither_read_nor_moved() -> None:
+    made = ensemble(eta=1.0)
+    state = torch.get_rng_state()
+    samples_of(made, 2, seed=3, steps=2, batch_size=2)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_progress_counts_the_steps_of_all_batches() -> None:
+    reports: list[tuple[int, int]] = []
+    samples_of(ensemble(), 5, 0, 2, batch_size=2, report=lambda done, total: reports.append((done, total)))
+    assert reports == [(done, 6) for done in range(1, 7)]
 
 
 @pytest.mark.parametrize(

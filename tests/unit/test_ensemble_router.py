@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from schemas.errors import UserError
 
 X = torch.zeros(1, 1, 2, 2)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+HOST_TIMESTEPS = [300, 300.5, torch.tensor(300), torch.tensor([5, 300, 900])]
 
 
 @pytest.mark.parametrize(
@@ -57,10 +59,9 @@ def test_mixed_timesteps_give_what_each_expert_gives_alone() -> None:
         together = router(images, timesteps, class_labels=labels).sample
         positional = router(images, timesteps, labels, return_dict=False)[0]
         for row, owner in enumerate([2, 0, 1, 0]):
-            alone = experts[owner](
-                images[row : row + 1], int(timesteps[row]), class_labels=labels[row : row + 1]
-            ).sample
-            assert torch.allclose(together[row : row + 1], alone, atol=1e-6)
+            one = slice(row, row + 1)
+            alone = experts[owner](images[one], int(timesteps[row]), class_labels=labels[one]).sample
+            assert torch.allclose(together[one], alone, atol=1e-6)
     assert torch.equal(together, positional)
 
 
@@ -83,7 +84,7 @@ def test_the_wrong_number_of_timesteps_is_an_error() -> None:
         router(torch.zeros(3, 1, 2, 2), torch.tensor([1, 2]))
 
 
-@pytest.mark.parametrize("timestep", [300, 300.5, torch.tensor(300), torch.tensor([5, 300, 900])])
+@pytest.mark.parametrize("timestep", HOST_TIMESTEPS)
 def test_numbers_and_host_tensors_never_read_from_the_device(timestep: object) -> None:
     # A meta tensor has no values: reading one raises.
     router = TimestepRouter(tiny_experts(), ROUTES, NAMES).to("meta")
@@ -91,7 +92,7 @@ def test_numbers_and_host_tensors_never_read_from_the_device(timestep: object) -
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("timestep", [300, 300.5, torch.tensor(300), torch.tensor([5, 300, 900])])
+@pytest.mark.parametrize("timestep", HOST_TIMESTEPS)
 def test_numbers_and_host_tensors_make_no_wait_for_a_gpu(timestep: object) -> None:
     router = TimestepRouter(tiny_experts(), ROUTES, NAMES).to("cuda")
     images = torch.zeros(3, 1, 8, 8, device="cuda")
@@ -104,32 +105,22 @@ def test_numbers_and_host_tensors_make_no_wait_for_a_gpu(timestep: object) -> No
 
 
 @pytest.mark.parametrize(
-    "routes",
+    ("field", "value"),
     [
-        [(0, 260), (240, 440), (440, 1000)],
-        [(0, 260), (270, 440), (440, 1000)],
-        [(1, 260), (260, 440), (440, 1000)],
-        [(260, 440), (0, 260), (440, 1000)],
-        [(0, 260), (260, 260), (260, 1000)],
+        ("routes", [(0, 260), (240, 440), (440, 1000)]),
+        ("routes", [(0, 260), (270, 440), (440, 1000)]),
+        ("routes", [(1, 260), (260, 440), (440, 1000)]),
+        ("routes", [(260, 440), (0, 260), (440, 1000)]),
+        ("routes", [(0, 260), (260, 260), (260, 1000)]),
+        *[("names", names) for names in (["a", "a", "b"], ["a", "b"], ["..", "a", "b"], ["a/b", "c", "d"])],
+        *[("in_channels", 3), ("out_channels", 2), ("sample_size", 16), ("num_class_embeds", 4)],  # of one expert
     ],
 )
-def test_routes_that_are_no_partition_are_refused(routes: list[tuple[int, int]]) -> None:
-    with pytest.raises(UserError, match="routes"):
-        TimestepRouter(tiny_experts(), routes, NAMES)
-
-
-@pytest.mark.parametrize("names", [["a", "a", "b"], ["a", "b"], ["..", "a", "b"], ["a/b", "c", "d"]])
-def test_names_that_cannot_be_three_folders_are_refused(names: list[str]) -> None:
-    with pytest.raises(UserError, match="names"):
-        TimestepRouter(tiny_experts(), ROUTES, names)
-
-
-@pytest.mark.parametrize(
-    "other", [{"in_channels": 3}, {"out_channels": 2}, {"sample_size": 16}, {"num_class_embeds": 4}]
-)
-def test_experts_that_disagree_are_refused(other: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=next(iter(other))):
-        TimestepRouter([tiny_unet(), tiny_unet(**other), tiny_unet()], ROUTES, NAMES)
+def test_no_partition_names_that_are_no_folders_and_experts_that_disagree_are_refused(field: str, value: Any) -> None:
+    given: dict[str, Any] = {"routes": ROUTES, "names": NAMES, field: value}
+    other = {} if field in ("routes", "names") else {field: value}
+    with pytest.raises(UserError, match=field):
+        TimestepRouter([tiny_unet(), tiny_unet(**other), tiny_unet()], given["routes"], given["names"])
 
 
 def test_the_config_has_what_pipelines_read() -> None:

@@ -25,7 +25,7 @@ from ebdiff_orchestrator.evaluation import work
 from ebdiff_orchestrator.evaluation.extractors import choose_extractor
 from ebdiff_orchestrator.evaluation.features import shared_out
 from ebdiff_orchestrator.evaluation.inception import WEIGHTS_NAME
-from ebdiff_orchestrator.evaluation.records import recorded_report
+from ebdiff_orchestrator.evaluation.records import evaluation_folder, recorded_report
 from ebdiff_orchestrator.evaluation.statistics import Statistics, write_statistics
 from ebdiff_orchestrator.evaluation.work import Shard, make_shards
 from ebdiff_orchestrator.plans.load import plan_from_values
@@ -83,10 +83,6 @@ def evaluation(run_dir: Path, weights: Path, quick_root: None) -> Evaluation:
     )
 
 
-def folder_of(run_dir: Path, evaluation: Evaluation) -> Path:
-    return run_dir / "evaluation" / evaluation.key[:16]
-
-
 @pytest.mark.slow
 def test_fid_is_that_of_pytorch_fid_s_own_command_on_the_same_images(
     run_dir: Path,
@@ -101,7 +97,9 @@ def test_fid_is_that_of_pytorch_fid_s_own_command_on_the_same_images(
     for index, image_HWC in enumerate(store.array[:IMAGES]):
         Image.fromarray(np.asarray(image_HWC).squeeze()).save(tmp_path / f"{index:05d}.png")
     command = ["pytorch_fid", "--num-workers", "0", "--device", "cpu"]
-    monkeypatch.setattr(sys, "argv", [*command, str(folder_of(run_dir, evaluation) / "images"), str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", [*command, str(evaluation_folder(run_dir, evaluation.key) / "images"), str(tmp_path)]
+    )
     monkeypatch.setenv("TORCH_HOME", str(weights.parents[2]))
     fid_score.main()
     theirs = float(capsys.readouterr().out.split("FID:")[1])
@@ -119,7 +117,7 @@ def test_what_is_recorded_says_all_that_the_number_depends_on(
     assert (evaluation.num_images, evaluation.steps, evaluation.reference_images) == (IMAGES, 4, IMAGES)
     assert 0 < evaluation.seconds_per_image < evaluation.wall_s
     assert [(held.job, held.attempt, held.workers, held.gpus) for held in manifest.usage] == [("evaluate", 1, 1, 0)]
-    folder = folder_of(run_dir, evaluation)
+    folder = evaluation_folder(run_dir, evaluation.key)
     report = recorded_report(run_dir, evaluation)
     assert report == EvaluationReport.model_validate_json((folder / "report.json").read_text())
     assert report.label.startswith(f"FID-{IMAGES} ({IMAGES} images; not comparable with FID-50k")
@@ -197,15 +195,15 @@ def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
 ) -> None:
     run_dir = tmp_path / "run"
     finished_run(run_dir, tiny_plan())
-    options = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2}
-    found = evaluate(run_dir, 6, **options, view=(view := Watcher()))
+    how = {"extractor": "random-conv", "in_process": True, "steps": 2}
+    found = evaluate(run_dir, 6, reference_images=30, **how, view=(view := Watcher()))
     assert view.heard_at
     assert all(unix_time() - at < 600 for at in view.heard_at), "else a live view takes the work for silent"
     assert found.distance == found.frechet_distance > 0
     recorded = json.loads((run_dir / "manifest.json").read_text())["evaluations"][found.key]
     assert (recorded["extractor"], recorded["frechet_distance"]) == ("random-conv", found.distance)
     assert {"fid", "inception_sha256"}.isdisjoint(recorded)
-    assert evaluate(run_dir, 6, **options) == found
+    assert evaluate(run_dir, 6, reference_images=30, **how) == found
     report = recorded_report(run_dir, found)
     assert report.label == "FD-random-conv-6"
     Console().print(report_table(report))
@@ -213,8 +211,8 @@ def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
     assert f"FD-random-conv-6: {found.distance:.4g}" in shown
     assert "nothing with the literature" in shown
     assert "FID" not in shown + report.model_dump_json()
-    own = folder_of(run_dir, found) / "statistics.npz"
-    itself = evaluate(run_dir, 6, reference=own, extractor="random-conv", in_process=True, steps=2)
+    own = evaluation_folder(run_dir, found.key) / "statistics.npz"
+    itself = evaluate(run_dir, 6, reference=own, **how)
     assert itself.distance == pytest.approx(0, abs=1e-4)
     write_statistics(tmp_path / "inception.npz", Statistics(np.zeros(2048), np.eye(2048), 9))
     (tmp_path / "large").mkdir()
@@ -222,22 +220,19 @@ def test_random_filters_need_no_weights_and_their_distance_is_no_fid(
         Image.new("L", (16, 16), index).save(tmp_path / f"large/{index}.png")
     for wrong, told in (("inception.npz", r"mu \(2048,\).*not \(352,\)"), ("large", "images of 8x8, .*Not of 16x16")):
         with pytest.raises(UserError, match=f"--reference = .*{told}"):
-            evaluate(run_dir, 6, reference=tmp_path / wrong, extractor="random-conv", in_process=True, steps=2)
+            evaluate(run_dir, 6, reference=tmp_path / wrong, **how)
 
 
 @pytest.fixture
 def job(run_dir: Path, weights: Path, tmp_path: Path) -> FeatureJob:
     plan = RunDirectory(run_dir).read().plan
-    images = SampledImages(
-        ensemble=str(run_dir / "ensemble"), seed=3, steps=2, guidance_scale=1, batch_size=2, keep_images=False
-    )
+    drawn = {"seed": 3, "steps": 2, "guidance_scale": 1, "batch_size": 2, "keep_images": False}
     return FeatureJob(
         folder=str(tmp_path / "shards"),
         num_images=3,
-        images=images,
+        images=SampledImages(ensemble=str(run_dir / "ensemble"), **drawn),
         measure=Measure(extractor=choose_extractor("inception", weights)),
         training=plan.training,
-        use_gpu=False,
     )
 
 
@@ -273,6 +268,27 @@ def test_a_reference_image_that_does_not_read_is_named(job: FeatureJob, tmp_path
     for images, told in ((small, "0.png does not read as an image"), (large, "2.png does not read as an image")):
         of_folder = job.model_copy(update={"images": images})
         assert told in (make_shards(of_folder.model_dump_json(), (0,)) or "")
+
+
+def test_what_a_killed_worker_was_writing_is_gone_when_another_has_done_its_part(
+    tiny_plan: MakePlan, tmp_path: Path
+) -> None:
+    def make_and_leave(job: str, indices: tuple[int, ...]) -> str | None:
+        folder = Path(FeatureJob.model_validate_json(job).folder)
+        for file in (
+            folder / ".partial-0123456789ab-features-00000.npy",
+            folder / "images/.partial-0123456789ab-1.png",
+        ):
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        return make_shards(job, indices)
+
+    finished_run(tmp_path, tiny_plan(f"workers.cache_dir={tmp_path}/cache"))
+    with patch("ebdiff_orchestrator.evaluation.features.make_shards", make_and_leave):
+        found = evaluate(tmp_path, 2, steps=1, extractor="random-conv", keep_images=True, in_process=True)
+    folder = evaluation_folder(tmp_path, found.key)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert sorted(path.name for path in folder.glob("images/*")) == ["00000.png", "00001.png"]
 
 
 def test_shards_are_shared_out_evenly_and_all() -> None:

@@ -16,15 +16,11 @@ from rich.console import Console
 from ebdiff_orchestrator import evaluate
 from ebdiff_orchestrator.cli.evaluate import report_table
 from ebdiff_orchestrator.ensemble import load_ensemble, samples_of
-from ebdiff_orchestrator.evaluation.extractors import choose_extractor
-from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor, load_extractor
+from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES
 from ebdiff_orchestrator.evaluation.records import evaluation_folder, evaluation_key, recorded_report
 from ebdiff_orchestrator.evaluation.reference import given_reference, own_reference
-from ebdiff_orchestrator.evaluation.statistics import (
-    Statistics,
-    read_statistics,
-    write_statistics,
-)
+from ebdiff_orchestrator.evaluation.statistics import Statistics, read_statistics, write_statistics
 from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
 from ebdiff_orchestrator.evaluation.work import Shard, image_file, make_shards, read_features
 from ebdiff_orchestrator.reports.compare import compare_runs, comparison_table
@@ -37,11 +33,12 @@ from schemas.plan import DataPlan, TrainingPlan
 
 RASTER = RasterPlan(canvas_px=24, line_width_px=1.5, margin=0.1)
 MEASURE = Measure(extractor=choose_extractor("random-conv"), raster=RASTER)
+NO_FID = {"fid": None, "inception_sha256": None, "extractor_sha256": "c", "frechet_distance": 1.0}
 DRAWN = {"seed": 1, "steps": 2, "guidance_scale": 1.0, "batch_size": 2}
 
 
 def features_of(pictures: np.ndarray) -> np.ndarray:
-    return RandomConv(torch.device("cpu")).features(pictures)
+    return load_extractor(MEASURE.extractor, torch.device("cpu")).features(pictures)
 
 
 def a_job(folder: Path, images: SampledImages | StoredImages) -> FeatureJob:
@@ -93,17 +90,15 @@ def test_a_run_of_drawings_is_evaluated_and_compared(
 @pytest.mark.parametrize(
     ("fields", "label"),
     [
-        ({"num_images": 1000}, "FID-1k, 24 px, line 1.5 px, margin 10% (1,000 drawings; not comparable with FID-50k)"),
         (
-            {"extractor": "random-conv", "extractor_sha256": "c", "frechet_distance": 1.0, "num_images": 1000},
-            "FD-random-conv-1k, 24 px, line 1.5 px, margin 10%",
+            {"inception_sha256": OFFICIAL_SHA256},
+            "FID-1k, 24 px, line 1.5 px, margin 10% (1,000 drawings; not comparable with FID-50k)",
         ),
+        ({**NO_FID, "extractor": "random-conv"}, "FD-random-conv-1k, 24 px, line 1.5 px, margin 10%"),
     ],
 )
 def test_the_renderers_settings_stand_in_the_label(fields: dict[str, Any], label: str) -> None:
-    by = {"fid": 1.0, "inception_sha256": OFFICIAL_SHA256} if "extractor" not in fields else {}
-    none = {} if by else {"fid": None, "inception_sha256": None}
-    assert label_of(an_evaluation(raster=RASTER, **by, **none, **fields)) == label
+    assert label_of(an_evaluation(raster=RASTER, num_images=1000, **fields)) == label
 
 
 def test_whatever_is_measured_otherwise_is_known_by_another_key(tiny_plan: MakePlan, tmp_path: Path) -> None:
@@ -120,7 +115,7 @@ def test_whatever_is_measured_otherwise_is_known_by_another_key(tiny_plan: MakeP
     assert len({reference.digest for reference in references}) == len(references)
 
 
-def test_a_reference_of_another_size_or_measure_is_refused(tmp_path: Path) -> None:
+def test_a_reference_of_another_size_or_measure_or_too_few_is_refused(tiny_plan: MakePlan, tmp_path: Path) -> None:
     for folder, side in (("right", 24), ("wrong", 28)):
         (tmp_path / folder).mkdir()
         for index in range(2):
@@ -128,6 +123,10 @@ def test_a_reference_of_another_size_or_measure_is_refused(tmp_path: Path) -> No
     assert given_reference(tmp_path / "right", tmp_path, MEASURE, side=24).num_images == 2
     with pytest.raises(UserError, match=r"--reference = .*wrong: expected images of 24x24, as the run's. Not of 28x28"):
         given_reference(tmp_path / "wrong", tmp_path, MEASURE, side=24)
+    data = DataPlan(path=str(write_lines(tmp_path / "one.ndjson", scribbles(1))), drawings=DrawingsPlan(raster=RASTER))
+    plan = tiny_plan(*VECTOR).model_copy(update={"data": data})
+    with pytest.raises(UserError, match=r"data\.path = .*: expected at least 2 drawings to measure against"):
+        own_reference(plan, ensure_drawings(data, tmp_path / "cache"), tmp_path, None, MEASURE)
     statistics = Statistics(np.zeros(NUM_FEATURES), np.eye(NUM_FEATURES), 12)
     plain = Measure(extractor=MEASURE.extractor)
     for name, measure in (("ours", MEASURE), ("other", plain)):

@@ -74,7 +74,7 @@ def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: MakePla
     assert both.kid > 0
     assert both.precision == 0  # of an ensemble that never trained
     assert both.recall is not None
-    again = {"reference_images": 30, "extractor": "random-conv", "in_process": True, "steps": 2, "seed": 1}
+    again = {**options, "seed": 1}
     with (
         patch("ebdiff_orchestrator.evaluation.evaluate.measures_of_features", side_effect=RunFailed("killed")),
         pytest.raises(RunFailed, match="killed"),
@@ -87,9 +87,9 @@ def test_more_measures_of_the_same_features_join_the_distance(tiny_plan: MakePla
     assert None not in (resumed.kid, resumed.precision)
     (evaluation_folder(run_dir, resumed.key) / "report.json").unlink()
     assert evaluate(run_dir, 6, **again).kid == resumed.kid
-    statistics = evaluation_folder(run_dir, both.key) / "statistics.npz"
+    own = {"reference": evaluation_folder(run_dir, both.key) / "statistics.npz", "reference_images": None}
     with pytest.raises(UserError, match=r"--reference = .*npz: expected images, of which --measure kid needs"):
-        evaluate(run_dir, 6, measures=("kid",), reference=statistics, extractor="random-conv", in_process=True)
+        evaluate(run_dir, 6, measures=("kid",), **{**options, **own})
     cells = comparison_table(compare_runs([run_dir]))
     assert [name for name in cells.headings if "random-conv" in name] == [
         *("FD-random-conv", "KID-random-conv", "precision-random-conv", "recall-random-conv")
@@ -107,10 +107,8 @@ def test_the_wavelet_distance_is_that_of_the_same_images_in_memory(
     finished_run(run_dir, plan)
     options = {"measures": ("wavelet",), "in_process": True, "steps": 2, "keep_images": True}
     found = evaluate(run_dir, 20, reference_images=20, **options)
-    drawn = [
-        np.asarray(Image.open(path))
-        for path in sorted((evaluation_folder(run_dir, found.key) / "images").glob("*.png"))
-    ]
+    folder = evaluation_folder(run_dir, found.key)
+    drawn = [np.asarray(Image.open(path)) for path in sorted((folder / "images").glob("*.png"))]
     reference = ensure_store(RunDirectory(run_dir).read().plan.data, cache_dir).array[:20]
     images = np.stack(drawn).reshape(reference.shape)
     assert found.frechet_distance == pytest.approx(quick_measure(images, reference))
@@ -121,7 +119,7 @@ def test_the_wavelet_distance_is_that_of_the_same_images_in_memory(
     shown = " ".join(capsys.readouterr().out.split())
     assert "Haar packets of level 3" in shown
     assert "[b]images" in shown
-    itself = evaluate(run_dir, 20, reference=evaluation_folder(run_dir, found.key) / "statistics.npz", **options)
+    itself = evaluate(run_dir, 20, reference=folder / "statistics.npz", **options)
     assert itself.distance == pytest.approx(0, abs=1e-6)
     assert "FWD, level 3" in comparison_table(compare_runs([run_dir])).headings
 

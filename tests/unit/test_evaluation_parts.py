@@ -1,6 +1,7 @@
 """The parts of an evaluation: shards, statistics, labels, weights, the steps that each region gets."""
 
 import pickle
+import socket
 from pathlib import Path
 from urllib.error import URLError
 
@@ -17,8 +18,9 @@ from pytorch_fid.inception import FID_WEIGHTS_URL
 from safetensors.torch import load_file
 
 from ebdiff_orchestrator.evaluation import inception
-from ebdiff_orchestrator.evaluation.inception import FEATURES, Inception, choose_inception, load_inception, weights_file
-from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, RandomConv, weights_digest
+from ebdiff_orchestrator.evaluation.extractors import choose_extractor, load_extractor
+from ebdiff_orchestrator.evaluation.inception import FEATURES, load_inception, weights_file
+from ebdiff_orchestrator.evaluation.random_conv import NUM_FEATURES, weights_digest
 from ebdiff_orchestrator.evaluation.records import steps_by_region
 from ebdiff_orchestrator.evaluation.statistics import (
     Statistics,
@@ -28,10 +30,7 @@ from ebdiff_orchestrator.evaluation.statistics import (
     write_statistics,
 )
 from ebdiff_orchestrator.evaluation.values import OFFICIAL_SHA256, label_of
-from ebdiff_orchestrator.evaluation.work import (
-    shards_of,
-    write_shard,
-)
+from ebdiff_orchestrator.evaluation.work import shards_of, write_shard
 from region_workers.storage.integrity import file_digest
 from schemas.errors import RunFailed, UserError
 from schemas.evaluation import ExtractorChoice, Measure
@@ -162,6 +161,18 @@ def test_weights_that_cannot_be_downloaded_are_asked_for_by_name(
         weights_file(tmp_path / "nowhere.pth")
 
 
+def test_a_server_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(inception, "ANSWER_WITHIN_S", 0.2)
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth"
+        monkeypatch.setattr(inception, "FID_WEIGHTS_URL", address)
+        with pytest.raises(UserError, match=r"could not be downloaded .*timed out"):
+            weights_file(None)
+    assert socket.getdefaulttimeout() is None
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_weights_are_never_unpickled_into_objects(
     published: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -209,7 +220,7 @@ def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(
     for file, image_HWC in zip(files, images, strict=True):
         Image.fromarray(image_HWC.squeeze()).save(file)
     theirs = get_activations(files, network, batch_size=5, num_workers=0)
-    ours = Inception(choose_inception(weights), CPU).features(images)
+    ours = load_extractor(choose_extractor("inception", weights), CPU).features(images)
     assert ours.dtype == np.float32
     assert ours.std() > 1e-2, "the features tell nothing apart"
     assert np.array_equal(ours, theirs)
@@ -219,13 +230,14 @@ def test_features_are_bit_for_bit_those_that_pytorch_fid_makes_of_the_same_pngs(
 @pytest.mark.parametrize("sides", [(8, 8), (16, 16), (40, 24), (64, 64), (256, 256), (8, 100)])
 def test_random_filters_see_images_of_any_size(sides: tuple[int, int], channels: int) -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, *sides, channels), np.uint8)
-    features = RandomConv(CPU).features(images)
+    extractor = load_extractor(choose_extractor("random-conv"), CPU)
+    features = extractor.features(images)
     assert features.shape == (3, NUM_FEATURES)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
     assert np.ptp(features, axis=0).min() > 0, "a feature that tells nothing apart"
     grey = np.repeat(images[..., :1], 3, axis=3)
-    assert np.array_equal(RandomConv(CPU).features(images[..., :1]), RandomConv(CPU).features(grey))
+    assert np.array_equal(extractor.features(images[..., :1]), extractor.features(grey))
 
 
 def test_the_weights_of_random_filters_are_the_same_everywhere_and_always() -> None:
