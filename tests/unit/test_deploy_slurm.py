@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "ebdiff.sbatch"
 STAND_INS = {
     "scontrol": 'case "$1" in show) printf "node1\\nnode2\\n" ;; esac',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "hostname": "echo 10.0.0.1 fe80::1",
+    "hostname": 'case "$1" in --ip-address) echo "${OWN_NAME:-10.0.0.1 fe80::1}" ;; *) echo "127.0.0.1 10.0.0.7" ;; esac',
     "sleep": "",
     "ray": 'case "$1" in health-check) exit "${HEAD_IS_DOWN:-0}" ;; esac',
     "ebdiff": """
@@ -116,15 +116,28 @@ def test_the_token_is_the_job_s_own_readable_by_its_user_alone_and_removed_at_th
     assert list(tokens.iterdir()) == []
 
 
-def test_a_run_that_is_stopped_saves_and_queues_again(slurm: Slurm) -> None:
+def test_the_head_is_reached_by_an_address_that_other_nodes_know(slurm: Slurm) -> None:
+    slurm.run("digits", "/shared/run", OWN_NAME="127.0.1.1")
+    assert slurm.called("ray start --block") == ["ray start --block --address=10.0.0.7:24242 --num-cpus=8 --num-gpus=2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "queued_again"),
+    [(signal.SIGUSR1, ["scontrol requeue 4242"]), (signal.SIGTERM, [])],
+    ids=["near its end in time", "cancelled"],
+)
+def test_a_run_that_is_stopped_saves_and_queues_again_unless_it_was_cancelled(
+    slurm: Slurm, number: signal.Signals, queued_again: list[str]
+) -> None:
     slurm.busy.touch()
     process = slurm.start("digits", "/shared/run")
     wait_until(lambda: slurm.called("token"), "the launch")
     time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B:TERM does
+    process.send_signal(number)  # to the script alone, as --signal=B:USR1 does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert slurm.calls[-2:] == ["launch saves and stops", "scontrol requeue 4242"]
+    saved = slurm.calls.index("launch saves and stops")
+    assert slurm.calls[saved + 1 :] == queued_again
 
 
 def test_a_run_that_fails_is_not_queued_again(slurm: Slurm) -> None:
@@ -158,7 +171,7 @@ def test_a_wrong_call_says_how(slurm: Slurm, arguments: list[str]) -> None:
 
 def test_slurm_warns_in_time_and_may_queue_the_job_again() -> None:
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SCRIPT.read_text(), re.M))
-    assert asked["signal"] == "B:TERM@300"
+    assert asked["signal"] == "B:USR1@300"
     assert {"requeue", "exclusive"} <= asked.keys()
     assert asked["ntasks-per-node"] == "1"
 
