@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "ebdiff.sbatch"
 STAND_INS = {
     "scontrol": 'case "$1" in show) printf "node1\\nnode2\\n" ;; esac',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "hostname": 'case "$1" in --ip-address) echo "${OWN_NAME:-10.0.0.1 fe80::1}" ;; *) echo "127.0.0.1 10.0.0.7" ;; esac',
+    "hostname": 'case "$1" in --ip-address) echo "${OWN_NAME:-10.0.0.1 fe80::1}" ;; *) echo "::1 10.0.0.7" ;; esac',
     "sleep": "",
     "ray": 'case "$1" in health-check) exit "${HEAD_IS_DOWN:-0}" ;; esac',
     "ebdiff": """
@@ -40,6 +41,7 @@ class Slurm:
 
     folder: Path
     environment: dict[str, str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def calls(self) -> list[str]:
@@ -51,7 +53,7 @@ class Slurm:
         return self.folder / "busy"
 
     def start(self, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", str(SCRIPT), *arguments],
             env=self.environment | changes,
             stdout=subprocess.PIPE,
@@ -59,14 +61,12 @@ class Slurm:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, *arguments: str, **changes: str) -> tuple[int, str]:
         process = self.start(*arguments, **changes)
-        try:
-            output, _ = process.communicate(timeout=60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
         return process.returncode, output
 
     def called(self, start: str) -> list[str]:
@@ -74,7 +74,7 @@ class Slurm:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Slurm:
+def slurm(tmp_path: Path) -> Iterator[Slurm]:
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, body in STAND_INS.items():
@@ -92,7 +92,11 @@ def slurm(tmp_path: Path) -> Slurm:
         "SLURM_CPUS_PER_TASK": "8",
         "SLURM_GPUS_ON_NODE": "2",
     }
-    return Slurm(tmp_path, environment)
+    slurm = Slurm(tmp_path, environment)
+    yield slurm
+    for process in slurm.started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_ray_starts_on_every_node_and_the_run_is_launched_after_the_doctor(slurm: Slurm) -> None:
