@@ -29,10 +29,6 @@ _FORKS.set_forkserver_preload(
 _MAINS = {"ebdiff": "ebdiff_orchestrator.__main__", "region_workers": "region_workers.__main__"}
 
 
-def do_nothing() -> None:
-    """The default of `begin`."""
-
-
 def sync_nothing() -> None:
     """In this process no file waits for the disk: nobody cuts the power here, and test_power_cut watches the calls."""
     os.fsync = lambda descriptor: None
@@ -46,7 +42,7 @@ class ForkedProcess:
         *command: str | Path,
         env: Mapping[str, str] | None = None,
         output: Path | None = None,
-        begin: Callable[[], None] = do_nothing,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         """`output`: where all that it prints goes, errors too. `begin`: what it does first; a function of a module."""
         self._folder = tempfile.TemporaryDirectory(prefix="forked-", ignore_cleanup_errors=True)
@@ -138,7 +134,7 @@ def run_forked(
     *command: str | Path,
     env: Mapping[str, str] | None = None,
     timeout: float = 600,
-    begin: Callable[[], None] = do_nothing,
+    begin: Callable[[], None] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """As `subprocess.run` with captured text, of a ForkedProcess."""
     process = ForkedProcess(*command, env=env, begin=begin)
@@ -167,12 +163,13 @@ def _work(
     folder: str,
     output: Path,
     errors: Path,
-    begin: Callable[[], None],
+    begin: Callable[[], None] | None,
 ) -> None:
     """The life of a forked process."""
     gc.freeze()  # as in tests/conftest.py
     sync_nothing()
-    begin()
+    if begin is not None:
+        begin()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -4,39 +4,23 @@ The tests' own process never imports ray: it would fix how Ray authenticates the
 """
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-from ray_processes import ClusterSetting
+from ray_processes import ClusterSetting, ToldProcess
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-class JobClient:
+class JobClient(ToldProcess):
     """The side of the test."""
 
     def __init__(self, setting: ClusterSetting, url: str) -> None:
-        self._log = setting.folder / "client.log"
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), url],
-            env=setting.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log.open("w"),
-            text=True,
-        )
+        super().__init__(setting, __file__, url)
 
     def call(self, method: str, **arguments: Any) -> Any:
         """What a method of JobSubmissionClient returns, as JSON has it."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps([method, arguments]), file=self._process.stdin, flush=True)
-        for line in self._process.stdout:
-            if line.startswith("> "):
-                return json.loads(line[2:])
-        raise AssertionError(self._log.read_text())
+        return json.loads(self.tell(json.dumps([method, arguments])))
 
     def status(self, job: str) -> str:
         """The job's status; one of ENDED at the end."""

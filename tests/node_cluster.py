@@ -5,13 +5,11 @@ address. Then `remove NODE` kills a node as a power cut would, and `add NODE` br
 """
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 from processes import processes_with
-from ray_processes import MARK, ClusterSetting
+from ray_processes import MARK, ClusterSetting, ToldProcess
 
 NODE = "EBDIFF_TEST_NODE"  # in the environment of a node's processes
 _STARTS = 3  # a node that is not up in 30 s is given up by Ray, which a busy machine may take
@@ -22,11 +20,10 @@ class NodeCluster:
 
     def __init__(self, setting: ClusterSetting, *nodes: str) -> None:
         self._setting = setting
-        self._log = setting.folder / "cluster.log"
         for attempt in range(_STARTS):
-            self._process = self._start(nodes)
+            self._process = ToldProcess(setting, __file__, *nodes)
             try:
-                self.address = self._answer()
+                self.address = self._process.answer()
                 return
             except AssertionError:
                 setting.kill_all()
@@ -35,30 +32,11 @@ class NodeCluster:
 
     def tell(self, *words: str) -> None:
         """Have something done, and wait until it is."""
-        assert self._process.stdin is not None
-        print(*words, file=self._process.stdin, flush=True)
-        assert self._answer() == "done"
+        assert self._process.tell(" ".join(words)) == "done"
 
     def processes_of(self, node: str) -> list[str]:
         """The command lines of the processes on a node."""
         return list(processes_with(NODE, f"{node}-{self._setting.mark}").values())
-
-    def _start(self, nodes: tuple[str, ...]) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(Path(__file__)), *nodes],
-            env=self._setting.environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log.open("w"),
-            text=True,
-        )
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith("> "):
-                return line[2:].strip()
-        raise AssertionError(self._log.read_text())
 
 
 def _serve(names: list[str]) -> None:

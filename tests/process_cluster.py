@@ -6,7 +6,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
 
-from forked import ForkedGroup, ForkedProcess, do_nothing
+from forked import ForkedGroup, ForkedProcess
 from processes import RunningProcess
 
 from ebdiff_orchestrator.cluster.executor import ThisProcess
@@ -16,7 +16,7 @@ from schemas.job import WorkerJob
 Sabotage = Callable[[WorkerJob, int, RunningProcess], None]
 
 
-def start_worker(job: WorkerJob, workers: int = 1, begin: Callable[[], None] = do_nothing) -> RunningProcess:
+def start_worker(job: WorkerJob, workers: int = 1, begin: Callable[[], None] | None = None) -> RunningProcess:
     """The job's worker in a process of its own, or as many as it is to have; one alone may `begin` with something."""
     folder = job.run_dir if local_folder(job.run_dir) else tempfile.mkdtemp()
     job_file = Path(folder) / f"{job.name.replace(' ', '-')}.json"
@@ -32,16 +32,12 @@ def run_worker(job: WorkerJob, workers: int = 1) -> None:
     assert process.returncode == 0, said
 
 
-def no_sabotage(job: WorkerJob, attempt: int, process: RunningProcess) -> None:
-    """No sabotage."""
-
-
 class ProcessCluster(ThisProcess):
     """Starts each job as a process on this machine; `sabotage(job, attempt, process)` may do it harm."""
 
     poll_s = 0.25
 
-    def __init__(self, workers: int, sabotage: Sabotage = no_sabotage) -> None:
+    def __init__(self, workers: int, sabotage: Sabotage | None = None) -> None:
         super().__init__()
         self.workers, self.sabotage = workers, sabotage
         self.running = self.most_running = 0
@@ -69,7 +65,8 @@ class ProcessCluster(ThisProcess):
     def _run(self, job: WorkerJob, workers: int, future: Future[None]) -> None:
         try:
             process = start_worker(job, workers)
-            self.sabotage(job, self.attempts[job.name], process)
+            if self.sabotage is not None:
+                self.sabotage(job, self.attempts[job.name], process)
             said = process.communicate()
         except Exception as error:  # noqa: BLE001 - the test fails by it
             future.set_exception(error)

@@ -54,6 +54,38 @@ class ClusterSetting:
         raise AssertionError(f"still alive: {self.processes()}")
 
 
+class ToldProcess:
+    """A program of these tests in a cluster's environment that does as it is told on standard input.
+
+    Its answers are the lines that begin with "> "; what else it prints is Ray's.
+    """
+
+    def __init__(self, setting: ClusterSetting, program: str, *arguments: str) -> None:
+        self._log = setting.folder / f"{Path(program).stem}.log"
+        self._process = subprocess.Popen(
+            [sys.executable, program, *arguments],
+            env=setting.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log.open("w"),
+            text=True,
+        )
+
+    def tell(self, text: str) -> str:
+        """The answer to it."""
+        assert self._process.stdin is not None
+        print(text, file=self._process.stdin, flush=True)
+        return self.answer()
+
+    def answer(self) -> str:
+        """The next one; AssertionError with all that it complained of if it ends without."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("> "):
+                return line[2:].strip()
+        raise AssertionError(self._log.read_text())
+
+
 @contextmanager
 def cluster_setting(cache_dir: Path) -> Iterator[ClusterSetting]:
     """A setting for one cluster; whatever was started in its environment is killed at the end."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 from processes import free_port, wait_until
 from pyarrow import fs
@@ -29,20 +30,13 @@ def s3_server() -> Iterator[dict[str, str]]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
     try:
-        wait_until(lambda: _listens(port), "the S3 server", server)
-        fs.S3FileSystem(allow_bucket_creation=True, endpoint_override=f"127.0.0.1:{port}", scheme="http").create_dir(
-            BUCKET
-        )
-        yield environment
+        with patch.dict(os.environ, environment):
+            wait_until(lambda: _listens(port), "the S3 server", server)
+            store = fs.S3FileSystem(allow_bucket_creation=True, endpoint_override=f"127.0.0.1:{port}", scheme="http")
+            store.create_dir(BUCKET)
+            yield environment
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
         server.terminate()
         server.wait()
 

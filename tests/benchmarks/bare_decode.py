@@ -19,7 +19,6 @@ from PIL import Image
 
 
 def main() -> None:
-    """Wait, decode, tell."""
     source, (resolution, start, stop, core) = Path(sys.argv[1]), map(int, sys.argv[2:])
     os.sched_setaffinity(0, {core})
     files = files_of(source, start, stop)

@@ -1,6 +1,6 @@
 """The yardstick of `startup.py`: trainers of Ray Train started together, and nothing else.
 
-python tests/benchmarks/bare_trainers.py FOLDER [COUNT]
+python tests/benchmarks/bare_trainers.py FOLDER
 
 Each writes FOLDER/first-step-INDEX when it has made one training step of a small UNet, then waits to be killed.
 """
@@ -38,7 +38,7 @@ def train(config: dict[str, Any]) -> None:
 
 def main() -> None:
     """Start the trainers from threads of one driver."""
-    folder, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    folder, count = sys.argv[1], 3
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray

@@ -143,17 +143,23 @@ def arguments(text: str | None, threads: int = 2, **defaults: Any) -> argparse.A
 
 
 def parsed(parser: argparse.ArgumentParser, **short: Any) -> argparse.Namespace:
-    """The command line; in the short form with these values instead."""
+    """The command line, in the short form with these values instead; torch has its threads from now on."""
     options = parser.parse_args()
     vars(options).update(short if options.short else {})
+    torch.set_num_threads(options.threads)
     return options
+
+
+def training_changes(options: argparse.Namespace) -> list[str]:
+    """Of a plan: the batch and threads of the command line, then its `--set`."""
+    return [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}", *options.changes]
 
 
 @contextmanager
 def benchmark(title: str, options: argparse.Namespace, **settings: Any) -> Iterator[tuple[Report, Path]]:
-    """A report that is shown at the end, and a folder that lasts as long."""
+    """A report that is shown at the end, and a folder that lasts as long: in `--folder`, where there is that option."""
     report = Report(title, settings_of(options) | settings)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(dir=vars(options).get("folder"), ignore_cleanup_errors=True) as folder:
         yield report, Path(folder)
     report.show(options.json)
 
@@ -161,6 +167,11 @@ def benchmark(title: str, options: argparse.Namespace, **settings: Any) -> Itera
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """The options, for the report."""
     return {name: value for name, value in vars(options).items() if name != "json"}
+
+
+def this_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def machine() -> dict[str, Any]:
@@ -186,6 +197,11 @@ def in_turn(
             if index >= warm_up:
                 seconds[name].append(spent)
     return seconds
+
+
+def median_s(function: Callable[[], object], calls: int, warm_up: int = 1) -> float:
+    """Median seconds of a call."""
+    return statistics.median(in_turn({"": function}, calls, warm_up)[""])
 
 
 def timed(function: Callable[[], object]) -> float:

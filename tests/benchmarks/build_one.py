@@ -15,7 +15,6 @@ from schemas.plan import DataPlan
 
 
 def main() -> None:
-    """Do it, and tell."""
     plan, cache = DataPlan.model_validate_json(sys.argv[1]), Path(sys.argv[2])
     safe = int(sys.argv[3]) if len(sys.argv) > 3 else 0
     began = time.perf_counter()

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench import SMALL, Report, arguments, benchmark, in_turn, parsed
-from own_loop import OwnLoop, random_images, this_device
+from bench import SMALL, Report, arguments, benchmark, in_turn, parsed, this_device
+from own_loop import OwnLoop, job_on_noise
 from s3_server import BUCKET, s3_server
 
 from region_workers.training.checkpoints import Checkpoints
@@ -59,8 +59,7 @@ def sent_to_a_store(job: WorkerJob, loop: OwnLoop, steps: int, scratch: Path) ->
 
 def measure(options: argparse.Namespace, folder: Path, report: Report) -> None:
     """All three in turn."""
-    changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
-    job, store = random_images(options.preset, folder, [*changes, *options.changes])
+    job, store = job_on_noise(options, folder)
     loop = OwnLoop(job, store, log=False)
     with ExitStack() as stack:
         plain = Turn(loop, options.steps, None)

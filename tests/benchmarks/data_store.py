@@ -1,7 +1,7 @@
 """Building the store beside the bare decode speed of the image library, its memory, and batches beside the step.
 
     python tests/benchmarks/data_store.py [--images 60000] [--rounds 3] [--batch-size 8] [--threads 2]
-                                          [--case 0..3] [--folder DIR] [--short] [--json FILE]
+                                          [--case 0..3] [--folder DIR] [--set KEY=VALUE]... [--short] [--json FILE]
 
 Bare: as many processes as this one may use cores, one on each, open, convert and resize the same files with Pillow and
 turn them into numpy arrays; nothing is read, hashed or written meanwhile. The build is the whole of `ensure_store`,
@@ -18,13 +18,12 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from bench import Report, arguments, in_turn, parsed, ratio, settings_of
+from bench import Report, arguments, benchmark, median_s, parsed, ratio, training_changes
 from image_files import encoded_images, write_folder, write_table
 from memory import Peak, watch
 
@@ -61,20 +60,17 @@ CASES = (
 
 
 def main() -> None:
-    """Measure and report."""
-    parser = arguments(__doc__, images=60_000, rounds=3, preset="cifar10", batch_size=8)
+    parser = arguments(__doc__, images=60_000, rounds=3, preset="cifar10", batch_size=8, changes=[])
     parser.add_argument("--case", type=int, choices=range(len(CASES)), help="only the build of this kind of data set")
     parser.add_argument("--folder", type=Path, help="where the files are made (default: the system's temporary folder)")
     options = parsed(parser, images=400, rounds=1, preset="digits", threads=1)
-    report = Report("data store", {**settings_of(options), "cores": len(usable_cores())})
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+    with benchmark("data store", options, cores=len(usable_cores())) as (report, folder):
         cases = CASES[:2] if options.short else CASES
         cases = cases if options.case is None else CASES[options.case :][:1]
-        compare_builds(report, Path(folder), options.images, options.rounds, cases)
+        compare_builds(report, folder, options.images, options.rounds, cases)
         if options.case is None:
-            compare_memory(report, Path(folder), options.images, CASES[1:2] if options.short else CASES[1:3])
-            compare_batches(report, Path(folder), options)
-    report.show(options.json)
+            compare_memory(report, folder, options.images, CASES[1:2] if options.short else CASES[1:3])
+            compare_batches(report, folder, options)
 
 
 def compare_builds(report: Report, folder: Path, images: int, rounds: int, cases: tuple[Case, ...]) -> None:
@@ -194,8 +190,7 @@ def build_peak(plan: DataPlan, cache: Path) -> Peak:
 
 def compare_batches(report: Report, folder: Path, options: argparse.Namespace) -> None:
     """Seconds of a batch out of a store's file, and of the training step that consumes it."""
-    changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
-    plan = load_plan(options.preset, changes)
+    plan = load_plan(options.preset, training_changes(options))
     prepare_process(plan.training)
     world = World(torch.device("cpu"), 0, 1)
     side = plan.data.resolution
@@ -207,7 +202,7 @@ def compare_batches(report: Report, folder: Path, options: argparse.Namespace) -
     batches = iter(range(1_000_000_000))
     seconds: dict[str, list[float]] = {"batch": [], "dense": [], "expert": []}
     for _ in range(options.rounds):
-        seconds["batch"].append(statistics.median(in_turn({"": lambda: source.batch(next(batches))}, 50)[""]))
+        seconds["batch"].append(median_s(lambda: source.batch(next(batches)), 50))
         seconds["dense"].append(timer.measure(0.0, 2).seconds)
         seconds["expert"].append(timer.measure(0.8, 2).seconds)
     for name, values in seconds.items():

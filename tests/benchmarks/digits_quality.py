@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from bench import Report, arguments, settings_of
+from bench import Report, arguments, benchmark, parsed
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -27,17 +27,21 @@ Pixels = NDArray[np.float64]  # (images, 64), 0 to 16
 
 
 def main() -> None:
-    """Measure and report."""
     parser = arguments(__doc__)
     parser.add_argument("runs", nargs="*", type=Path)
-    options = parser.parse_args()
-    report = Report("digits that look like digits", settings_of(options))
+    options = parsed(parser)
+    with benchmark("digits that look like digits", options) as (report, _):
+        measure(report, options.runs)
+
+
+def measure(report: Report, runs: list[Path]) -> None:
+    """The real digits that were held out, then each row."""
     real, classes = load_digits(return_X_y=True)
     known, held_out, classes, _ = train_test_split(real, classes, test_size=0.5, random_state=0)
     svm = SVC(probability=True, random_state=0).fit(known, classes)
     components = PCA(20, random_state=0).fit(real)
     rows = defaultdict(list)
-    for run in options.runs:
+    for run in runs:
         rows[re.sub(r"-s\d+$", "", run.name)].append(samples_of(run))
     for row, drawn in {"real, held out": [held_out], **rows}.items():
         scores = [svm.predict_proba(images) for images in drawn]
@@ -45,7 +49,6 @@ def main() -> None:
         add(report, f"{row}: top probability", [float(score.max(1).mean()) for score in scores])
         report.add(f"{row}: fewest of a class", fewest, "images")
         add(report, f"{row}: distance", [distance(components, known, images) for images in drawn])
-    report.show(options.json)
 
 
 def samples_of(run: Path) -> Pixels:

@@ -31,7 +31,6 @@ SHORT = (SMALL, "training.batch_size=8", "draw.interval_steps=2", "draw.threshol
 
 
 def main() -> None:
-    """Draw both ways and report."""
     options = parsed(arguments(__doc__, preset="digits", changes=[]), threads=1, changes=SHORT)
     masks: dict[str, list[NamedMask]] = {}
     updates: dict[str, list[int]] = {}

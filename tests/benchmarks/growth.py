@@ -8,13 +8,13 @@ through the points' logarithms: 1 is linear, 0 is flat.
 
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import linear_regression
 
-from bench import Report, arguments, settings_of
+from bench import Report, arguments, benchmark, parsed
 
 AXES = {
     "regions": (1, 2, 4, 8, 16),
@@ -31,8 +31,7 @@ def point(axis: str, value: int) -> dict[str, float]:
     script = Path(__file__).with_name("growth_points.py")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [sys.executable, str(script), axis, str(value), folder]
-        shared = {**os.environ, "PYTHONPATH": str(script.parents[1])}  # for process_cluster
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=shared)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -41,11 +40,10 @@ def point(axis: str, value: int) -> dict[str, float]:
 
 
 def slope(xs: list[float], ys: list[float]) -> float:
-    """Of the straight line through (log x, log y) by least squares."""
-    a, b = [math.log(x) for x in xs], [math.log(max(y, 1e-9)) for y in ys]
-    mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-    spread = sum((x - mean_a) ** 2 for x in a)
-    return sum((x - mean_a) * (y - mean_b) for x, y in zip(a, b, strict=True)) / spread if spread else 0.0
+    """Of the straight line through (log x, log y) by least squares; 0 for one point."""
+    if len(xs) < 2:
+        return 0.0
+    return linear_regression([math.log(x) for x in xs], [math.log(max(y, 1e-9)) for y in ys]).slope
 
 
 def against(axis: str, points: Points) -> list[float]:
@@ -86,19 +84,17 @@ def plot(curves: dict[str, Points], file: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, write, draw."""
     parser = arguments(__doc__)
     parser.add_argument("--axis", action="append", choices=list(AXES), help="repeatable; default: all")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the curves (needs matplotlib)")
-    options = parser.parse_args()
+    options = parsed(parser)
     values = SHORT if options.short else AXES
-    curves = {axis: [point(axis, value) for value in values[axis]] for axis in options.axis or values}
-    report = Report("growth", settings_of(options))
-    for axis, points in curves.items():
-        report_axis(report, axis, points)
-    if options.plot:
-        plot(curves, options.plot)
-    report.show(options.json)
+    with benchmark("growth", options) as (report, _):
+        curves = {axis: [point(axis, value) for value in values[axis]] for axis in options.axis or values}
+        for axis, points in curves.items():
+            report_axis(report, axis, points)
+        if options.plot:
+            plot(curves, options.plot)
 
 
 if __name__ == "__main__":

@@ -16,10 +16,13 @@ def encoded_images(kind: str, size: tuple[int, int], count: int) -> list[bytes]:
     return [_encoded(kind, size, np.random.default_rng(number)) for number in range(count)]
 
 
-def write_table(path: Path, files: list[bytes], count: int, first: int = 0) -> None:
-    """A Parquet file of `count` images, the files in turn."""
-    table = pa.table({"image": [files[(first + row) % len(files)] for row in range(count)]})
-    pq.write_table(table, path, row_group_size=_ROWS_A_GROUP, use_dictionary=False, compression="none")
+def write_table(path: Path, files: list[bytes], count: int) -> None:
+    """A Parquet file of `count` images, the files in turn; in memory there are few of them at a time."""
+    schema = pa.schema([("image", pa.binary())])
+    with pq.ParquetWriter(path, schema, use_dictionary=False, compression="none") as writer:
+        for first in range(0, count, _ROWS_A_GROUP):
+            rows = range(first, min(first + _ROWS_A_GROUP, count))
+            writer.write_table(pa.table({"image": [files[row % len(files)] for row in rows]}))
 
 
 def write_folder(path: Path, files: list[bytes], count: int, suffix: str) -> None:

@@ -9,13 +9,12 @@ it: their memory (PSS: shared pages are divided among those who share them), the
 
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 
 from bench import arguments, benchmark, parsed
 from processes import Process, descendants
-from startup import LONG, REGIONS, running, step_of, wait_for
+from startup import REGIONS, launch_command, running, step_of, wait_for
 
 from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.data.store import ensure_store
@@ -43,22 +42,13 @@ def ray_seconds(family: list[Process]) -> dict[int, float]:
 def measure(tree: Path, folder: Path, span_s: float) -> dict[str, float]:
     """One launch from this checkout."""
     run_dir = folder / "run"
-    changes = [part for change in LONG for part in ("--set", change)]
-    command = [sys.executable, "-m", "ebdiff_orchestrator", "launch", "digits", "--run-dir", str(run_dir), *changes]
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(tree)
-    try:
-        with running(command, folder.parent / "cache") as began:
-            first_step_s = wait_for(lambda: all(step_of(run_dir, name)[1] >= 1 for name in REGIONS), began)
-            family, began_at = descendants(os.getpid())[1:], time.perf_counter()
-            before = ray_seconds(family)
-            memory = sum(pss_bytes(each.pid) for each in family)
-            time.sleep(span_s)
-            after, passed_s = ray_seconds(descendants(os.getpid())[1:]), time.perf_counter() - began_at
-    finally:
-        del os.environ["PYTHONPATH"]
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
+    with running(launch_command(run_dir), folder.parent / "cache", PYTHONPATH=str(tree)) as began:
+        first_step_s = wait_for(lambda: all(step_of(run_dir, name)[1] >= 1 for name in REGIONS), began)
+        family, began_at = descendants(os.getpid())[1:], time.perf_counter()
+        before = ray_seconds(family)
+        memory = sum(pss_bytes(each.pid) for each in family)
+        time.sleep(span_s)
+        after, passed_s = ray_seconds(descendants(os.getpid())[1:]), time.perf_counter() - began_at
     used_s = sum(after[pid] - before[pid] for pid in after.keys() & before.keys())
     return {
         "memory": memory / 1e6,
@@ -69,7 +59,6 @@ def measure(tree: Path, folder: Path, span_s: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure in turns, print, write."""
     parser = arguments(__doc__, rounds=2)
     parser.add_argument("--tree", type=Path, action="append", default=[])
     options = parsed(parser, rounds=1)

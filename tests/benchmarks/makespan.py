@@ -10,7 +10,6 @@ with elastic over that without; and how far the experts' weights are then apart 
 same, the sums of two workers round differently).
 """
 
-import statistics
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from bench import Report, arguments, benchmark, parsed
 from processes import processes
@@ -115,7 +115,6 @@ def largest_difference(one: Path, other: Path) -> float:
 
 
 def main() -> None:
-    """Run, print, write."""
     options = parsed(arguments(__doc__, steps=900, rounds=1), steps=40, rounds=1)
     steps, pairs = options.steps, []
     with benchmark("the makespan of a real run", options) as (report, folder):
@@ -130,10 +129,6 @@ def main() -> None:
 def report_runs(report: Report, pairs: list[list[Run]]) -> None:
     """The figures of all rounds."""
     plain = [pair[0] for pair in pairs]
-
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
-
     report.add("makespan", median([run.makespan_s for run in plain]), "s")
     report.add("from the command to its end", median([run.wall_s for run in plain]), "s")
     report.add("longest chain of stages", median([run.chain_s for run in plain]), "s")

@@ -11,64 +11,35 @@ does it: a copy of the network, its graph traced, and the channels cut out of it
 import argparse
 import copy
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch_pruning
-from bench import Report, arguments, in_turn, parsed, ratio, settings_of
+from bench import SMALL, Report, arguments, benchmark, median_s, parsed, ratio
 from torch import Tensor, nn
 
+from ebdiff_orchestrator.plans.load import load_plan
 from region_workers.networks.dense import build_dense
 from region_workers.networks.supported import network_inputs
 from region_workers.pruning.groups import find_groups
 from region_workers.pruning.importance import Importance, channel_scores, sequential_masks
 from region_workers.pruning.mask import compute_mask, kept_channels, prunable_bits
-from schemas.model import LatentModelPlan, ModelPlan, PixelModelPlan
-from schemas.plan import DataPlan
 
-NETWORKS: dict[str, tuple[ModelPlan, DataPlan]] = {
-    "cifar10": (
-        PixelModelPlan(
-            block_out_channels=(128, 256, 256, 256),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=32,
-            dropout=0.1,
-        ),
-        DataPlan(resolution=32, channels=3),
-    ),
-    "lsun": (
-        PixelModelPlan(
-            block_out_channels=(128, 128, 256, 256, 512, 512),
-            down_block_types=(*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4),
-            norm_num_groups=32,
-        ),
-        DataPlan(resolution=256, channels=3),
-    ),
-    "imagenet": (
-        LatentModelPlan(family="latent", vae="vq-f4", num_classes=1000),
-        DataPlan(resolution=256, channels=3),
-    ),
-}
-TINY = (PixelModelPlan(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4), DataPlan())
+NETWORKS = {"cifar10": "cifar10", "lsun": "lsun-church256", "imagenet": "imagenet256-ldm"}  # presets
 IMPORTANCES: tuple[Importance, ...] = ("magnitude", "taylor", "diff-pruning")
 MOST_S = {"cifar10": 0.1, "lsun": 1.0, "imagenet": 1.0}
 RATIO = 0.6
 
 
 def main() -> None:
-    """Measure and report."""
     parser = arguments(__doc__, rounds=3, masks=5, device="cpu")  # a round: for each importance, so many masks
     parser.add_argument("--network", choices=NETWORKS, default="cifar10")
     options = parsed(parser, threads=1, rounds=1)
-    torch.set_num_threads(options.threads)
-    model, data = TINY if options.short else NETWORKS[options.network]
+    plan = load_plan("digits", [SMALL]) if options.short else load_plan(NETWORKS[options.network])
     torch.manual_seed(0)
-    network = build_dense(model, data).to(options.device)
-    report = Report("a mask", {**settings_of(options), "ratio": RATIO})
-    measure(report, network, network_inputs(network, network.device), options)
-    report.show(options.json)
+    network = build_dense(plan.model, plan.data).to(options.device)
+    with benchmark("a mask", options, ratio=RATIO) as (report, _):
+        measure(report, network, network_inputs(network, network.device), options)
 
 
 def measure(report: Report, network: nn.Module, inputs: dict[str, Tensor], options: argparse.Namespace) -> None:
@@ -124,11 +95,6 @@ def prune_a_copy(network: nn.Module, inputs: dict[str, Tensor], gradients: Mappi
         unwrapped_parameters=[],
     )
     pruner.step()
-
-
-def median_s(work: Callable[[], object], calls: int, warm_up: int = 1) -> float:
-    """Median seconds of a call."""
-    return statistics.median(in_turn({"": work}, calls, warm_up)[""])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import Report, arguments, parsed, settings_of
+from bench import Report, arguments, benchmark, parsed
 from image_files import encoded_images, write_table
 from memory import Peak, watch
 
@@ -52,15 +51,12 @@ class Phase:
 
 
 def main() -> None:
-    """Measure and report."""
     parser = arguments(__doc__, images=1_000_000, steps=300, batch_size=32)
     parser.add_argument("--folder", type=Path, help="where files and store are made")
     options = parsed(parser, images=12_000, steps=2)
-    report = Report("a million images", settings_of(options))
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        tenth = measure_tenth(Path(folder) / "tenth", options)
-        measure_all(report, Path(folder) / "all", options, tenth)
-    report.show(options.json)
+    with benchmark("a million images", options) as (report, folder):
+        tenth = measure_tenth(folder / "tenth", options)
+        measure_all(report, folder / "all", options, tenth)
 
 
 def measure_tenth(folder: Path, options: argparse.Namespace) -> dict[str, Phase]:

@@ -1,10 +1,12 @@
 """Training steps of the project, made as a worker makes them: for the benchmarks of a training step."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from plain_loop import write_noise_images
+from bench import this_device, training_changes
+from pictures import save_images
 
 from ebdiff_orchestrator.plans.load import load_plan
 from ebdiff_orchestrator.run.stages import Inputs, outline_jobs, worker_job
@@ -25,7 +27,7 @@ IMAGES = "images"
 def plan_on_noise(preset: str, folder: Path, changes: Sequence[str]) -> Plan:
     """The preset, with images of noise that are written to `folder`: 16 batches of them."""
     plan = load_plan(preset, list(changes))
-    write_noise_images(folder / IMAGES, 16 * plan.training.batch_size, plan.data.resolution)
+    save_images(folder / IMAGES, [(plan.data.resolution, plan.data.resolution)] * 16 * plan.training.batch_size)
     return load_plan(preset, [f"data.path={folder / IMAGES}", *changes])
 
 
@@ -36,14 +38,9 @@ def first_job(plan: Plan, folder: Path) -> tuple[WorkerJob, ImageStore]:
     return worker_job(plan, outline, folder / "run", Inputs(store.digest)), store
 
 
-def random_images(preset: str, folder: Path, changes: Sequence[str]) -> tuple[WorkerJob, ImageStore]:
-    """A job of the preset on images of noise."""
-    return first_job(plan_on_noise(preset, folder, changes), folder)
-
-
-def this_device() -> torch.device:
-    """A GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def job_on_noise(options: argparse.Namespace, folder: Path, *changes: str) -> tuple[WorkerJob, ImageStore]:
+    """A job of the command line's preset, so changed, on images of noise."""
+    return first_job(plan_on_noise(options.preset, folder, [*training_changes(options), *changes]), folder)
 
 
 class OwnLoop:

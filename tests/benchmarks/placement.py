@@ -10,7 +10,7 @@ schedule can be shorter than.
 
 import statistics
 
-from bench import Report, arguments, in_turn, parsed, settings_of
+from bench import Report, arguments, benchmark, median_s, parsed
 from placement_cases import Case, large_case, optimal_makespan, options_of, small_case
 
 from ebdiff_orchestrator.placement.schedule import place
@@ -21,11 +21,10 @@ SIZES = ((1000, 100), (100, 16), (100, 100), (30, 10), (16, 32), (10, 16), (6, 8
 
 def main() -> None:
     options = parsed(arguments(__doc__, cases=500, rounds=5), cases=25, rounds=1)
-    report = Report("Placement: the planner", settings_of(options))
-    add_optimality(report, options.cases)
-    for jobs, devices in SIZES[1:2] if options.short else SIZES:
-        add_size(report, jobs, devices, options.rounds)
-    report.show(options.json)
+    with benchmark("Placement: the planner", options) as (report, _):
+        add_optimality(report, options.cases)
+        for jobs, devices in SIZES[1:2] if options.short else SIZES:
+            add_size(report, jobs, devices, options.rounds)
 
 
 def add_optimality(report: Report, cases: int) -> None:
@@ -43,9 +42,9 @@ def add_optimality(report: Report, cases: int) -> None:
 
 def add_size(report: Report, jobs: int, devices: int, rounds: int) -> None:
     case = large_case(jobs, devices)
-    seconds = in_turn({"plan": lambda: planned_makespan(case)}, rounds, warm_up=0)["plan"]
+    plan_s = median_s(lambda: planned_makespan(case), rounds, warm_up=0)
     target = 1.0 if (jobs, devices) == (1000, 100) else None
-    report.add(f"{jobs} jobs on {devices} devices: planned in", statistics.median(seconds), "s", at_most=target)
+    report.add(f"{jobs} jobs on {devices} devices: planned in", plan_s, "s", at_most=target)
     bound_s = lower_bound(options_of(case), devices)
     report.add(f"{jobs} jobs on {devices} devices: makespan over the bound", planned_makespan(case) / bound_s, "x")
 

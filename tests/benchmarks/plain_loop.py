@@ -1,40 +1,22 @@
 """The paper's training step as an ordinary PyTorch script has it: the baseline that train_step.py measures against.
 
-    python tests/benchmarks/plain_loop.py [--images FOLDER] [--batch-size 8] [--steps 10] [--threads 2] [--workers 2]
-
 PyTorch, torchvision and diffusers only, with their defaults: fp32, an image file decoded and transformed for every
 item by the workers of a DataLoader, Adam as plainly constructed, an EMA updated parameter by parameter, the loss read
 every step. Nothing is slowed on purpose: the DataLoader's workers (one a core, at most 8) stay alive from epoch to
-epoch and prefetch, and on a GPU memory is pinned. Without --images it trains on noise. bf16 autocast, channels_last and
-torch.compile are there for those who compare with the same script, so tuned.
+epoch and prefetch, and on a GPU memory is pinned. bf16 autocast, channels_last and torch.compile are there to compare
+with the same script, so tuned.
 """
 
-import argparse
 import os
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import UNet2DModel
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-CIFAR10: dict[str, Any] = {
-    "sample_size": 32,
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": (128, 256, 256, 256),
-    "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "norm_num_groups": 32,
-    "dropout": 0.1,
-}
 TIMESTEPS, LEARNING_RATE, CLIP, EMA_DECAY = 1000, 2e-4, 1.0, 0.9999
 
 
@@ -116,7 +98,7 @@ class PlainLoop:
 
 
 def decoded_batches(
-    images: Path, network: dict[str, Any], batch_size: int, workers: int, device: torch.device
+    images: Path, network: dict[str, Any], batch_size: int, device: torch.device
 ) -> Iterator[torch.Tensor]:
     """Epoch after epoch of a folder's images, of the side and channels that the network takes."""
     loader = DataLoader(
@@ -124,50 +106,9 @@ def decoded_batches(
         batch_size=batch_size,
         shuffle=True,
         drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+        num_workers=min(8, os.cpu_count() or 1),
+        persistent_workers=True,
         pin_memory=device.type == "cuda",
     )
     while True:
         yield from loader
-
-
-def default_workers() -> int:
-    """One a core, at most 8."""
-    return min(8, os.cpu_count() or 1)
-
-
-def write_noise_images(folder: Path, count: int, side: int, channels: int = 3) -> Path:
-    """PNG files of noise in a new folder."""
-    folder.mkdir()
-    shape = (side, side, channels) if channels > 1 else (side, side)
-    for index in range(count):
-        pixels = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index}.png")
-    return folder
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, metavar="FOLDER")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--workers", type=int, default=default_workers())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory() as temporary:
-        images = options.images or write_noise_images(
-            Path(temporary) / "images", 16 * options.batch_size, CIFAR10["sample_size"]
-        )
-        batches = decoded_batches(images, CIFAR10, options.batch_size, options.workers, device)
-        loop = PlainLoop(UNet2DModel(**CIFAR10), batches, device)
-        for step in range(options.steps):
-            began = time.perf_counter()
-            loss = loop.step()  # reading the loss waits for the device
-            print(f"step {step}: loss {loss:.1f}, {time.perf_counter() - began:.3f} s", flush=True)
-
-
-if __name__ == "__main__":
-    main()

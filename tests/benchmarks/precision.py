@@ -18,7 +18,7 @@ import argparse
 from typing import Any
 
 import torch
-from bench import SMALL, Report, arguments, benchmark, parsed
+from bench import SMALL, Report, arguments, benchmark, parsed, training_changes
 from own_loop import OwnLoop, first_job
 
 from ebdiff_orchestrator.plans.load import load_plan
@@ -68,8 +68,7 @@ def measure(job: WorkerJob, store: ImageStore, options: argparse.Namespace, repo
 def main() -> None:
     parser = arguments(__doc__, preset="digits", batch_size=16, steps=300, seeds=4, changes=[])
     options = parsed(parser, batch_size=4, steps=2, seeds=2, changes=[SMALL])
-    given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
-    plan = load_plan(options.preset, [WHOLE_RANGE, *given, *options.changes])
+    plan = load_plan(options.preset, [WHOLE_RANGE, *training_changes(options)])
     with benchmark("bf16 beside fp32", options) as (report, folder):
         measure(*first_job(plan, folder), options, report)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bench import Report, arguments, parsed, settings_of, timed
+from bench import Report, arguments, benchmark, parsed, timed
 from PIL import Image, ImageFilter
 
 from ebdiff_orchestrator.evaluation.extractors import Extractor
@@ -116,10 +116,8 @@ def main() -> None:
     parser = arguments(__doc__, images=850, side=16)
     parser.add_argument("--data", type=Path, metavar="FILE", help="images in Parquet; default: the digits")
     options = parsed(parser, data=None, images=40, side=8)
-    torch.set_num_threads(options.threads)
-    report = Report("random_conv", settings_of(options))
-    measure(*images_of(options.data, options.side, options.images), report)
-    report.show(options.json)
+    with benchmark("random_conv", options) as (report, _):
+        measure(*images_of(options.data, options.side, options.images), report)
 
 
 if __name__ == "__main__":

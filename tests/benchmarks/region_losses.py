@@ -28,11 +28,9 @@ _SHORT = (SMALL, "training.steps=1", "regions.2.steps=1", "sampling.num_images=1
 
 
 def main() -> None:
-    """Measure and report."""
     parser = arguments(__doc__, images=256)
     parser.add_argument("runs", nargs="*", type=Path)
     options = parsed(parser, images=2)
-    torch.set_num_threads(options.threads)
     with benchmark("losses by region", options) as (report, folder):
         if options.short:
             options.runs = [folder / "run"]

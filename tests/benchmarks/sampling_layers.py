@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from bench import SMALL, Report, arguments, parsed, settings_of
+from bench import SMALL, Report, arguments, benchmark, parsed
 from torch import nn
 from untrained import owners_of_steps, untrained_networks
 
@@ -93,27 +93,24 @@ def peaks(side: int, numbers: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and report."""
     parser = arguments(__doc__, threads=1, batch_size=32, steps=100, rounds=2)
     options = parsed(parser, batch_size=2, steps=5, rounds=1)
-    torch.set_num_threads(options.threads)
     keep_freed_memory()
     plan = load_plan("digits", [SMALL]) if options.short else load_plan("cifar10", [])
     costs, (dense, experts) = cost_counter(plan.model, plan.data), untrained_networks(plan)
     networks = {"dense": dense, **{region.name: expert for region, expert in zip(plan.regions, experts, strict=True)}}
     macs = {"dense": costs.dense().macs, **{each.name: costs.at(each.pruning_ratio).macs for each in plan.regions}}
-    report = Report("layers of sampling", settings_of(options))
-    best = measured(networks, options.batch_size, options.rounds)
-    for form in ("", CHANNELS_LAST):
-        for spacing in ("quadratic", "uniform"):
-            owners = [plan.regions[owner].name for owner in owners_of_steps(plan, spacing, options.steps)]
-            promised = macs["dense"] / (sum(macs[name] for name in owners) / len(owners))
-            steps_s = {name: best[name + form].seconds[WHOLE] for name in networks}
-            speed_up = steps_s["dense"] / (sum(steps_s[name] for name in owners) / len(owners))
-            target = None if form else 0.9
-            report.add(f"{spacing}{form}: speed-up over MACs' ratio", speed_up / promised, at_least=target)
-    add_layers(report, best, 64 if options.short else 1024, 2**12 if options.short else 2**26)
-    report.show(options.json)
+    with benchmark("layers of sampling", options) as (report, _):
+        best = measured(networks, options.batch_size, options.rounds)
+        for form in ("", CHANNELS_LAST):
+            for spacing in ("quadratic", "uniform"):
+                owners = [plan.regions[owner].name for owner in owners_of_steps(plan, spacing, options.steps)]
+                promised = macs["dense"] / (sum(macs[name] for name in owners) / len(owners))
+                steps_s = {name: best[name + form].seconds[WHOLE] for name in networks}
+                speed_up = steps_s["dense"] / (sum(steps_s[name] for name in owners) / len(owners))
+                target = None if form else 0.9
+                report.add(f"{spacing}{form}: speed-up over MACs' ratio", speed_up / promised, at_least=target)
+        add_layers(report, best, 64 if options.short else 1024, 2**12 if options.short else 2**26)
 
 
 def measured(networks: dict[str, nn.Module], batch: int, rounds: int) -> dict[str, LayerClock]:

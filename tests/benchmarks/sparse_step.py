@@ -1,7 +1,7 @@
 """What masks cost: a sparse step beside the dense step of the same network, and an update of every mask.
 
-    python tests/benchmarks/sparse_step.py [--preset cifar10] [--batch-size 128] [--rounds 3] [--threads 2] [--short]
-                                           [--json FILE]
+    python tests/benchmarks/sparse_step.py [--preset cifar10] [--batch-size 128] [--rounds 3] [--threads 2]
+                                           [--set KEY=VALUE]... [--short] [--json FILE]
 
 A dense and a static trainer make their steps in turn. An update is `SparseWeights.update`, by the gradient at hand, and
 at random, with no other trainer in memory.
@@ -11,16 +11,15 @@ import argparse
 import statistics
 from pathlib import Path
 
-from bench import SMALL, arguments, benchmark, in_turn, parsed, ratio, timed
-from own_loop import OwnLoop, first_job, plan_on_noise, this_device
+from bench import SMALL, arguments, benchmark, in_turn, parsed, ratio, this_device, timed, training_changes
+from own_loop import OwnLoop, first_job, plan_on_noise
 
 from region_workers.training.trainer import Trainer
 
 
 def main() -> None:
-    """Measure and report."""
-    parser = arguments(__doc__, preset="cifar10", batch_size=128, rounds=3)
-    options = parsed(parser, preset="digits", batch_size=4, rounds=1, threads=1)
+    parser = arguments(__doc__, preset="cifar10", batch_size=128, rounds=3, changes=[])
+    options = parsed(parser, preset="digits", batch_size=4, rounds=1, threads=1, changes=[SMALL])
     with benchmark("sparse training", options, device=this_device().type) as (report, folder):
 
         def trainer(method: str) -> Trainer:
@@ -43,9 +42,7 @@ def main() -> None:
 def trainer_of(plan: str, folder: Path, options: argparse.Namespace) -> Trainer:
     """The trainer of the plan's only region, on images of noise."""
     folder.mkdir()
-    changes = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
-    changes += [SMALL] if options.short else []
-    return OwnLoop(*first_job(plan_on_noise(plan, folder, changes), folder), log=False).trainer
+    return OwnLoop(*first_job(plan_on_noise(plan, folder, training_changes(options)), folder), log=False).trainer
 
 
 def update_s(trainer: Trainer, rounds: int) -> float:

@@ -30,10 +30,16 @@ LIMIT_S = 300.0
 LONG = ["training.steps=1000000", "checkpointing.interval_steps=20", "draw.threshold=1.0", "draw.interval_steps=2"]
 
 
+def launch_command(run_dir: Path) -> list[str]:
+    """A launch of the digits that draws soon and trains for ever."""
+    changes = [part for change in LONG for part in ("--set", change)]
+    return [sys.executable, "-m", "ebdiff_orchestrator", "launch", "digits", "--run-dir", str(run_dir), *changes]
+
+
 @contextmanager
-def running(command: list[str], cache: Path) -> Iterator[float]:
+def running(command: list[str], cache: Path, **environment: str) -> Iterator[float]:
     """The command, until the block ends; then its whole process group is killed. Gives the time it was started."""
-    environment = {**os.environ, "EBDIFF_CACHE": str(cache)}
+    environment = {**os.environ, "EBDIFF_CACHE": str(cache), **environment}
     began = time.perf_counter()
     process = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -78,27 +84,21 @@ def bare(folder: Path) -> float:
 def launch_and_resume(folder: Path) -> tuple[float, float]:
     """Seconds until every region of a launch has made a step, and of the resume after it was killed in training."""
     run_dir, cache = folder / "run", folder.parent / "cache"
-    changes = [part for change in LONG for part in ("--set", change)]
-    ebdiff = [sys.executable, "-m", "ebdiff_orchestrator"]
-    with running([*ebdiff, "launch", "digits", "--run-dir", str(run_dir), *changes], cache) as began:
+    with running(launch_command(run_dir), cache) as began:
         launched = wait_for(lambda: all(step_of(run_dir, region)[1] >= 1 for region in REGIONS), began)
         saved = [run_dir / "train" / region / "checkpoints" for region in REGIONS]
         wait_for(lambda: all(any(path.glob("step-*")) for path in saved), began)
     before = {region: step_of(run_dir, region) for region in REGIONS}
-    with running([*ebdiff, "resume", str(run_dir)], cache) as began:
 
-        def moves_on(region: str) -> bool:
-            attempt, step = step_of(run_dir, region)
-            return attempt > before[region][0] and step >= 1
+    def moves_on(region: str) -> bool:
+        attempt, step = step_of(run_dir, region)
+        return attempt > before[region][0] and step >= 1
 
-        def goes_on() -> bool:
-            return all(moves_on(region) for region in REGIONS)
-
-        return launched, wait_for(goes_on, began)
+    with running([sys.executable, "-m", "ebdiff_orchestrator", "resume", str(run_dir)], cache) as began:
+        return launched, wait_for(lambda: all(map(moves_on, REGIONS)), began)
 
 
 def main() -> None:
-    """Time, print, write."""
     options = parsed(arguments(__doc__, rounds=3), rounds=1)
     times: dict[str, list[float]] = {"bare": [], "launch": [], "resume": []}
     with benchmark("from the command to the first step", options) as (report, folder):

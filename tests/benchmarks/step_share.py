@@ -24,8 +24,8 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from bench import SMALL, Report, arguments, benchmark, parsed
-from own_loop import OwnLoop, random_images, this_device
+from bench import SMALL, Report, arguments, benchmark, parsed, this_device
+from own_loop import OwnLoop, job_on_noise
 from torch import nn
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -135,11 +135,6 @@ def state_bytes(trainer: Trainer) -> int:
     return sum(tensor.nbytes for tensor in trainer.state_tensors().values())
 
 
-def gradient_bytes(trainer: Trainer) -> int:
-    """One number for each weight."""
-    return sum(parameter.nbytes for parameter in trainer.parameters.values())
-
-
 def activation_bytes(loop: OwnLoop) -> int:
     """What autograd keeps of a step's forward pass: each storage once, weights left out."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in loop.trainer.parameters.values()}
@@ -171,7 +166,8 @@ def report_waits(report: Report, loop: OwnLoop, steps: int) -> None:
 
 def report_memory(report: Report, loop: OwnLoop) -> None:
     """The peak over the need."""
-    state, gradients, activations = state_bytes(loop.trainer), gradient_bytes(loop.trainer), activation_bytes(loop)
+    state, activations = state_bytes(loop.trainer), activation_bytes(loop)
+    gradients = sum(parameter.nbytes for parameter in loop.trainer.parameters.values())
     peak = peak_bytes(loop)
     report.add("weights, moments, EMA", state / 2**20, "MiB")
     report.add("gradients", gradients / 2**20, "MiB")
@@ -185,9 +181,8 @@ def main() -> None:
     batch_size = 128 if this_device().type == "cuda" else 8
     parser = arguments(__doc__, preset="cifar10", batch_size=batch_size, steps=12, changes=[])
     options = parsed(parser, preset="digits", batch_size=4, steps=2, changes=[SMALL])
-    given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
     with benchmark("The loop's share of a training step", options) as (report, folder):
-        loop = OwnLoop(*random_images(options.preset, folder, [*given, *options.changes]), log=False)
+        loop = OwnLoop(*job_on_noise(options, folder), log=False)
         for _ in range(WARM_UP_STEPS):
             loop.step()
         report_time(report, loop, options.steps)

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import SMALL, Report, arguments, benchmark, in_turn, parsed, ratio
+from bench import SMALL, Report, arguments, benchmark, in_turn, parsed, ratio, this_device, training_changes
 from diffusers import UNet2DModel
-from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise, this_device
-from plain_loop import PlainLoop, decoded_batches, default_workers
+from own_loop import IMAGES, OwnLoop, first_job, plan_on_noise
+from plain_loop import PlainLoop, decoded_batches
 
 from region_workers.networks.costs import cost_counter
 from region_workers.networks.dense import dense_config
@@ -89,7 +89,7 @@ class MatrixProducts:
 def plain_loop(plan: Plan, folder: Path) -> PlainLoop:
     """The plain loop, on the plan's network and images and its first region's timesteps."""
     network = dense_config(plan.model, plan.data)
-    batches = decoded_batches(folder / IMAGES, network, plan.training.batch_size, default_workers(), this_device())
+    batches = decoded_batches(folder / IMAGES, network, plan.training.batch_size, this_device())
     return PlainLoop(UNet2DModel(**network), batches, this_device(), plan.regions[0].train)
 
 
@@ -204,9 +204,8 @@ def main() -> None:
     batch_size, steps = (128, 20) if this_device().type == "cuda" else (8, 1)
     parser = arguments(__doc__, preset="cifar10", batch_size=batch_size, rounds=5, steps=steps, changes=[])
     options = parsed(parser, preset="digits", batch_size=4, rounds=1, steps=1, changes=[SMALL])
-    given = [f"training.batch_size={options.batch_size}", f"training.cpu_threads={options.threads}"]
     with benchmark("A training step", options) as (report, folder):
-        measure(plan_on_noise(options.preset, folder, [*given, *options.changes]), folder, options, report)
+        measure(plan_on_noise(options.preset, folder, training_changes(options)), folder, options, report)
 
 
 if __name__ == "__main__":

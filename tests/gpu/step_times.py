@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import Report, in_turn, timed
-from own_loop import OwnLoop, first_job, this_device
+from bench import Report, in_turn, this_device, timed
+from own_loop import OwnLoop, first_job
 from plain_loop import PlainLoop
 from setting import CUDA, Setting
 from train_step import own_loop, own_process

@@ -48,32 +48,25 @@ def _lsun(folder: Path) -> Sequence[str]:
     return f"data.path={images}", "data.resolution=32", "model.block_out_channels=[16,16,16,16,32,32]"
 
 
+def _latents(folder: Path) -> Sequence[str]:
+    return (
+        f"model.vae={tiny_vae(folder / 'vae')}",
+        "model.vae_subfolder=null",
+        "model.latent_downscale=2",
+        "model.block_out_channels=[16,16,32,32]",
+        "data.image_column=null",
+    )
+
+
 def _imagenet256_ldm(folder: Path) -> Sequence[str]:
     for synset in ("n01440764", "n01443537", "n01484850"):
         save_images(folder / "train" / synset, [(40, 32)] * IMAGES, "jpg")
-    return (
-        f"data.path={folder / 'train'}",
-        "data.image_column=null",
-        "data.resolution=32",
-        f"model.vae={tiny_vae(folder / 'vae')}",
-        "model.vae_subfolder=null",
-        "model.latent_downscale=2",
-        "model.num_classes=3",
-        "model.block_out_channels=[16,16,32,32]",
-        "model.cross_attention_dim=8",
-    )
+    classes = ("model.num_classes=3", "model.cross_attention_dim=8")
+    return f"data.path={folder / 'train'}", "data.resolution=32", *_latents(folder), *classes
 
 
 def _unconditional_ldm(folder: Path) -> Sequence[str]:
-    return (
-        *_lsun(folder)[:2],
-        f"model.vae={tiny_vae(folder / 'vae')}",
-        "model.vae_subfolder=null",
-        "model.latent_downscale=2",
-        "model.block_out_channels=[16,16,32,32]",
-        "model.attention_head_dim=4",
-        "data.image_column=null",
-    )
+    return *_lsun(folder)[:2], *_latents(folder), "model.attention_head_dim=4"
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,16 +116,8 @@ def test_the_whole_path_of_a_preset_of_drawings(preset: str, launch: Launch, tmp
 @pytest.mark.slow
 @pytest.mark.skipif(not CIFAR10.is_file(), reason="needs ../shared/data/cifar10-train.parquet")
 def test_the_paper_s_cifar10_job_finishes_when_shrunk(launch: Launch, cache_dir: Path, tmp_path: Path) -> None:
-    quick = [
-        f"data.path={CIFAR10}",
-        "training.batch_size=2",
-        "training.steps=2",
-        "draw.interval_steps=1",
-        "draw.queue_length=2",
-        "sampling.num_images=2",
-        "sampling.steps=2",
-    ]
-    manifest = launch(load_plan("cifar10", quick), "run").manifest
+    quick = ("draw.threshold=0.1", "training.batch_size=2", "sampling.num_images=2", "sampling.steps=2")
+    manifest = launch(load_plan("cifar10", [f"data.path={CIFAR10}", *SHORT, *quick]), "run").manifest
     assert manifest.finished()
     assert np.asarray(Image.open(tmp_path / "run" / "samples" / "00001.png")).shape == (32, 32, 3)
     images = ensure_store(manifest.plan.data, cache_dir)
@@ -173,16 +158,13 @@ def test_networks_from_the_hub_are_pruned_trained_and_routed_without_a_preset(la
     for label in ("a", "b", "c"):
         save_images(tmp_path / "images" / label, [(8, 8)] * IMAGES)
     data = {"path": str(tmp_path / "images"), "resolution": 8, "channels": 3}
-    quick = {
-        "training": {"steps": 2, "batch_size": 4, "ema_decay": 0.9},
-        "draw": {"interval_steps": 1, "threshold": 1.0},
-    }
+    training = {"steps": 2, "batch_size": 4, "ema_decay": 0.9}
     sampling: dict[str, object] = {"steps": 4, "num_images": 2}
+    quick = {"training": training, "draw": {"interval_steps": 1, "threshold": 1.0}, "sampling": sampling}
 
     def plan(network: str, **more: object) -> Plan:
         model = {"pretrained": str(networks[network])}
-        values = {"data": data, "model": model, "sampling": sampling, **quick, **more}
-        return Plan.model_validate(values)
+        return Plan.model_validate({"data": data, "model": model, **quick, **more})
 
     handle = launch(plan("pipeline"), "plain")
     assert handle.manifest.finished()

@@ -7,6 +7,7 @@ recorded; elsewhere only what must be equal between the runs is compared. EBDIFF
 import json
 import os
 import platform
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ import pytest
 import torch
 from drawing_files import scribbles, write_lines
 from latent_fixtures import tiny_vae
-from PIL import Image
-from process_cluster import ProcessCluster, no_sabotage
+from pictures import save_images
+from process_cluster import ProcessCluster
 from processes import RunningProcess
 from run_products import products
 from s3_server import BUCKET, s3_server
@@ -115,7 +116,8 @@ def _drawings(file: Path) -> dict[str, Any]:
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Kind]:
     """Every kind of run, by name."""
     folder = tmp_path_factory.mktemp("materials")
-    images, vae = _write_images(folder / "images"), tiny_vae(folder / "vae")
+    images = save_images(folder / "images", [(18, 20)] * 24, classes=_CLASSES)
+    vae = tiny_vae(folder / "vae")
     drawings = write_lines(folder / "drawings.ndjson", scribbles(24))
     return {
         "digits": Kind(_digits()),
@@ -139,8 +141,7 @@ def bits(
     with s3_server():
         for name, kind in kinds.items():
             folder = tmp_path_factory.mktemp("runs")
-            sabotage = _kill_in_training if kind.killed else no_sabotage
-            cluster = ProcessCluster(kind.workers, sabotage)
+            cluster = ProcessCluster(kind.workers, _kill_in_training if kind.killed else None)
             url = f"s3://{BUCKET}/runs/bits"
             directory = RunDirectory(url if kind.in_bucket else folder / "run")
             driver.launch(plan_from_values(kind.values), directory.location, executor=cluster)
@@ -183,26 +184,10 @@ def _summary(digests: Digests) -> Digests:
 
 def _machine() -> str:
     """What the bits of a run on a CPU depend on beside its plan."""
-    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cpu = names[0].split(":", 1)[1].strip() if names else platform.processor()
+    cpu_info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.*?)\s*$", cpu_info.read_text(), re.M) if cpu_info.exists() else []
+    cpu = names[0] if names else platform.processor()
     return f"{cpu}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, numpy {np.__version__}"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
-
-
-def _write_images(folder: Path) -> Path:
-    """Random RGB images in a folder a class."""
-    generator = np.random.default_rng(0)
-    for number in range(24):
-        place = folder / f"class-{number % _CLASSES}"
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (20, 18, 3), dtype=np.uint8)).save(place / f"{number:02}.png")
-    return folder
 
 
 def _kill_in_training(job: WorkerJob, attempt: int, process: RunningProcess) -> None:

@@ -3,8 +3,6 @@
 A process counts a network once: what has a preset's full size is all here.
 """
 
-from collections.abc import Mapping
-
 import pytest
 
 from ebdiff_orchestrator.plans.load import load_plan
@@ -99,13 +97,9 @@ def in_millions_and_billions(costs: Costs) -> tuple[float, float]:
     return costs.params / 1e6, costs.macs / 1e9
 
 
-def each_entry(
-    costs: Mapping[str, Mapping[float, tuple[float, float]]],
-) -> list[tuple[str, float, tuple[float, float]]]:
-    return [(network, ratio, entry) for network, entries in costs.items() for ratio, entry in entries.items()]
-
-
-@pytest.mark.parametrize(("network", "ratio", "expected"), each_entry(COSTS))
+@pytest.mark.parametrize(
+    ("network", "ratio", "expected"), [(name, *entry) for name, entries in COSTS.items() for entry in entries.items()]
+)
 def test_networks_cost_what_the_rule_says(network: str, ratio: float, expected: tuple[float, float]) -> None:
     costs = cost_counter(*NETWORKS[network]).at(ratio)
     assert in_millions_and_billions(costs) == pytest.approx(expected, rel=0.01)

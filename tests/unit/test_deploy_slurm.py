@@ -6,8 +6,9 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "deploy" / "ebdiff.sbatch"
 STAND_INS = {
     "scontrol": 'case "$1" in show) printf "node1\\nnode2\\n" ;; esac',
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
-    "hostname": "echo 10.0.0.1 fe80::1",
+    "hostname": 'case "$1" in --ip-address) echo "${OWN_NAME:-10.0.0.1 fe80::1}" ;; *) echo "::1 10.0.0.7" ;; esac',
     "sleep": "",
     "ray": 'case "$1" in health-check) exit "${HEAD_IS_DOWN:-0}" ;; esac',
     "ebdiff": """
@@ -40,6 +41,7 @@ class Slurm:
 
     folder: Path
     environment: dict[str, str]
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def calls(self) -> list[str]:
@@ -51,7 +53,7 @@ class Slurm:
         return self.folder / "busy"
 
     def start(self, *arguments: str, **changes: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", str(SCRIPT), *arguments],
             env=self.environment | changes,
             stdout=subprocess.PIPE,
@@ -59,14 +61,12 @@ class Slurm:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, *arguments: str, **changes: str) -> tuple[int, str]:
         process = self.start(*arguments, **changes)
-        try:
-            output, _ = process.communicate(timeout=60)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
         return process.returncode, output
 
     def called(self, start: str) -> list[str]:
@@ -74,7 +74,7 @@ class Slurm:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> Slurm:
+def slurm(tmp_path: Path) -> Iterator[Slurm]:
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, body in STAND_INS.items():
@@ -92,7 +92,11 @@ def slurm(tmp_path: Path) -> Slurm:
         "SLURM_CPUS_PER_TASK": "8",
         "SLURM_GPUS_ON_NODE": "2",
     }
-    return Slurm(tmp_path, environment)
+    slurm = Slurm(tmp_path, environment)
+    yield slurm
+    for process in slurm.started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_ray_starts_on_every_node_and_the_run_is_launched_after_the_doctor(slurm: Slurm) -> None:
@@ -116,15 +120,28 @@ def test_the_token_is_the_job_s_own_readable_by_its_user_alone_and_removed_at_th
     assert list(tokens.iterdir()) == []
 
 
-def test_a_run_that_is_stopped_saves_and_queues_again(slurm: Slurm) -> None:
+def test_the_head_is_reached_by_an_address_that_other_nodes_know(slurm: Slurm) -> None:
+    slurm.run("digits", "/shared/run", OWN_NAME="127.0.1.1")
+    assert slurm.called("ray start --block") == ["ray start --block --address=10.0.0.7:24242 --num-cpus=8 --num-gpus=2"]
+
+
+@pytest.mark.parametrize(
+    ("number", "queued_again"),
+    [(signal.SIGUSR1, ["scontrol requeue 4242"]), (signal.SIGTERM, [])],
+    ids=["near its end in time", "cancelled"],
+)
+def test_a_run_that_is_stopped_saves_and_queues_again_unless_it_was_cancelled(
+    slurm: Slurm, number: signal.Signals, queued_again: list[str]
+) -> None:
     slurm.busy.touch()
     process = slurm.start("digits", "/shared/run")
     wait_until(lambda: slurm.called("token"), "the launch")
     time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B:TERM does
+    process.send_signal(number)  # to the script alone, as --signal=B:USR1 does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert slurm.calls[-2:] == ["launch saves and stops", "scontrol requeue 4242"]
+    saved = slurm.calls.index("launch saves and stops")
+    assert slurm.calls[saved + 1 :] == queued_again
 
 
 def test_a_run_that_fails_is_not_queued_again(slurm: Slurm) -> None:
@@ -158,7 +175,7 @@ def test_a_wrong_call_says_how(slurm: Slurm, arguments: list[str]) -> None:
 
 def test_slurm_warns_in_time_and_may_queue_the_job_again() -> None:
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", SCRIPT.read_text(), re.M))
-    assert asked["signal"] == "B:TERM@300"
+    assert asked["signal"] == "B:USR1@300"
     assert {"requeue", "exclusive"} <= asked.keys()
     assert asked["ntasks-per-node"] == "1"
 

@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from ebdiff_orchestrator.cli.app import app
+from ebdiff_orchestrator.study.load import load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), ROOT / "deploy" / "README.md"]
@@ -56,6 +57,11 @@ def test_commands_and_their_options_exist(page: Path) -> None:
 
 def test_some_commands_are_found() -> None:
     assert sum(len(_commands(page)) for page in PAGES) > 60
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs").glob("*.yaml")), ids=lambda file: file.name)
+def test_the_studies_beside_the_pages_can_be_read(file: Path) -> None:
+    assert load_study(file).rows
 
 
 def test_the_page_of_fields_is_that_of_the_schemas() -> None:
