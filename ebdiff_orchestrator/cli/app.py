@@ -86,7 +86,11 @@ def main() -> None:
     """Run the command line; exit 0 done, 1 failed run, 2 bad input, 130 interrupted (SIGTERM too)."""
     signal.signal(signal.SIGTERM, _interrupt)
     wait_passively()
-    sys.exit(_guarded())
+    code = _guarded()
+    embedded = sys.modules.get("ebdiff_orchestrator.cluster.embedded")  # there if a command may have started a Ray
+    if embedded is not None:
+        embedded.end_if_starting(code)
+    sys.exit(code)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -131,7 +135,7 @@ def _guarded() -> int:
 
 
 def _say_interrupted() -> int:
-    print("ebdiff: interrupted; the same command goes on from what is saved.", file=sys.stderr)
+    print("ebdiff: interrupted. The same command starts again, from what is saved if anything is.", file=sys.stderr)
     return EXIT_INTERRUPTED
 
 

@@ -36,11 +36,14 @@ def launch(
 ) -> None:
     """Run a plan to a finished ensemble and a sample grid; an unfinished run in DIR goes on, a finished one stays."""
     from ebdiff_orchestrator.plans.load import load_plan, step_notes
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
 
     loaded = load_plan(plan, changes or ())
     folder = run_dir or Path("runs", loaded.name)
     view = terminal_view()
-    view.line(f"{loaded.name}: launching in {folder} ...")  # torch and Ray take seconds, on a busy machine minutes
+    view.line(
+        f"{loaded.name}: launching in {RunDirectory(folder).short_location} ..."
+    )  # torch and Ray take seconds, on a busy machine minutes
     for note in step_notes(loaded, changes or ()):
         view.line(f"Note: {note}")
     _start_ray_early(folder, loaded, address)
@@ -55,8 +58,10 @@ def resume(
     run_dir: RunArgument, reuse: ReuseOption = None, address: AddressOption = None, take_over: TakeOverOption = False
 ) -> None:
     """Go on with an unfinished run from its last good checkpoints."""
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
+
     view = terminal_view()
-    view.line(f"Going on with {run_dir} ...")
+    view.line(f"Going on with {RunDirectory(run_dir).short_location} ...")
     _start_ray_early(run_dir, None, address)
     with quick_imports():
         from ebdiff_orchestrator.run.launch import resume as resume_run

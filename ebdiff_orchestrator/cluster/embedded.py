@@ -27,6 +27,7 @@ from schemas.process import PASSIVE_WAIT
 FOLDER_PREFIX = "eb-"
 _STARTS = 3
 _START_LIMIT_S = 600.0
+_END_LIMIT_S = 10.0  # for one that is still starting as the program ends
 _LOOK_S = 1.0
 _QUIET_S = 3.0
 _UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")  # dashboard, autoscaler, printing workers' logs
@@ -78,10 +79,8 @@ class EmbeddedRay(threading.Thread):
             early.stop()
             early = None
         ray = early or cls.begin(workers, jobs)
-        try:
-            ray._wait(say)
-        finally:
-            cls.begun = None
+        ray._wait(say)
+        cls.begun = None
         if ray._error is not None:
             raise ray._error
         return ray
@@ -115,9 +114,19 @@ class EmbeddedRay(threading.Thread):
                 say(f"waiting for Ray to start on this machine ({waited:.0f} s so far, at most {_START_LIMIT_S:.0f} s)")
 
     def _end(self) -> None:
-        if type(self).begun is self:
-            self._ready.wait(_START_LIMIT_S)
+        if type(self).begun is self and self._ready.wait(_END_LIMIT_S) and self._error is None:
             self.stop()
+
+
+def end_if_starting(code: int) -> None:
+    """End the program at once, with this exit code, if its Ray is still starting: that one's processes end with it.
+
+    A Ray that is up, or none, is left to the program's ordinary end.
+    """
+    if EmbeddedRay.begun is not None and not EmbeddedRay.begun._ready.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def silence_ray() -> None:

@@ -18,9 +18,14 @@ from schemas.errors import RunFailed
 from schemas.plan import WorkersPlan
 
 LAUNCH = """
-import time
+import os, signal, time
 from ebdiff_orchestrator.cluster import embedded
-embedded._start = lambda *_: time.sleep(600)
+def start(*_):
+    if os.environ.get("INTERRUPTED"):
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(600)
+embedded._start = start
 from ebdiff_orchestrator.cli.app import main
 main()
 """
@@ -47,6 +52,20 @@ def test_the_first_line_of_a_launch_waits_neither_for_ray_nor_for_torch(tmp_path
     assert used_s < FIRST_LINE_CPU_S, "of the processor, which says the same however busy the machine is"
 
 
+@pytest.mark.parametrize(
+    ("place", "interrupted", "code", "told"), [("a file", "", 2, "a file"), ("run", "yes", 130, "interrupted")]
+)
+def test_a_launch_that_ends_early_does_not_wait_for_its_ray(
+    place: str, interrupted: str, code: int, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a file").touch()
+    command = [sys.executable, "-c", LAUNCH, "launch", "digits", "--run-dir", str(tmp_path / place)]
+    environment = {**os.environ, "INTERRUPTED": interrupted}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (result.returncode, "Traceback" in result.stderr) == (code, False), result.stderr
+    assert told in result.stderr
+
+
 def test_who_waits_for_ray_is_told_and_after_a_limit_it_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -59,6 +78,7 @@ def test_who_waits_for_ray_is_told_and_after_a_limit_it_is_an_error(
     for name, value in {"_start": start, "_LOOK_S": 0.05, "_QUIET_S": 0.1, "_START_LIMIT_S": 0.6}.items():
         monkeypatch.setattr(embedded, name, value)
     monkeypatch.setattr(embedded, "_temp_dir", lambda: tmp_path)
+    monkeypatch.setattr(embedded.EmbeddedRay, "begun", None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name in (*embedded._ENVIRONMENT, *embedded.WORKER_ENVIRONMENT, "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, os.environ.get(name, ""))  # set by the start otherwise, for all tests to come
