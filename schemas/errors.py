@@ -8,12 +8,13 @@ import shlex
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic_core import PydanticCustomError
 
+Kind = Literal["plan", "study"]
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_WRITING = (errno.EROFS, errno.EACCES, errno.EPERM)
 _MOST_LINES, _MOST_CHARACTERS, _MOST_BITS = 20, 120, 400
@@ -34,6 +35,7 @@ _REPHRASED = {
     "String should have": "text of",
     "String should match pattern": "text to match pattern",
     "Tuple should have": "a list of",
+    " after validation": "",
 }
 _SIMILAR = 0.6
 # What stands before the @ is a key if it comes before the first slash, or has a colon there: a secret may hold slashes.
@@ -100,15 +102,18 @@ def cross_field_error(field: str, value: object, expected: str, remedy: str) -> 
     )
 
 
-def from_validation_error(error: ValidationError, title: str, model: type[BaseModel]) -> PlanError:
+def from_validation_error(error: ValidationError, of: Kind, title: str, model: type[BaseModel]) -> PlanError:
     """Every problem of a pydantic error, a line each, as one `PlanError`; `model` is what was validated."""
     items: dict[str, list[dict[str, Any]]] = {}
-    for number, item in enumerate(error.errors(include_url=False)):
+    errors = error.errors(include_url=False)
+    for number, item in enumerate(errors):
+        if item["type"] == "too_short" and any(_is_in(other["loc"], item["loc"]) for other in errors):
+            continue  # pydantic counts the items that are right
         rule = f" {number}" if item["type"] == "plan" else ""  # rules over several fields stand alone
         items.setdefault(_field(item["loc"]) + rule, []).append(dict(item))
-    lines = [_line(group, model) for group in items.values()]
+    lines = [_line(group, of, model) for group in items.values()]
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
-    return PlanError(f"{title}:\n" + "\n".join(f"  - {line}" for line in [*lines[:_MOST_LINES], *more]))
+    return PlanError(f"The {of} {title} cannot run as written:\n" + "\n".join(f"  - {line}" for line in [*lines[:_MOST_LINES], *more]))
 
 
 def as_in_yaml(value: object) -> object:
@@ -125,7 +130,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
 
 
-def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
+def _is_in(inner: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
+
+
+def _line(items: list[dict[str, Any]], of: Kind, model: type[BaseModel]) -> str:
     """One field's problem; several items are what each of its types (a number, or a word) has to say."""
     item = items[0]
     field, kind = _field(item["loc"]), item["type"]
@@ -133,25 +142,29 @@ def _line(items: list[dict[str, Any]], model: type[BaseModel]) -> str:
         _, *place = field.split(".")[:2]  # a region does not know its place
         return re.sub(r"^regions\.(?=train |name )", ".".join(["regions", *place, ""]), str(item["msg"]))
     if kind == "extra_forbidden":
-        return _unknown_key(field, item, model)
+        return _unknown_key(field, item, of, model)
     if kind == "missing":
-        return f"{field} is missing: expected a value. Add it to the plan or give --set {field}=..."
+        add = f"Add it to the plan or give --set {field}=..." if of == "plan" else "Add it to the study's file."
+        return f"{field} is missing: expected a value. {add}"
     if kind == "invalid_key":
         return problem(field, "...", "a key that is text", "Check the indentation, or quote the key.")
     if kind == "union_tag_invalid":
         tag, tags = str(item["ctx"]["tag"]), str(item["ctx"]["expected_tags"])
         return problem(f"{field}.family", tag, tags.replace(", ", " or "), "Change it." + _similar(tag, tags))
     expected = " or ".join(dict.fromkeys(_expectation(each) for each in items))
-    remedy = f"Change it in the plan or with --set {field}=..."
+    remedy = f"Change it in the plan or with --set {field}=..." if of == "plan" else "Change it in the study's file."
     if kind == "string_type" and item["input"] is not None:
-        remedy = f"Quote what YAML would read as something else: --set '{field}=\"...\"'."
+        quote = "Quote what YAML would read as something else"
+        remedy = f"{quote}: --set '{field}=\"...\"'." if of == "plan" else f"{quote}."
     guess = _similar(str(item["input"]), str(item["ctx"]["expected"])) if kind == "literal_error" else ""
     return problem(field, shown(item["input"]), expected, remedy + guess)
 
 
-def _unknown_key(field: str, item: dict[str, Any], model: type[BaseModel]) -> str:
+def _unknown_key(field: str, item: dict[str, Any], of: Kind, model: type[BaseModel]) -> str:
     meant = " or ".join(meant_keys(model, item["loc"]))
     remedy = f"Did you mean {meant}?" if meant else "Check the spelling."
+    if of == "study":
+        return problem(field, shown(item["input"]), "a key that studies have", f"{remedy} See docs/studies.md.")
     see = "docs/plan.md lists every key, and `ebdiff plan digits --yaml` those in use."
     return problem(field, shown(item["input"]), "a key that plans have", f"{remedy} {see}")
 

@@ -55,8 +55,11 @@ class StudyPlan(Section):
     @field_validator("seeds", mode="before")
     @classmethod
     def _number_of_seeds(cls, seeds: Any) -> Any:
-        is_number = isinstance(seeds, int) and not isinstance(seeds, bool)
-        return list(range(min(seeds, _MOST_SEEDS + 1))) if is_number else seeds
+        if not isinstance(seeds, int) or isinstance(seeds, bool):
+            return seeds
+        if seeds < 1:
+            raise cross_field_error("seeds", seeds, "1 or more, or a list of seeds", "Change it in the study's file.")
+        return list(range(min(seeds, _MOST_SEEDS + 1)))
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> Self:

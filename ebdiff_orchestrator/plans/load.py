@@ -39,7 +39,7 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
     try:
         return Plan.model_validate(values)
     except ValidationError as error:
-        raise from_validation_error(error, f"The plan {title} cannot run as written", Plan) from None
+        raise from_validation_error(error, "plan", title, Plan) from None
 
 
 def preset_plan(name: str) -> Plan | None:

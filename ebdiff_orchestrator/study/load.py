@@ -38,7 +38,7 @@ def load_study(study: str | Path, changes: Sequence[str] = (), seeds: int | None
     try:
         found = StudyPlan.model_validate(values)
     except ValidationError as error:
-        raise from_validation_error(error, f"The study {study} cannot run as written", StudyPlan) from None
+        raise from_validation_error(error, "study", str(study), StudyPlan) from None
     rows = tuple(_written_out(found, row, changes, beside) for row in found.rows)
     _check_workers({row.label: plan_of(row) for row in rows})
     how = found.evaluate
