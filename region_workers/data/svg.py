@@ -43,7 +43,7 @@ class _Reader:
 
     def __init__(self) -> None:
         self.strokes: list[Stroke] = []
-        self._matrices: list[Matrix] = []  # of the open elements: all transforms down to each
+        self._matrices: list[Matrix | None] = []  # of the open elements: all transforms down to each; None: none
         self._hidden = 0  # open elements within which nothing is drawn
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
@@ -56,14 +56,10 @@ class _Reader:
                 raise UnreadableDrawingError("it draws by <use>, which is not read")
             self._hidden += 1
             return
-        if "transform" in attributes.get("style", ""):
-            raise UnreadableDrawingError("a style holds a transform, which is read as an attribute alone")
-        outer = self._matrices[-1] if self._matrices else np.eye(3)
-        matrix = outer @ _matrix_of(attributes.get("transform", ""))
-        self._matrices.append(matrix)
+        self._matrices.append(self._matrix(attributes))
         data = _SHAPES[name](attributes) if name in _SHAPES else None
         if data:
-            self.strokes += [stroke @ matrix[:2, :2].T + matrix[:2, 2] for stroke in strokes_of_path(data)]
+            self.strokes += [_moved(stroke, self._matrices[-1]) for stroke in strokes_of_path(data)]
 
     def end(self, tag: str) -> None:
         if self._hidden:
@@ -73,6 +69,19 @@ class _Reader:
 
     def refuse_entity(self, name: str, *_: object) -> None:
         raise UnreadableDrawingError(f"it defines the entity {name!r}, and entities are not read")
+
+    def _matrix(self, attributes: dict[str, str]) -> Matrix | None:
+        outer = self._matrices[-1] if self._matrices else None
+        if "transform" in attributes.get("style", ""):
+            raise UnreadableDrawingError("a style holds a transform, which is read as an attribute alone")
+        own = attributes.get("transform")
+        if own is None:
+            return outer
+        return _matrix_of(own) if outer is None else outer @ _matrix_of(own)
+
+
+def _moved(stroke: Stroke, matrix: Matrix | None) -> Stroke:
+    return stroke if matrix is None else stroke @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def _matrix_of(transforms: str) -> Matrix:
