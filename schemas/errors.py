@@ -27,13 +27,13 @@ _EXPECTED = {  # where pydantic's own words speak of Python
     **dict.fromkeys(["tuple_type", "list_type"], "a list"),
     "string_type": "text",
     "finite_number": "a finite number",
+    "string_pattern_mismatch": "a name of the letters a to z, A to Z, digits, and . _ - but for a dot at its beginning",
 }
 _REPHRASED = {
     "Input should be greater": "a number greater",
     "Input should be less": "a number less",
     "Input should be ": "",
     "String should have": "text of",
-    "String should match pattern": "text to match pattern",
     "Tuple should have": "a list of",
     " after validation": "",
 }
@@ -113,7 +113,8 @@ def from_validation_error(error: ValidationError, of: Kind, title: str, model: t
         items.setdefault(_field(item["loc"]) + rule, []).append(dict(item))
     lines = [_line(group, of, model) for group in items.values()]
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
-    return PlanError(f"The {of} {title} cannot run as written:\n" + "\n".join(f"  - {line}" for line in [*lines[:_MOST_LINES], *more]))
+    listed = "\n".join(f"  - {line}" for line in [*lines[:_MOST_LINES], *more])
+    return PlanError(f"The {of} {title} cannot run as written:\n{listed}")
 
 
 def as_in_yaml(value: object) -> object:
@@ -157,7 +158,7 @@ def _line(items: list[dict[str, Any]], of: Kind, model: type[BaseModel]) -> str:
         quote = "Quote what YAML would read as something else"
         remedy = f"{quote}: --set '{field}=\"...\"'." if of == "plan" else f"{quote}."
     guess = _similar(str(item["input"]), str(item["ctx"]["expected"])) if kind == "literal_error" else ""
-    return problem(field, shown(item["input"]), expected, remedy + guess)
+    return problem(field, shown(item["input"]), expected, remedy + guess + _as_share(item))
 
 
 def _unknown_key(field: str, item: dict[str, Any], of: Kind, model: type[BaseModel]) -> str:
@@ -183,6 +184,15 @@ def _expectation(item: dict[str, Any]) -> str:
     for words, instead in _REPHRASED.items():
         text = text.replace(words, instead)
     return text
+
+
+def _as_share(item: dict[str, Any]) -> str:
+    """A hint for who wrote a percentage where a share up to 1 is meant."""
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?)( ?%)?", str(item["input"]))
+    bounds = item.get("ctx", {})
+    if percent is None or not (percent[2] or (float(percent[1]) > 1 in (bounds.get("lt"), bounds.get("le")))):
+        return ""
+    return f" {percent[1]}% is {float(percent[1]) / 100:g}."
 
 
 def _similar(word: str, quoted: str) -> str:

@@ -1,6 +1,7 @@
 """The commands that read and change nothing: `ebdiff status | tickets | compare | report | estimate`."""
 
 import json
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from ebdiff_orchestrator.reports.formats import check_replaceable, say
 from schemas.errors import user_error
 from schemas.limits import MANY, MOST_STEPS, MOST_TIMESTEPS, MOST_WORKERS
 
+_APPEARS_WITHIN_S = 60.0
 _Number = TypeVar("_Number", int, float)
 
 
@@ -63,6 +65,7 @@ def status(
 def _watch(run_dir: Path, as_json: bool, console: Console) -> None:
     from ebdiff_orchestrator.run.run_table import read_status
 
+    _await_run(run_dir)
     live = Live(console=console, auto_refresh=False) if console.is_terminal and not as_json else None
     with live or nullcontext():
         while True:
@@ -76,6 +79,17 @@ def _watch(run_dir: Path, as_json: bool, console: Console) -> None:
             if current.manifest.finished():
                 return
             time.sleep(1 if live is not None else 10)
+
+
+def _await_run(run_dir: Path) -> None:
+    """A launch that has just been given takes a while before there is a run to look at."""
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
+
+    run, deadline = RunDirectory(run_dir), time.monotonic() + _APPEARS_WITHIN_S
+    if not run.exists():
+        print(f"No run in {run.short_location} yet; waiting for one, {_APPEARS_WITHIN_S:.0f} s.", file=sys.stderr)
+    while not run.exists() and time.monotonic() < deadline:
+        time.sleep(1)
 
 
 def tickets(

@@ -96,6 +96,8 @@ class RoutedPipeline(DiffusionPipeline):  # type: ignore[misc]
         return cast(torch.Tensor, sample)
 
     def _check_call(self, batch_size: int, generator: Generators, output_type: str, kinds: Sequence[str]) -> None:
+        if batch_size < 1:
+            raise user_error("batch_size", batch_size, "1 or more", "Change it.")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise user_error(
                 "generator", f"a list of {len(generator)}", f"{batch_size}, one for each", "Or pass just one."

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from ebdiff_orchestrator.plans.preset_plans import merged, methods, preset_values, presets, studies
-from schemas.errors import PlanError, command, from_validation_error, shown, similar_word
+from schemas.errors import PlanError, command, from_validation_error, plan_error, shown, similar_word
 from schemas.manifest import STUDY_FILE
 from schemas.plan import Plan
 from schemas.section import Section
@@ -37,9 +37,11 @@ def plan_from_values(values: dict[str, Any], changes: Sequence[str] = (), title:
     for change in changes:
         _apply(values, change)
     try:
-        return Plan.model_validate(values)
+        plan = Plan.model_validate(values)
     except ValidationError as error:
         raise from_validation_error(error, "plan", title, Plan) from None
+    _check_flags(values, plan, "")
+    return plan
 
 
 def preset_plan(name: str) -> Plan | None:
@@ -90,6 +92,18 @@ def _every_field(value: Any) -> Any:
     if isinstance(value, Section):
         return {name: _every_field(getattr(value, name)) for name in type(value).model_fields}
     return [_every_field(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _check_flags(given: Any, taken: Any, field: str) -> None:
+    """PlanError for a true or false, as YAML also reads yes, no, on and off, that was taken as 1 or 0."""
+    if isinstance(given, dict) and isinstance(taken, Section):
+        for name, value in given.items():
+            _check_flags(value, getattr(taken, name), f"{field}.{name}".lstrip("."))
+    elif isinstance(given, list) and isinstance(taken, tuple):
+        for index, (value, part) in enumerate(zip(given, taken, strict=False)):
+            _check_flags(value, part, f"{field}.{index}")
+    elif isinstance(given, bool) and not isinstance(taken, bool):
+        raise plan_error(field, given, "a number", "Give one, or null for none where the field allows it.")
 
 
 def _unshared(value: Any) -> Any:

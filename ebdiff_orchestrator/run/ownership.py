@@ -71,8 +71,11 @@ class Ownership:
                 return
             if leaves_nothing:
                 self._files.discard(OWNERS_FOLDER)
-            else:
+                return
+            try:
                 write_claim(self._files, self._claim.model_copy(update={"released": True}))
+            except OSError:  # as on a full disk, where it can still be deleted
+                delete_claim(self._files, self.name)
 
     def _beat(self) -> None:
         while not self._released.wait(self._claim.lease_s / 5):

@@ -47,7 +47,8 @@ def export_run(run_dir: str | Path, folder: str | Path, license_id: str | None =
     """
     folder = Path(folder)
     if license_id is not None and not _LICENSE.fullmatch(license_id):
-        raise user_error("--license", shown(license_id), "a licence's short name, such as cc-by-4.0", "Correct it.")
+        expected = "a licence as the hub calls it, in small letters, such as mit or cc-by-4.0"
+        raise user_error("--license", shown(license_id), expected, "Correct it.")
     run = RunDirectory(run_dir)
     manifest = run.read()
     ensemble = _ensemble_of(run, manifest)

@@ -140,7 +140,7 @@ def test_an_owner_that_beats_late_does_not_bring_back_what_was_deleted(files: Ru
     owner.release()
 
 
-def test_a_place_that_fails_at_the_end_hides_no_error_and_leaves_the_claim_to_its_lease(
+def test_a_place_that_fails_at_the_end_hides_no_error_nor_holds_the_run(
     files: RunFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -154,7 +154,7 @@ def test_a_place_that_fails_at_the_end_hides_no_error_and_leaves_the_claim_to_it
 
     with pytest.raises(RunFailed, match="the first error"):
         fail()
-    assert len(files.claims()) == 1
+    assert files.claims() == [], "a full disk still deletes"
 
 
 @pytest.mark.parametrize("name", ["notes.json", "1-a.json", "99999999-mine.json", "\u0661-aaaaaaaa.json"])

@@ -119,7 +119,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"rows": [{"label": "a", "plan": "digitz"}]}, "row a: PLAN = digitz"),
     ({"rows": [{"label": "a", "plan": "digits", "set": ["training.steps=x"]}]}, "training.steps = x"),
     ({"seeds": [1, 1]}, r"seeds = [1, 1]: expected each seed once"),
-    ({"seeds": 0}, "seeds"),
+    ({"seeds": 0}, "seeds = 0: expected 1 or more, or a list of seeds"),
+    ({"seed": 3}, "seed = 3: expected a key that studies have. Did you mean seeds? See docs/studies.md."),
+    (
+        {"rows": [{"plan": "digits"}]},
+        "as written:\n  - rows.0.label is missing: expected a value. Add it to the study's",
+    ),
     (
         {"rows": [{"label": "a", "plan": "digits"}, {"label": "b", "plan": "digits", "set": ["workers.cpus=2"]}]},
         "row b",
