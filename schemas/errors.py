@@ -188,7 +188,7 @@ def _expectation(item: dict[str, Any]) -> str:
 
 def _as_share(item: dict[str, Any]) -> str:
     """A hint for who wrote a percentage where a share up to 1 is meant."""
-    percent = re.fullmatch(r"(\d+(?:\.\d+)?)( ?%)?", str(item["input"]))
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?)( ?%)?", shown(item["input"]))
     bounds = item.get("ctx", {})
     if percent is None or not (percent[2] or (float(percent[1]) > 1 in (bounds.get("lt"), bounds.get("le")))):
         return ""
