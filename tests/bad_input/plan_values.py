@@ -318,7 +318,7 @@ REGIONS = (
     _set("regions=[{train: [0, 1000], pruning_ratio: 1}]", "regions.0.pruning_ratio", "1", "less than 1"),
     _set("regions=[{train: [0, 1000], pruning_ratio: -0.5}]", "regions.0.pruning_ratio", "-0.5", f"{_MORE} 0"),
     _set("regions=[{train: [0, 1000], pruning_ratio: .nan}]", "regions.0.pruning_ratio", "nan", "finite"),
-    _set("regions=[{train: [0, 1000], pruning_ratio: 50%}]", "regions.0.pruning_ratio", "50%", "number"),
+    _set("regions=[{train: [0, 1000], pruning_ratio: 50%}]", "regions.0.pruning_ratio", "50%", "number", "50% is 0.5"),
     _set("regions=[{train: [0, 1000], pruning_ratio: 0.5, steps: 0}]", "regions.0.steps", "0", f"{_MORE} 1"),
     _set(
         "regions=[{train: [0, 1000], pruning_ratio: 0.5, name: ../x}]",
