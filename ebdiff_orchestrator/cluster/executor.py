@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
-from schemas.errors import RunFailed, UserError
 from schemas.job import WorkerJob
 from schemas.plan import WorkersPlan
 
@@ -155,25 +154,9 @@ def request_of(workers: WorkersPlan, gpus_in_cluster: float) -> Request:
 
 
 def run_one(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns on one worker; what breaks a worker in another process is a RunFailed of one line."""
-    is_here = isinstance(executor, ThisProcess)
-    calls = [arguments]
-    results = executor.run_many(function, calls) if is_here else results_of_workers(executor, function, calls)
-    [(_, result)] = results
+    """What the function returns on one worker."""
+    [(_, result)] = executor.run_many(function, [arguments])
     return result
-
-
-def results_of_workers(
-    executor: Executor, function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], go_on: str = ""
-) -> Iterator[tuple[int, Any]]:
-    """`executor.run_many`; what breaks a worker is a RunFailed of one line, ended by `go_on`."""
-    try:
-        yield from executor.run_many(function, calls)
-    except (RunFailed, UserError):
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise RunFailed(f"A worker failed ({reason[0]}).{go_on}") from error
 
 
 def waiting_for(executor: Executor, workers_of: Mapping[str, int], wait_limit_s: float, waited_s: float | None) -> str:

@@ -189,13 +189,15 @@ class _Job:
 
 
 def _result_of(call: Any) -> Any:
-    """What an ended call returned. Of an error for people its own words are raised: Ray's are a traceback."""
+    """What an ended call returned. What broke it is told in its own words, or in one line: Ray's are a traceback."""
     try:
         return ray.get(call)
-    except RayTaskError as error:
-        if isinstance(error.cause, RunFailed | UserError):
-            raise error.cause from error
-        raise
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, RunFailed | UserError):
+            raise cause from error
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise RunFailed(f"A worker failed ({reason[0]}). The same command goes on from what is saved.") from error
 
 
 def _answer(node: Mapping[str, Any], task: Any, ended: bool) -> NodeAnswer:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Executor, results_of_workers
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.evaluation.work import (
     IMAGES_FOLDER,
     Shard,
@@ -29,7 +29,6 @@ from schemas.process import unix_time
 
 _CALLS_A_WORKER = 4  # a few calls each, so that a slow or late worker holds up little
 _POLL_S = 1.0
-_GO_ON = " What is finished is kept: the same command goes on."
 
 
 @dataclass
@@ -77,9 +76,9 @@ def _make(missing: Sequence[Shard], workers: Workers, job: FeatureJob, what: str
     text = job.model_copy(update={"use_gpu": executor.request.gpus > 0}).model_dump_json()
     calls = [(text, part) for part in shared_out(missing, max(1, executor.workers_at_once()) * _CALLS_A_WORKER)]
     with _shown(workers.view, what, folder, shards):
-        for _, failure in results_of_workers(executor, make_shards, calls, _GO_ON):
+        for _, failure in executor.run_many(make_shards, calls):
             if failure is not None:
-                raise RunFailed(failure + _GO_ON)
+                raise RunFailed(f"{failure} What is finished is kept: the same command goes on.")
     lost = [shard.name for shard in missing if finished_record(job, shard) is None]
     if lost:
         raise RunFailed(f"{what}: {lost[0]} was made but is not in {folder}. Workers must share the run directory.")

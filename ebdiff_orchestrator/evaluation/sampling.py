@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Executor, results_of_workers
+from ebdiff_orchestrator.cluster.executor import Executor
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.network_files import DTYPES
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
@@ -89,7 +89,7 @@ def sample_on_workers(
         parts: dict[int, Drawn] = {}
         done = 0
         calls = [(job, share, plan.training.cpu_threads, found.request.gpus > 0) for share in shares]
-        for worker, part in results_of_workers(found, _share, calls):
+        for worker, part in found.run_many(_share, calls):
             if isinstance(part, Exception):
                 raise part
             parts[worker] = part

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ebdiff_orchestrator.cluster.connecting import check_surroundings, cluster_address, connect
-from ebdiff_orchestrator.cluster.executor import Executor, request_of, results_of_workers
+from ebdiff_orchestrator.cluster.executor import Executor, request_of
 from ebdiff_orchestrator.ensemble.loading import load_ensemble
 from ebdiff_orchestrator.ensemble.routed_pipeline import RoutedPipeline
 from ebdiff_orchestrator.plans.data_checks import check_data_fits
@@ -253,7 +253,7 @@ def encode_images(resolved: ResolvedPlan, images: Store, ledger: Ledger, executo
             plan.data,
             images,
             resolved.cache_dir,
-            partial(results_of_workers, executor),
+            executor.run_many,
             partial(view.images, what="encoding images"),
             cpu_threads=plan.training.cpu_threads,
             device=torch.device("cuda" if executor.request.gpus else "cpu"),

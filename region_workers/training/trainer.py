@@ -53,8 +53,7 @@ class Trainer:
         self._replicas = _replicas(self.network, world)
         module = self._replicas or self.network
         self._forward: nn.Module = torch.compile(module) if training.compile else module  # type: ignore[assignment]
-        self._is_blocked = torch.zeros((), device=world.device)  # 1 once a loss or gradient was not finite
-        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=world.device)
+        self._guard = NonFiniteGuard(world.device, sampler.span)
         self._loss_sum = torch.zeros((), device=world.device)
         self._gradient_norm = torch.zeros((), device=world.device)
         self._losses = 0
@@ -65,9 +64,9 @@ class Trainer:
         self.sparse.update(self.step, self.optimizer, self.ema)
         self.sparse.mask_gradients()
         self._gradient_norm = self._clip_gradients()
-        self._block_unless_finite(loss + self._gradient_norm)
+        self._guard.watch(loss + self._gradient_norm, self.step)
         self._set_learning_rate()
-        self.optimizer.found_inf = self._is_blocked  # type: ignore[attr-defined]  # fused: no update if it is 1
+        self.optimizer.found_inf = self._guard.blocked  # type: ignore[attr-defined]  # fused: no update if it is 1
         self.optimizer.step()
         self.sparse.mask_weights()
         self.optimizer.zero_grad(set_to_none=True)
@@ -85,12 +84,6 @@ class Trainer:
         if clip is not None:
             nn.utils.clip_grads_with_norm_(weights, clip, norm)
         return norm
-
-    def _block_unless_finite(self, loss_and_norm: torch.Tensor) -> None:
-        """Block this update and all later ones, on the device itself, if the sum of loss and norm is not finite."""
-        bad = ~torch.isfinite(loss_and_norm)
-        self._first_bad_step = torch.where(bad & (self._first_bad_step < 0), self.step, self._first_bad_step)
-        self._is_blocked = torch.maximum(self._is_blocked, bad.float())
 
     @property
     def learning_rate(self) -> float:
@@ -115,8 +108,7 @@ class Trainer:
         timesteps_B = self.sampler.draw(batch_size, generator)
         noise: torch.Tensor | None = None
         for rows in self._rows:
-            if self._replicas is not None:  # gradients are averaged over the workers once an update, in its last pass
-                self._replicas.require_backward_grad_sync = rows is self._rows[-1]
+            self._sync_gradients(rows is self._rows[-1])
             set_dropout_rows(self._dropouts, rows, batch_size, device)
             self.randomness.seed_network(self.step)
             batch = self.family.batch(self.step, rows)
@@ -129,6 +121,11 @@ class Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
             mean_loss += loss.detach()
         return self._world.average(mean_loss)
+
+    def _sync_gradients(self, enabled: bool) -> None:
+        """Whether the next backward pass averages the gradients over the workers: once an update, in its last."""
+        if self._replicas is not None:
+            self._replicas.require_backward_grad_sync = enabled
 
     def read_metrics(self) -> tuple[float, float]:
         """Mean loss since the last call and the last gradient norm; waits for the device.
@@ -143,14 +140,7 @@ class Trainer:
         return loss, norm
 
     def check_finite(self) -> None:
-        """Raise NonFiniteLossError if a step so far was bad; waits for the device."""
-        bad_step = int(self._first_bad_step)
-        if bad_step >= 0:
-            raise NonFiniteLossError(
-                f"The loss or gradient of step {bad_step} (timesteps {list(self.sampler.span)}) is not finite; the "
-                "update was not made and the last good checkpoint stays. Lower training.learning_rate, set "
-                "training.gradient_clip, or use training.precision=fp32, in a new run."
-            )
+        self._guard.check()
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint must hold: weights, EMA, moments, masks, by prefixed names; the losses of this row."""
@@ -224,6 +214,35 @@ def ema_decay(step: int, training: TrainingPlan) -> float:
 
 class NonFiniteLossError(RunFailed):
     """The loss or the gradient is no longer a number; the update of that step was not made."""
+
+
+class NonFiniteGuard:
+    """Blocks every update from the first bad step on, on the device itself; `check` raises, later.
+
+    `blocked`: float32 [], 1 once a loss or gradient was not finite; the fused optimizers skip an update whose
+    `found_inf` it is.
+    """
+
+    def __init__(self, device: torch.device, span: tuple[int, int]) -> None:
+        self._span = span
+        self.blocked = torch.zeros((), device=device)
+        self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def watch(self, value: torch.Tensor, step: int) -> None:
+        """Check a scalar that is not finite if the loss or the gradients of the step are not."""
+        bad = ~torch.isfinite(value)
+        self._first_bad_step = torch.where(bad & (self._first_bad_step < 0), step, self._first_bad_step)
+        self.blocked = torch.maximum(self.blocked, bad.float())
+
+    def check(self) -> None:
+        """Raise NonFiniteLossError if a step so far was bad; waits for the device."""
+        bad_step = int(self._first_bad_step)
+        if bad_step >= 0:
+            raise NonFiniteLossError(
+                f"The loss or gradient of step {bad_step} (timesteps {list(self._span)}) is not finite; the "
+                "update was not made and the last good checkpoint stays. Lower training.learning_rate, set "
+                "training.gradient_clip, or use training.precision=fp32, in a new run."
+            )
 
 
 def _optimizer(parameters: list[nn.Parameter], training: TrainingPlan) -> torch.optim.Optimizer:

@@ -1,15 +1,16 @@
 """What jobs ask of a cluster, how many of them its nodes hold, and nodes that are lost or do not answer."""
 
+import re
 import socket
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import RayTaskError
 
 from ebdiff_orchestrator.cluster.connecting import connect
-from ebdiff_orchestrator.cluster.executor import Request, ThisProcess, request_of, run_one, workers_on_node
+from ebdiff_orchestrator.cluster.executor import Request, request_of, run_one, workers_on_node
 from ebdiff_orchestrator.cluster.ray_executor import RayExecutor
 from schemas.errors import RunFailed, UserError
 from schemas.plan import WorkersPlan
@@ -88,22 +89,22 @@ def test_calls_whose_nodes_are_all_lost_wait_for_others_no_longer_than_the_limit
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("cause", "told"),
     [
-        (RuntimeError("a traceback\nCUDA out of memory. "), "A worker failed (CUDA out of memory.)."),
+        (RuntimeError("no memory"), "A worker failed (CUDA out of memory.). The same command goes on"),
         (RunFailed("for people"), "for people"),
     ],
 )
-def test_what_breaks_a_worker_of_one_call_is_one_line_for_people(error: Exception, told: str) -> None:
-    class Breaking(RayExecutor):
-        def run_many(self, *_: Any) -> Iterator[tuple[int, Any]]:
-            raise error
+def test_what_breaks_a_call_is_one_line_for_people(
+    cancelled: list[Any], monkeypatch: pytest.MonkeyPatch, cause: Exception, told: str
+) -> None:
+    def fail(task: object) -> None:
+        raise RayTaskError("f", "a traceback\nCUDA out of memory. ", cause)
 
-    with pytest.raises(RunFailed) as raised:
-        run_one(Breaking(False, Request(1, 1.0, 0.0)), int)
-    assert str(raised.value) == told
-    with pytest.raises(ValueError, match="invalid literal"):
-        run_one(ThisProcess(), int, "none")
+    monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
+    monkeypatch.setattr(ray, "get", fail)
+    with pytest.raises(RunFailed, match=re.escape(told)):
+        run_one(RayExecutor(False, Request(1, 1.0, 0.0)), int)
 
 
 def test_what_a_node_has_not_answered_in_time_is_cancelled(cancelled: list[Any]) -> None:

@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 
 from ebdiff_orchestrator.cli.app import app
 from ebdiff_orchestrator.cluster.executor import ThisProcess
-from ebdiff_orchestrator.evaluation import sampling
 from ebdiff_orchestrator.evaluation.sampling import SampleJob, sample_here, sample_on_workers
 from ebdiff_orchestrator.run.view import View
-from schemas.errors import RunFailed, UserError
+from schemas.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +84,6 @@ def test_what_a_worker_cannot_do_is_said_as_in_one_process(folder: Path, backwar
     ):
         with pytest.raises(UserError, match=message):
             sample_on_workers(wrong, 2, None, View(), backwards)
-
-
-def test_a_worker_that_breaks_is_a_failed_run(
-    folder: Path, backwards: Backwards, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sampling, "_draw", lambda *_: 1 / 0)
-    with pytest.raises(RunFailed, match=r"A worker failed \(division by zero\)"):
-        sample_on_workers(SampleJob(str(folder), 4, 2), 2, None, View(), backwards)
 
 
 def test_the_command_s_options_change_what_is_drawn_by_no_more_than_they_say(folder: Path, tmp_path: Path) -> None:
