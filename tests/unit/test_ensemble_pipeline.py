@@ -210,6 +210,7 @@ def test_karras_timesteps_with_fractions_reach_their_owners() -> None:
         (DPMSolverMultistepScheduler, 1, {"num_inference_steps": 2, "eta": 0.5}, "eta"),
         (DPMSolverMultistepScheduler, 1, {}, "num_inference_steps"),
         (DDIMScheduler, 1, {"timesteps": [3, 2]}, "timesteps"),
+        (DDIMScheduler, 0, {}, "batch_size = 0: expected 1 or more"),
         (DDIMScheduler, 3, {"generator": [torch.Generator()] * 2}, "a list of 2: expected 3"),
         (DDIMScheduler, 1, {"output_type": "latent"}, "output_type = latent: expected one of pil, np, pt"),
     ],

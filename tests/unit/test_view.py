@@ -252,6 +252,25 @@ def test_who_stops_watching_is_told_nothing_of_a_command_that_goes_on(
     assert capsys.readouterr().err == ""
 
 
+def test_who_watches_before_a_launch_has_made_its_run_waits_for_it(
+    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def begin(seconds: float) -> None:
+        if RunDirectory(tmp_path).exists():
+            raise KeyboardInterrupt
+        RunDirectory(tmp_path).write(new_manifest(tiny_plan()))
+
+    monkeypatch.setattr(reports.time, "sleep", begin)
+    monkeypatch.setattr(sys, "argv", ["ebdiff", "status", str(tmp_path), "--watch"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert ended.value.code == EXIT_INTERRUPTED
+    assert "yet; waiting for one, 60 s" in said.err
+    assert "train/" in said.out
+
+
 def test_a_job_that_is_starting_has_a_row_but_no_line(screen: io.StringIO) -> None:
     starting = Progress(stage="draw/0-260", state="starting")
     Lines(Console(file=screen, width=120)).job("region 0-260", starting)
