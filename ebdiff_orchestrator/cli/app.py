@@ -135,7 +135,7 @@ def _guarded() -> int:
 
 
 def _say_interrupted() -> int:
-    print("ebdiff: interrupted. The same command starts again, from what is saved if anything is.", file=sys.stderr)
+    print("ebdiff: interrupted; the same command starts again, from what is saved if anything is.", file=sys.stderr)
     return EXIT_INTERRUPTED
 
 
