@@ -15,6 +15,7 @@ from schemas.errors import UserError
 from schemas.process import quick_imports
 
 if TYPE_CHECKING:
+    from ebdiff_orchestrator.run.run_directory import RunDirectory
     from schemas.plan import Plan
 
 ReuseOption = Annotated[
@@ -40,13 +41,12 @@ def launch(
 
     loaded = load_plan(plan, changes or ())
     folder = run_dir or Path("runs", loaded.name)
-    view = terminal_view()
-    view.line(
-        f"{loaded.name}: launching in {RunDirectory(folder).short_location} ..."
-    )  # torch and Ray take seconds, on a busy machine minutes
+    run, view = RunDirectory(folder), terminal_view()
+    # Said first: torch and Ray take seconds, on a busy machine minutes.
+    view.line(f"{loaded.name}: launching in {run.short_location} ...")
     for note in step_notes(loaded, changes or ()):
         view.line(f"Note: {note}")
-    _start_ray_early(folder, loaded, address)
+    _start_ray_early(run, loaded, address)
     with quick_imports():
         from ebdiff_orchestrator.run.launch import launch as launch_plan
 
@@ -60,9 +60,9 @@ def resume(
     """Go on with an unfinished run from its last good checkpoints."""
     from ebdiff_orchestrator.run.run_directory import RunDirectory
 
-    view = terminal_view()
-    view.line(f"Going on with {RunDirectory(run_dir).short_location} ...")
-    _start_ray_early(run_dir, None, address)
+    run, view = RunDirectory(run_dir), terminal_view()
+    view.line(f"Going on with {run.short_location} ...")
+    _start_ray_early(run, None, address)
     with quick_imports():
         from ebdiff_orchestrator.run.launch import resume as resume_run
 
@@ -106,12 +106,10 @@ def _reported(run_dir: Path, view: View, goes_further: bool = False) -> Iterator
         raise failed
 
 
-def _start_ray_early(folder: Path, loaded: Plan | None, address: str | None) -> None:
+def _start_ray_early(run: RunDirectory, loaded: Plan | None, address: str | None) -> None:
     """Ray takes seconds to start, torch takes seconds to import: both at once, if there is anything to be run."""
     from ebdiff_orchestrator.cluster.connecting import start_early
-    from ebdiff_orchestrator.run.run_directory import RunDirectory
 
-    run = RunDirectory(folder)
     known = run.read() if run.exists() else None
     plan = loaded or (known.plan if known else None)
     if plan is not None and not (known and known.finished()):

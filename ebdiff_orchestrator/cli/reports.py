@@ -86,8 +86,9 @@ def _await_run(run_dir: Path) -> None:
     from ebdiff_orchestrator.run.run_directory import RunDirectory
 
     run, deadline = RunDirectory(run_dir), time.monotonic() + _APPEARS_WITHIN_S
-    if not run.exists():
-        print(f"No run in {run.short_location} yet; waiting for one, {_APPEARS_WITHIN_S:.0f} s.", file=sys.stderr)
+    if run.exists():
+        return
+    print(f"No run in {run.short_location} yet; waiting for one, {_APPEARS_WITHIN_S:.0f} s.", file=sys.stderr)
     while not run.exists() and time.monotonic() < deadline:
         time.sleep(1)
 

@@ -71,4 +71,4 @@ def test_a_finished_run_named_by_a_url_has_no_ray_started(
         manifest = manifest.with_stage(record.model_copy(update={"status": "done"}))
     RunDirectory(tmp_path).write(manifest)
     for place in (tmp_path, Path(tmp_path.as_uri())):  # as the command line has it
-        commands._start_ray_early(place, plan, None)
+        commands._start_ray_early(RunDirectory(place), plan, None)

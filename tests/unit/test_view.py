@@ -236,39 +236,32 @@ def test_lines_about_one_job_come_at_most_every_15_seconds_but_events_always(
     assert screen.getvalue().count("region 0-260") == 5
 
 
-def test_who_stops_watching_is_told_nothing_of_a_command_that_goes_on(
-    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("begun", "said"), [(True, ""), (False, "yet; waiting for one, 60 s")])
+def test_who_watches_is_told_to_wait_for_a_run_and_nothing_when_stopping(
+    tiny_plan: MakePlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    begun: bool,
+    said: str,
 ) -> None:
-    def interrupt(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    RunDirectory(tmp_path).write(new_manifest(tiny_plan()))
-    monkeypatch.setattr(reports.time, "sleep", interrupt)
-    monkeypatch.setattr(sys, "argv", ["ebdiff", "status", str(tmp_path), "--watch"])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == EXIT_INTERRUPTED
-    assert capsys.readouterr().err == ""
-
-
-def test_who_watches_before_a_launch_has_made_its_run_waits_for_it(
-    tiny_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def begin(seconds: float) -> None:
+    def wait(seconds: float) -> None:
         if RunDirectory(tmp_path).exists():
             raise KeyboardInterrupt
         RunDirectory(tmp_path).write(new_manifest(tiny_plan()))
 
-    monkeypatch.setattr(reports.time, "sleep", begin)
+    if begun:
+        wait(0)
+    monkeypatch.setattr(reports.time, "sleep", wait)
     monkeypatch.setattr(sys, "argv", ["ebdiff", "status", str(tmp_path), "--watch"])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capsys.readouterr()
+    told = capsys.readouterr()
     assert ended.value.code == EXIT_INTERRUPTED
-    assert "yet; waiting for one, 60 s" in said.err
-    assert "train/" in said.out
+    assert said in told.err
+    assert bool(told.err) == bool(said)
+    assert "train/" in told.out
 
 
 def test_a_job_that_is_starting_has_a_row_but_no_line(screen: io.StringIO) -> None:
